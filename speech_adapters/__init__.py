@@ -1,0 +1,36 @@
+"""Adapters for frozen speech encoders: wav2vec 2.0, HuBERT, WavLM.
+
+The public names load on first use, so that ``import speech_adapters`` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "speech_adapters.model": ["ModelOutput", "SpeechAdapterModel"],
+    "speech_adapters.adapters": [
+        "Bottleneck", "Combine", "E", "EAdapter", "EL", "ELP", "FineTuning", "HeadOnly", "L", "LAdapter", "LayerNorms",
+        "LoRA", "PAdapter", "WeightedSum",
+    ],
+    "speech_adapters.encoders": ["Encoder", "load_encoder", "packaged_encoders"],
+    "speech_adapters.heads": ["CTCHead"],
+    "speech_adapters.manifest": ["Manifest", "Utterance"],
+    "speech_adapters.text": ["Vocabulary", "normalize"],
+}  # fmt: skip
+_MODULE = {name: module for module, names in _PUBLIC.items() for name in names}
+
+__all__ = ["__version__", *sorted(_MODULE)]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE:
+        raise AttributeError(f"module 'speech_adapters' has no attribute {name!r}")
+    return getattr(import_module(_MODULE[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

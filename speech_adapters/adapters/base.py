@@ -1,0 +1,204 @@
+"""What every adapter is: a keyword-only config that builds a module, and the places where that module may act.
+
+A method is one file: its config (a dataclass whose defaults are a published setup) and its module. The module overrides
+the places it needs and leaves the others alone; :class:`AdapterPlan` puts the active ones into the encoder's forward.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from speech_adapters.encoders.forward import EncoderOutput, Frames, Plan, Site
+from speech_adapters.encoders.loading import Encoder
+from speech_adapters.errors import ConfigError
+
+METHODS: dict[str, type[AdapterConfig]] = {}
+
+#: Learning rate of each parameter group when neither the adapter's config nor the run gives one.
+DEFAULT_LEARNING_RATE = 1e-3
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdapterConfig:
+    """Base of all adapter configs. ``method`` is the name under which a saved adapter finds its class again."""
+
+    method: ClassVar[str]
+    group: ClassVar[str]
+
+    learning_rate: float | None = None
+    """Learning rate of this adapter's parameter group; None leaves it to the training run."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "method" in cls.__dict__:
+            METHODS[cls.method] = cls
+
+    def build(self, encoder: Encoder) -> AdapterModule:
+        """Make the module for an encoder. Raises ConfigError for settings that do not fit it."""
+        raise NotImplementedError
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-serialisable; :func:`adapter_config` is its inverse."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {"method": self.method, **{k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> AdapterConfig:
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ConfigError(f"{cls.method}: unknown key {unknown[0]!r}; it takes {', '.join(sorted(known))}.")
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def adapter_config(values: dict[str, Any]) -> AdapterConfig:
+    """The config that :meth:`AdapterConfig.to_dict` described."""
+    values = dict(values)
+    method = values.pop("method", None)
+    if method not in METHODS:
+        raise ConfigError(f"unknown adapter method {method!r}; known: {', '.join(sorted(METHODS))}.")
+    return METHODS[method].from_dict(values)
+
+
+class AdapterModule(nn.Module):
+    """The trainable part of an adapter. Every place below is optional: None means that nothing happens there.
+
+    Attributes:
+        output_size: width of what :meth:`read` gives the head, None when the head reads the last hidden state.
+    """
+
+    output_size: int | None = None
+
+    def __init__(self, config: AdapterConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    # -- places in the encoder's forward (see ``encoders.forward.Plan``)
+
+    def pseudo_frames(self, where: str, frames: Tensor, mask: Tensor | None) -> Frames | None:
+        return None
+
+    def layer(self, index: int) -> nn.Module | None:
+        """A layer to run in place of the base's."""
+        return None
+
+    def norm(self, index: int, name: str) -> nn.Module | None:
+        """A LayerNorm to run in place of the base's."""
+        return None
+
+    def prefix(self, index: int) -> tuple[Tensor, Tensor] | None:
+        return None
+
+    def delta(self, name: str, index: int, site: Site) -> Tensor | None:
+        """What to add to the output of a sub-layer; (B, T, D)."""
+        return None
+
+    def read(self, encoder: Encoder, output: EncoderOutput) -> Tensor | None:
+        """What the head reads, (B, T, output_size), from all layers' hidden states."""
+        return None
+
+    # -- life cycle
+
+    def attach(self, encoder: Encoder, name: str) -> None:
+        """Called once when the adapter is added under ``name``; for methods that live inside the base's modules."""
+
+    def set_enabled(self, enabled: bool) -> None:
+        """Called when the adapter becomes active or inactive."""
+
+    def detach(self, encoder: Encoder) -> None:
+        """Called when the adapter is deleted: leave the base as it was."""
+
+    # -- what is saved and trained
+
+    def groups(self) -> dict[str, list[nn.Parameter]]:
+        """Parameters by group name; each group has a learning rate of its own."""
+        return {self.config.group: list(self.parameters())}
+
+    def learning_rates(self) -> dict[str, float]:
+        """Learning rates of the groups that ask for one."""
+        rate = self.config.learning_rate
+        return {} if rate is None else {self.config.group: rate}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is written to the weights file."""
+        return self.state_dict()
+
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Inverse of :meth:`tensors`; raises on any missing, unexpected or mis-shaped tensor."""
+        self.load_state_dict(tensors)
+
+    def describe(self) -> list[str]:
+        """One line a place, for ``print(model)``."""
+        return [f"{self.config.group}: {sum(p.numel() for p in self.parameters()):,} parameters"]
+
+
+class AdapterPlan(Plan):
+    """The encoder's forward with some adapters in it, applied in order: each sees what the ones before it made."""
+
+    def __init__(self, adapters: Iterable[AdapterModule]) -> None:
+        self.adapters: Sequence[AdapterModule] = tuple(adapters)
+
+    def pseudo_frames(self, where: str, frames: Tensor, mask: Tensor | None) -> Frames:
+        result, before = Frames(frames, mask), 0
+        for adapter in self.adapters:
+            added = adapter.pseudo_frames(where, result.frames, result.mask)
+            if added is not None:
+                before += added.before
+                result = added
+        return result._replace(before=before)
+
+    def layer(self, index: int, layer: nn.Module) -> nn.Module:
+        for adapter in self.adapters:
+            layer = adapter.layer(index) or layer
+        return layer
+
+    def norm(self, index: int, name: str, norm: nn.Module) -> nn.Module:
+        for adapter in self.adapters:
+            norm = adapter.norm(index, name) or norm
+        return norm
+
+    def prefix(self, index: int) -> tuple[Tensor, Tensor] | None:
+        from torch import cat
+
+        found = [prefix for adapter in self.adapters if (prefix := adapter.prefix(index)) is not None]
+        if not found:
+            return None
+        return cat([keys for keys, _ in found], dim=1), cat([values for _, values in found], dim=1)
+
+    def site(self, name: str, index: int, site: Site) -> Tensor:
+        output = site.output
+        for adapter in self.adapters:
+            delta = adapter.delta(name, index, site._replace(output=output))
+            if delta is not None:
+                output = output + delta
+        return output
+
+    def read(self, encoder: Encoder, output: EncoderOutput) -> Tensor:
+        """What the head reads: the last adapter's own features if one gives any, else the last hidden state."""
+        for adapter in reversed(self.adapters):
+            features = adapter.read(encoder, output)
+            if features is not None:
+                return features
+        return output.last_hidden_state
+
+
+def choose_layers(layers: Sequence[int] | None, total: int, method: str) -> list[int]:
+    """Check a list of layer indices (negative ones count from the top); None means all."""
+    if layers is None:
+        return list(range(total))
+    chosen = sorted({index + total if index < 0 else index for index in layers})
+    if not chosen or chosen[0] < 0 or chosen[-1] >= total:
+        raise ConfigError(f"{method}: layers={tuple(layers)} do not fit an encoder of {total} layers (0 to {total - 1}).")
+    return chosen
+
+
+def activation(name: str) -> nn.Module:
+    """The field's activations by name."""
+    known = {"relu": nn.ReLU, "gelu": nn.GELU, "swish": nn.SiLU, "tanh": nn.Tanh}
+    if name not in known:
+        raise ConfigError(f"activation {name!r} is unknown; use one of {', '.join(known)}.")
+    return known[name]()

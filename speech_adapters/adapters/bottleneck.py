@@ -1,0 +1,168 @@
+"""Bottleneck adapters: a narrow two-layer network beside the attention or the feed-forward sub-layer.
+
+With ``f`` the sub-layer's output and ``x`` its input::
+
+    serial     f + s * W_up act(W_down f)
+    parallel   f + s * W_up act(W_down x)
+    pfeiffer   f + s * W_up act(W_down LN(f + residual))      (LN is the layer's own; the residual of the layer follows)
+
+Parameters at one site: ``2 D b + b + D`` (D encoder width, b bottleneck).
+
+Sources: Houlsby et al., "Parameter-Efficient Transfer Learning for NLP" (ICML 2019, section 2.1); Pfeiffer et al.,
+"AdapterFusion" (EACL 2021, section 4); He et al., "Towards a Unified View of Parameter-Efficient Transfer Learning"
+(ICLR 2022, section 3.2, parallel). Defaults: the configurations of the `adapters` library.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import Tensor, nn
+
+from speech_adapters.adapters.base import AdapterConfig, AdapterModule, activation, choose_layers
+from speech_adapters.encoders.forward import Site
+from speech_adapters.encoders.loading import Encoder
+from speech_adapters.errors import ConfigError
+
+SITES = ("attention", "feed_forward")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bottleneck(AdapterConfig):
+    """Bottleneck adapters in the chosen layers. The defaults are Pfeiffer's width in the serial place."""
+
+    method: ClassVar[str] = "bottleneck"
+    group: ClassVar[str] = "bottleneck"
+
+    size: int | None = None
+    """Bottleneck width b; None takes the encoder's width divided by ``reduction_factor``."""
+    reduction_factor: int = 16
+    """As in Pfeiffer et al. and Houlsby et al. in the `adapters` library."""
+    sites: tuple[str, ...] = ("feed_forward",)
+    """"attention", "feed_forward", or both."""
+    placement: Literal["serial", "parallel", "pfeiffer"] = "serial"
+    """Which signal is read; see the module's formulas."""
+    activation: str = "relu"
+    scale: float = 1.0
+    """Factor s on what is added; 4.0 in He et al. for the parallel form."""
+    dropout: float = 0.0
+    layer_norm: bool = False
+    """A LayerNorm after the up-projection, as in the E-adapter."""
+    init_std: float | None = None
+    """None starts exactly at the frozen encoder (up-projection zero); a number draws both projections N(0, std), the
+    published start of the E-adapter (1e-3)."""
+    layers: tuple[int, ...] | None = None
+    """Layers that get an adapter; None means all, negative numbers count from the top."""
+
+    def build(self, encoder: Encoder) -> BottleneckModule:
+        return BottleneckModule(self, encoder)
+
+    def width(self, encoder: Encoder) -> int:
+        """The bottleneck b on this encoder."""
+        return self.size if self.size is not None else max(1, encoder.hidden_size // self.reduction_factor)
+
+
+class BottleneckLayer(nn.Module):
+    """(B, T, D) -> (B, T, D): what is added at one site."""
+
+    def __init__(self, width: int, config: Bottleneck, size: int, eps: float) -> None:
+        super().__init__()
+        self.down = nn.Linear(width, size)
+        self.activation = activation(config.activation)
+        self.up = nn.Linear(size, width)
+        self.norm = nn.LayerNorm(width, eps=eps) if config.layer_norm else None
+        self.dropout = nn.Dropout(config.dropout)
+        self.scale = config.scale
+        nn.init.zeros_(self.down.bias)
+        nn.init.zeros_(self.up.bias)
+        if config.init_std is None:
+            nn.init.kaiming_uniform_(self.down.weight, a=5**0.5)
+            nn.init.zeros_(self.up.weight)
+        else:
+            nn.init.normal_(self.down.weight, std=config.init_std)
+            nn.init.normal_(self.up.weight, std=config.init_std)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        hidden = self.up(self.dropout(self.activation(self.down(hidden))))
+        if self.norm is not None:
+            hidden = self.norm(hidden)
+        return hidden if self.scale == 1.0 else hidden * self.scale
+
+
+class BottleneckModule(AdapterModule):
+    """Bottleneck layers by site and layer."""
+
+    def __init__(self, config: Bottleneck, encoder: Encoder) -> None:
+        super().__init__(config)
+        unknown = [site for site in config.sites if site not in SITES]
+        if unknown or not config.sites:
+            raise ConfigError(f"sites={config.sites}: choose from {', '.join(SITES)}.")
+        if config.layer_norm and config.init_std is None:
+            raise ConfigError(
+                "layer_norm=True needs init_std (1e-3 as published): a LayerNorm after a zero up-projection gets no "
+                "gradient through it, and one after a larger start replaces the pre-trained representation."
+            )
+        if config.placement not in ("serial", "parallel", "pfeiffer"):
+            raise ConfigError(f"placement={config.placement!r}: choose serial, parallel or pfeiffer.")
+        if config.placement == "pfeiffer" and "attention" in config.sites:
+            raise ConfigError("placement='pfeiffer' is defined after the feed-forward only; use sites=('feed_forward',).")
+        size, eps = config.width(encoder), encoder.config.layer_norm_eps
+        self.layer_indices = choose_layers(config.layers, encoder.num_layers, config.method)
+        self.sites = nn.ModuleDict(
+            {
+                site: nn.ModuleDict(
+                    {str(i): BottleneckLayer(encoder.hidden_size, config, size, eps) for i in self.layer_indices}
+                )
+                for site in config.sites
+            }
+        )
+        self.pre_norm = encoder.pre_norm
+
+    def delta(self, name: str, index: int, site: Site) -> Tensor | None:
+        if name not in self.sites or str(index) not in self.sites[name]:
+            return None
+        if self.config.placement == "parallel":
+            source = site.input
+        elif self.config.placement == "pfeiffer":
+            # Pre-norm layers have no LayerNorm after the addition: there the adapter reads the plain sum.
+            source = site.output + site.residual
+            source = source if self.pre_norm else site.norm(source)
+        else:
+            source = site.output
+        return self.sites[name][str(index)](source)
+
+    def describe(self) -> list[str]:
+        layer = next(iter(next(iter(self.sites.values())).values()))
+        down, up = tuple(layer.down.weight.shape), tuple(layer.up.weight.shape)
+        norm = " + LayerNorm" if layer.norm is not None else ""
+        return [
+            f"{self.config.group}: {self.config.placement} after {site}, layers {_span(self.layer_indices)}: "
+            f"{down[1]} -> {down[0]} -> {up[0]} {self.config.activation}{norm}"
+            for site in self.sites
+        ]
+
+
+def _span(layers: list[int]) -> str:
+    whole = layers == list(range(layers[0], layers[-1] + 1)) and len(layers) > 2
+    return f"{layers[0]}-{layers[-1]}" if whole else ", ".join(map(str, layers))
+
+
+@dataclass(frozen=True, kw_only=True)
+class EAdapter(Bottleneck):
+    """E-adapter: a bottleneck with a LayerNorm of its own on the feed-forward's output, before the residual.
+
+    ``e(f) = f + LN(W_up act(W_down f + b) + b')``. Start: projections N(0, 1e-3), so that the LayerNorm's epsilon keeps
+    the added part at about 7 % of the input's scale (a wider start, or a zero one, would put it at 100 % or leave it
+    without gradient). Source: Otake et al., "Parameter Efficient Transfer Learning for Various Speech Processing Tasks"
+    (ICASSP 2023) and its official code; activation GELU for ASR and intent, ReLU for speaker and emotion.
+    """
+
+    method: ClassVar[str] = "e"
+    group: ClassVar[str] = "e"
+
+    size: int | None = 256
+    activation: str = "gelu"
+    layer_norm: bool = True
+    init_std: float | None = 1e-3
+

@@ -1,0 +1,121 @@
+"""Several methods in one adapter: E + L + P, LoRA + L, bottleneck + LayerNorms, ...
+
+The parts act in the order given: at a shared site each reads what the ones before it made of the sub-layer's output.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from speech_adapters.adapters.base import AdapterConfig, AdapterModule, AdapterPlan, adapter_config
+from speech_adapters.encoders.forward import EncoderOutput, Frames, Site
+from speech_adapters.encoders.loading import Encoder
+from speech_adapters.errors import CheckpointError, ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Combine(AdapterConfig):
+    """Parts of one adapter, saved, trained and switched together."""
+
+    method: ClassVar[str] = "combine"
+    group: ClassVar[str] = "combine"
+
+    parts: tuple[AdapterConfig, ...] = ()
+    head_learning_rate: float | None = None
+    """Learning rate that the preset's source gives the head beside these parts."""
+
+    def build(self, encoder: Encoder) -> CombineModule:
+        return CombineModule(self, encoder)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**super().to_dict(), "parts": [part.to_dict() for part in self.parts]}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Combine:
+        parts = tuple(adapter_config(part) for part in values.pop("parts", ()))
+        return super().from_dict({**values, "parts": parts})  # type: ignore[return-value]
+
+
+class CombineModule(AdapterModule):
+    """Hands every place on to the parts."""
+
+    def __init__(self, config: Combine, encoder: Encoder) -> None:
+        super().__init__(config)
+        if not config.parts:
+            raise ConfigError("Combine: parts is empty; give at least one adapter config.")
+        repeated = [group for group, count in Counter(part.group for part in config.parts).items() if count > 1]
+        if repeated:
+            raise ConfigError(f"Combine: two parts of group {repeated[0]!r}; one part a group, so that each has its rate.")
+        self.parts = nn.ModuleDict({part.group: part.build(encoder) for part in config.parts})
+        readers = [name for name, part in self.parts.items() if part.output_size is not None]
+        if len(readers) > 1:
+            raise ConfigError(f"Combine: {' and '.join(readers)} both feed the head; keep one.")
+        self.output_size = self.parts[readers[0]].output_size if readers else None
+
+    @property
+    def plan(self) -> AdapterPlan:
+        return AdapterPlan(self.parts.values())
+
+    def pseudo_frames(self, where: str, frames: Tensor, mask: Tensor | None) -> Frames | None:
+        return self.plan.pseudo_frames(where, frames, mask)
+
+    def layer(self, index: int) -> nn.Module | None:
+        return next((found for part in self.parts.values() if (found := part.layer(index)) is not None), None)
+
+    def norm(self, index: int, name: str) -> nn.Module | None:
+        return next((found for part in self.parts.values() if (found := part.norm(index, name)) is not None), None)
+
+    def prefix(self, index: int) -> tuple[Tensor, Tensor] | None:
+        return self.plan.prefix(index)
+
+    def delta(self, name: str, index: int, site: Site) -> Tensor | None:
+        total = None
+        for part in self.parts.values():
+            output = site.output if total is None else site.output + total
+            added = part.delta(name, index, site._replace(output=output))
+            if added is not None:
+                total = added if total is None else total + added
+        return total
+
+    def read(self, encoder: Encoder, output: EncoderOutput) -> Tensor | None:
+        found = (part.read(encoder, output) for part in self.parts.values())
+        return next((features for features in found if features is not None), None)
+
+    def attach(self, encoder: Encoder, name: str) -> None:
+        for part in self.parts.values():
+            part.attach(encoder, name)
+
+    def set_enabled(self, enabled: bool) -> None:
+        for part in self.parts.values():
+            part.set_enabled(enabled)
+
+    def detach(self, encoder: Encoder) -> None:
+        for part in self.parts.values():
+            part.detach(encoder)
+
+    def groups(self) -> dict[str, list[nn.Parameter]]:
+        return {name: parameters for part in self.parts.values() for name, parameters in part.groups().items()}
+
+    def learning_rates(self) -> dict[str, float]:
+        rates = {name: rate for part in self.parts.values() for name, rate in part.learning_rates().items()}
+        return rates if self.config.head_learning_rate is None else {**rates, "head": self.config.head_learning_rate}
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {f"{name}/{key}": value for name, part in self.parts.items() for key, value in part.tensors().items()}
+
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        by_part: dict[str, dict[str, Tensor]] = {name: {} for name in self.parts}
+        for key, tensor in tensors.items():
+            name, _, rest = key.partition("/")
+            if name not in by_part:
+                raise CheckpointError(f"tensor {key!r} belongs to no part of this adapter ({', '.join(self.parts)}).")
+            by_part[name][rest] = tensor
+        for name, part in self.parts.items():
+            part.load_tensors(by_part[name])
+
+    def describe(self) -> list[str]:
+        return [line for part in self.parts.values() for line in part.describe()]

@@ -1,0 +1,67 @@
+"""Fine-tuning baselines: all encoder layers, or the top ones, train as the adapter's own copies.
+
+The base itself stays as it is, so that the baseline is saved, switched and compared like any adapter. Full fine-tuning
+trains the transformer layers (the CNN stays frozen, as in every published recipe for these encoders); WavLM's shared
+position bias and its gates stay frozen too, which makes the count the same in all families.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+from speech_adapters.adapters.base import AdapterConfig, AdapterModule, choose_layers
+from speech_adapters.encoders.loading import Encoder
+
+POSITION_BIAS = ("rel_attn_embed", "gru_rel_pos")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTuning(AdapterConfig):
+    """Train whole layers; all of them by default, ``layers=(-2, -1)`` for the last two."""
+
+    method: ClassVar[str] = "fine_tuning"
+    group: ClassVar[str] = "layers"
+
+    layers: tuple[int, ...] | None = None
+
+    def build(self, encoder: Encoder) -> FineTuningModule:
+        return FineTuningModule(self, encoder)
+
+
+class FineTuningModule(AdapterModule):
+    """Trainable copies of the base's layers."""
+
+    def __init__(self, config: FineTuning, encoder: Encoder) -> None:
+        super().__init__(config)
+        self.layer_indices = choose_layers(config.layers, encoder.num_layers, config.method)
+        self.layers = nn.ModuleDict(
+            {str(index): copy.deepcopy(encoder.model.encoder.layers[index]).float() for index in self.layer_indices}
+        ).requires_grad_(True)
+        for name, parameter in self.named_parameters():
+            if any(part in name for part in POSITION_BIAS):
+                parameter.requires_grad_(False)
+
+    def layer(self, index: int) -> nn.Module | None:
+        return self.layers[str(index)] if str(index) in self.layers else None
+
+    def groups(self) -> dict[str, list[nn.Parameter]]:
+        trained = [p for n, p in self.named_parameters() if not any(part in n for part in POSITION_BIAS)]
+        return {self.config.group: trained}
+
+    def describe(self) -> list[str]:
+        return [f"layers: copies of layers {', '.join(map(str, self.layer_indices))}, trained whole"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadOnly(AdapterConfig):
+    """Nothing but the head trains: the baseline that every adapter must beat."""
+
+    method: ClassVar[str] = "head_only"
+    group: ClassVar[str] = "none"
+
+    def build(self, encoder: Encoder) -> AdapterModule:
+        return AdapterModule(self)

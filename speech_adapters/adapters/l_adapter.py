@@ -1,0 +1,72 @@
+"""L-adapters: a path from every encoder layer straight to the head.
+
+    a_l = LN(act(W_l h_l + b_l))          h_l the output of layer l, W_l: D -> size
+    z   = sum_l softmax(s)_l a_l          the head reads z alone
+
+Parameters: ``L (D size + 3 size) + L``. In a pre-norm encoder ``h_l`` is taken through the encoder's (frozen) final
+LayerNorm, since the raw residual stream has no fixed scale.
+
+Source: Otake et al., "Parameter Efficient Transfer Learning for Various Speech Processing Tasks" (ICASSP 2023), and its
+official code: size 512, s starting at 1/L, weights N(0, 1e-3), no up-projection and no residual.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from speech_adapters.adapters.base import AdapterConfig, AdapterModule, activation, choose_layers
+from speech_adapters.encoders.forward import EncoderOutput
+from speech_adapters.encoders.loading import Encoder
+
+
+@dataclass(frozen=True, kw_only=True)
+class LAdapter(AdapterConfig):
+    """L-adapters from the chosen layers; the defaults are those of the official code."""
+
+    method: ClassVar[str] = "l"
+    group: ClassVar[str] = "l"
+
+    size: int = 512
+    """Width that the head reads."""
+    activation: str = "gelu"
+    init_std: float = 1e-3
+    layers: tuple[int, ...] | None = None
+    """Layers with a path; None means all."""
+
+    def build(self, encoder: Encoder) -> LAdapterModule:
+        return LAdapterModule(self, encoder)
+
+
+class LAdapterModule(AdapterModule):
+    """A linear map and a LayerNorm a layer, and the layer weights."""
+
+    def __init__(self, config: LAdapter, encoder: Encoder) -> None:
+        super().__init__(config)
+        self.layer_indices = choose_layers(config.layers, encoder.num_layers, config.method)
+        count, eps = len(self.layer_indices), encoder.config.layer_norm_eps
+        self.paths = nn.ModuleList(nn.Linear(encoder.hidden_size, config.size) for _ in range(count))
+        self.norms = nn.ModuleList(nn.LayerNorm(config.size, eps=eps) for _ in range(count))
+        self.layer_weights = nn.Parameter(torch.full((count,), 1.0 / count))
+        self.activation = activation(config.activation)
+        self.output_size = config.size
+        for path in self.paths:
+            nn.init.normal_(path.weight, std=config.init_std)
+            nn.init.zeros_(path.bias)
+
+    def read(self, encoder: Encoder, output: EncoderOutput) -> Tensor:
+        final_norm = encoder.model.encoder.layer_norm if encoder.pre_norm else None
+        weights = self.layer_weights.softmax(0)
+        total = 0
+        for weight, index, path, norm in zip(weights, self.layer_indices, self.paths, self.norms, strict=True):
+            hidden = output.hidden_states[index + 1]
+            hidden = hidden if final_norm is None else final_norm(hidden)
+            total = total + weight * norm(self.activation(path(hidden)))
+        return total
+
+    def describe(self) -> list[str]:
+        path = tuple(self.paths[0].weight.shape)
+        return [f"l: {len(self.paths)} paths from layers to the head, {path[1]} -> {path[0]} {self.config.activation} + LayerNorm"]

@@ -1,0 +1,53 @@
+"""LayerNorm tuning: the encoder layers' LayerNorms train, as the adapter's own copies.
+
+The base keeps its values; switching the adapter off restores them exactly. Parameters: ``4 D`` a layer. Trained beside
+E-, L- and Houlsby adapters in Otake et al. (ICASSP 2023, official code).
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+from speech_adapters.adapters.base import AdapterConfig, AdapterModule, choose_layers
+from speech_adapters.encoders.loading import Encoder
+
+NORMS = ("layer_norm", "final_layer_norm")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerNorms(AdapterConfig):
+    """Both LayerNorms of the chosen layers."""
+
+    method: ClassVar[str] = "layer_norms"
+    group: ClassVar[str] = "norm"
+
+    layers: tuple[int, ...] | None = None
+
+    def build(self, encoder: Encoder) -> LayerNormsModule:
+        return LayerNormsModule(self, encoder)
+
+
+class LayerNormsModule(AdapterModule):
+    """Copies of the base's LayerNorms."""
+
+    def __init__(self, config: LayerNorms, encoder: Encoder) -> None:
+        super().__init__(config)
+        self.layer_indices = choose_layers(config.layers, encoder.num_layers, config.method)
+        self.norms = nn.ModuleDict(
+            {
+                f"{index}_{name}": copy.deepcopy(getattr(encoder.model.encoder.layers[index], name)).float()
+                for index in self.layer_indices
+                for name in NORMS
+            }
+        ).requires_grad_(True)
+
+    def norm(self, index: int, name: str) -> nn.Module | None:
+        key = f"{index}_{name}"
+        return self.norms[key] if key in self.norms else None
+
+    def describe(self) -> list[str]:
+        return [f"norm: {len(self.norms)} LayerNorms of {len(self.layer_indices)} layers"]

@@ -1,0 +1,158 @@
+"""LoRA and its variants, through ``peft``.
+
+    y = W x + (alpha / r) B A x            A: D_in -> r, B: r -> D_out, B starts at 0
+
+``peft`` puts its layers in place of the chosen projections of the base; the encoder's attention calls the projections
+as modules, so they train on WavLM too (on stock WavLM they train nothing). Files are ``peft``'s own: a saved adapter
+loads with ``PeftModel.from_pretrained`` onto stock wav2vec 2.0 and HuBERT.
+
+Parameters: ``r (D_in + D_out)`` a projection. Sources: Hu et al., "LoRA" (ICLR 2022); rsLoRA: Kalajdzievski (2023);
+DoRA: Liu et al. (ICML 2024). Defaults: r = alpha = 8 on queries and values, as in
+the `adapters` library; speech papers also use r = 16 on the feed-forward (PEFT-SER).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from speech_adapters.adapters.base import AdapterConfig, AdapterModule, choose_layers
+from speech_adapters.encoders.loading import Encoder
+from speech_adapters.errors import CheckpointError, ConfigError
+
+ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
+FEED_FORWARD = ("intermediate_dense", "output_dense")
+VARIANTS = ("lora", "rslora", "dora")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRA(AdapterConfig):
+    """Low-rank updates of the chosen projections."""
+
+    method: ClassVar[str] = "lora"
+    group: ClassVar[str] = "lora"
+
+    rank: int = 8
+    alpha: float = 8
+    targets: tuple[str, ...] = ("q_proj", "v_proj")
+    """Any of q_proj, k_proj, v_proj, out_proj (attention) and intermediate_dense, output_dense (feed-forward)."""
+    dropout: float = 0.0
+    variant: Literal["lora", "rslora", "dora"] = "lora"
+    """Plain, rank-stabilised scale, or weight-decomposed."""
+    layers: tuple[int, ...] | None = None
+
+    def build(self, encoder: Encoder) -> LoRAModule:
+        return LoRAModule(self, encoder)
+
+    def peft_config(self, encoder: Encoder):
+        """The equivalent ``peft.LoraConfig``."""
+        from peft import LoraConfig
+
+        return LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha,
+            lora_dropout=self.dropout,
+            target_modules=self.target_modules(encoder),
+            use_rslora=self.variant == "rslora",
+            use_dora=self.variant == "dora",
+            base_model_name_or_path=encoder.name,
+            revision=encoder.revision,
+        )
+
+    def target_modules(self, encoder: Encoder) -> list[str]:
+        """Full names of the projections inside the stock model."""
+        places = {**dict.fromkeys(ATTENTION, "attention"), **dict.fromkeys(FEED_FORWARD, "feed_forward")}
+        unknown = [target for target in self.targets if target not in places]
+        if unknown or not self.targets:
+            raise ConfigError(f"lora: targets={self.targets}; choose from {', '.join(places)}.")
+        layers = choose_layers(self.layers, encoder.num_layers, self.method)
+        return [f"encoder.layers.{index}.{places[target]}.{target}" for index in layers for target in self.targets]
+
+
+class LoRAModule(AdapterModule):
+    """Holds the ``peft`` layers of one adapter; their parameters also stand in the base's module tree."""
+
+    def __init__(self, config: LoRA, encoder: Encoder) -> None:
+        super().__init__(config)
+        if config.variant not in VARIANTS:
+            raise ConfigError(f"lora: variant={config.variant!r}; choose from {', '.join(VARIANTS)}.")
+        self.targets = config.target_modules(encoder)
+        self.name = ""
+        self.layers: list[nn.Module] = []  # peft's layers, which hold every LoRA adapter of the model
+        self.parts = nn.ModuleList()  # this adapter's own A, B (and magnitudes)
+
+    def attach(self, encoder: Encoder, name: str) -> None:
+        from peft import inject_adapter_in_model
+
+        _ = encoder.fingerprint  # of the base as it is, before peft renames its tensors
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # peft warns that a module was already prepared when a second one comes
+            inject_adapter_in_model(self.config.peft_config(encoder), encoder.model, adapter_name=name)
+        encoder.model.requires_grad_(False).eval()
+        self.name = name
+        self.layers = [encoder.model.get_submodule(target) for target in self.targets]
+        self.parts = nn.ModuleList(part for _, part in self._own_parts())
+        self.set_enabled(False)
+
+    def _own_parts(self) -> Iterator[tuple[str, nn.Module]]:
+        """This adapter's modules in ``peft``'s layers, with the names that ``peft`` gives them in files."""
+        for target, layer in zip(self.targets, self.layers, strict=True):
+            for kind in layer.adapter_layer_names:
+                container = getattr(layer, kind)
+                if isinstance(container, nn.ModuleDict) and self.name in container:
+                    yield f"base_model.model.{target}.{kind}", container[self.name]
+
+    def set_enabled(self, enabled: bool) -> None:
+        for layer in self.layers:
+            others = [] if layer.disable_adapters else [name for name in layer.active_adapters if name != self.name]
+            layer._active_adapter = [*others, self.name] if enabled else others
+            layer._disable_adapters = not layer._active_adapter
+
+    def detach(self, encoder: Encoder) -> None:
+        for target, layer in zip(self.targets, self.layers, strict=True):
+            layer.delete_adapter(self.name)
+            if not any(len(getattr(layer, kind)) for kind in layer.adapter_layer_names):
+                parent, _, child = target.rpartition(".")
+                setattr(encoder.model.get_submodule(parent), child, layer.base_layer)
+        self.layers, self.parts = [], nn.ModuleList()
+
+    def merge(self) -> None:
+        """Fold the update into the base's weights; ``peft`` refuses with its reason where it cannot."""
+        for layer in self.layers:
+            layer.merge(safe_merge=True, adapter_names=[self.name])
+
+    def unmerge(self) -> None:
+        """Take a folded update out again."""
+        for layer in self.layers:
+            layer.unmerge()
+
+    def groups(self) -> dict[str, list[nn.Parameter]]:
+        return {self.config.group: list(self.parts.parameters())}
+
+    def tensors(self) -> dict[str, Tensor]:
+        # DoRA's magnitude is saved by peft without the trailing ".weight".
+        return {
+            (name if "magnitude" in name else f"{name}.{key}"): tensor
+            for name, part in self._own_parts()
+            for key, tensor in part.state_dict().items()
+        }
+
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        own = self.tensors()
+        wrong = sorted(set(own) ^ set(tensors)) or [key for key in own if own[key].shape != tensors[key].shape]
+        if wrong:
+            raise CheckpointError(f"lora: tensor {wrong[0]!r} is missing, unexpected or of another shape in this file.")
+        with torch.no_grad():
+            for key, tensor in own.items():
+                tensor.copy_(tensors[key])
+
+    def describe(self) -> list[str]:
+        config = self.config
+        scale = config.alpha / config.rank
+        where = ", ".join(config.targets)
+        return [f"lora: {config.variant} rank {config.rank}, scale {scale:g}, on {where} ({len(self.targets)} projections)"]

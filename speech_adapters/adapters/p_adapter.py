@@ -1,0 +1,82 @@
+"""P-adapter: a few learned pseudo frames beside the CNN's frames.
+
+    X' = [P; X]      P in R^{N x C}; the frames P leave again before the head, and every attention may look at them
+
+Parameters: ``N C`` (C the CNN's width at "cnn_out", the encoder's at "proj_out").
+
+Source of the idea: "ELP-adapters" (Inoue et al., 2024, abstract): the P-adapter "appends pseudo features to CNN
+features". The number of frames, their start and their place are not stated there; those below are ours: N(0, 0.02),
+prepended at the CNN's output, where the projection's LayerNorm settles their scale.
+
+Step 0 is not the frozen encoder: pseudo frames take part in the attention from the first step on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from speech_adapters.adapters.base import AdapterConfig, AdapterModule
+from speech_adapters.encoders.forward import Frames
+from speech_adapters.encoders.loading import Encoder
+from speech_adapters.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class PAdapter(AdapterConfig):
+    """Pseudo frames at one place of the front-end."""
+
+    method: ClassVar[str] = "p"
+    group: ClassVar[str] = "p"
+
+    frames: int = 5
+    """Pseudo frames N; 5 as the embedding prompts of PEFT-SER (Feng and Narayanan, 2023)."""
+    where: Literal["cnn_out", "proj_out"] = "cnn_out"
+    """Before or after the feature projection."""
+    side: Literal["prepend", "append"] = "prepend"
+    """Before the first frame, or right after each utterance's last real one."""
+    init_std: float = 0.02
+
+    def build(self, encoder: Encoder) -> PAdapterModule:
+        return PAdapterModule(self, encoder)
+
+
+class PAdapterModule(AdapterModule):
+    """The pseudo frames, (N, C)."""
+
+    def __init__(self, config: PAdapter, encoder: Encoder) -> None:
+        super().__init__(config)
+        if config.where not in ("cnn_out", "proj_out") or config.side not in ("prepend", "append"):
+            raise ConfigError(
+                f"P-adapter: where={config.where!r}, side={config.side!r}; where is cnn_out or proj_out, "
+                "side is prepend or append."
+            )
+        if config.frames < 1:
+            raise ConfigError(f"P-adapter: frames={config.frames}; at least one pseudo frame is needed.")
+        width = encoder.config.conv_dim[-1] if config.where == "cnn_out" else encoder.hidden_size
+        self.pseudo = nn.Parameter(torch.randn(config.frames, width) * config.init_std)
+
+    def pseudo_frames(self, where: str, frames: Tensor, mask: Tensor | None) -> Frames | None:
+        if where != self.config.where:
+            return None
+        batch, time, width = frames.shape
+        count = len(self.pseudo)
+        pseudo = self.pseudo.to(frames.dtype).expand(batch, -1, -1)
+        if self.config.side == "prepend":
+            extended = torch.cat([pseudo, frames], dim=1)
+            return Frames(extended, None if mask is None else nn.functional.pad(mask, (count, 0), value=True), count)
+        extended = torch.cat([frames, pseudo], dim=1)
+        if mask is None:
+            return Frames(extended, None, 0)
+        # Pseudo frames go right behind the last real frame, so that the padding's length changes nothing.
+        lengths = mask.sum(1, keepdim=True)
+        position = torch.arange(time + count, device=frames.device).expand(batch, -1)
+        source = torch.where((position >= lengths) & (position < lengths + count), time + position - lengths, position)
+        source = source.clamp_max(time + count - 1).unsqueeze(-1).expand(-1, -1, width)
+        return Frames(extended.gather(1, source), position < lengths + count, 0)
+
+    def describe(self) -> list[str]:
+        return [f"p: {len(self.pseudo)} pseudo frames of {self.pseudo.shape[1]}, {self.config.side} at {self.config.where}"]

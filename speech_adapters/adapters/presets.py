@@ -1,0 +1,159 @@
+"""Adapters by name: each preset is one published setup, with its source; ``add_adapter(name, "elp")`` takes it.
+
+The learning rates by task are those of the official code of Otake et al. (ICASSP 2023), section "Optimal learning
+rates"; P-adapters (ELP, 2024) take the E-adapter's.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from typing import Any, Literal
+
+from speech_adapters.adapters.base import AdapterConfig
+from speech_adapters.adapters.bottleneck import SITES, Bottleneck, EAdapter
+from speech_adapters.adapters.combine import Combine
+from speech_adapters.adapters.fine_tuning import FineTuning, HeadOnly
+from speech_adapters.adapters.l_adapter import LAdapter
+from speech_adapters.adapters.layer_norms import LayerNorms
+from speech_adapters.adapters.lora import FEED_FORWARD, LoRA
+from speech_adapters.adapters.p_adapter import PAdapter
+from speech_adapters.adapters.weighted_sum import WeightedSum
+from speech_adapters.errors import ConfigError
+
+Task = Literal["asr", "emotion", "speaker", "intent"]
+
+#: Activation by task: argparse defaults of the official code.
+ACTIVATIONS = {"asr": "gelu", "intent": "gelu", "speaker": "relu", "emotion": "relu"}
+
+#: (head, L, E, LayerNorm) by preset and task.
+RATES = {
+    "el": {
+        "asr": (2e-3, 1e-3, 1e-3, 1e-3),
+        "emotion": (5e-4, 1e-4, 5e-5, 5e-5),
+        "speaker": (5e-4, 1e-4, 1e-5, 1e-5),
+        "intent": (5e-4, 1e-5, 1e-5, 1e-5),
+    },
+    "l": {
+        "asr": (2e-3, 1e-3, None, 1e-3),
+        "emotion": (5e-4, 5e-4, None, 5e-4),
+        "speaker": (5e-4, 5e-4, None, 5e-4),
+        "intent": (5e-4, 1e-4, None, 1e-4),
+    },
+    "e": {
+        "asr": (2e-3, None, 1e-5, 1e-5),
+        "emotion": (5e-4, None, 1e-5, 1e-5),
+        "speaker": (5e-4, None, 1e-5, 1e-5),
+        "intent": (5e-4, None, 1e-5, 1e-5),
+    },
+}
+
+
+def _rates(preset: str, task: Task) -> tuple:
+    if task not in ACTIVATIONS:
+        raise ConfigError(f"task={task!r}: choose from {', '.join(ACTIVATIONS)}.")
+    return RATES[preset][task]
+
+
+def ELP(
+    task: Task = "asr", *, e_size: int = 256, l_size: int = 512, frames: int = 5, num_layers: int | None = None
+) -> Combine:
+    """E-, L- and P-adapters with the encoder's LayerNorms: EL (below) with pseudo frames at the CNN's output."""
+    combined = EL(task, e_size=e_size, l_size=l_size, num_layers=num_layers)
+    p_rate = _rates("el", task)[2]
+    return Combine(
+        parts=(*combined.parts, PAdapter(frames=frames, learning_rate=p_rate)),
+        head_learning_rate=combined.head_learning_rate,
+    )
+
+
+def EL(task: Task = "asr", *, e_size: int = 256, l_size: int = 512, num_layers: int | None = None) -> Combine:
+    """E-adapters in all layers but the last, L-adapters from all, LayerNorms (Otake et al., 2023: "proposed").
+
+    The last layer needs no E-adapter: its output reaches the head through its L-adapter only. ``num_layers`` is the
+    encoder's, 12 unless given; :func:`preset` fills it in.
+    """
+    head, l_rate, e_rate, norm_rate = _rates("el", task)
+    act, layers = ACTIVATIONS[task], tuple(range((num_layers or 12) - 1))
+    return Combine(
+        parts=(
+            EAdapter(size=e_size, activation=act, layers=layers, learning_rate=e_rate),
+            LAdapter(size=l_size, activation=act, learning_rate=l_rate),
+            LayerNorms(learning_rate=norm_rate),
+        ),
+        head_learning_rate=head,
+    )
+
+
+def L(task: Task = "asr", *, l_size: int = 512) -> Combine:
+    """L-adapters and LayerNorms (Otake et al., 2023: "L-adapters only")."""
+    head, l_rate, _, norm_rate = _rates("l", task)
+    return Combine(
+        parts=(
+            LAdapter(size=l_size, activation=ACTIVATIONS[task], learning_rate=l_rate),
+            LayerNorms(learning_rate=norm_rate),
+        ),
+        head_learning_rate=head,
+    )
+
+
+def E(task: Task = "asr", *, e_size: int = 256) -> Combine:
+    """E-adapters in all layers and LayerNorms (Otake et al., 2023: "E-adapters only")."""
+    head, _, e_rate, norm_rate = _rates("e", task)
+    return Combine(
+        parts=(
+            EAdapter(size=e_size, activation=ACTIVATIONS[task], learning_rate=e_rate),
+            LayerNorms(learning_rate=norm_rate),
+        ),
+        head_learning_rate=head,
+    )
+
+
+def houlsby_speech(task: Task = "asr", *, size: int = 256) -> Combine:
+    """Two bottlenecks of 256 a layer with LayerNorm inside, and LayerNorms: "conventional" in Otake et al. (2023)."""
+    return Combine(
+        parts=(EAdapter(size=size, sites=SITES, activation=ACTIVATIONS[task]), LayerNorms()),
+    )
+
+
+#: name -> function of (task, number of layers, changed settings) that gives the config.
+PRESETS: dict[str, Callable[..., AdapterConfig]] = {
+    "elp": lambda task, layers, **o: ELP(task, num_layers=layers, **o),
+    "el": lambda task, layers, **o: EL(task, num_layers=layers, **o),
+    "l": lambda task, layers, **o: L(task, **o),
+    "e": lambda task, layers, **o: E(task, **o),
+    "houlsby": lambda task, layers, **o: Bottleneck(**{"sites": SITES, "activation": "swish"} | o),
+    "houlsby-speech": lambda task, layers, **o: houlsby_speech(task, **o),
+    "pfeiffer": lambda task, layers, **o: Bottleneck(**{"placement": "pfeiffer"} | o),
+    "parallel": lambda task, layers, **o: Bottleneck(
+        **{"placement": "parallel", "reduction_factor": 2, "scale": 4.0} | o
+    ),
+    "lora": lambda task, layers, **o: LoRA(**o),
+    "lora-ffn": lambda task, layers, **o: LoRA(**{"rank": 16, "alpha": 16, "targets": FEED_FORWARD} | o),
+    "head-only": lambda task, layers, **o: HeadOnly(**o),
+    "weighted-sum": lambda task, layers, **o: WeightedSum(**o),
+    "full": lambda task, layers, **o: FineTuning(**o),
+    "last-2": lambda task, layers, **o: FineTuning(**{"layers": (-2, -1)} | o),
+}
+
+
+def preset(name: str, task: Task = "asr", num_layers: int = 12, **changes: Any) -> AdapterConfig:
+    """The config of a preset for a task and an encoder of ``num_layers``; ``changes`` replace single settings.
+
+    >>> preset("lora", rank=16, targets=("q_proj", "k_proj", "v_proj", "out_proj")).rank
+    16
+
+    Raises:
+        ConfigError: an unknown preset, task or setting.
+    """
+    if name not in PRESETS:
+        near = difflib.get_close_matches(name, PRESETS, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"unknown adapter preset {name!r}.{hint} Known: {', '.join(PRESETS)}.")
+    if task not in ACTIVATIONS:
+        raise ConfigError(f"task={task!r}: choose from {', '.join(ACTIVATIONS)}.")
+    changes = {key: tuple(value) if isinstance(value, list) else value for key, value in changes.items()}
+    try:
+        return PRESETS[name](task, num_layers, **changes)
+    except TypeError as error:  # an argument that the config does not have
+        raise ConfigError(f"preset {name!r}: {str(error).split(') ', 1)[-1].split('() ', 1)[-1]}.") from error

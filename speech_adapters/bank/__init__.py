@@ -1,0 +1,1 @@
+"""Keeping adapters and heads: files that know their base and notice damage."""

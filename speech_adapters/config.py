@@ -1,0 +1,230 @@
+"""Typed configurations from YAML, ``key=value`` overrides and command-line flags; unknown keys are errors.
+
+    @dataclass(kw_only=True)
+    class Recipe:
+        learning_rate: float = option(1e-4, "peak rate; halve it when the loss jumps")
+        training: Training = option(Training(epochs=3))
+
+    config = load_config(Recipe, Path("recipe.yaml"), ["learning_rate=3e-4", "training.epochs=5"])
+    config = parse_cli(Recipe)          # recipe.py --config recipe.yaml --learning-rate 3e-4 training.epochs=5
+
+YAML is read by the rules of YAML 1.2's core schema, so that ``1e-4`` is a number and ``no`` is text (a ``bool`` field
+still takes yes/no/on/off). Paths are relative to the working directory, and ``~`` is the home folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import copy
+import dataclasses
+import difflib
+import inspect
+import os
+import re
+import sys
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar, get_origin
+
+import yaml
+
+from speech_adapters.errors import ConfigError, InputError
+from speech_adapters.files import write_text
+from speech_adapters.typed import Typed, field_types, from_dict, members_of, put, to_dict
+
+__all__ = [
+    "from_dict", "load_config", "option", "parse_cli", "run_main", "save_config", "to_dict", "to_yaml", "write_text"
+]  # fmt: skip
+
+C = TypeVar("C")
+REQUIRED: Any = dataclasses.MISSING
+
+
+def option(default: Any = REQUIRED, help: str = "") -> Any:
+    """A dataclass field with a help text; lists, dicts and nested configurations are given as plain defaults."""
+    if default is REQUIRED:
+        return dataclasses.field(metadata={"help": help})
+    if type(default).__hash__ is None:  # mutable: each configuration gets its own
+        return dataclasses.field(default_factory=lambda: copy.deepcopy(default), metadata={"help": help})
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
+def load_config(cls: type[C], file: str | os.PathLike[str] | None = None, overrides: Sequence[str] = ()) -> C:
+    """Build ``cls`` from its defaults, then a YAML ``file``, then ``overrides`` such as ``training.epochs=3``.
+
+    Raises :class:`ConfigError` that names the file or the override, the key, the value and what was expected.
+    """
+    mapping, where = ({}, "configuration") if file is None else (_read_yaml(Path(file)), str(file))
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        where_override = f"argument '{override}'"
+        if not equals or not key.strip():
+            raise ConfigError(f"{where_override}: write key=value, for example training.epochs=3")
+        put(cls, mapping, key.strip(), Typed(text.strip(), where_override, lambda t, w=where_override: _parse(t, w)))
+    return from_dict(cls, mapping, where)
+
+
+def to_yaml(config: Any) -> str:
+    """The configuration as YAML that :func:`load_config` reads back as an equal one."""
+    return yaml.dump(to_dict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+
+
+def save_config(config: Any, path: str | os.PathLike[str]) -> None:
+    """Write the resolved configuration as YAML, whole or not at all."""
+    write_text(path, to_yaml(config))
+
+
+def parse_cli(
+    cls: type[C],
+    argv: Sequence[str] | None = None,
+    *,
+    presets: Mapping[str, Path] | None = None,
+    description: str = "",
+) -> C:
+    """The command line of a recipe: a preset or file, then ``key=value`` overrides, then a flag a top-level field.
+
+    ``--print-config`` prints the resolved configuration and exits. Raises :class:`ConfigError` for anything it cannot
+    use; :func:`run_main` turns that into one line and exit code 2.
+    """
+    presets = presets or {}
+    parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="any value, for example training.epochs=3")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--config", type=Path, metavar="FILE", help="a YAML file with values to change")
+    if presets:
+        source.add_argument("--preset", choices=sorted(presets), help="a configuration that comes with the recipe")
+    parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and exit")
+    flags = _add_flags(parser, cls)
+
+    arguments, unknown = parser.parse_known_intermixed_args(argv)
+    if unknown:
+        known = [string for action in parser._actions for string in action.option_strings]
+        close = difflib.get_close_matches(unknown[0].partition("=")[0], known, n=1)
+        raise ConfigError(
+            f"unknown argument '{unknown[0]}'" + (f"; did you mean '{close[0]}'?" if close else "; see --help")
+        )
+    given = {name: getattr(arguments, name) for name in flags if getattr(arguments, name) is not None}
+    preset = getattr(arguments, "preset", None)
+    config = load_config(
+        cls,
+        presets[preset] if preset else arguments.config,
+        [*arguments.overrides, *(f"{name}={value}" for name, value in given.items())],
+    )
+    if arguments.print_config:
+        print(to_yaml(config), end="")
+        raise SystemExit(0)
+    return config
+
+
+def run_main(main: Callable[[], Any]) -> NoReturn:
+    """Run a script's ``main`` and exit: 0 done (or the integer it returns), 2 bad input, 130 interrupted."""
+    try:
+        code = main()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = 130
+    raise SystemExit(code if isinstance(code, int) else 0)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see --help")
+
+
+def _add_flags(parser: argparse.ArgumentParser, cls: type) -> list[str]:
+    """One flag for each top-level field that fits on a command line; nested configurations take ``key.sub=value``."""
+    taken = {action.dest for action in parser._actions}
+    helps, names = _field_helps(cls), []
+    group = parser.add_argument_group("values")
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    for name, hint in field_types(cls).items():
+        members = members_of(hint)
+        if name in taken or any(dataclasses.is_dataclass(m) or (get_origin(m) or m) is dict for m in members):
+            continue
+        default = fields[name].default if fields[name].default is not REQUIRED else None
+        shown = f" (default: {default})" if default is not None else ""
+        text = f"{helps.get(name, '')}{shown}".strip().replace("%", "%%") or None
+        flag = "--" + name.replace("_", "-")
+        if bool in members:
+            group.add_argument(flag, dest=name, action=argparse.BooleanOptionalAction, help=text)
+        else:
+            group.add_argument(flag, dest=name, metavar="VALUE", help=text)
+        names.append(name)
+    return names
+
+
+def _field_helps(cls: type) -> dict[str, str]:
+    """The help of each field: ``option(help=...)``, or the docstring under the field in the class's source."""
+    helps: dict[str, str] = {}
+    for base in reversed([base for base in cls.__mro__ if dataclasses.is_dataclass(base)]):
+        try:
+            body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body  # type: ignore[attr-defined]
+        except (OSError, SyntaxError):  # defined where there is no source to read
+            continue
+        for statement, below in zip(body, body[1:], strict=False):
+            if isinstance(statement, ast.AnnAssign) and isinstance(below, ast.Expr):
+                if isinstance(below.value, ast.Constant) and isinstance(below.value.value, str):
+                    helps[statement.target.id] = " ".join(below.value.value.split())  # type: ignore[union-attr]
+    written = {field.name: field.metadata["help"] for field in dataclasses.fields(cls) if field.metadata.get("help")}
+    return helps | written
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 scalars, and a key twice in one mapping is an error rather than a silent last-one-wins."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node, seen = super().compose_mapping_node(anchor), {}
+        for key_node, _ in node.value:
+            key, line = str(key_node.value), key_node.start_mark.line + 1
+            if key in seen:
+                raise ConfigError(f"{self.name}:{line}: key '{key}' stands on line {seen[key]} already; remove one")
+            seen[key] = line
+        return node
+
+
+class _Dumper(yaml.SafeDumper):
+    yaml_implicit_resolvers: dict[str, Any] = {}
+
+
+_EXPONENT = r"[eE][-+]?[0-9]+"
+for _tag, _pattern, _first in (
+    ("null", r"~|null|Null|NULL|", "~nN"),
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?(?:0|[1-9][0-9_]*)", "-+0123456789"),
+    ("float", rf"[-+]?(?:(?:\.[0-9]+|[0-9]+\.[0-9]*)(?:{_EXPONENT})?|[0-9]+{_EXPONENT})", "-+.0123456789"),
+    ("float", r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", "-+."),
+    ("merge", r"<<", "<"),
+):
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), [*_first, ""])
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        loader = _Loader(text)
+        loader.name = where
+        return loader.get_single_data()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        raise ConfigError(f"{where}{f':{mark.line + 1}' if mark else ''}: not valid YAML: {error.problem}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: not valid YAML: {error}") from error
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = _parse(path.read_text(encoding="utf-8"), str(path))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such configuration file; check the path") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as a UTF-8 YAML file: {error}") from error
+    if content is not None and not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected keys with values ('key: value' lines), got a {type(content).__name__}")
+    return content or {}

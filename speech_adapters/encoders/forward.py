@@ -1,0 +1,228 @@
+"""The one encoder forward: waveform -> CNN -> projection -> positions -> layers, over the stock modules.
+
+``transformers``' own forward cannot carry pseudo frames, cached activations or adapters between a layer's parts. This
+one can, for every family and for post-norm (Base) and pre-norm (Large) layers alike, and equals theirs to rounding
+when nothing is plugged in. What may be plugged in, and where, is the :class:`Plan`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from speech_adapters.encoders.attention import has_position_bias, position_bias, self_attention
+from speech_adapters.errors import ConfigError
+
+
+class Site(NamedTuple):
+    """What a sub-layer (attention or feed-forward) hands to the adapters beside it; tensors are (B, T, D).
+
+    ``input`` goes into the sub-layer, ``output`` comes out of it, ``residual`` is what it will be added to, and
+    ``norm`` is the LayerNorm that follows the addition (post-norm layers) or precedes the sub-layer (pre-norm layers).
+    """
+
+    input: Tensor
+    output: Tensor
+    residual: Tensor
+    norm: Callable[[Tensor], Tensor]
+
+
+class Frames(NamedTuple):
+    """Frames (B, T, D), their mask (B, T) or None, and how many pseudo frames stand before them."""
+
+    frames: Tensor
+    mask: Tensor | None
+    before: int = 0
+
+
+class Plan:
+    """What adapters may change on the way through the encoder. This one changes nothing: the frozen base."""
+
+    def pseudo_frames(self, where: str, frames: Tensor, mask: Tensor | None) -> Frames:
+        """Add pseudo frames at ``where``: "cnn_out" (before the feature projection) or "proj_out" (after it)."""
+        return Frames(frames, mask)
+
+    def layer(self, index: int, layer: nn.Module) -> nn.Module:
+        """The transformer layer to run in place of the base's."""
+        return layer
+
+    def norm(self, index: int, name: str, norm: nn.Module) -> nn.Module:
+        """The LayerNorm to run in place of the base's ``name`` ("layer_norm" or "final_layer_norm") in a layer."""
+        return norm
+
+    def prefix(self, index: int) -> tuple[Tensor, Tensor] | None:
+        """Extra attention keys and values for a layer, each (B or 1, P, D)."""
+        return None
+
+    def site(self, name: str, index: int, site: Site) -> Tensor:
+        """The output of sub-layer ``name`` ("attention" or "feed_forward"), adapters included."""
+        return site.output
+
+
+BASE = Plan()
+
+
+@dataclass
+class EncoderOutput:
+    """What :func:`encode` returns; pseudo frames are already taken out.
+
+    Attributes:
+        last_hidden_state: (B, T, D), what the encoder hands on; in a pre-norm encoder run to its end it is after the
+            final LayerNorm.
+        hidden_states: tensors (B, T, D): the input of layer ``start_layer``, then each layer's output as it is, so
+            that ``hidden_states[i]`` is what layer ``start_layer + i`` can be started from.
+        frame_lengths: (B,) real frames of each utterance, or None when nothing is padded.
+        mask: (B, T) True on real frames, or None.
+        cnn_output: (B, T, C) before the feature projection; None when the run started later.
+    """
+
+    last_hidden_state: Tensor
+    hidden_states: tuple[Tensor, ...]
+    frame_lengths: Tensor | None
+    mask: Tensor | None
+    cnn_output: Tensor | None
+
+
+def frame_lengths(config, samples: Tensor | int) -> Tensor | int:
+    """Frames that the CNN makes of ``samples``; a number or a tensor (B,)."""
+    for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
+        samples = (samples - kernel) // stride + 1
+    return samples
+
+
+def receptive_field(config) -> int:
+    """Samples that one frame covers: the least that an utterance must have."""
+    field, step = 1, 1
+    for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
+        field += (kernel - 1) * step
+        step *= stride
+    return field
+
+
+def frame_mask(lengths: Tensor, frames: int) -> Tensor:
+    """(B,) lengths -> (B, frames) boolean, True on real frames."""
+    return torch.arange(frames, device=lengths.device) < lengths.unsqueeze(1)
+
+
+def encode_layer(layer: nn.Module, index: int, hidden: Tensor, mask, bias, plan: Plan, pre_norm: bool) -> Tensor:
+    """One transformer layer (B, T, D) -> (B, T, D), adapters at their places."""
+    layer = plan.layer(index, layer)
+    attention_norm = plan.norm(index, "layer_norm", layer.layer_norm)
+    final_norm = plan.norm(index, "final_layer_norm", layer.final_layer_norm)
+
+    normed = attention_norm(hidden) if pre_norm else hidden
+    output = layer.dropout(self_attention(layer.attention, normed, mask, bias, plan.prefix(index)))
+    hidden = hidden + plan.site("attention", index, Site(normed, output, hidden, attention_norm))
+    if not pre_norm:
+        hidden = attention_norm(hidden)
+
+    normed = final_norm(hidden) if pre_norm else hidden
+    output = layer.feed_forward(normed)
+    hidden = hidden + plan.site("feed_forward", index, Site(normed, output, hidden, final_norm))
+    if not pre_norm:
+        return final_norm(hidden)
+    language_adapter = getattr(layer, "adapter_layer", None)  # of MMS checkpoints; part of the base here
+    return hidden if language_adapter is None else hidden + language_adapter(hidden)
+
+
+def encode(
+    model: nn.Module,
+    waveforms: Tensor | None = None,
+    lengths: Tensor | None = None,
+    *,
+    cnn_output: Tensor | None = None,
+    hidden: Tensor | None = None,
+    frames: Tensor | None = None,
+    start_layer: int = 0,
+    stop_layer: int | None = None,
+    time_mask: Tensor | None = None,
+    plan: Plan = BASE,
+    gradient_checkpointing: bool = False,
+) -> EncoderOutput:
+    """Run a stock encoder (``Wav2Vec2Model``, ``HubertModel``, ``WavLMModel``, ...), from any point to any layer.
+
+    Give exactly one input:
+
+    - ``waveforms`` (B, samples) with ``lengths`` (B,) in samples, or None when nothing is padded;
+    - ``cnn_output`` (B, T, C), cached, with ``frames`` (B,) or None;
+    - ``hidden`` (B, T, D), the cached input of layer ``start_layer``, with ``frames`` (B,) or None.
+
+    Args:
+        stop_layer: run layers ``start_layer`` to ``stop_layer - 1``; all by default.
+        time_mask: (B, T) boolean; True frames become the model's mask embedding after the projection (SpecAugment,
+            masked prediction).
+        plan: what adapters change on the way.
+        gradient_checkpointing: recompute layers in the backward pass. Always non-reentrant: the reentrant kind
+            exhausts memory on the position bias that WavLM's layers share.
+
+    Raises:
+        ConfigError: not exactly one input, or ``start_layer`` / ``stop_layer`` outside the encoder.
+    """
+    given = [name for name, value in (("waveforms", waveforms), ("cnn_output", cnn_output), ("hidden", hidden))
+             if value is not None]  # fmt: skip
+    if len(given) != 1:
+        raise ConfigError(f"encode: give exactly one of waveforms, cnn_output, hidden; got {given or 'none'}.")
+    config, encoder = model.config, model.encoder
+    total = len(encoder.layers)
+    stop = total if stop_layer is None else stop_layer
+    if not 0 <= start_layer <= stop <= total or (hidden is None and start_layer):
+        raise ConfigError(
+            f"encode: start_layer={start_layer}, stop_layer={stop_layer} do not fit an encoder of {total} layers "
+            "(a start_layer above 0 needs the cached input of that layer as hidden)."
+        )
+    pre_norm = bool(getattr(config, "do_stable_layer_norm", False))
+
+    if waveforms is not None:
+        cnn_output = model.feature_extractor(waveforms).transpose(1, 2)
+        frames = None if lengths is None else frame_lengths(config, lengths)
+    before = 0
+    if hidden is None:
+        assert cnn_output is not None
+        real_frames = cnn_output.shape[1]
+        mask = None if frames is None else frame_mask(frames, real_frames)
+        real_mask = mask
+        extended = plan.pseudo_frames("cnn_out", cnn_output, mask)
+        hidden, _ = _project(model, extended.frames)
+        before, mask = extended.before, extended.mask
+        if time_mask is not None:
+            where = time_mask.new_zeros(hidden.shape[:2])
+            where[:, before : before + real_frames] = time_mask
+            hidden = torch.where(where.unsqueeze(-1), model.masked_spec_embed.to(hidden.dtype), hidden)
+        extended = plan.pseudo_frames("proj_out", hidden, mask)
+        hidden, mask, before = extended.frames, extended.mask, before + extended.before
+        if mask is not None:
+            hidden = hidden.masked_fill(~mask.unsqueeze(-1), 0)
+        hidden = hidden + encoder.pos_conv_embed(hidden)
+        if not pre_norm:
+            hidden = encoder.layer_norm(hidden)
+        hidden = encoder.dropout(hidden)
+    else:
+        real_frames = hidden.shape[1]
+        real_mask = mask = None if frames is None else frame_mask(frames, real_frames)
+
+    first = encoder.layers[0].attention
+    bias = position_bias(first, hidden.shape[1]) if has_position_bias(first) else None
+    attention_mask = None if mask is None else mask[:, None, None, :]
+    states = [hidden]
+    for index in range(start_layer, stop):
+        arguments = (encoder.layers[index], index, hidden, attention_mask, bias, plan, pre_norm)
+        if gradient_checkpointing and torch.is_grad_enabled():
+            hidden = checkpoint(encode_layer, *arguments, use_reentrant=False)
+        else:
+            hidden = encode_layer(*arguments)
+        states.append(hidden)
+    if hidden.shape[1] != real_frames:
+        states = [state[:, before : before + real_frames] for state in states]
+    last = encoder.layer_norm(states[-1]) if pre_norm and stop == total else states[-1]
+    return EncoderOutput(last, tuple(states), frames, real_mask, cnn_output)
+
+
+def _project(model: nn.Module, features: Tensor) -> tuple[Tensor, Tensor]:
+    projected = model.feature_projection(features)
+    # HuBERT's projection returns the projected frames alone, the others also the normalised input.
+    return projected if isinstance(projected, tuple) else (projected, features)

@@ -1,0 +1,124 @@
+"""Bootstrap intervals for corpus figures (Bisani and Ney, "Bootstrap estimates for confidence intervals in ASR
+performance evaluation", ICASSP 2004).
+
+The test set is drawn anew ``n`` times with replacement and the figure computed on each draw; the interval spans the
+middle 95 % of those figures. Whole speakers are drawn, since one speaker's utterances share their luck: drawing
+utterances would give intervals that are too narrow. With a single speaker only utterances can be drawn; the interval
+then says nothing about other speakers, and says that it was made so (``resampled="utterance"``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from speech_adapters.errors import InputError
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure with its 95 % (or other) interval, ``low <= value <= high``; rates are fractions."""
+
+    value: float
+    low: float
+    high: float
+    resampled: str = "speaker"
+    """What was drawn: ``speaker``, or ``utterance`` where fewer than two speakers are known."""
+
+    def to_dict(self) -> dict[str, Any]:
+        values = {"value": self.value, "low": self.low, "high": self.high}
+        return values if self.resampled == "speaker" else {**values, "resampled": self.resampled}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Interval:
+        return cls(**values)
+
+    def percent(self, digits: int = 1) -> str:
+        """``12.3 % [10.9, 13.8]``"""
+        value, low, high = (f"{100 * figure:.{digits}f}" for figure in (self.value, self.low, self.high))
+        return f"{value} % [{low}, {high}]{self._note}"
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]{self._note}"
+
+    @property
+    def _note(self) -> str:
+        return "" if self.resampled == "speaker" else f" (by {self.resampled})"
+
+
+def bootstrap(
+    numerators: ArrayLike,
+    denominators: ArrayLike,
+    groups: Sequence[str | None] | None = None,
+    *,
+    n: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Interval:
+    """The ratio of sums, such as errors by words, of utterances that belong to ``groups`` (their speakers).
+
+    All arguments hold one entry an utterance. The order of the utterances does not change the interval.
+    """
+    numerators = np.asarray(numerators, dtype=float)
+    denominators = np.asarray(denominators, dtype=float)
+    if not denominators.sum() > 0:
+        raise InputError("a rate over no words, frames or utterances is not defined; give a non-empty test set")
+    order = np.lexsort((numerators, denominators))
+    draws, member, resampled = _draws(len(order), groups, order, n, seed)
+    top = np.bincount(member, weights=numerators)
+    bottom = np.bincount(member, weights=denominators)
+    value = numerators.sum() / denominators.sum()
+    drawn_bottom = draws @ bottom
+    valid = drawn_bottom > 0
+    return _interval(value, (draws @ top)[valid] / drawn_bottom[valid], level, resampled)
+
+
+def bootstrap_statistic(
+    statistic: Callable[[np.ndarray], float],
+    groups: Sequence[str | None],
+    *,
+    n: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Interval:
+    """Any other figure: ``statistic(index)`` computes it on the utterances ``index`` (integers, drawn with repeats).
+
+    Draws on which it is NaN (a class is missing from them) are left out. The same ``groups`` and ``seed`` give the
+    same draws, so a difference of two systems is one ``statistic`` that computes both.
+    """
+    items = np.arange(len(groups))
+    value = float(statistic(items))
+    draws, member, resampled = _draws(len(items), groups, items, n, seed)
+    figures = np.array([statistic(np.repeat(items, draw[member])) for draw in draws], dtype=float)
+    figures = figures[~np.isnan(figures)]
+    if np.isnan(value) or not len(figures):
+        raise InputError("the statistic is NaN on the whole test set; give one on which it is defined")
+    return _interval(value, figures, level, resampled)
+
+
+def _draws(
+    size: int, groups: Sequence[str | None] | None, order: np.ndarray, n: int, seed: int
+) -> tuple[np.ndarray, np.ndarray, str]:
+    """How often each of ``n`` draws takes each group (n, G), the group of each item (size,), and what a group is.
+
+    Without two known groups every item is its own, numbered by its place in ``order``.
+    """
+    if groups is not None and len(groups) != size:
+        raise InputError(f"groups: {len(groups)} entries for {size} utterances; give one each")
+    known = groups is not None and all(group is not None for group in groups)
+    names, member = np.unique(np.asarray(groups if known else [], dtype=str), return_inverse=True)
+    resampled = "speaker"
+    if len(names) < 2:
+        member, resampled = np.argsort(order), "utterance"
+    count = int(member.max()) + 1
+    return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=n), member, resampled
+
+
+def _interval(value: float, figures: np.ndarray, level: float, resampled: str) -> Interval:
+    low, high = np.quantile(figures, [(1 - level) / 2, (1 + level) / 2])
+    # On a handful of skewed groups the value itself can fall outside; an interval that excludes it would mislead.
+    return Interval(float(value), float(min(low, value)), float(max(high, value)), resampled)

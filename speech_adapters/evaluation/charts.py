@@ -1,0 +1,140 @@
+"""Line and bar charts as inline SVG: no file beside the page, sharp at any size, readable on light and dark."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+
+# Okabe and Ito (2008): told apart with any colour vision; its black is left to the text, which follows the page.
+COLORS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#b8a800")
+_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 640, 260, 56, 12, 10, 38
+_MOST_POINTS = 400  # a polyline; more cannot be seen at this width
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve of a chart; ``dashed`` for what was measured on held-out data."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    color: int = 0
+    dashed: bool = False
+
+
+def line_chart(lines: Sequence[Line], x_label: str, y_label: str, percent: bool = False) -> str:
+    """Curves over a shared axis; logarithmic where the positive values span more than a factor of 20."""
+    lines = [line for line in lines if line.points]
+    if not lines:
+        return ""
+    xs = [x for line in lines for x, _ in line.points]
+    ys = [y * (100 if percent else 1) for line in lines for _, y in line.points]
+    logarithmic = not percent and min(ys) > 0 and max(ys) / min(ys) > 20
+    x_ticks = ticks(min(xs), max(xs))
+    y_ticks = (
+        _log_ticks(min(ys), max(ys)) if logarithmic else ticks(min(0.0, min(ys)) if percent else min(ys), max(ys))
+    )
+    x_low, x_high = min(xs), max(max(xs), min(xs) + 1e-9)
+    scale = math.log if logarithmic else float
+    y_low, y_high = scale(y_ticks[0]), scale(y_ticks[-1])
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        right = (x - x_low) / (x_high - x_low)
+        up = (scale(y) - y_low) / (y_high - y_low)
+        return _LEFT + right * (_WIDTH - _LEFT - _RIGHT), _HEIGHT - _BOTTOM - up * (_HEIGHT - _TOP - _BOTTOM)
+
+    parts = [_horizontal(place(x_low, y)[1], number(y)) for y in y_ticks]
+    parts += [_below(place(x, y_ticks[0])[0], number(x)) for x in x_ticks if x_low <= x <= x_high]
+    for line in lines:
+        step = math.ceil(len(line.points) / _MOST_POINTS)
+        kept = [*line.points[::step], line.points[-1]]
+        places = [place(x, y * (100 if percent else 1)) for x, y in kept]
+        color, dash = COLORS[line.color % len(COLORS)], ' stroke-dasharray="6 4"' if line.dashed else ""
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+        parts.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.8"{dash}/>')
+        if len(line.points) <= 30:
+            parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.6" fill="{color}"/>' for x, y in places]
+    legend = "".join(map(_legend_entry, lines))
+    return f'{_svg(parts, x_label, y_label)}<p class="legend">{legend}</p>'
+
+
+def bar_chart(values: Mapping[str, float], x_label: str, y_label: str, color: int = 0) -> str:
+    """One bar a name; bars of negative values hang from the zero line."""
+    if not values:
+        return ""
+    y_ticks = ticks(min(0.0, *values.values()), max(0.0, *values.values()))
+    span = y_ticks[-1] - y_ticks[0]
+    slot = (_WIDTH - _LEFT - _RIGHT) / len(values)
+
+    def height(y: float) -> float:
+        return _HEIGHT - _BOTTOM - (y - y_ticks[0]) / span * (_HEIGHT - _TOP - _BOTTOM)
+
+    parts = [_horizontal(height(y), number(y)) for y in y_ticks]
+    every = math.ceil(len(values) / 25)
+    for index, (name, value) in enumerate(values.items()):
+        left, top = _LEFT + (index + 0.15) * slot, min(height(value), height(0.0))
+        parts.append(
+            f'<rect x="{left:.1f}" y="{top:.1f}" width="{0.7 * slot:.1f}" '
+            f'height="{abs(height(value) - height(0.0)):.1f}" fill="{COLORS[color % len(COLORS)]}">'
+            f"<title>{escape(name)}: {value:.4g}</title></rect>"
+        )
+        if index % every == 0:
+            parts.append(_below(left + 0.35 * slot, name))
+    return _svg(parts, x_label, y_label)
+
+
+def ticks(low: float, high: float, about: int = 5) -> list[float]:
+    """Round numbers that cover ``low`` to ``high``, at least two."""
+    if high - low <= max(1e-10, 1e-9 * max(abs(low), abs(high))):
+        around = 0.5 * abs(low) if abs(low) > 1e-9 else 0.5
+        low, high = low - around, high + around
+    rough = (high - low) / about
+    magnitude = 10.0 ** math.floor(math.log10(rough))
+    step = next(m * magnitude for m in (1, 2, 2.5, 5, 10) if m * magnitude >= rough * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(i * step, 12) for i in range(first, last + 1)]
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    steps = [
+        m * 10.0**e for e in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1) for m in (1, 2, 5)
+    ]
+    first = max(i for i, step in enumerate(steps) if step <= low * 1.0001)
+    last = min(i for i, step in enumerate(steps) if step >= high * 0.9999)
+    chosen = steps[first : last + 1]
+    return chosen if len(chosen) <= 9 else [chosen[0], *(s for s in chosen[1:-1] if f"{s:e}"[0] == "1"), chosen[-1]]
+
+
+def number(value: float) -> str:
+    """A short label: ``12k``, ``0.05``."""
+    if abs(value) >= 10_000:
+        return f"{value / 1000:g}k"
+    return f"{value:.6g}"
+
+
+def _legend_entry(line: Line) -> str:
+    color, dash = COLORS[line.color % len(COLORS)], ' stroke-dasharray="6 4"' if line.dashed else ""
+    stroke = f'<line x2="26" y1="5" y2="5" stroke-width="2.5" stroke="{color}"{dash}/>'
+    return f'<span><svg width="26" height="10">{stroke}</svg> {escape(line.name)}</span>'
+
+
+def _horizontal(y: float, label: str) -> str:
+    return (
+        f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>'
+        f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{escape(label)}</text>'
+    )
+
+
+def _below(x: float, label: str) -> str:
+    return f'<text x="{x:.1f}" y="{_HEIGHT - _BOTTOM + 16}" text-anchor="middle">{escape(label)}</text>'
+
+
+def _svg(parts: Sequence[str], x_label: str, y_label: str) -> str:
+    middle = (_HEIGHT - _BOTTOM + _TOP) / 2
+    return (
+        f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(y_label)}">'
+        f"{''.join(parts)}"
+        f'<text x="{(_LEFT + _WIDTH - _RIGHT) / 2}" y="{_HEIGHT - 4}" text-anchor="middle">{escape(x_label)}</text>'
+        f'<text transform="translate(12 {middle}) rotate(-90)" text-anchor="middle">{escape(y_label)}</text></svg>'
+    )

@@ -1,0 +1,95 @@
+"""What every head shares: a config that describes it, builds it and is saved with it, and the module it builds.
+
+A new head is one file: a config (a dataclass with a ``head_type``), a :class:`HeadModule`, and its line in
+``heads/__init__.py``.
+"""
+
+from __future__ import annotations
+
+import difflib
+from abc import ABC, abstractmethod
+from dataclasses import MISSING, dataclass, fields
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from speech_adapters.errors import ConfigError
+
+HEADS: dict[str, type[HeadConfig]] = {}
+"""Head configs by ``head_type``; a subclass that sets its own ``head_type`` registers itself."""
+
+
+@dataclass(kw_only=True)
+class HeadConfig(ABC):
+    """What a head is, apart from its weights and the width of its input."""
+
+    head_type: ClassVar[str]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "head_type" in cls.__dict__:
+            HEADS[cls.head_type] = cls
+
+    @abstractmethod
+    def build(self, input_size: int) -> HeadModule:
+        """A freshly initialised head for features of width ``input_size``."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values that JSON holds, ``head_type`` among them; :func:`head_from_dict` reads them back."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        plain = {key: value.to_dict() if hasattr(value, "to_dict") else value for key, value in values.items()}
+        return {"head_type": self.head_type, **plain}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> HeadConfig:
+        """The config of :meth:`to_dict`; a field that holds an object takes its plain values too."""
+        names = [field.name for field in fields(cls)]
+        given = {key: value for key, value in values.items() if key != "head_type"}
+        for key in given:
+            if key not in names:
+                raise ConfigError(
+                    f"head {cls.head_type!r} has no setting {key!r}{_suggestion(key, names)}; "
+                    f"it has {', '.join(names)}"
+                )
+        for field in fields(cls):
+            if field.default is MISSING and field.default_factory is MISSING and field.name not in given:
+                raise ConfigError(f"head {cls.head_type!r} needs the setting {field.name!r}; add it")
+        return cls(**given)
+
+
+def head_from_dict(values: dict[str, Any]) -> HeadConfig:
+    """The head config that ``to_dict`` described, of whichever type ``head_type`` names."""
+    name = values.get("head_type")
+    if name not in HEADS:
+        raise ConfigError(f"head_type {name!r} is unknown{_suggestion(str(name), HEADS)}; choose {', '.join(HEADS)}")
+    return HEADS[name].from_dict(values)
+
+
+@dataclass
+class HeadOutput:
+    """A head's answer. Frame-wise heads: ``logits`` (B, T, V) and ``lengths`` (B,) valid frames; utterance-wise heads:
+    ``logits`` (B, C) and no ``lengths``. Heads with more to say (an embedding) subclass it."""
+
+    logits: Tensor
+    lengths: Tensor | None = None
+
+
+class HeadModule(nn.Module, ABC):
+    """The trainable part: features (B, T, ``input_size``) with ``lengths`` (B,) valid frames to a HeadOutput."""
+
+    def __init__(self, config: HeadConfig, input_size: int) -> None:
+        super().__init__()
+        self.config = config
+        self.input_size = input_size
+
+    @abstractmethod
+    def forward(self, features: Tensor, lengths: Tensor) -> HeadOutput: ...
+
+    @abstractmethod
+    def loss(self, output: HeadOutput, targets: Tensor) -> Tensor:
+        """A scalar to minimise; each head documents the shape of its ``targets``."""
+
+
+def _suggestion(name: str, known: Any) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

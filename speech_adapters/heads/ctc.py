@@ -1,0 +1,130 @@
+"""Connectionist temporal classification over characters (Graves et al., 2006).
+
+``logits = W dropout(x) + b`` with one row of ``W`` a symbol, and the CTC loss over all alignments. A single linear
+layer is what wav2vec 2.0, HuBERT and WavLM are fine-tuned with, and what the ELP adapters use on the L-adapters' sum
+(Otake et al., ICASSP 2023: ``nn.Linear(512, 32)``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from speech_adapters.errors import ConfigError, TextError
+from speech_adapters.heads.base import HeadConfig, HeadModule, HeadOutput
+from speech_adapters.heads.decoding import greedy_decode
+from speech_adapters.text import Vocabulary, normalize, utterance_names
+
+IGNORE = -100
+"""Fills targets behind an utterance's last symbol (Hugging Face's convention for labels)."""
+
+
+@dataclass(kw_only=True)
+class CTCHead(HeadConfig):
+    """A CTC head: ``CTCHead(vocabulary)``; saved with its vocabulary and the name of its normaliser."""
+
+    head_type: ClassVar[str] = "ctc"
+
+    vocabulary: Vocabulary = field(default_factory=Vocabulary.wav2vec2, kw_only=False)
+    """Output symbols; the default is that of ``facebook/wav2vec2-base-960h``."""
+    normalizer: str = "librispeech"
+    """How transcripts are written before they are encoded or scored (``speech_adapters.text.NORMALIZERS``)."""
+    hidden_size: int | None = None
+    """Width of a GELU layer before the linear one; the published heads have none."""
+    dropout: float = 0.1
+    """On the features, while training; ``final_dropout`` of wav2vec 2.0 Base and WavLM Base."""
+    reduction: str = "mean"
+    """``mean``: each utterance's loss by its number of symbols, then the batch's mean (that of Hugging Face's
+    fine-tuning recipes), so that the learning rate does not hang on batch size; ``sum``: plain sum."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.vocabulary, dict):
+            self.vocabulary = Vocabulary.from_dict(self.vocabulary)
+        normalize("", self.normalizer)  # an unknown name is an error here, not after training
+        if self.reduction not in ("mean", "sum"):
+            raise ConfigError(f"reduction={self.reduction!r} is unknown: choose 'mean' or 'sum'")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout={self.dropout} is not a probability; choose 0 <= dropout < 1")
+        if self.hidden_size is not None and self.hidden_size < 1:
+            raise ConfigError(f"hidden_size={self.hidden_size} is not a width; use a positive number or None")
+
+    def encode(self, text: str, source: str = "") -> list[int]:
+        """A transcript, normalised, as target ids; ``source`` (an utterance id) is named in the error."""
+        return self.vocabulary.encode(normalize(text, self.normalizer), source)
+
+    def build(self, input_size: int) -> CTCHeadModule:
+        return CTCHeadModule(self, input_size)
+
+
+class CTCHeadModule(HeadModule):
+    """Features (B, T, D) to logits (B, T, V)."""
+
+    config: CTCHead
+
+    def __init__(self, config: CTCHead, input_size: int) -> None:
+        super().__init__(config, input_size)
+        width = config.hidden_size or input_size
+        self.dropout = nn.Dropout(config.dropout)
+        self.hidden = nn.Sequential(nn.Linear(input_size, width), nn.GELU()) if config.hidden_size else nn.Identity()
+        self.linear = nn.Linear(width, len(config.vocabulary))
+
+    @classmethod
+    def from_linear(
+        cls, weight: Tensor, bias: Tensor, vocabulary: Vocabulary, *, normalizer: str = "librispeech"
+    ) -> CTCHeadModule:
+        """The ``lm_head`` of a Hugging Face ``*ForCTC`` checkpoint: ``weight`` (V, D), ``bias`` (V,)."""
+        if len(weight) != len(vocabulary):
+            raise ConfigError(
+                f"vocabulary: {len(vocabulary)} tokens for a CTC head of {len(weight)} outputs; "
+                "load the vocab.json that belongs to this checkpoint"
+            )
+        head = CTCHead(vocabulary, normalizer=normalizer).build(weight.shape[1])
+        with torch.no_grad():
+            head.linear.weight.copy_(weight)
+            head.linear.bias.copy_(bias)
+        return head
+
+    def forward(self, features: Tensor, lengths: Tensor) -> HeadOutput:
+        return HeadOutput(logits=self.linear(self.hidden(self.dropout(features))), lengths=lengths)
+
+    def loss(self, output: HeadOutput, targets: Tensor) -> Tensor:
+        """CTC loss of ``targets`` (B, L), padded with -100; computed in fp32 under any autocast.
+
+        An utterance with too few frames for its symbols has no alignment and an infinite loss; it counts as zero here
+        (speed augmentation may do this to a few), so run :func:`check_ctc_lengths` on the data before training.
+        """
+        with torch.autocast(output.logits.device.type, enabled=False):
+            return F.ctc_loss(
+                output.logits.float().log_softmax(-1).transpose(0, 1),
+                targets.clamp(min=0),
+                output.lengths,
+                (targets >= 0).sum(-1),
+                blank=self.config.vocabulary.blank_id,
+                reduction=self.config.reduction,
+                zero_infinity=True,
+            )
+
+    def decode(self, output: HeadOutput) -> list[str]:
+        """The best path's texts, one an utterance."""
+        return greedy_decode(output.logits, output.lengths, self.config.vocabulary)
+
+
+def check_ctc_lengths(targets: Sequence[Sequence[int]], frame_lengths: Sequence[int], ids: Sequence[str]) -> None:
+    """Raise a TextError that names the utterances CTC cannot align.
+
+    CTC needs one frame a symbol and one blank between equal neighbours: ``frames >= len(target) + repeats``.
+    """
+    needed = [len(t) + sum(a == b for a, b in zip(t, t[1:], strict=False)) for t in targets]
+    bad = [i for i, (need, frames) in enumerate(zip(needed, frame_lengths, strict=True)) if frames < need]
+    if bad:
+        first = bad[0]
+        raise TextError(
+            f"{len(bad)} transcripts are longer than their audio allows: {utterance_names([ids[i] for i in bad])} "
+            f"({ids[first]!r} has {int(frame_lengths[first])} frames and needs {needed[first]}); "
+            "correct their text, offset or duration in the manifest, or remove these lines"
+        )

@@ -1,0 +1,276 @@
+"""From CTC logits to text: the best path (with times), prefix beam search, and beam search with a language model.
+
+All functions take ``logits`` (B, T, V), normalised or not, on any device and in any precision, and ``lengths`` (B,)
+valid frames.
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+import tempfile
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from speech_adapters.errors import InputError, TextError
+from speech_adapters.text import Vocabulary
+
+SECONDS_PER_FRAME = 0.02
+"""One frame of wav2vec 2.0, HuBERT and WavLM: 320 samples at 16 kHz."""
+
+# --- best path -----------------------------------------------------------------------------------------------------
+
+
+def greedy_decode(logits: Tensor, lengths: Tensor, vocabulary: Vocabulary) -> list[str]:
+    """The most probable symbol of each frame, repeats merged, blanks removed; one text an utterance."""
+    ids = logits.argmax(-1)
+    starts = torch.ones_like(ids, dtype=torch.bool)
+    starts[:, 1:] = ids[:, 1:] != ids[:, :-1]
+    inside = torch.arange(ids.shape[1], device=ids.device) < lengths.to(ids.device)[:, None]
+    kept = starts & inside & (ids != vocabulary.blank_id)
+    symbols = ids[kept].tolist()
+    ends = kept.sum(-1).cumsum(0).tolist()
+    return [vocabulary.decode(symbols[start:end]) for start, end in zip([0, *ends], ends, strict=False)]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A word or character with its ``start`` and ``end`` in seconds, and the model's ``confidence`` in it: the
+    geometric mean, over the frames that carry its symbols, of the best symbol's posterior (0 to 1)."""
+
+    text: str
+    start: float
+    end: float
+    confidence: float
+
+
+@dataclass(frozen=True)
+class TimedText:
+    """A decoded utterance with the times of its words and of their characters (spaces left out)."""
+
+    text: str
+    words: tuple[Segment, ...]
+    characters: tuple[Segment, ...]
+
+
+def greedy_decode_with_timestamps(
+    logits: Tensor, lengths: Tensor, vocabulary: Vocabulary, *, seconds_per_frame: float = SECONDS_PER_FRAME
+) -> list[TimedText]:
+    """:func:`greedy_decode` with times: a character lasts as long as its run of equal frames, a word from its first
+    character to its last. CTC peaks are short, so ends come early; starts are good to a few frames."""
+    best, ids = logits.float().log_softmax(-1).max(-1)
+    best, ids = best.cpu().double().numpy(), ids.cpu().numpy()
+    return [
+        _timed(ids[i, :length], best[i, :length], vocabulary, seconds_per_frame)
+        for i, length in enumerate(lengths.tolist())
+    ]
+
+
+def _timed(ids: np.ndarray, log_probs: np.ndarray, vocabulary: Vocabulary, seconds: float) -> TimedText:
+    starts = np.flatnonzero(np.diff(ids, prepend=-1))
+    ends = np.append(starts, len(ids))[1:]
+    words: list[list[tuple[str, int, int]]] = [[]]
+    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+        if ids[start] == vocabulary.delimiter_id:
+            words.append([])
+        elif text := vocabulary.decode([ids[start]]):  # blank and special tokens have none
+            words[-1].append((text, start, end))
+
+    def segment(runs: list[tuple[str, int, int]]) -> Segment:
+        frames = np.concatenate([log_probs[start:end] for _, start, end in runs])
+        text = "".join(text for text, _, _ in runs)
+        return Segment(text, runs[0][1] * seconds, runs[-1][2] * seconds, math.exp(frames.mean()))
+
+    words = [runs for runs in words if runs]
+    spoken = tuple(segment(runs) for runs in words)
+    characters = tuple(segment([run]) for runs in words for run in runs)
+    return TimedText(" ".join(word.text for word in spoken), spoken, characters)
+
+
+# --- beam search ---------------------------------------------------------------------------------------------------
+
+
+def prefix_beam_search(log_probs: np.ndarray, blank: int, beam_size: int = 32) -> list[tuple[tuple[int, ...], float]]:
+    """The most probable symbol sequences of one utterance, best first, each with its log probability.
+
+    ``log_probs`` (T, V). Each prefix carries the probability of its alignments that end in blank and of those that
+    do not, so alignments of the same text add up (Graves, 2012, 7.5.3; Hannun et al., 2014, algorithm 1). Exact when
+    ``beam_size`` holds all prefixes.
+    """
+    # Prefixes are nodes of a tree, 0 the empty one; one that leaves the beam and comes back is the same node.
+    parents, symbols, children = [-1], [blank], {}
+    nodes, in_blank, in_symbol = [0], np.zeros(1), np.full(1, -np.inf)
+    for frame in log_probs:
+        size, last = len(nodes), np.array([symbols[node] for node in nodes])
+        total = np.logaddexp(in_blank, in_symbol)
+        grown = total[:, None] + frame
+        grown[np.arange(size), last] = in_blank + frame[last]  # a symbol repeats only across a blank
+        grown[:, blank] = -np.inf
+        same_blank, same_symbol = total + frame[blank], in_symbol + frame[last]
+        # A prefix is also reached by growing its parent: where both are in the beam, it is one candidate.
+        place = {node: i for i, node in enumerate(nodes)}
+        pairs = [(i, place[parents[node]]) for i, node in enumerate(nodes) if parents[node] in place]
+        child, parent = np.array(pairs, dtype=int).reshape(-1, 2).T
+        same_symbol[child] = np.logaddexp(same_symbol[child], grown[parent, last[child]])
+        grown[parent, last[child]] = -np.inf
+
+        scores = np.concatenate([np.logaddexp(same_blank, same_symbol), grown.ravel()])
+        best = np.argsort(-scores, kind="stable")[:beam_size]
+        best = best[scores[best] > -np.inf]
+        is_grown = best >= size
+        row = np.where(is_grown, (best - size) // len(frame), best)
+        symbol = (best - size) % len(frame)  # of those that grew
+        in_blank = np.where(is_grown, -np.inf, same_blank[row])
+        in_symbol = np.where(is_grown, grown[row, symbol], same_symbol[row])
+        survivors = []
+        for new, i, s in zip(is_grown.tolist(), row.tolist(), symbol.tolist(), strict=True):
+            node = nodes[i]
+            if new:
+                node = children.setdefault((nodes[i], s), len(parents))
+                if node == len(parents):
+                    parents.append(nodes[i])
+                    symbols.append(s)
+            survivors.append(node)
+        nodes = survivors
+
+    def spell(node: int) -> tuple[int, ...]:
+        backwards = []
+        while node:
+            backwards.append(symbols[node])
+            node = parents[node]
+        return tuple(reversed(backwards))
+
+    return list(zip(map(spell, nodes), np.logaddexp(in_blank, in_symbol).tolist(), strict=True))
+
+
+class BeamSearch:
+    """A decoder to build once and call on batches: ``BeamSearch(vocabulary, lm_path="4-gram.arpa")(logits, lengths)``.
+
+    Without ``lm_path``: :func:`prefix_beam_search`, in which ``alpha`` and ``beta`` play no part. With it:
+    Flashlight's lexicon decoder (Kahn et al., 2022) through torchaudio, which finds the words ``W`` that maximise::
+
+        log P_ctc(W) + alpha * log P_lm(W) + beta * |W|          (natural logarithms)
+
+    ``lm_path`` is a word n-gram model, ARPA (``.arpa``, ``.arpa.gz``) or KenLM binary. Only words of ``lexicon_path``
+    (a word a line) can come out, by default the ARPA file's own; words the vocabulary cannot spell are left out.
+    ``alpha`` 0.5 and ``beta`` 1.5 are pyctcdecode's defaults, a fair start: tune both on held-out speech.
+    """
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        *,
+        beam_size: int = 32,
+        lm_path: str | Path | None = None,
+        lexicon_path: str | Path | None = None,
+        alpha: float = 0.5,
+        beta: float = 1.5,
+    ) -> None:
+        if beam_size < 1:
+            raise InputError(f"beam_size={beam_size} must be at least 1")
+        self.vocabulary = vocabulary
+        self.beam_size = beam_size
+        self._flashlight = None
+        if lm_path is not None:
+            words = _read_words(Path(lm_path), Path(lexicon_path) if lexicon_path else None)
+            self._flashlight = _flashlight_decoder(vocabulary, Path(lm_path), words, beam_size, alpha, beta)
+
+    def __call__(self, logits: Tensor, lengths: Tensor) -> list[str]:
+        log_probs = logits.float().log_softmax(-1).cpu()
+        utterances = [log_probs[i, :length] for i, length in enumerate(lengths.tolist())]
+        search = self._without_lm if self._flashlight is None else self._with_lm
+        return [self.vocabulary.decode(search(utterance)) for utterance in utterances]
+
+    def _without_lm(self, log_probs: Tensor) -> tuple[int, ...]:
+        return prefix_beam_search(log_probs.double().numpy(), self.vocabulary.blank_id, self.beam_size)[0][0]
+
+    def _with_lm(self, log_probs: Tensor) -> list[int]:
+        # The lexicon's words end in a delimiter but transcripts do not: one more frame closes the last word.
+        close = torch.full((1, log_probs.shape[1]), -1e4)
+        close[0, self.vocabulary.delimiter_id] = 0.0
+        hypotheses = self._flashlight(torch.cat([log_probs, close])[None].contiguous())[0]
+        return hypotheses[0].tokens.tolist() if hypotheses else []
+
+
+def beam_search(logits: Tensor, lengths: Tensor, vocabulary: Vocabulary, **options: Any) -> list[str]:
+    """:class:`BeamSearch` for one batch, with its options; build the class yourself to load a model only once."""
+    return BeamSearch(vocabulary, **options)(logits, lengths)
+
+
+def _flashlight_decoder(
+    vocabulary: Vocabulary, lm_path: Path, words: list[str], beam_size: int, alpha: float, beta: float
+) -> Any:
+    try:
+        from torchaudio.models.decoder import ctc_decoder
+    except (ImportError, RuntimeError) as error:
+        raise InputError(
+            f"decoding with the language model {lm_path} needs Flashlight: pip install speech-adapters[decode]"
+        ) from error
+    characters = {symbol for symbol in vocabulary.tokens if vocabulary.decode([vocabulary.tokens.index(symbol)])}
+    lexicon = []
+    for word in words:
+        # Models are published in lower as well as upper case; the spelling follows the vocabulary's.
+        spelling = next((s for s in (word, word.upper(), word.lower()) if set(s) <= characters), None)
+        if spelling:
+            lexicon.append(f"{word} {' '.join(spelling)} {vocabulary.delimiter}\n")
+    if not lexicon:
+        raise TextError(
+            f"{lm_path}: the vocabulary spells none of its {len(words)} words; use a model of its language"
+        )
+    with tempfile.NamedTemporaryFile("w", suffix=".lexicon", encoding="utf-8") as file:
+        file.writelines(lexicon)
+        file.flush()
+        try:
+            return ctc_decoder(
+                lexicon=file.name,
+                tokens=list(vocabulary.tokens),
+                lm=str(lm_path),
+                beam_size=beam_size,
+                lm_weight=alpha * math.log(10),  # KenLM's scores are decimal logarithms
+                word_score=beta,
+                log_add=True,
+                blank_token=vocabulary.blank,
+                sil_token=vocabulary.delimiter,
+            )
+        except RuntimeError as error:
+            raise TextError(f"{lm_path}: KenLM cannot read it ({error}); make or download it again") from error
+
+
+def _read_words(lm_path: Path, lexicon_path: Path | None) -> list[str]:
+    """The words to decode with, after a check that the language model is there and whole at both ends."""
+    for path in (lm_path, lexicon_path):
+        if path is not None and not path.is_file():
+            raise TextError(f"{path}: no such file; give an n-gram model in ARPA or KenLM's binary format")
+    with lm_path.open("rb") as file:
+        is_binary = file.read(10) == b"mmap lm ht"
+    words = [] if is_binary else _arpa_words(lm_path)
+    if lexicon_path is not None:
+        words = [line.split()[0] for line in lexicon_path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    elif is_binary:
+        raise TextError(f"{lm_path}: a binary model does not list its words; give them with lexicon_path=")
+    return words
+
+
+def _arpa_words(path: Path) -> list[str]:
+    """The unigrams of an ARPA file, ``\\data\\ ngram 1=N ... \\1-grams: <log10 p> <word> [back-off] ... \\end\\``."""
+    damaged = f"{path}: the file is cut short or damaged; make or download it again"
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
+            header = next((line for line in file if line.strip()), "")
+            if header.strip() != "\\data\\":
+                raise TextError(f"{path}: not an ARPA file (it must start with \\data\\); give an n-gram model")
+            count = next((int(line.split("=")[1]) for line in file if line.startswith("ngram 1=")), 0)
+            next((line for line in file if line.strip() == "\\1-grams:"), None)
+            words = [line.split()[1] for line in islice(file, count)]
+            whole = "\\end\\" in (line.strip() for line in file)
+    except (UnicodeDecodeError, IndexError, EOFError, gzip.BadGzipFile) as error:
+        raise TextError(damaged) from error
+    if not whole:
+        raise TextError(damaged)
+    return [word for word in words if not (word.startswith("<") and word.endswith(">"))]

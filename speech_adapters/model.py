@@ -1,0 +1,416 @@
+"""One frozen encoder with named adapters and named heads."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from speech_adapters.adapters.base import (
+    DEFAULT_LEARNING_RATE,
+    AdapterConfig,
+    AdapterModule,
+    AdapterPlan,
+    adapter_config,
+)
+from speech_adapters.adapters.lora import LoRAModule
+from speech_adapters.adapters.presets import Task, preset
+from speech_adapters.bank.storage import load_part, save_part
+from speech_adapters.encoders.loading import Encoder, load_encoder
+from speech_adapters.errors import AudioError, CheckpointError, ConfigError
+from speech_adapters.heads.base import HeadConfig, HeadModule, head_from_dict
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+
+
+@dataclass
+class ModelOutput:
+    """What the model returns.
+
+    Attributes:
+        last_hidden_state: (B, T, D) of the encoder; hidden_states: L + 1 tensors (B, T, D).
+        features: (B, T, F), what the head reads (the L-adapters' sum, or the last hidden state).
+        frame_lengths: (B,) real frames; mask: (B, T) True on real frames, or None when nothing is padded.
+        logits: the active head's output, None without a head. loss: scalar, when targets were given.
+    """
+
+    last_hidden_state: Tensor
+    hidden_states: tuple[Tensor, ...]
+    features: Tensor
+    frame_lengths: Tensor
+    mask: Tensor | None
+    logits: Tensor | None = None
+    loss: Tensor | None = None
+
+
+class SpeechAdapterModel(nn.Module):
+    """A frozen encoder, adapters and heads by name; at any time one adapter (or a stack of them) and one head are active.
+
+    >>> model = SpeechAdapterModel.from_pretrained("tiny-wavlm")
+    >>> model.add_adapter("telephone", "elp")
+    >>> model.add_head("asr", CTCHead(vocabulary))
+    >>> model.train_adapter("telephone", head="asr")
+    >>> model(waveforms, lengths=lengths).logits
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.adapters = nn.ModuleDict()
+        self.heads = nn.ModuleDict()
+        self.active_adapters: tuple[str, ...] = ()
+        self.active_head: str | None = None
+        self.gradient_checkpointing = False
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path, **options: Any) -> SpeechAdapterModel:
+        """Load and freeze an encoder; arguments and errors of :func:`~speech_adapters.encoders.load_encoder`."""
+        return cls(load_encoder(name_or_path, **options))
+
+    # ------------------------------------------------------------------ adapters
+
+    def add_adapter(self, name: str, config: str | AdapterConfig, task: Task = "asr") -> None:
+        """Add an adapter and make it the active one.
+
+        Args:
+            name: letters, digits, "_" and "-".
+            config: a preset's name ("elp", "lora", "houlsby", ...) or a config (``EL(...)``, ``LoRA(rank=16)``).
+            task: which task's published settings a preset takes (activation, learning rates).
+
+        Raises:
+            ConfigError: a name that is taken or not allowed, an unknown preset, settings that do not fit the encoder.
+        """
+        self._check_new(name, self.adapters, "adapter")
+        if isinstance(config, str):
+            config = preset(config, task, self.encoder.num_layers)
+        if not isinstance(config, AdapterConfig):
+            raise ConfigError(f"adapter {name!r}: config must be a preset's name or an adapter config, not {config!r}.")
+        module = config.build(self.encoder).to(self._device)
+        module.attach(self.encoder, name)
+        module.requires_grad_(False).eval()
+        self.adapters[name] = module
+        self.set_active(name)
+
+    def delete_adapter(self, name: str) -> None:
+        """Remove an adapter; the base is left as it was before the adapter came."""
+        module = self._get(name, self.adapters, "adapter")
+        self.set_active(*[active for active in self.active_adapters if active != name])
+        module.detach(self.encoder)
+        del self.adapters[name]
+
+    def set_active(self, *names: str | None) -> None:
+        """Choose the active adapter; several form a stack, applied in order; none leaves the frozen base."""
+        chosen = tuple(name for name in names if name is not None)
+        for name in chosen:
+            self._get(name, self.adapters, "adapter")
+        self.active_adapters = chosen
+        for name, module in self.adapters.items():
+            module.set_enabled(name in chosen)
+
+    @property
+    def feature_size(self) -> int:
+        """Width of what a head reads under the active adapters."""
+        sizes = [self.adapters[name].output_size for name in self.active_adapters]
+        return next((size for size in reversed(sizes) if size is not None), self.encoder.hidden_size)
+
+    # ------------------------------------------------------------------ heads
+
+    def add_head(self, name: str, config: HeadConfig) -> None:
+        """Add a head for the features of the active adapter, and make it the active head."""
+        self._check_new(name, self.heads, "head")
+        if not isinstance(config, HeadConfig):
+            raise ConfigError(f"head {name!r}: give a head config such as CTCHead(vocabulary), not {config!r}.")
+        self.heads[name] = config.build(self.feature_size).to(self._device).requires_grad_(False).eval()
+        self.active_head = name
+
+    def delete_head(self, name: str) -> None:
+        """Remove a head."""
+        self._get(name, self.heads, "head")
+        del self.heads[name]
+        self.active_head = None if self.active_head == name else self.active_head
+
+    def set_head(self, name: str | None) -> None:
+        """Choose the active head; None for none."""
+        if name is not None:
+            self._get(name, self.heads, "head")
+        self.active_head = name
+
+    @property
+    def head(self) -> HeadModule | None:
+        """The active head."""
+        return None if self.active_head is None else self.heads[self.active_head]
+
+    # ------------------------------------------------------------------ training
+
+    def train_adapter(self, *names: str, head: str | None = None) -> None:
+        """Activate adapters and a head, and let exactly their parameters train; everything else needs no gradient.
+
+        ``train_adapter(head="asr")`` trains the head alone on the frozen base.
+        """
+        self.set_active(*names)
+        self.set_head(head if head is not None else self.active_head)
+        self._check_widths()
+        for parameter in self.parameters():
+            parameter.requires_grad_(False)
+        for parameters in self.parameter_groups().values():
+            for parameter in parameters:
+                parameter.requires_grad_(True)
+        self.train()
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Parameters of the active adapters and head by group ("e", "l", "lora", "head", ...)."""
+        groups: dict[str, list[nn.Parameter]] = {}
+        for name in self.active_adapters:
+            for group, parameters in self.adapters[name].groups().items():
+                if parameters:
+                    groups.setdefault(group, []).extend(parameters)
+        if self.head is not None:
+            groups["head"] = list(self.head.parameters())
+        return groups
+
+    def learning_rates(self, overrides: dict[str, float] | None = None) -> dict[str, float]:
+        """Learning rate of each group of :meth:`parameter_groups`: override, else the adapter's own, else 1e-3."""
+        groups = self.parameter_groups()
+        rates = dict.fromkeys(groups, DEFAULT_LEARNING_RATE)
+        for name in self.active_adapters:
+            rates.update({k: v for k, v in self.adapters[name].learning_rates().items() if k in groups})
+        unknown = sorted(set(overrides or {}) - set(groups))
+        if unknown:
+            raise ConfigError(f"learning rate for unknown group {unknown[0]!r}; this model has {', '.join(groups)}.")
+        return {**rates, **(overrides or {})}
+
+    def train(self, mode: bool = True) -> SpeechAdapterModel:
+        """Dropout works in active adapters and the active head only; the encoder stays in eval mode."""
+        super().train(False)
+        self.training = mode
+        if mode:
+            for name in self.active_adapters:
+                self.adapters[name].train()
+            if self.head is not None:
+                self.head.train()
+        return self
+
+    def check_alive(self) -> None:
+        """Raise if a trainable tensor has no gradient, a zero one or a non-finite one; call it after ``backward``.
+
+        In a fresh adapter some gradients are zero in the first step by design (behind a zero-initialised projection):
+        check after the second.
+        """
+        dead = [
+            f"{name} ({'no gradient' if p.grad is None else 'zero' if p.grad.isfinite().all() else 'not finite'})"
+            for name, p in self.named_parameters()
+            if p.requires_grad and (p.grad is None or not p.grad.isfinite().all() or not p.grad.any())
+        ]
+        if dead:
+            raise RuntimeError(
+                f"{len(dead)} trainable tensor(s) learn nothing: {', '.join(dead[:5])}. An adapter must be alive: "
+                "check that the adapter is active and that nothing bypasses its place in the encoder."
+            )
+
+    # ------------------------------------------------------------------ forward
+
+    def forward(
+        self,
+        waveforms: Tensor | None = None,
+        lengths: Tensor | None = None,
+        *,
+        targets: Tensor | None = None,
+        time_mask: Tensor | None = None,
+        **cached: Any,
+    ) -> ModelOutput:
+        """Waveforms (B, samples) at 16 kHz, lengths (B,) in samples -> :class:`ModelOutput`.
+
+        Args:
+            targets: what the active head's loss wants, e.g. (B, U) token ids padded with -100 for CTC.
+            time_mask: (B, T) boolean frames to hide (SpecAugment).
+            cached: ``cnn_output`` or ``hidden`` with ``frames`` and ``start_layer`` in place of waveforms; see
+                :func:`~speech_adapters.encoders.encode`.
+
+        Raises:
+            AudioError: an utterance shorter than the encoder's receptive field.
+        """
+        if waveforms is not None:
+            self._check_audio(waveforms, lengths)
+            if lengths is not None and bool((lengths == waveforms.shape[1]).all()):
+                lengths = None
+        plan = AdapterPlan(self.adapters[name] for name in self.active_adapters)
+        output = self.encoder(
+            waveforms,
+            lengths,
+            plan=plan,
+            time_mask=time_mask,
+            gradient_checkpointing=self.gradient_checkpointing and self.training,
+            **cached,
+        )
+        features = plan.read(self.encoder, output)
+        frames = output.frame_lengths
+        if frames is None:
+            frames = torch.full((features.shape[0],), features.shape[1], device=features.device)
+        result = ModelOutput(
+            output.last_hidden_state, output.hidden_states, features, frames, output.mask
+        )
+        if self.head is not None:
+            scored = self.head(features, frames)
+            result.logits = scored.logits
+            if targets is not None:
+                result.loss = self.head.loss(scored, targets)
+        elif targets is not None:
+            raise ConfigError("targets were given but no head is active; call set_head or add_head.")
+        return result
+
+    # ------------------------------------------------------------------ saving
+
+    def save_adapter(self, name: str, folder: str | Path, **card: Any) -> Path:
+        """Save an adapter with the identity of its base. ``card`` entries (metrics, data) are kept in its description."""
+        module: AdapterModule = self._get(name, self.adapters, "adapter")
+        encoder = self.encoder
+        description = {
+            "name": name,
+            "config": module.config.to_dict(),
+            "base": {
+                "name": encoder.name,
+                "revision": encoder.revision,
+                "family": encoder.family,
+                "fingerprint": encoder.fingerprint,
+            },
+            "card": card,
+        }
+        extra = {}
+        if isinstance(module, LoRAModule):  # readable by peft itself
+            extra["adapter_config.json"] = _peft_config_text(module, encoder)
+        return save_part(folder, "adapter", description, module.tensors(), extra)
+
+    def load_adapter(self, folder: str | Path, name: str | None = None) -> str:
+        """Load a saved adapter and make it active; returns its name (the saved one unless given).
+
+        Raises:
+            CheckpointError: a damaged file, or an adapter made on another base.
+        """
+        description, tensors = load_part(folder, "adapter")
+        base = description["base"]
+        if base["fingerprint"] != self.encoder.fingerprint:
+            raise CheckpointError(
+                f"{folder}: this adapter was trained on {base['name']!r} ({base['family']}), whose frozen weights are not "
+                f"those of {self.encoder.name!r} ({self.encoder.family}); load it onto its own base."
+            )
+        name = name or description["name"]
+        before = self.active_adapters
+        self.add_adapter(name, adapter_config(description["config"]))
+        try:
+            self.adapters[name].load_tensors(tensors)
+        except (RuntimeError, CheckpointError) as error:
+            self.delete_adapter(name)
+            self.set_active(*before)
+            raise CheckpointError(f"{folder}: its tensors do not fit its configuration ({error}).") from error
+        return name
+
+    def save_head(self, name: str, folder: str | Path) -> Path:
+        """Save a head: its config (vocabulary and normaliser included) and weights."""
+        head: HeadModule = self._get(name, self.heads, "head")
+        description = {"name": name, "config": head.config.to_dict(), "input_size": head.input_size}
+        return save_part(folder, "head", description, head.state_dict())
+
+    def load_head(self, folder: str | Path, name: str | None = None) -> str:
+        """Load a saved head and make it active; returns its name."""
+        description, tensors = load_part(folder, "head")
+        name = name or description["name"]
+        self._check_new(name, self.heads, "head")
+        head = head_from_dict(description["config"]).build(description["input_size"])
+        try:
+            head.load_state_dict(tensors)
+        except RuntimeError as error:
+            raise CheckpointError(f"{folder}: its tensors do not fit its configuration ({error}).") from error
+        self.heads[name] = head.to(self._device).requires_grad_(False).eval()
+        self.active_head = name
+        return name
+
+    def merge_adapter(self, name: str) -> nn.Module:
+        """The stock encoder with a LoRA adapter folded into its weights, as a copy; save it with ``save_pretrained``.
+
+        Raises:
+            ConfigError: an adapter whose method cannot be written into the base's weights.
+        """
+        import copy
+
+        module = self._get(name, self.adapters, "adapter")
+        if not isinstance(module, LoRAModule):
+            raise ConfigError(f"adapter {name!r} ({module.config.method}) has no form in the base's weights; LoRA has.")
+        twin = copy.deepcopy(self)
+        twin.set_active(name)
+        twin.adapters[name].merge()
+        for other in twin.adapters.values():
+            other.detach(twin.encoder)
+        return twin.encoder.model
+
+    # ------------------------------------------------------------------ what it is
+
+    def count_parameters(self) -> dict[str, float]:
+        """``trainable``, ``total`` (the encoder included) and ``percent`` of the active adapters and head."""
+        trainable = sum(p.numel() for group in self.parameter_groups().values() for p in group)
+        base = sum(p.numel() for n, p in self.encoder.model.named_parameters() if ".lora_" not in n)
+        return {"trainable": trainable, "total": base + trainable, "percent": 100 * trainable / (base + trainable)}
+
+    def __repr__(self) -> str:
+        lines = [f"SpeechAdapterModel on {self.encoder!r}"]
+        for name, module in self.adapters.items():
+            mark = "*" if name in self.active_adapters else " "
+            count = sum(p.numel() for p in module.parameters())
+            lines.append(f" {mark} adapter {name!r}: {count:,} parameters")
+            lines += [f"     {line}" for line in module.describe()]
+        for name, head in self.heads.items():
+            mark = "*" if name == self.active_head else " "
+            lines.append(f" {mark} head {name!r}: {sum(p.numel() for p in head.parameters()):,} parameters, reads {head.input_size}")
+        count = self.count_parameters()
+        lines.append(f"   active: {count['trainable']:,} trainable of {count['total']:,} ({count['percent']:.2f} %)")
+        return "\n".join(lines)
+
+    # ------------------------------------------------------------------ inner
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.encoder.model.parameters()).device
+
+    def _check_audio(self, waveforms: Tensor, lengths: Tensor | None) -> None:
+        if waveforms.dim() != 2 or not waveforms.is_floating_point():
+            raise AudioError(
+                f"waveforms: expected a float tensor (batch, samples), got {tuple(waveforms.shape)} {waveforms.dtype}."
+            )
+        shortest = int(waveforms.shape[1] if lengths is None else lengths.min())
+        if shortest < self.encoder.receptive_field:
+            raise AudioError(
+                f"an utterance of {shortest} samples is shorter than the encoder's receptive field of "
+                f"{self.encoder.receptive_field} samples ({self.encoder.receptive_field / 16:.0f} ms); drop or pad it."
+            )
+
+    def _check_widths(self) -> None:
+        if self.head is not None and self.head.input_size != self.feature_size:
+            raise ConfigError(
+                f"head {self.active_head!r} reads features of {self.head.input_size}, but the active adapters "
+                f"{list(self.active_adapters)} give {self.feature_size}; add a head while the adapter is active."
+            )
+
+    @staticmethod
+    def _check_new(name: str, existing: Iterable[str], kind: str) -> None:
+        if not NAME.fullmatch(name):
+            raise ConfigError(f"{kind} name {name!r}: use letters, digits, '_' and '-'.")
+        if name in existing:
+            raise ConfigError(f"{kind} {name!r} exists already; delete it first or choose another name.")
+
+    @staticmethod
+    def _get(name: str, existing: nn.ModuleDict, kind: str) -> Any:
+        if name not in existing:
+            raise ConfigError(f"no {kind} {name!r}; there are: {', '.join(existing) or 'none'}.")
+        return existing[name]
+
+
+def _peft_config_text(module: LoRAModule, encoder: Encoder) -> str:
+    import json
+
+    values = module.config.peft_config(encoder).to_dict()
+    values = {key: sorted(value) if isinstance(value, set) else value for key, value in values.items()}
+    return json.dumps({**values, "inference_mode": True}, indent=2, default=str) + "\n"

@@ -1,0 +1,1 @@
+"""Training objectives that need no labels."""

@@ -1,0 +1,1 @@
+"""Training: batches by length, parameter groups, the trainer, run folders."""

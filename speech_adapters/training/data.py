@@ -1,0 +1,172 @@
+"""From a manifest to batches: reading, batching by length, padding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from speech_adapters.audio import SAMPLE_RATE, check_waveform, read_audio
+from speech_adapters.augmentation import Augmentation
+from speech_adapters.encoders.loading import Encoder
+from speech_adapters.errors import AudioError, InputError
+from speech_adapters.heads.base import HeadConfig
+from speech_adapters.heads.ctc import CTCHead, check_ctc_lengths
+from speech_adapters.manifest import Manifest, Utterance
+
+IGNORE = -100
+
+
+class SpeechDataset(Dataset):
+    """Utterances of a manifest as ``{"waveform": (samples,), "target": (U,) or None, "index": int}``.
+
+    Args:
+        target: what the head learns from an utterance, as a tensor of ids; None for audio alone.
+        augmentation: applied on reading; the random numbers follow from the seed, the epoch and the utterance, so that
+            a resumed run or another number of workers sees the same.
+        keep_in_memory: hold decoded audio (as 16-bit samples: 115 MB an hour).
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        target: Callable[[Utterance], list[int]] | None = None,
+        augmentation: Augmentation | None = None,
+        seed: int = 0,
+        keep_in_memory: bool = True,
+    ) -> None:
+        self.manifest, self.target, self.augmentation, self.seed = manifest, target, augmentation, seed
+        self.epoch = 0
+        self._kept: dict[int, Tensor] | None = {} if keep_in_memory else None
+
+    def __len__(self) -> int:
+        return len(self.manifest)
+
+    def waveform(self, index: int) -> Tensor:
+        """(samples,) at 16 kHz, as recorded."""
+        if self._kept is not None and index in self._kept:
+            return self._kept[index].float() / 32768
+        utterance = self.manifest[index]
+        audio = read_audio(utterance.audio_filepath, offset=utterance.offset, duration=utterance.duration)
+        if self._kept is not None:
+            self._kept[index] = (audio * 32768).round().clamp(-32768, 32767).to(torch.int16)
+            return self._kept[index].float() / 32768
+        return audio
+
+    def __getitem__(self, index: int) -> dict:
+        audio = self.waveform(index)
+        if self.augmentation is not None:
+            audio = self.augmentation(audio, np.random.default_rng((self.seed, self.epoch, index)))
+        check_waveform(audio, self.manifest[index].audio_filepath)
+        target = None if self.target is None else torch.tensor(self.target(self.manifest[index]))
+        return {"waveform": audio, "target": target, "index": index}
+
+
+def collate(items: Sequence[dict]) -> dict[str, Tensor]:
+    """Pad to ``waveforms`` (B, S), ``lengths`` (B,), ``targets`` (B, U) padded with -100, ``indices`` (B,)."""
+    lengths = torch.tensor([len(item["waveform"]) for item in items])
+    batch = {
+        "waveforms": torch.nn.utils.rnn.pad_sequence([item["waveform"] for item in items], batch_first=True),
+        "lengths": lengths,
+        "indices": torch.tensor([item["index"] for item in items]),
+    }
+    if items[0]["target"] is not None:
+        targets = [item["target"] for item in items]
+        batch["targets"] = torch.nn.utils.rnn.pad_sequence(targets, batch_first=True, padding_value=IGNORE)
+    return batch
+
+
+class LengthBatches(Sampler[list[int]]):
+    """Batches of like length, at most ``batch_seconds`` of audio each, padding included.
+
+    Padding is wasted work, and in encoders whose CNN normalises over time it even changes the result; utterances of
+    like length keep both small. With ``shuffle``, lengths are jittered by 10 % before sorting, and the batches drawn in
+    random order. Processes of a distributed run take turns: process r of n gets batches r, r + n, ...
+    """
+
+    def __init__(
+        self,
+        durations: Sequence[float],
+        batch_seconds: float,
+        shuffle: bool = True,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.durations = np.asarray(durations, dtype=float)
+        self.batch_seconds, self.shuffle, self.seed = batch_seconds, shuffle, seed
+        self.rank, self.world_size = rank, world_size
+        self.epoch = 0
+        # Every epoch has as many batches as the first, whatever the jitter: schedulers count on it.
+        self._count = len(self._batches(0))
+        self._count -= self._count % world_size if shuffle else 0
+        if self._count == 0:
+            raise InputError(f"{len(self.durations)} utterances make fewer batches than there are processes ({world_size}).")
+
+    def _batches(self, epoch: int) -> list[list[int]]:
+        rng = np.random.default_rng((self.seed, epoch))
+        key = self.durations * rng.uniform(0.9, 1.1, len(self.durations)) if self.shuffle else self.durations
+        batches: list[list[int]] = []
+        longest = 0.0
+        for index in np.argsort(key, kind="stable"):
+            longest = max(longest, self.durations[index])
+            if not batches or longest * (len(batches[-1]) + 1) > self.batch_seconds:
+                batches.append([])
+                longest = self.durations[index]
+            batches[-1].append(int(index))
+        if self.shuffle:
+            rng.shuffle(batches)
+        return batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        batches = self._batches(self.epoch)
+        batches = (batches * 2)[: self._count] if self.shuffle else batches
+        return iter(batches[self.rank :: self.world_size])
+
+    def __len__(self) -> int:
+        return len(range(self.rank, self._count, self.world_size))
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+
+class EpochLoader(DataLoader):
+    """A loader whose batches and augmentation know the epoch."""
+
+    def set_epoch(self, epoch: int) -> None:
+        self.batch_sampler.set_epoch(epoch)
+        self.dataset.epoch = epoch
+
+
+def evaluation_loader(dataset: SpeechDataset, batch_seconds: float) -> DataLoader:
+    """Every utterance once, sorted by length, at most ``batch_seconds`` a batch."""
+    batches = LengthBatches([u.duration for u in dataset.manifest], batch_seconds, shuffle=False)
+    return DataLoader(dataset, batch_sampler=batches, collate_fn=collate)
+
+
+def ctc_target(head: CTCHead) -> Callable[[Utterance], list[int]]:
+    """Transcript -> token ids, by the head's normaliser and vocabulary."""
+    return lambda utterance: head.encode(utterance.text, source=utterance.id)
+
+
+def check_before_training(manifest: Manifest, encoder: Encoder, head: HeadConfig) -> None:
+    """Find what would fail hours later: short audio, unknown symbols, transcripts longer than their frames.
+
+    Raises:
+        AudioError, TextError: naming the utterances.
+    """
+    samples = torch.tensor([round(utterance.duration * SAMPLE_RATE) for utterance in manifest])
+    short = [u.id for u, n in zip(manifest, samples, strict=True) if n < encoder.receptive_field]
+    if short:
+        raise AudioError(
+            f"{manifest.name}: {len(short)} utterance(s) are shorter than the encoder's receptive field of "
+            f"{encoder.receptive_field / 16:.0f} ms, such as {', '.join(short[:3])}; remove them from the manifest."
+        )
+    if isinstance(head, CTCHead):
+        manifest.require("text")
+        encode = ctc_target(head)
+        targets = [encode(utterance) for utterance in manifest]
+        check_ctc_lengths(targets, encoder.frame_lengths(samples).tolist(), [utterance.id for utterance in manifest])

@@ -1,0 +1,280 @@
+"""Plain values (from YAML, JSON or a command line) into typed dataclasses, and back.
+
+The dataclass is the only schema: every value is checked against its field's annotation. Understood are ``bool``,
+``int``, ``float``, ``str``, ``Path``, ``Enum``, ``Literal``, ``Optional``, unions, ``list``, ``tuple``, ``dict``,
+``Any`` and nested dataclasses. A mapping given for a nested dataclass changes only the keys it names; the others keep
+what the default of the enclosing field says. In a union of dataclasses the one that fits most of the keys is taken, so
+a ``Literal`` field can tell them apart.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import dataclasses
+import difflib
+import enum
+import os
+import types
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from speech_adapters.errors import ConfigError
+
+C = TypeVar("C")
+_MISSING: Any = dataclasses.MISSING
+_BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+_SEQUENCES = (list, tuple, collections.abc.Sequence)
+
+
+@dataclasses.dataclass(frozen=True)
+class Typed:
+    """A value typed on a command line: ``text`` becomes whatever type its field has; ``where`` names the argument."""
+
+    text: str
+    where: str
+    parse: Callable[[str], Any]  # turns the text into lists and mappings, where the field wants one
+
+    def __repr__(self) -> str:
+        return repr(self.text)
+
+
+def from_dict(cls: type[C], mapping: Mapping[str, Any], where: str = "configuration") -> C:
+    """Build ``cls`` from plain values; a bad key or value raises a ConfigError that opens with ``where``."""
+    if not isinstance(mapping, Mapping):
+        raise ConfigError(f"{where}: expected keys with values, got {mapping!r}")
+    return _build(cls, mapping, _Place(where))
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The configuration as values that YAML and JSON can hold; :func:`from_dict` gives an equal one back."""
+    return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config) if field.init}
+
+
+def field_types(cls: type) -> dict[str, Any]:
+    """The annotation of each field that a configuration of this class takes, in order of definition."""
+    hints = get_type_hints(cls)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
+
+
+def members_of(hint: Any) -> tuple[Any, ...]:
+    """The members of a union; any other type is the only member of itself."""
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def put(cls: type, mapping: dict[str, Any], dotted: str, value: Typed) -> None:
+    """Set ``mapping["a"]["b"]`` for ``dotted = "a.b"``, checking each key on the way: errors name the argument."""
+    place, owners, keys = _Place(value.where), [cls], dotted.split(".")
+    for key, following in zip(keys, [*keys[1:], None], strict=True):
+        hints = {name: hint for owner in owners for name, hint in field_types(owner).items()}
+        if owners and key not in hints:
+            raise _unknown(key, hints, place)
+        if following is None:
+            mapping[key] = value
+            return
+        place = place.at(key)
+        if owners:
+            members = members_of(hints[key])
+            owners = [member for member in members if dataclasses.is_dataclass(member)]
+            if not owners and not any((get_origin(member) or member) in (dict, Any) for member in members):
+                raise place.error(f"is {_name(hints[key])}, with no keys of its own such as '{following}'")
+        inner = mapping.get(key)
+        mapping[key] = mapping = dict(inner) if isinstance(inner, dict) else {}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Place:
+    """Where a value stands, for messages: the file or argument, and the dotted key."""
+
+    where: str
+    key: str = ""
+
+    def at(self, name: object) -> _Place:
+        return _Place(self.where, f"{self.key}.{name}" if self.key else str(name))
+
+    def error(self, message: str) -> ConfigError:
+        return ConfigError(f"{self.where}: {self.key}: {message}" if self.key else f"{self.where}: {message}")
+
+
+def _build(cls: type[C], mapping: Mapping[Any, Any], place: _Place, base: Any = None) -> C:
+    hints = field_types(cls)
+    for key in mapping:
+        if key not in hints:
+            raise _unknown(key, hints, place)
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+        default = field.default if field.default_factory is _MISSING else field.default_factory()
+        if field.name in mapping:
+            current = default if base is None else getattr(base, field.name)
+            values[field.name] = _convert(hints[field.name], mapping[field.name], place.at(field.name), current)
+        elif field.init and default is _MISSING and base is None:
+            raise place.error(f"missing key '{field.name}' ({_name(hints[field.name])}); it has no default")
+    try:
+        return cls(**values) if base is None else dataclasses.replace(base, **values)
+    except ValueError as error:  # from a __post_init__, which checks what types cannot say
+        raise place.error(str(error)) from error
+
+
+def _convert(hint: Any, value: Any, place: _Place, current: Any = None) -> Any:
+    """``value`` as the type ``hint``; ``current`` is what it replaces, of which a nested mapping changes parts."""
+    if isinstance(value, Typed):
+        place = _Place(value.where, place.key)
+    origin = get_origin(hint) or hint
+    if origin in (Union, types.UnionType):
+        return _convert_union(hint, value, place, current)
+    if dataclasses.is_dataclass(hint):
+        if isinstance(value, hint):
+            return value
+        if isinstance(mapping := _parsed(value), Mapping):
+            return _build(hint, mapping, place, current if type(current) is hint else None)
+    elif origin in _SEQUENCES:
+        items = _split(value) if isinstance(value, Typed) and not value.text.startswith("[") else _parsed(value)
+        if isinstance(items, list | tuple):
+            return _convert_items(hint, items, place)
+    elif origin is dict:
+        if isinstance(mapping := _parsed(value), Mapping):
+            key_hint, item_hint = get_args(hint) or (Any, Any)
+            pairs = [
+                (_convert(key_hint, k, place.at(k)), _convert(item_hint, v, place.at(k))) for k, v in mapping.items()
+            ]
+            return dict(pairs)
+    else:
+        for converted in _convert_scalar(hint, value):
+            return converted
+    raise place.error(f"expected {_name(hint)}, got {value!r}")
+
+
+def _convert_union(hint: Any, value: Any, place: _Place, current: Any) -> Any:
+    members = [member for member in members_of(hint) if member is not types.NoneType]
+    if len(members) < len(members_of(hint)):
+        if value is None or (isinstance(value, Typed) and value.text.lower() in ("null", "none", "~")):
+            return None
+    if type(value) in members:  # it has one of the types already: 3 does not become 3.0
+        return value
+    if isinstance(value, Typed):  # any text is a str, most are a list: try the narrower types first
+        members.sort(key=lambda member: 1 if member in (str, Path) else 2 if _is_sequence(member) else 0)
+        if value.text.startswith("["):
+            members.sort(key=lambda member: not _is_sequence(member))
+        if value.text.startswith("{"):
+            value = value.parse(value.text)
+    errors: list[ConfigError] = []
+    if isinstance(value, Mapping):
+        members.sort(key=lambda member: (_fit(member, value, place), type(current) is member), reverse=True)
+    for member in members:
+        try:
+            return _convert(member, value, place, current)
+        except ConfigError as error:
+            errors.append(error)
+    if isinstance(value, Mapping) and dataclasses.is_dataclass(members[0]):
+        raise errors[0]
+    raise place.error(f"expected {_name(hint)}, got {value!r}")
+
+
+def _fit(member: Any, mapping: Mapping[Any, Any], place: _Place) -> int:
+    """How many keys of the mapping a dataclass takes; -1 for anything that is no dataclass."""
+    if not dataclasses.is_dataclass(member):
+        return -1
+    hints, fitting = field_types(member), 0  # type: ignore[arg-type]
+    for key in mapping.keys() & hints.keys():
+        try:
+            _convert(hints[key], mapping[key], place)
+            fitting += 1
+        except ConfigError:
+            pass
+    return fitting
+
+
+def _convert_items(hint: Any, items: Sequence[Any], place: _Place) -> Any:
+    arguments = get_args(hint) or (Any, ...)
+    is_tuple = (get_origin(hint) or hint) is tuple
+    if is_tuple and arguments[-1] is not ...:
+        if len(items) != len(arguments):
+            raise place.error(f"expected {len(arguments)} values, got {list(items)!r}")
+        hints: Sequence[Any] = arguments
+    else:
+        hints = [arguments[0]] * len(items)
+    converted = [_convert(h, item, place.at(i)) for i, (h, item) in enumerate(zip(hints, items, strict=True))]
+    return tuple(converted) if is_tuple else converted
+
+
+def _convert_scalar(hint: Any, value: Any) -> tuple[Any, ...]:
+    """The value as a scalar type, in a tuple of one; an empty tuple where it does not fit."""
+    typed = isinstance(value, Typed)
+    if hint is Any:  # overrides may stand inside: extra.a.b=1
+        inside = isinstance(value, dict)
+        return ({key: _convert_scalar(Any, item)[0] for key, item in value.items()} if inside else _parsed(value),)
+    if get_origin(hint) is Literal:
+        same = (
+            c for c in get_args(hint) if (str(c) == value.text if typed else type(c) is type(value) and c == value)
+        )
+        return tuple(same)[:1]
+    if hint in (int, float):
+        numbers = int if hint is int else (int, float)
+        if not typed and (isinstance(value, bool) or not isinstance(value, numbers)):
+            return ()
+        try:
+            return (hint(value.text if typed else value),)
+        except (ValueError, OverflowError):
+            return ()
+    value = value.text if typed else value
+    if hint is bool:
+        known = isinstance(value, bool) or (isinstance(value, str) and value.lower() in _BOOLEANS)
+        return (_BOOLEANS[str(value).lower()],) if known else ()
+    if hint is str:
+        return (value,) if isinstance(value, str) else ()
+    if hint is Path:
+        return (Path(os.path.expanduser(value)),) if isinstance(value, str | Path) and str(value) else ()
+    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        same = (member for member in hint if value in (member, _plain(member)) or str(value) == str(member.value))
+        return tuple(same)[:1]
+    raise TypeError(f"a configuration field cannot have the type {hint!r}")
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return to_dict(value)
+    if isinstance(value, enum.Enum):
+        return value.value if isinstance(value.value, str) else value.name
+    if isinstance(value, Path):
+        return value.as_posix()
+    if isinstance(value, Mapping):
+        return {_plain(key): _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _parsed(value: Any) -> Any:
+    return value.parse(value.text) if isinstance(value, Typed) else value
+
+
+def _split(value: Typed) -> list[Typed]:
+    """``a,b`` as two values; nothing at all as none."""
+    return [dataclasses.replace(value, text=text.strip()) for text in value.text.split(",") if value.text]
+
+
+def _is_sequence(hint: Any) -> bool:
+    return (get_origin(hint) or hint) in _SEQUENCES
+
+
+def _unknown(key: Any, valid: Mapping[str, Any], place: _Place) -> ConfigError:
+    close = difflib.get_close_matches(str(key), valid, n=1)
+    suggestion = f"did you mean '{close[0]}'? " if close else ""
+    return place.error(f"unknown key '{key}'; {suggestion}The keys are: {', '.join(valid)}")
+
+
+def _name(hint: Any) -> str:
+    """A type as a reader would say it."""
+    words = {bool: "true or false", int: "an integer", float: "a number", str: "text", Path: "a path", Any: "anything"}
+    if hint in words:
+        return words[hint]
+    if get_origin(hint) is Literal:
+        return "one of " + ", ".join(map(str, get_args(hint)))
+    if len(members_of(hint)) > 1:
+        return " or ".join("null" if member is types.NoneType else _name(member) for member in members_of(hint))
+    if dataclasses.is_dataclass(hint):
+        return f"the keys of {hint.__name__} ({', '.join(field_types(hint))})"  # type: ignore[union-attr]
+    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        return "one of " + ", ".join(str(_plain(member)) for member in hint)
+    if _is_sequence(hint):
+        inner = [_name(item) for item in get_args(hint) if item is not ...]
+        return f"a list ({', '.join(inner)})" if inner else "a list"
+    return "keys with values" if (get_origin(hint) or hint) is dict else str(hint)

@@ -1,0 +1,216 @@
+"""Reading, writing and checking waveforms: formats, pieces, channels, and a clear error for each bad input."""
+
+from __future__ import annotations
+
+import math
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from speech_adapters.audio import audio_info, check_waveform, read_audio, resample, write_audio
+from speech_adapters.errors import AudioError, InputError
+
+
+def tone(seconds: float = 1.0, rate: int = 16_000, hertz: float = 440.0) -> torch.Tensor:
+    return 0.5 * torch.sin(2 * math.pi * hertz * torch.arange(round(seconds * rate)) / rate)
+
+
+@pytest.mark.parametrize("suffix, loss", [(".wav", 1e-4), (".flac", 1e-4), (".ogg", 0.05), (".opus", 0.05)])
+def test_formats_round_trip(tmp_path: Path, suffix: str, loss: float):
+    path = tmp_path / f"tone{suffix}"
+    write_audio(path, tone())
+    got = read_audio(path)
+    assert got.dtype == torch.float32 and got.shape == (16_000,)
+    assert (got - tone())[2000:-2000].abs().max() < loss
+    assert list(tmp_path.iterdir()) == [path], "no temporary file is left"
+
+
+def test_mp3_is_read(tmp_path: Path):
+    path = tmp_path / "tone.mp3"
+    soundfile.write(path, tone().numpy(), 16_000)
+    assert abs(len(read_audio(path)) - 16_000) < 3000
+
+
+def test_float_wav_is_exact(tmp_path: Path):
+    write_audio(tmp_path / "a.wav", 3 * tone(), subtype="FLOAT")
+    assert torch.equal(read_audio(tmp_path / "a.wav"), 3 * tone())
+
+
+def test_offset_and_duration_pick_a_piece(tmp_path: Path):
+    path = tmp_path / "a.wav"
+    write_audio(path, torch.linspace(-0.9, 0.9, 32_000), subtype="FLOAT")
+    assert torch.equal(read_audio(path, offset=0.5, duration=1.0), read_audio(path)[8_000:24_000])
+    assert len(read_audio(path, duration=2.02)) == 32_000, "rounded durations of manifests are forgiven"
+
+
+def test_resampling_keeps_the_tone(tmp_path: Path):
+    path = tmp_path / "a.wav"
+    write_audio(path, tone(rate=8_000), sample_rate=8_000)
+    got = read_audio(path)
+    assert len(got) == 16_000
+    assert (got - tone())[1000:-1000].abs().max() < 0.01
+    assert len(read_audio(path, sample_rate=8_000, resample=False)) == 8_000
+    assert torch.equal(resample(got, 16_000, 16_000), got)
+
+
+def test_channels_are_chosen_or_mixed(tmp_path: Path):
+    path = tmp_path / "call.wav"
+    soundfile.write(path, np.stack([np.full(800, 0.5), np.full(800, -0.25)], axis=1), 16_000, subtype="FLOAT")
+    assert read_audio(path, channel=0).unique().tolist() == [0.5]
+    assert read_audio(path, channel=1).unique().tolist() == [-0.25]
+    assert read_audio(path, channel="mix").unique().tolist() == [0.125]
+    with pytest.raises(AudioError, match=r'call\.wav: 2 channels.*channel=0.*"mix"'):
+        read_audio(path)
+    with pytest.raises(AudioError, match="channel=2 does not exist; use 0 to 1"):
+        read_audio(path, channel=2)
+
+
+def test_info(tmp_path: Path):
+    soundfile.write(tmp_path / "a.flac", np.zeros((4_000, 2)), 8_000)
+    info = audio_info(tmp_path / "a.flac")
+    assert (info.sample_rate, info.channels, info.frames, info.duration) == (8_000, 2, 4_000, 0.5)
+
+
+def test_silence_is_allowed(tmp_path: Path):
+    write_audio(tmp_path / "a.wav", torch.zeros(400))
+    assert read_audio(tmp_path / "a.wav").abs().max() == 0
+
+
+def _missing(folder: Path) -> Path:
+    return folder / "missing.wav"
+
+
+def _folder(folder: Path) -> Path:
+    return folder
+
+
+def _empty(folder: Path) -> Path:
+    (folder / "empty.wav").touch()
+    return folder / "empty.wav"
+
+
+def _text(folder: Path) -> Path:
+    (folder / "notes.wav").write_text("this is no audio" * 100)
+    return folder / "notes.wav"
+
+
+def _no_samples(folder: Path) -> Path:
+    soundfile.write(folder / "none.wav", np.zeros(0), 16_000)
+    return folder / "none.wav"
+
+
+def _short(folder: Path) -> Path:
+    write_audio(folder / "short.wav", torch.zeros(399))
+    return folder / "short.wav"
+
+
+def _nan(folder: Path) -> Path:
+    samples = tone().numpy().copy()
+    samples[123] = np.nan
+    soundfile.write(folder / "nan.wav", samples, 16_000, subtype="FLOAT")
+    return folder / "nan.wav"
+
+
+def _cut(suffix: str):
+    def make(folder: Path) -> Path:
+        path = folder / f"cut{suffix}"
+        noise = torch.from_numpy(np.random.default_rng(0).uniform(-0.5, 0.5, 32_000)).float()
+        write_audio(path, noise)
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) * 2 // 3])
+        return path
+
+    return make
+
+
+def _damaged_flac(folder: Path) -> Path:
+    path = _cut(".flac")(folder)
+    path.write_bytes(b"junk" + path.read_bytes()[4:])
+    return path
+
+
+BAD_FILES = {
+    "missing": (_missing, "no such audio file"),
+    "folder": (_folder, "is a folder"),
+    "empty": (_empty, "empty file"),
+    "not audio": (_text, "corrupt, or not audio"),
+    "no samples": (_no_samples, "0 samples"),
+    "shorter than the receptive field": (_short, "399 samples are shorter than .* 400 samples"),
+    "NaN": (_nan, "NaN or infinite samples, the first at index 123"),
+    "cut wav": (_cut(".wav"), "cut short"),
+    "cut flac": (_cut(".flac"), "cut short"),
+    "cut ogg": (_cut(".ogg"), "cut short"),
+    "cut opus": (_cut(".opus"), "cut short"),
+    "damaged flac": (_damaged_flac, "corrupt"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_bad_files_get_one_clear_error(tmp_path: Path, name: str):
+    make, message = BAD_FILES[name]
+    path = make(tmp_path)
+    with pytest.raises(AudioError, match=message) as caught:
+        read_audio(path)
+    assert str(caught.value).startswith(str(path)), "the file is named first"
+    assert isinstance(caught.value, InputError)
+
+
+def test_a_wav_written_to_a_pipe_is_not_cut(tmp_path: Path):
+    path = tmp_path / "a.wav"
+    write_audio(path, tone())
+    content = bytearray(path.read_bytes())
+    position = content.index(b"data") + 4
+    content[position : position + 4] = struct.pack("<I", 0xFFFF_FFFF)
+    path.write_bytes(content)
+    assert len(read_audio(path)) == 16_000
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"resample": False, "sample_rate": 8_000}, "sampled at 16000 Hz, expected 8000.*resample=True"),
+        ({"offset": 1.0}, "offset=1.0 s lies behind its end at 1.000 s"),
+        ({"offset": -0.1}, "offset=-0.1"),
+        ({"duration": 0.0}, "duration=0.0"),
+        ({"duration": 1.5}, "1.500 s asked .* but it ends at 1.000 s"),
+        ({"duration": 0.01}, "160 samples are shorter"),
+    ],
+)
+def test_bad_arguments(tmp_path: Path, arguments: dict, message: str):
+    write_audio(tmp_path / "a.wav", tone())
+    with pytest.raises(AudioError, match=message):
+        read_audio(tmp_path / "a.wav", **arguments)
+
+
+@pytest.mark.parametrize(
+    "waveform, message",
+    [
+        (torch.zeros(2, 800), r"shape \(2, 800\), expected \(samples,\)"),
+        (torch.zeros(800, dtype=torch.int16), "int16"),
+        (torch.zeros(0), "0 samples"),
+        (torch.zeros(399), "receptive field of 400"),
+        (torch.full((800,), math.inf), "index 0"),
+    ],
+)
+def test_check_waveform(waveform: torch.Tensor, message: str):
+    with pytest.raises(AudioError, match=f"waveform 3: .*{message}"):
+        check_waveform(waveform, "waveform 3")
+    good = torch.zeros(400)
+    assert check_waveform(good, "waveform 3") is good
+
+
+def test_write_is_whole_or_nothing(tmp_path: Path):
+    path = tmp_path / "a.wav"
+    write_audio(path, tone())
+    before = path.read_bytes()
+    with pytest.raises(AudioError, match="NaN"):
+        write_audio(path, torch.full((800,), math.nan))
+    with pytest.raises(AudioError, match="cannot be written"):
+        write_audio(path, tone(), subtype="NO_SUCH")
+    with pytest.raises(AudioError, match=r"a\.xyz: cannot be written .*\.wav"):
+        write_audio(tmp_path / "a.xyz", tone())
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,109 @@
+"""Augmentation does to the signal what it says: band, codec, ratio, speed; and repeats under one seed."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from speech_adapters.audio import write_audio
+from speech_adapters.augmentation import CODECS, Augmentation, add_noise, speed, telephone
+from speech_adapters.errors import ConfigError
+from speech_adapters.manifest import Manifest, Utterance
+
+
+def tone(hertz: float, samples: int = 16_001) -> torch.Tensor:
+    return 0.3 * torch.sin(2 * math.pi * hertz * torch.arange(samples) / 16_000)
+
+
+def power(waveform: torch.Tensor) -> float:
+    return float(waveform.square().mean())
+
+
+def decibel(after: torch.Tensor, before: torch.Tensor) -> float:
+    return 10 * math.log10(power(after) / power(before))
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_telephone_passes_its_band_only(codec: str):
+    assert len(telephone(tone(1000), codec)) == 16_001
+    assert abs(decibel(telephone(tone(1000), codec), tone(1000))) < 1.5
+    assert decibel(telephone(tone(80), codec), tone(80)) < -15
+    assert decibel(telephone(tone(5000), codec), tone(5000)) < -40
+
+
+def test_codecs_are_real():
+    """G.711's quantisation noise lies near 38 dB below the tone; GSM at 13 kbit/s is far coarser; A-law differs."""
+    noise = torch.from_numpy(np.random.default_rng(0).normal(0, 0.1, 16_000)).float()
+    mu, a, gsm = (telephone(noise, codec) for codec in ("mu-law", "a-law", "gsm"))
+    assert not torch.equal(mu, a)
+    assert decibel(mu - a, a) < -30
+    assert decibel(gsm - a, a) > -20
+
+
+def test_unknown_codec():
+    with pytest.raises(ConfigError, match="codec='amr' is unknown; use one of mu-law, a-law, gsm"):
+        telephone(tone(440), "amr")
+
+
+@pytest.mark.parametrize("length", [100, 16_001, 50_000])
+@pytest.mark.parametrize("snr", [-5.0, 0.0, 20.0])
+def test_noise_has_the_asked_ratio(length: int, snr: float):
+    noise = torch.from_numpy(np.random.default_rng(1).normal(0, 3, length)).float()
+    noisy = add_noise(tone(440), noise, snr, np.random.default_rng(2))
+    assert decibel(tone(440), noisy - tone(440)) == pytest.approx(snr, abs=0.01)
+
+
+def test_noise_edge_cases():
+    assert torch.equal(add_noise(tone(440), torch.zeros(10), 5.0), tone(440))
+    assert torch.equal(add_noise(torch.zeros(500), tone(440), 5.0), torch.zeros(500))
+    with pytest.raises(ConfigError, match="0 samples"):
+        add_noise(tone(440), torch.zeros(0), 5.0)
+
+
+def test_speed_changes_length_and_pitch():
+    fast = speed(tone(440), 1.1)
+    assert len(fast) == pytest.approx(16_001 / 1.1, abs=1)
+    spectrum = torch.fft.rfft(fast).abs()
+    assert spectrum.argmax() * 16_000 / len(fast) == pytest.approx(484, abs=2)
+    assert speed(tone(440), 1.0) is not None and len(speed(tone(440), 1.0)) == 16_001
+    with pytest.raises(ConfigError, match="factor=0"):
+        speed(tone(440), 0)
+
+
+def test_the_chain_repeats_under_one_seed(tmp_path: Path):
+    write_audio(tmp_path / "n.wav", tone(3000, 40_000))
+    Manifest([Utterance("n", tmp_path / "n.wav", 2.5)]).write(tmp_path / "noise.jsonl")
+    augment = Augmentation(
+        noise_manifest=str(tmp_path / "noise.jsonl"), noise_probability=0.5, telephone_probability=0.5
+    )
+    first = [augment(tone(440), np.random.default_rng(seed)) for seed in range(12)]
+    again = [augment(tone(440), np.random.default_rng(seed)) for seed in range(12)]
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert len({len(waveform) for waveform in first}) == 3, "three speeds"
+    assert len({round(power(waveform), 6) for waveform in first}) > 6
+
+
+def test_off_is_identity():
+    augment = Augmentation(speed_probability=0.0)
+    assert torch.equal(augment(tone(440), np.random.default_rng(0)), tone(440))
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"speed_probability": 1.5}, "speed_probability=1.5 must lie between 0 and 1"),
+        ({"speeds": ()}, "speeds="),
+        ({"speeds": (0.9, -1.0)}, "speeds="),
+        ({"snr_db": (10.0, 0.0)}, "snr_db="),
+        ({"codecs": ("mp3",)}, "'mp3' is unknown"),
+        ({"codecs": (), "telephone_probability": 0.5}, "name at least one"),
+        ({"noise_probability": 0.5}, "needs noise_manifest"),
+    ],
+)
+def test_bad_configs(arguments: dict, message: str):
+    with pytest.raises(ConfigError, match=message):
+        Augmentation(**arguments)

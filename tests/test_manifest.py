@@ -1,0 +1,258 @@
+"""Manifests and trial lists: what is read, kept and written; what each broken line is told; subsets and splits."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from speech_adapters.audio import write_audio
+from speech_adapters.errors import ManifestError
+from speech_adapters.manifest import Manifest, Trial, Utterance, check_disjoint, read_trials
+
+
+def line(**changes: object) -> str:
+    entry = {"audio_filepath": "audio/a.wav", "duration": 1.5, "text": "HELLO"} | changes
+    return json.dumps({key: value for key, value in entry.items() if value is not ...})
+
+
+def make(count: int, **fields: object) -> Manifest:
+    return Manifest(Utterance(f"u{i}", Path(f"/x/u{i}.wav").absolute(), 1.0 + i, **fields) for i in range(count))
+
+
+def write_lines(folder: Path, *lines: str, name: str = "m.jsonl") -> Path:
+    (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder / name
+
+
+def test_reads_nemo_lines_and_keeps_extras(tmp_path: Path):
+    path = write_lines(tmp_path, line(speaker=84, offset=2, emotion="sad", gender="F", snr=3.5), "", line(id="b"))
+    first, second = Manifest.read(path, require=("text",))
+    assert first == Utterance(
+        "a",
+        tmp_path / "audio" / "a.wav",
+        1.5,
+        2.0,
+        text="HELLO",
+        speaker="84",
+        emotion="sad",
+        extra={"gender": "F", "snr": 3.5},
+    )
+    assert second.id == "b" and second.speaker is None
+    assert first.get("gender") == "F" and first.get("text") == "HELLO" and first.get("nothing") is None
+
+
+BAD_LINES = {
+    "not JSON": ("{audio", "not JSON"),
+    "NaN": ('{"audio_filepath": "a.wav", "duration": NaN}', "not JSON .*NaN"),
+    "a list": ("[1, 2]", "a list; each line must be one JSON object"),
+    "no path": (line(audio_filepath=...), "lacks 'audio_filepath'"),
+    "no duration": (line(duration=...), "lacks 'duration'"),
+    "no text": (line(text=...), "lacks 'text', which this task needs"),
+    "path type": (line(audio_filepath=3), "audio_filepath is 3"),
+    "duration type": (line(duration="1.5"), "duration is '1.5', expected seconds as a number"),
+    "duration bool": (line(duration=True), "duration is True"),
+    "zero duration": (line(duration=0), "duration is 0 s, expected more than 0"),
+    "negative duration": (line(duration=-2.5), "duration is -2.5 s"),
+    "negative offset": (line(offset=-1), "offset is -1 s"),
+    "text type": (line(text=["HELLO"]), "text is \\['HELLO'\\], expected a string"),
+    "repeated id": (line(id="first"), "id 'first' repeats that of line 1"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_LINES)
+def test_a_broken_line_is_named(tmp_path: Path, name: str):
+    bad, message = BAD_LINES[name]
+    path = write_lines(tmp_path, line(id="first"), "", bad)
+    with pytest.raises(ManifestError, match=message) as caught:
+        Manifest.read(path, require=("text",))
+    assert str(caught.value).startswith(f"{path}:3: ")
+
+
+def test_unreadable_manifests(tmp_path: Path):
+    with pytest.raises(ManifestError, match=r"m\.jsonl:1: empty manifest"):
+        Manifest.read(write_lines(tmp_path, "", ""))
+    with pytest.raises(ManifestError, match="cannot be read"):
+        Manifest.read(tmp_path / "missing.jsonl")
+    with pytest.raises(ManifestError, match="cannot be read"):
+        Manifest.read(tmp_path)
+    (tmp_path / "latin.jsonl").write_bytes(line(text="é").encode("utf-8").replace(b"\\u00e9", b"\xe9"))
+    with pytest.raises(ManifestError, match="not UTF-8"):
+        Manifest.read(tmp_path / "latin.jsonl")
+
+
+def test_check_audio(tmp_path: Path):
+    write_audio(tmp_path / "a.wav", torch.zeros(16_000))
+    good = write_lines(tmp_path, line(audio_filepath="a.wav", duration=1.0))
+    assert Manifest.read(good, check_files=True).check_audio()[0].duration == 1.0
+    long = write_lines(tmp_path, line(audio_filepath="a.wav", duration=1.0, offset=0.5))
+    with pytest.raises(ManifestError, match=r"'a': offset \+ duration is 1.500 s but .*a\.wav ends at 1.000"):
+        Manifest.read(long, check_files=True)
+    gone = write_lines(tmp_path, line(audio_filepath="b.wav"))
+    with pytest.raises(ManifestError, match=r"m\.jsonl: utterance 'b': .*b\.wav: no such audio file"):
+        Manifest.read(gone, check_files=True)
+    assert len(Manifest.read(gone)) == 1, "files are looked at on request only"
+
+
+def test_write_makes_paths_relative_and_reads_back_equal(tmp_path: Path):
+    path = write_lines(tmp_path, line(speaker="s", offset=1.0, gender="F", text="É\u2028X"), line(id="b", lang="en"))
+    manifest = Manifest.read(path)
+    copy = tmp_path / "deep" / "er" / "copy.jsonl"
+    manifest.write(copy)
+    assert Manifest.read(copy) == manifest
+    assert json.loads(copy.read_text(encoding="utf-8").split("\n")[0])["audio_filepath"] == "../../audio/a.wav"
+    assert [entry.name for entry in copy.parent.iterdir()] == ["copy.jsonl"]
+
+
+@given(
+    st.lists(
+        st.builds(
+            dict,
+            text=st.none() | st.text(),
+            speaker=st.none() | st.text(),
+            duration=st.floats(0.01, 1e4),
+            offset=st.just(0.0) | st.floats(0, 100),
+            extra=st.dictionaries(st.text().map("x_".__add__), st.integers() | st.text() | st.booleans(), max_size=2),
+        ),
+        min_size=1,
+        max_size=4,
+    )
+)
+def test_any_content_survives_a_round_trip(tmp_path_factory: pytest.TempPathFactory, entries: list[dict]):
+    path = tmp_path_factory.getbasetemp() / "any.jsonl"
+    manifest = Manifest(Utterance(f"u{i}", path.parent / f"{i}.wav", **entry) for i, entry in enumerate(entries))
+    manifest.write(path)
+    assert Manifest.read(path) == manifest
+
+
+def test_write_refuses_repeated_ids(tmp_path: Path):
+    with pytest.raises(ManifestError, match="id 'u0' is repeated"):
+        Manifest([*make(1), *make(1)]).write(tmp_path / "m.jsonl")
+    with pytest.raises(ManifestError, match="id 'u0' is repeated"):
+        make(1) + make(2)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_manifest_is_a_value():
+    manifest = make(5, speaker="a")
+    assert manifest[1:3] == Manifest(list(manifest)[1:3])
+    assert len(manifest.filter(lambda u: u.duration > 2)) == 3 and len(manifest) == 5
+    assert manifest.map(lambda u: replace(u, speaker="b")).speakers == ("b",)
+    assert manifest.hours == pytest.approx(15 / 3600)
+    assert pickle.loads(pickle.dumps(manifest)) == manifest
+    with pytest.raises(AttributeError):
+        manifest[0].text = "X"
+
+
+def test_require():
+    assert make(2, text="A").require("text")
+    with pytest.raises(ManifestError, match="utterance 'u0': lacks 'emotion'"):
+        make(2, text="A").require("text", "emotion")
+
+
+def test_sha256_follows_the_content(tmp_path: Path):
+    manifest = make(3, text="A")
+    moved = manifest.map(lambda u: replace(u, audio_filepath=tmp_path / u.audio_filepath.name))
+    assert moved.sha256 == manifest.sha256
+    assert manifest.map(lambda u: replace(u, text="B")).sha256 != manifest.sha256
+    assert manifest[:2].sha256 != manifest.sha256
+
+
+def test_subsets_are_seeded_and_nested():
+    manifest = make(50)
+    part = manifest.subset(size=10, seed=1)
+    assert part == manifest.subset(size=10, seed=1) != manifest.subset(size=10, seed=2)
+    assert set(part) < set(manifest.subset(size=20, seed=1)), "budgets grow by adding"
+    assert [u.id for u in part] == [u.id for u in manifest if u in set(part)], "order is kept"
+    half_hour = manifest.subset(hours=0.1, seed=3)
+    assert 0.08 < half_hour.hours <= 0.1
+    assert set(manifest.subset(hours=0.05, seed=3)) < set(half_hour)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({}, "needs hours= or size="),
+        ({"size": 1, "hours": 1.0}, "only one"),
+        ({"size": 6}, "size=6 but there are 5"),
+        ({"size": 0}, "more than 0"),
+        ({"hours": 1e-6}, "no utterance fits"),
+    ],
+)
+def test_bad_subsets(arguments: dict, message: str):
+    with pytest.raises(ManifestError, match=message):
+        make(5).subset(**arguments)
+
+
+def test_check_disjoint_lists_the_leak():
+    train = Manifest((Utterance(f"t{i}", Path("/x"), 1.0, speaker=f"s{i}") for i in range(9)), "train.jsonl")
+    test = Manifest((Utterance(f"e{i}", Path("/x"), 1.0, speaker=f"s{i}") for i in range(2, 12)), "test.jsonl")
+    leak = r"train\.jsonl: 7 speaker value\(s\) are also in test\.jsonl: 's2', 's3'.*\.\.\."
+    with pytest.raises(ManifestError, match=leak):
+        check_disjoint(train, test)
+    check_disjoint(train, test.filter(lambda u: u.speaker > "s8" or u.speaker < "s2"))
+    check_disjoint(train, test, key="text")
+
+
+def test_summary_is_one_line():
+    summary = make(3, speaker="a", emotion="sad", domain="studio").summary()
+    assert summary == "3 utterances; 0.1 min; 1 speakers; domain: studio 3; emotion: sad 3"
+
+
+def test_from_csv(tmp_path: Path):
+    (tmp_path / "clips").mkdir()
+    write_audio(tmp_path / "clips" / "a.wav", torch.zeros(8_000))
+    table = tmp_path / "t.tsv"
+    table.write_text('path\tsentence\tclient\na.wav\t"SAY ""HI"""\tx1\n', encoding="utf-8")
+    columns = {"audio_filepath": "path", "text": "sentence", "speaker": "client"}
+    manifest = Manifest.from_csv(table, columns, audio_root=tmp_path / "clips", delimiter="\t")
+    assert manifest[0] == Utterance("a", tmp_path / "clips" / "a.wav", 0.5, text='SAY "HI"', speaker="x1")
+    with pytest.raises(ManifestError, match=r"t\.tsv:1: no column 'words'; there are path, sentence, client"):
+        Manifest.from_csv(table, columns | {"text": "words"}, delimiter="\t")
+    with pytest.raises(ManifestError, match=r"t\.tsv:2: duration is 'x1'"):
+        Manifest.from_csv(table, columns | {"duration": "client"}, delimiter="\t")
+    with pytest.raises(ManifestError, match=r"t\.tsv:2: .*no such audio file"):
+        Manifest.from_csv(table, columns, delimiter="\t")
+    with pytest.raises(ManifestError, match="audio_filepath"):
+        Manifest.from_csv(table, {"text": "sentence"})
+
+
+def test_trials(tmp_path: Path):
+    path = write_lines(tmp_path, "1 a.wav b.wav", "", "0 a.wav c.wav", name="trials.txt")
+    assert read_trials(path) == [Trial(1, "a.wav", "b.wav"), Trial(0, "a.wav", "c.wav")]
+
+
+@pytest.mark.parametrize(
+    "bad, message",
+    [
+        ("a.wav b.wav", "2 columns, expected 3"),
+        ("2 a.wav b.wav", "label '2'; expected 1 .* or 0"),
+        ("0 x.wav y.wav", "repeats the pair of line 1"),
+    ],
+)
+def test_bad_trials(tmp_path: Path, bad: str, message: str):
+    path = write_lines(tmp_path, "1 x.wav y.wav", bad, name="trials.txt")
+    with pytest.raises(ManifestError, match=f"trials.txt:2: .*{message}"):
+        read_trials(path)
+    with pytest.raises(ManifestError, match="empty trial list"):
+        read_trials(write_lines(tmp_path, "", name="none.txt"))
+
+
+@pytest.mark.skipif("SPEECH_ADAPTERS_DATA" not in os.environ, reason="SPEECH_ADAPTERS_DATA names no real speech")
+def test_real_manifests():
+    folder = Path(os.environ["SPEECH_ADAPTERS_DATA"]) / "manifests"
+    train, dev, test = (
+        Manifest.read(folder / f"asr_librispeech_{split}.jsonl", require=("text", "speaker"), check_files=True)
+        for split in ("train", "dev", "test")
+    )
+    check_disjoint(train, dev)
+    check_disjoint(train, test)
+    assert 0.9 < train.subset(hours=1, seed=1).hours <= 1
+    assert {trial.label for trial in read_trials(folder / "sv_librispeech_test_trials.txt")} == {0, 1}

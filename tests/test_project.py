@@ -1,0 +1,87 @@
+"""The project's own files: they agree with each other, and the two commands of the README set themselves up."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+
+
+def pins() -> dict[str, str]:
+    lines = [line.partition("#")[0].strip() for line in (ROOT / "constraints.txt").read_text().splitlines()]
+    pairs = [line.split("==") for line in lines if line]
+    return {canonicalize_name(name): version for name, version in pairs}
+
+
+def test_every_dependency_is_pinned_within_its_range() -> None:
+    optional = [item for extra in PROJECT["optional-dependencies"].values() for item in extra]
+    for item in [*PROJECT["dependencies"], *optional]:
+        requirement = Requirement(item)
+        if requirement.name != PROJECT["name"]:
+            assert pins()[canonicalize_name(requirement.name)] in requirement.specifier
+
+
+def test_torch_and_torchaudio_move_as_a_pair() -> None:
+    assert pins()["torch"] == pins()["torchaudio"]
+    ranges = {Requirement(item).name: Requirement(item).specifier for item in PROJECT["dependencies"]}
+    assert ranges["torch"] == ranges["torchaudio"]
+
+
+def test_versions_and_licence_agree() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == PROJECT["version"]
+    assert f"## [{PROJECT['version']}]" in (ROOT / "CHANGELOG.md").read_text()
+    assert citation["license"] == PROJECT["license"] == "Apache-2.0"
+    text = (ROOT / "LICENSE").read_text()
+    assert "Apache License" in text and "Version 2.0, January 2004" in text and "END OF TERMS AND CONDITIONS" in text
+    assert (ROOT / "speech_adapters" / "py.typed").exists()
+
+
+@needs_make
+def test_help_names_every_target() -> None:
+    shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    targets = set(re.findall(r"^\s*make (\w+) +\S", shown, re.M))
+    assert targets == {"help", "demo", "test", "lint", "format", "constraints", "clean"}
+
+
+@needs_make
+@pytest.mark.parametrize(("target", "command"), [("demo", "recipes/asr_librispeech.py"), ("test", "-m pytest")])
+def test_commands_set_up_the_environment_when_it_is_missing_or_old(tmp_path: Path, target: str, command: str) -> None:
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+
+    def plan() -> str:
+        return subprocess.run(["make", "-n", target], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+
+    assert "-m venv .venv" in plan() and "-c constraints.txt -e" in plan() and command in plan()
+    (tmp_path / ".venv").mkdir()
+    ready = tmp_path / ".venv" / ".ready"
+    ready.touch()
+    assert "-m venv" not in plan() and command in plan()
+    for name in ("pyproject.toml", "constraints.txt"):
+        os.utime(tmp_path / name, (ready.stat().st_mtime + 10,) * 2)
+        assert "-c constraints.txt -e" in plan()
+        os.utime(tmp_path / name, (ready.stat().st_mtime - 10,) * 2)
+
+
+def test_ci_script_is_executable_and_parses() -> None:
+    script = ROOT / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    subprocess.run(["bash", "-n", script], check=True)
+
+
+def test_pre_commit_hooks_are_local() -> None:
+    repos = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert {repo["repo"] for repo in repos} == {"local"}

@@ -1,0 +1,129 @@
+"""Run folders: unique, complete, and readable after a crash."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from speech_adapters.config import load_config
+from speech_adapters.errors import ConfigError, InputError
+from speech_adapters.training.run_folder import RunFolder, environment, peak_memory_bytes, reset_peak_memory
+
+
+@dataclass(kw_only=True)
+class Recipe:
+    seed: int = 0
+    data: Path | None = None
+
+
+def test_runs_at_the_same_second_get_their_own_folders(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        runs = list(pool.map(lambda _: RunFolder.create("asr", root=tmp_path), range(16)))
+    assert len({run.path for run in runs}) == 16
+    latest = tmp_path / "asr" / "latest"
+    assert latest.is_symlink() and not os.path.isabs(os.readlink(latest)) and latest.resolve().is_dir()
+    newest = RunFolder.create("asr", root=tmp_path)
+    assert latest.resolve() == newest.path.resolve()
+    assert not list((tmp_path / "asr").glob("*.tmp"))
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(_\d+)?", newest.path.name)
+
+
+def test_a_named_folder_must_be_new(tmp_path: Path) -> None:
+    run = RunFolder.create("asr", path=tmp_path / "mine")
+    assert run.path == tmp_path / "mine"
+    with pytest.raises(InputError, match="mine: exists already"):
+        RunFolder.create("asr", path=tmp_path / "mine")
+    with pytest.raises(InputError, match="none: no such run folder"):
+        RunFolder(tmp_path / "none")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be made|exists already"):
+        RunFolder.create("asr", root=tmp_path / "file")
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b", ".hidden", "-x", "a b"])
+def test_names_cannot_leave_the_folder(tmp_path: Path, name: str) -> None:
+    run = RunFolder.create("asr", root=tmp_path)
+    for path_of in (run.adapter, run.head, run.trn):
+        with pytest.raises(ConfigError, match="name"):
+            path_of(name)
+
+
+def test_saved_config_repeats_the_run(tmp_path: Path) -> None:
+    run = RunFolder.create("asr", root=tmp_path)
+    run.save_config(Recipe(seed=3, data=Path("a/b")))
+    assert load_config(Recipe, run.config_file) == Recipe(seed=3, data=Path("a/b"))
+
+
+def test_metrics_are_json_lines_and_survive_a_torn_end(tmp_path: Path) -> None:
+    run = RunFolder.create("asr", root=tmp_path)
+    assert run.read_metrics() == []
+    run.log_metrics({"step": 1, "loss": torch.tensor(2.0), "rate": np.float32(0.5), "grad": float("nan")})
+    run.log_metrics({"step": 2, "lrs": [np.int64(1), Path("x")]})
+    expected = [{"step": 1, "loss": 2.0, "rate": 0.5, "grad": None}, {"step": 2, "lrs": [1, "x"]}]
+    assert [json.loads(line) for line in run.metrics_file.read_text().splitlines()] == expected
+    with run.metrics_file.open("a") as file:
+        file.write('{"step": 3, "lo')
+    assert run.read_metrics() == expected
+    run.metrics_file.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
+    with pytest.raises(InputError, match=r"metrics.jsonl:2: not JSON"):
+        run.read_metrics()
+
+
+def test_results_are_whole_or_absent(tmp_path: Path) -> None:
+    run = RunFolder.create("asr", root=tmp_path)
+    with pytest.raises(InputError, match="results.json: no such file"):
+        run.read_results()
+    run.write_results({"task": "asr", "metrics": {"wer": {"value": 0.1, "low": 0.05, "high": float("inf")}}})
+    with pytest.raises(TypeError):
+        run.write_results({"task": object()})
+    assert run.read_results() == {"task": "asr", "metrics": {"wer": {"value": 0.1, "low": 0.05, "high": None}}}
+    assert [path.name for path in run.path.iterdir()] == ["results.json"]
+    run.results_file.write_text('{"task": ')
+    with pytest.raises(InputError, match="results.json:1: not JSON"):
+        run.read_results()
+
+
+def test_environment_names_what_made_the_numbers() -> None:
+    found = environment("cpu")
+    assert found["versions"]["torch"].startswith("2.") and found["versions"]["python"].count(".") == 2
+    assert {"transformers", "peft", "speech-adapters"} <= set(found["versions"])
+    assert found["git_commit"] is None or re.fullmatch(r"[0-9a-f]{40}(-dirty)?", found["git_commit"])
+    assert "CPU" in found["device"]
+    json.dumps(found)
+
+
+def test_peak_memory_sees_what_was_freed() -> None:
+    before = peak_memory_bytes()
+    block = torch.ones(60_000_000)
+    del block
+    assert peak_memory_bytes() >= before + 100_000_000 or before > 240_000_000
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="this system cannot reset the peak")
+def test_peak_memory_can_be_measured_anew() -> None:
+    script = (
+        "from speech_adapters.training.run_folder import peak_memory_bytes, reset_peak_memory\n"
+        "import torch\n"
+        "block = torch.ones(100_000_000); del block\n"
+        "first = peak_memory_bytes(); reset_peak_memory()\n"
+        "assert peak_memory_bytes() < first - 200_000_000, (first, peak_memory_bytes())\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@pytest.mark.gpu
+def test_peak_memory_on_a_gpu() -> None:
+    reset_peak_memory("cuda")
+    block = torch.ones(1_000_000, device="cuda")
+    del block
+    assert peak_memory_bytes("cuda") >= 4_000_000
