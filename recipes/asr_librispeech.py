@@ -43,7 +43,9 @@ class Config:
     train_subset: str = option("train-clean-100", "LibriSpeech subset to train on")
     test_subset: str = option("dev-clean", "LibriSpeech subset to score; the published 10 h protocol scores dev-clean")
     train_hours: float | None = option(None, "use so many hours of the training set, drawn with the first seed")
-    vocabulary: str = option("wav2vec2", "wav2vec2: that of wav2vec2-base-960h; characters: built from the training text")
+    vocabulary: str = option(
+        "wav2vec2", "wav2vec2: that of wav2vec2-base-960h; characters: built from the training text"
+    )
     normalizer: str = option("librispeech", "text normaliser, saved with the head")
     head_hidden_size: int | None = option(None, "a hidden layer in the CTC head; none by default, as published")
     seeds: tuple[int, ...] = option((0,), "one training run a method and seed; figures are means over seeds")
@@ -66,7 +68,10 @@ def find_corpus(config: Config) -> Corpus:
     if config.train or config.dev or config.test:
         if not (config.train and config.dev and config.test):
             raise ConfigError("give --train, --dev and --test together, or none of them.")
-        sets = [Manifest.read(path, require=("text",), check_files=True) for path in (config.train, config.dev, config.test)]
+        sets = [
+            Manifest.read(path, require=("text",), check_files=True)
+            for path in (config.train, config.dev, config.test)
+        ]
         name = config.train.stem
     elif root := config.librispeech_root or os.environ.get("LIBRISPEECH_ROOT"):
         from speech_adapters.corpora.demo import demo_root
@@ -75,7 +80,9 @@ def find_corpus(config: Config) -> Corpus:
         folder = demo_root().parent / "librispeech"
         subsets = list(dict.fromkeys([config.train_subset, "dev-other", config.test_subset]))
         paths = prepare_librispeech(find_librispeech(root), folder, subsets)
-        sets = [Manifest.read(paths[s], require=("text",)) for s in (config.train_subset, "dev-other", config.test_subset)]
+        sets = [
+            Manifest.read(paths[s], require=("text",)) for s in (config.train_subset, "dev-other", config.test_subset)
+        ]
         name = "LibriSpeech"
     else:
         from speech_adapters.corpora.demo import prepare_demo
@@ -180,18 +187,9 @@ def combine_seeds(runs: list[dict]) -> dict:
     }
 
 
-def describe(manifest: Manifest) -> dict:
-    return {
-        "name": manifest.name,
-        "utterances": len(manifest),
-        "hours": round(manifest.hours, 3),
-        "speakers": len(manifest.speakers),
-        "sha256": manifest.sha256,
-    }
-
-
 def main(config: Config) -> None:
     from speech_adapters.encoders import load_encoder
+    from speech_adapters.evaluation.asr import worst_utterances
     from speech_adapters.evaluation.report import method_rows, summary_table, write_report
     from speech_adapters.files import write_json
     from speech_adapters.training.data import check_before_training
@@ -214,9 +212,11 @@ def main(config: Config) -> None:
         runs = [run_method(config, corpus, encoder, head, method, options, seed, run) for seed in config.seeds]
         figures[method] = combine_seeds(runs)
         wer = figures[method]["metrics"]["wer"]
-        print(f"{method}: WER {wer['value']:.1%} [{wer['low']:.1%}, {wer['high']:.1%}], {figures[method]['seconds']:.0f} s")
+        print(
+            f"{method}: WER {wer['value']:.1%} [{wer['low']:.1%}, {wer['high']:.1%}], {figures[method]['seconds']:.0f} s"
+        )
         if method == config.adapter:
-            write_json(run.worst_file, worst(runs[0]["result"], corpus.test))
+            write_json(run.worst_file, worst_utterances(runs[0]["result"], corpus.test))
             if runs[0]["layer_weights"]:
                 write_json(run.layer_weights_file, {method: runs[0]["layer_weights"]})
 
@@ -225,7 +225,7 @@ def main(config: Config) -> None:
         "task": "asr",
         "encoder": config.encoder,
         "adapter": config.adapter,
-        "data": {"corpus": corpus.name} | {s: describe(getattr(corpus, s)) for s in ("train", "dev", "test")},
+        "data": {"corpus": corpus.name} | {s: getattr(corpus, s).describe() for s in ("train", "dev", "test")},
         **own,
         "baselines": figures,
         "updates": config.training.updates,
@@ -236,26 +236,6 @@ def main(config: Config) -> None:
     run.write_results(results)
     report = write_report(run.path)
     print(f"\n{summary_table(method_rows(results))}\n\nreport  {report}\nadapter {run.path / 'adapters'}")
-
-
-def worst(result, manifest: Manifest, count: int = 15) -> list[dict]:
-    """Utterances with most errors, as the report shows them."""
-    by_id = {utterance.id: utterance for utterance in manifest}
-    return [
-        {
-            "id": score.id,
-            "speaker": score.speaker,
-            "audio_filepath": str(by_id[score.id].audio_filepath),
-            "offset": by_id[score.id].offset,
-            "duration": by_id[score.id].duration,
-            "reference": score.reference,
-            "hypothesis": score.hypothesis,
-            "alignment": score.alignment(),
-            "errors": score.errors,
-            "words": score.words,
-        }
-        for score in result.worst(count)
-    ]
 
 
 if __name__ == "__main__":

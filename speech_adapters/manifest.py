@@ -264,6 +264,16 @@ class Manifest(Sequence[Utterance]):
                 )
         return self
 
+    def describe(self) -> dict[str, Any]:
+        """What ``results.json`` records of a manifest: name, utterances, hours, speakers, sha256."""
+        return {
+            "name": self.name,
+            "utterances": len(self),
+            "hours": round(self.hours, 3),
+            "speakers": len(self.speakers),
+            "sha256": self.sha256,
+        }
+
     def summary(self) -> str:
         """One line for people: utterances, hours, speakers, domains, emotions."""
         hours = self.hours

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ class ModelOutput:
 
 
 class SpeechAdapterModel(nn.Module):
-    """A frozen encoder, adapters and heads by name; at any time one adapter (or a stack of them) and one head are active.
+    """A frozen encoder, adapters and heads by name. At any time one adapter, or a stack, and one head are active.
 
     >>> model = SpeechAdapterModel.from_pretrained("tiny-wavlm")
     >>> model.add_adapter("telephone", "elp")
@@ -89,7 +89,7 @@ class SpeechAdapterModel(nn.Module):
         if isinstance(config, str):
             config = preset(config, task, self.encoder.num_layers)
         if not isinstance(config, AdapterConfig):
-            raise ConfigError(f"adapter {name!r}: config must be a preset's name or an adapter config, not {config!r}.")
+            raise ConfigError(f"adapter {name!r}: give a preset's name or an adapter config, not {config!r}.")
         module = config.build(self.encoder).to(self._device)
         module.attach(self.encoder, name)
         module.requires_grad_(False).eval()
@@ -106,6 +106,8 @@ class SpeechAdapterModel(nn.Module):
     def set_active(self, *names: str | None) -> None:
         """Choose the active adapter; several form a stack, applied in order; none leaves the frozen base."""
         chosen = tuple(name for name in names if name is not None)
+        if len(set(chosen)) < len(chosen):
+            raise ConfigError(f"active adapters {list(chosen)}: each name may stand there once.")
         for name in chosen:
             self._get(name, self.adapters, "adapter")
         self.active_adapters = chosen
@@ -231,42 +233,46 @@ class SpeechAdapterModel(nn.Module):
             cached: ``cnn_output`` or ``hidden`` with ``frames`` and ``start_layer`` in place of waveforms; see
                 :func:`~speech_adapters.encoders.encode`.
 
+        A half-precision encoder (``dtype=torch.bfloat16``) runs under autocast: adapters and heads stay in float32.
+
         Raises:
-            AudioError: an utterance shorter than the encoder's receptive field.
+            AudioError: an utterance shorter than the encoder's receptive field; lengths that do not fit the waveforms.
+            ConfigError: a head of another width than the features, or a start above a layer that an adapter changes.
         """
+        self._check_widths()
+        self._check_start(**cached)
         if waveforms is not None:
             self._check_audio(waveforms, lengths)
             if lengths is not None and bool((lengths == waveforms.shape[1]).all()):
                 lengths = None
         plan = AdapterPlan(self.adapters[name] for name in self.active_adapters)
-        output = self.encoder(
-            waveforms,
-            lengths,
-            plan=plan,
-            time_mask=time_mask,
-            gradient_checkpointing=self.gradient_checkpointing and self.training,
-            **cached,
-        )
-        features = plan.read(self.encoder, output)
-        frames = output.frame_lengths
-        if frames is None:
-            frames = torch.full((features.shape[0],), features.shape[1], device=features.device)
-        result = ModelOutput(
-            output.last_hidden_state, output.hidden_states, features, frames, output.mask
-        )
-        if self.head is not None:
-            scored = self.head(features, frames)
-            result.logits = scored.logits
-            if targets is not None:
-                result.loss = self.head.loss(scored, targets)
-        elif targets is not None:
-            raise ConfigError("targets were given but no head is active; call set_head or add_head.")
+        with self._precision():
+            output = self.encoder(
+                waveforms,
+                lengths,
+                plan=plan,
+                time_mask=time_mask,
+                gradient_checkpointing=self.gradient_checkpointing and self.training,
+                **cached,
+            )
+            features = plan.read(self.encoder, output)
+            frames = output.frame_lengths
+            if frames is None:
+                frames = torch.full((features.shape[0],), features.shape[1], device=features.device)
+            result = ModelOutput(output.last_hidden_state, output.hidden_states, features, frames, output.mask)
+            if self.head is not None:
+                scored = self.head(features, frames)
+                result.logits = scored.logits
+                if targets is not None:
+                    result.loss = self.head.loss(scored, targets)
+            elif targets is not None:
+                raise ConfigError("targets were given but no head is active; call set_head or add_head.")
         return result
 
     # ------------------------------------------------------------------ saving
 
     def save_adapter(self, name: str, folder: str | Path, **card: Any) -> Path:
-        """Save an adapter with the identity of its base. ``card`` entries (metrics, data) are kept in its description."""
+        """Save an adapter with the identity of its base; ``card`` entries (metrics, data) stay in its description."""
         module: AdapterModule = self._get(name, self.adapters, "adapter")
         encoder = self.encoder
         description = {
@@ -295,8 +301,8 @@ class SpeechAdapterModel(nn.Module):
         base = description["base"]
         if base["fingerprint"] != self.encoder.fingerprint:
             raise CheckpointError(
-                f"{folder}: this adapter was trained on {base['name']!r} ({base['family']}), whose frozen weights are not "
-                f"those of {self.encoder.name!r} ({self.encoder.family}); load it onto its own base."
+                f"{folder}: this adapter was trained on {base['name']!r} ({base['family']}), whose frozen weights are "
+                f"not those of {self.encoder.name!r} ({self.encoder.family}); load it onto its own base."
             )
         name = name or description["name"]
         before = self.active_adapters
@@ -339,7 +345,7 @@ class SpeechAdapterModel(nn.Module):
 
         module = self._get(name, self.adapters, "adapter")
         if not isinstance(module, LoRAModule):
-            raise ConfigError(f"adapter {name!r} ({module.config.method}) has no form in the base's weights; LoRA has.")
+            raise ConfigError(f"adapter {name!r} ({module.config.method}) cannot be merged into the base; LoRA can.")
         twin = copy.deepcopy(self)
         twin.set_active(name)
         twin.adapters[name].merge()
@@ -350,10 +356,13 @@ class SpeechAdapterModel(nn.Module):
     # ------------------------------------------------------------------ what it is
 
     def count_parameters(self) -> dict[str, float]:
-        """``trainable``, ``total`` (the encoder included) and ``percent`` of the active adapters and head."""
+        """``trainable`` (active adapters and head), ``total`` (of all that a forward uses) and ``percent``."""
         trainable = sum(p.numel() for group in self.parameter_groups().values() for p in group)
         base = sum(p.numel() for n, p in self.encoder.model.named_parameters() if ".lora_" not in n)
-        return {"trainable": trainable, "total": base + trainable, "percent": 100 * trainable / (base + trainable)}
+        parts = [self.adapters[name] for name in self.active_adapters]
+        added = sum(sum(p.numel() for p in part.parameters()) - part.replaced() for part in parts)
+        total = base + added + (0 if self.head is None else sum(p.numel() for p in self.head.parameters()))
+        return {"trainable": trainable, "total": total, "percent": 100 * trainable / total}
 
     def __repr__(self) -> str:
         lines = [f"SpeechAdapterModel on {self.encoder!r}"]
@@ -364,9 +373,10 @@ class SpeechAdapterModel(nn.Module):
             lines += [f"     {line}" for line in module.describe()]
         for name, head in self.heads.items():
             mark = "*" if name == self.active_head else " "
-            lines.append(f" {mark} head {name!r}: {sum(p.numel() for p in head.parameters()):,} parameters, reads {head.input_size}")
-        count = self.count_parameters()
-        lines.append(f"   active: {count['trainable']:,} trainable of {count['total']:,} ({count['percent']:.2f} %)")
+            count = sum(p.numel() for p in head.parameters())
+            lines.append(f" {mark} head {name!r}: {count:,} parameters, reads {head.input_size}")
+        active = self.count_parameters()
+        lines.append("   active: {trainable:,} trainable of {total:,} ({percent:.2f} %)".format(**active))
         return "\n".join(lines)
 
     # ------------------------------------------------------------------ inner
@@ -375,10 +385,31 @@ class SpeechAdapterModel(nn.Module):
     def _device(self) -> torch.device:
         return next(self.encoder.model.parameters()).device
 
+    @property
+    def first_layer(self) -> int:
+        """The highest layer whose cached input a forward may start from under the active adapters; -1: none."""
+        return min([self.adapters[name].first_layer for name in self.active_adapters], default=self.encoder.num_layers)
+
+    def _precision(self) -> AbstractContextManager:
+        dtype = self.encoder.model.dtype
+        return torch.autocast(self._device.type, dtype) if dtype.itemsize == 2 else nullcontext()
+
+    def _check_start(self, hidden: Tensor | None = None, start_layer: int = 0, **others: Any) -> None:
+        if hidden is not None and start_layer > self.first_layer:
+            lowest = min(self.active_adapters, key=lambda name: self.adapters[name].first_layer)
+            first = self.first_layer
+            where = "before the layers; start" if first < 0 else f"from layer {first} on; start there, below, or"
+            raise ConfigError(f"start_layer={start_layer}: adapter {lowest!r} acts {where} from cnn_output.")
+
     def _check_audio(self, waveforms: Tensor, lengths: Tensor | None) -> None:
         if waveforms.dim() != 2 or not waveforms.is_floating_point():
             raise AudioError(
                 f"waveforms: expected a float tensor (batch, samples), got {tuple(waveforms.shape)} {waveforms.dtype}."
+            )
+        if lengths is not None and (lengths.shape != waveforms.shape[:1] or int(lengths.max()) > waveforms.shape[1]):
+            raise AudioError(
+                f"lengths: expected {len(waveforms)} numbers of samples, none above {waveforms.shape[1]}, "
+                f"got {lengths.tolist()}."
             )
         shortest = int(waveforms.shape[1] if lengths is None else lengths.min())
         if shortest < self.encoder.receptive_field:
@@ -395,11 +426,13 @@ class SpeechAdapterModel(nn.Module):
             )
 
     @staticmethod
-    def _check_new(name: str, existing: Iterable[str], kind: str) -> None:
+    def _check_new(name: str, existing: nn.ModuleDict, kind: str) -> None:
         if not NAME.fullmatch(name):
             raise ConfigError(f"{kind} name {name!r}: use letters, digits, '_' and '-'.")
         if name in existing:
             raise ConfigError(f"{kind} {name!r} exists already; delete it first or choose another name.")
+        if hasattr(existing, name):
+            raise ConfigError(f"{kind} name {name!r} is a word of torch's own; choose another name.")
 
     @staticmethod
     def _get(name: str, existing: nn.ModuleDict, kind: str) -> Any:

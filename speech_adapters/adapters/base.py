@@ -1,11 +1,13 @@
 """What every adapter is: a keyword-only config that builds a module, and the places where that module may act.
 
-A method is one file: its config (a dataclass whose defaults are a published setup) and its module. The module overrides
-the places it needs and leaves the others alone; :class:`AdapterPlan` puts the active ones into the encoder's forward.
+A method is one file: its config (a dataclass whose defaults are a published setup) and its module. The module
+overrides the places it needs and leaves the others alone; :class:`AdapterPlan` puts the active ones into the encoder's
+forward.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
@@ -36,6 +38,15 @@ class AdapterConfig:
         super().__init_subclass__(**kwargs)
         if "method" in cls.__dict__:
             METHODS[cls.method] = cls
+
+    def __post_init__(self) -> None:
+        for name in ("size", "rank", "frames", "reduction_factor"):
+            value = getattr(self, name, None)
+            if value is not None and value < 1:
+                raise ConfigError(f"{self.method}: {name}={value}; it must be at least 1.")
+        dropout = getattr(self, "dropout", 0.0)
+        if not 0 <= dropout < 1:
+            raise ConfigError(f"{self.method}: dropout={dropout} is not a probability; choose 0 <= dropout < 1.")
 
     def build(self, encoder: Encoder) -> AdapterModule:
         """Make the module for an encoder. Raises ConfigError for settings that do not fit it."""
@@ -69,9 +80,12 @@ class AdapterModule(nn.Module):
 
     Attributes:
         output_size: width of what :meth:`read` gives the head, None when the head reads the last hidden state.
+        first_layer: the lowest layer it changes or reads; a forward may start at that layer's cached input or below,
+            not above. -1 when it acts before the layers.
     """
 
     output_size: int | None = None
+    first_layer: int = 0
 
     def __init__(self, config: AdapterConfig) -> None:
         super().__init__()
@@ -122,6 +136,10 @@ class AdapterModule(nn.Module):
         """Learning rates of the groups that ask for one."""
         rate = self.config.learning_rate
         return {} if rate is None else {self.config.group: rate}
+
+    def replaced(self) -> int:
+        """How many of the base's parameters this adapter's own copies stand in for."""
+        return 0
 
     def tensors(self) -> dict[str, Tensor]:
         """What is written to the weights file."""
@@ -192,8 +210,17 @@ def choose_layers(layers: Sequence[int] | None, total: int, method: str) -> list
         return list(range(total))
     chosen = sorted({index + total if index < 0 else index for index in layers})
     if not chosen or chosen[0] < 0 or chosen[-1] >= total:
-        raise ConfigError(f"{method}: layers={tuple(layers)} do not fit an encoder of {total} layers (0 to {total - 1}).")
+        raise ConfigError(f"{method}: layers={tuple(layers)} do not fit the encoder's layers 0 to {total - 1}.")
     return chosen
+
+
+def trainable_copy(module: nn.Module) -> nn.Module:
+    """A float32 copy of one of the base's modules, without what other adapters (LoRA) have put into it."""
+    twin = copy.deepcopy(module).float()
+    for name, part in list(twin.named_modules()):
+        if hasattr(part, "base_layer"):
+            twin.set_submodule(name, part.base_layer)
+    return twin.requires_grad_(True)
 
 
 def activation(name: str) -> nn.Module:

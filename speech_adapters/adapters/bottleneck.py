@@ -4,7 +4,7 @@ With ``f`` the sub-layer's output and ``x`` its input::
 
     serial     f + s * W_up act(W_down f)
     parallel   f + s * W_up act(W_down x)
-    pfeiffer   f + s * W_up act(W_down LN(f + residual))      (LN is the layer's own; the residual of the layer follows)
+    pfeiffer   f + s * W_up act(W_down LN(f + residual))      (LN is the layer's own; the layer's residual follows)
 
 Parameters at one site: ``2 D b + b + D`` (D encoder width, b bottleneck).
 
@@ -54,6 +54,8 @@ class Bottleneck(AdapterConfig):
     published start of the E-adapter (1e-3)."""
     layers: tuple[int, ...] | None = None
     """Layers that get an adapter; None means all, negative numbers count from the top."""
+    skip_top: int = 0
+    """So many layers at the encoder's top go without, whatever its depth."""
 
     def build(self, encoder: Encoder) -> BottleneckModule:
         return BottleneckModule(self, encoder)
@@ -106,9 +108,13 @@ class BottleneckModule(AdapterModule):
         if config.placement not in ("serial", "parallel", "pfeiffer"):
             raise ConfigError(f"placement={config.placement!r}: choose serial, parallel or pfeiffer.")
         if config.placement == "pfeiffer" and "attention" in config.sites:
-            raise ConfigError("placement='pfeiffer' is defined after the feed-forward only; use sites=('feed_forward',).")
+            raise ConfigError("placement='pfeiffer' belongs to the feed-forward alone; use sites=('feed_forward',).")
         size, eps = config.width(encoder), encoder.config.layer_norm_eps
-        self.layer_indices = choose_layers(config.layers, encoder.num_layers, config.method)
+        top = encoder.num_layers - config.skip_top
+        self.layer_indices = [i for i in choose_layers(config.layers, encoder.num_layers, config.method) if i < top]
+        if not self.layer_indices:
+            raise ConfigError(f"{config.method}: skip_top={config.skip_top} leaves none of the chosen layers.")
+        self.first_layer = self.layer_indices[0]
         self.sites = nn.ModuleDict(
             {
                 site: nn.ModuleDict(
@@ -152,10 +158,11 @@ def _span(layers: list[int]) -> str:
 class EAdapter(Bottleneck):
     """E-adapter: a bottleneck with a LayerNorm of its own on the feed-forward's output, before the residual.
 
-    ``e(f) = f + LN(W_up act(W_down f + b) + b')``. Start: projections N(0, 1e-3), so that the LayerNorm's epsilon keeps
-    the added part at about 7 % of the input's scale (a wider start, or a zero one, would put it at 100 % or leave it
-    without gradient). Source: Otake et al., "Parameter Efficient Transfer Learning for Various Speech Processing Tasks"
-    (ICASSP 2023) and its official code; activation GELU for ASR and intent, ReLU for speaker and emotion.
+    ``e(f) = f + LN(W_up act(W_down f + b) + b')``. Start: projections N(0, 1e-3), so that the LayerNorm's epsilon
+    keeps the added part at about 7 % of the input's scale (a wider start, or a zero one, would put it at 100 % or
+    leave it without gradient). Source: Otake et al., "Parameter Efficient Transfer Learning for Various Speech
+    Processing Tasks" (ICASSP 2023) and its official code; activation GELU for ASR and intent, ReLU for speaker and
+    emotion.
     """
 
     method: ClassVar[str] = "e"

@@ -49,12 +49,13 @@ class CombineModule(AdapterModule):
             raise ConfigError("Combine: parts is empty; give at least one adapter config.")
         repeated = [group for group, count in Counter(part.group for part in config.parts).items() if count > 1]
         if repeated:
-            raise ConfigError(f"Combine: two parts of group {repeated[0]!r}; one part a group, so that each has its rate.")
+            raise ConfigError(f"Combine: two parts of group {repeated[0]!r}; keep one, so that each has its own rate.")
         self.parts = nn.ModuleDict({part.group: part.build(encoder) for part in config.parts})
         readers = [name for name, part in self.parts.items() if part.output_size is not None]
         if len(readers) > 1:
             raise ConfigError(f"Combine: {' and '.join(readers)} both feed the head; keep one.")
         self.output_size = self.parts[readers[0]].output_size if readers else None
+        self.first_layer = min(part.first_layer for part in self.parts.values())
 
     @property
     def plan(self) -> AdapterPlan:
@@ -103,6 +104,9 @@ class CombineModule(AdapterModule):
     def learning_rates(self) -> dict[str, float]:
         rates = {name: rate for part in self.parts.values() for name, rate in part.learning_rates().items()}
         return rates if self.config.head_learning_rate is None else {**rates, "head": self.config.head_learning_rate}
+
+    def replaced(self) -> int:
+        return sum(part.replaced() for part in self.parts.values())
 
     def tensors(self) -> dict[str, Tensor]:
         return {f"{name}/{key}": value for name, part in self.parts.items() for key, value in part.tensors().items()}

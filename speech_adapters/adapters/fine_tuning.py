@@ -2,18 +2,18 @@
 
 The base itself stays as it is, so that the baseline is saved, switched and compared like any adapter. Full fine-tuning
 trains the transformer layers (the CNN stays frozen, as in every published recipe for these encoders); WavLM's shared
-position bias and its gates stay frozen too, which makes the count the same in all families.
+position bias and its gates stay frozen too, which makes the count the same in all families. Key biases are counted and
+given to the optimiser as in published fine-tuning, though softmax takes them out again: their gradient is rounding.
 """
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import nn
 
-from speech_adapters.adapters.base import AdapterConfig, AdapterModule, choose_layers
+from speech_adapters.adapters.base import AdapterConfig, AdapterModule, choose_layers, trainable_copy
 from speech_adapters.encoders.loading import Encoder
 
 POSITION_BIAS = ("rel_attn_embed", "gru_rel_pos")
@@ -39,8 +39,9 @@ class FineTuningModule(AdapterModule):
         super().__init__(config)
         self.layer_indices = choose_layers(config.layers, encoder.num_layers, config.method)
         self.layers = nn.ModuleDict(
-            {str(index): copy.deepcopy(encoder.model.encoder.layers[index]).float() for index in self.layer_indices}
-        ).requires_grad_(True)
+            {str(index): trainable_copy(encoder.model.encoder.layers[index]) for index in self.layer_indices}
+        )
+        self.first_layer = self.layer_indices[0]
         for name, parameter in self.named_parameters():
             if any(part in name for part in POSITION_BIAS):
                 parameter.requires_grad_(False)
@@ -51,6 +52,9 @@ class FineTuningModule(AdapterModule):
     def groups(self) -> dict[str, list[nn.Parameter]]:
         trained = [p for n, p in self.named_parameters() if not any(part in n for part in POSITION_BIAS)]
         return {self.config.group: trained}
+
+    def replaced(self) -> int:
+        return sum(p.numel() for p in self.parameters())
 
     def describe(self) -> list[str]:
         return [f"layers: copies of layers {', '.join(map(str, self.layer_indices))}, trained whole"]
@@ -64,4 +68,6 @@ class HeadOnly(AdapterConfig):
     group: ClassVar[str] = "none"
 
     def build(self, encoder: Encoder) -> AdapterModule:
-        return AdapterModule(self)
+        module = AdapterModule(self)
+        module.first_layer = encoder.num_layers
+        return module

@@ -6,8 +6,8 @@
 Parameters: ``L (D size + 3 size) + L``. In a pre-norm encoder ``h_l`` is taken through the encoder's (frozen) final
 LayerNorm, since the raw residual stream has no fixed scale.
 
-Source: Otake et al., "Parameter Efficient Transfer Learning for Various Speech Processing Tasks" (ICASSP 2023), and its
-official code: size 512, s starting at 1/L, weights N(0, 1e-3), no up-projection and no residual.
+Source: Otake et al., "Parameter Efficient Transfer Learning for Various Speech Processing Tasks" (ICASSP 2023), and
+its official code: size 512, s starting at 1/L, weights N(0, 1e-3), no up-projection and no residual.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class LAdapterModule(AdapterModule):
         self.norms = nn.ModuleList(nn.LayerNorm(config.size, eps=eps) for _ in range(count))
         self.layer_weights = nn.Parameter(torch.full((count,), 1.0 / count))
         self.activation = activation(config.activation)
-        self.output_size = config.size
+        self.output_size, self.first_layer = config.size, self.layer_indices[0]
         for path in self.paths:
             nn.init.normal_(path.weight, std=config.init_std)
             nn.init.zeros_(path.bias)
@@ -62,11 +62,11 @@ class LAdapterModule(AdapterModule):
         weights = self.layer_weights.softmax(0)
         total = 0
         for weight, index, path, norm in zip(weights, self.layer_indices, self.paths, self.norms, strict=True):
-            hidden = output.hidden_states[index + 1]
+            hidden = output.hidden_states[index - encoder.num_layers]  # from the top: the run may start above layer 0
             hidden = hidden if final_norm is None else final_norm(hidden)
             total = total + weight * norm(self.activation(path(hidden)))
         return total
 
     def describe(self) -> list[str]:
-        path = tuple(self.paths[0].weight.shape)
-        return [f"l: {len(self.paths)} paths from layers to the head, {path[1]} -> {path[0]} {self.config.activation} + LayerNorm"]
+        path = f"{self.paths[0].in_features} -> {self.paths[0].out_features} {self.config.activation} + LayerNorm"
+        return [f"l: {len(self.paths)} paths from layers to the head, {path}"]

@@ -6,13 +6,12 @@ E-, L- and Houlsby adapters in Otake et al. (ICASSP 2023, official code).
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import nn
 
-from speech_adapters.adapters.base import AdapterConfig, AdapterModule, choose_layers
+from speech_adapters.adapters.base import AdapterConfig, AdapterModule, choose_layers, trainable_copy
 from speech_adapters.encoders.loading import Encoder
 
 NORMS = ("layer_norm", "final_layer_norm")
@@ -39,15 +38,19 @@ class LayerNormsModule(AdapterModule):
         self.layer_indices = choose_layers(config.layers, encoder.num_layers, config.method)
         self.norms = nn.ModuleDict(
             {
-                f"{index}_{name}": copy.deepcopy(getattr(encoder.model.encoder.layers[index], name)).float()
+                f"{index}_{name}": trainable_copy(getattr(encoder.model.encoder.layers[index], name))
                 for index in self.layer_indices
                 for name in NORMS
             }
-        ).requires_grad_(True)
+        )
+        self.first_layer = self.layer_indices[0]
 
     def norm(self, index: int, name: str) -> nn.Module | None:
         key = f"{index}_{name}"
         return self.norms[key] if key in self.norms else None
+
+    def replaced(self) -> int:
+        return sum(p.numel() for p in self.parameters())
 
     def describe(self) -> list[str]:
         return [f"norm: {len(self.norms)} LayerNorms of {len(self.layer_indices)} layers"]

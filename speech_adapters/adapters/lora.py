@@ -82,6 +82,7 @@ class LoRAModule(AdapterModule):
         if config.variant not in VARIANTS:
             raise ConfigError(f"lora: variant={config.variant!r}; choose from {', '.join(VARIANTS)}.")
         self.targets = config.target_modules(encoder)
+        self.first_layer = choose_layers(config.layers, encoder.num_layers, config.method)[0]
         self.name = ""
         self.layers: list[nn.Module] = []  # peft's layers, which hold every LoRA adapter of the model
         self.parts = nn.ModuleList()  # this adapter's own A, B (and magnitudes)
@@ -96,7 +97,7 @@ class LoRAModule(AdapterModule):
         encoder.model.requires_grad_(False).eval()
         self.name = name
         self.layers = [encoder.model.get_submodule(target) for target in self.targets]
-        self.parts = nn.ModuleList(part for _, part in self._own_parts())
+        self.parts = nn.ModuleList(part for _, part in self._own_parts()).float()  # trained in full precision
         self.set_enabled(False)
 
     def _own_parts(self) -> Iterator[tuple[str, nn.Module]]:
@@ -113,6 +114,11 @@ class LoRAModule(AdapterModule):
             layer._active_adapter = [*others, self.name] if enabled else others
             layer._disable_adapters = not layer._active_adapter
 
+    def train(self, mode: bool = True) -> LoRAModule:
+        for layer in self.layers:  # where peft keeps the dropout
+            layer.train(mode)
+        return super().train(mode)
+
     def detach(self, encoder: Encoder) -> None:
         for target, layer in zip(self.targets, self.layers, strict=True):
             layer.delete_adapter(self.name)
@@ -120,6 +126,9 @@ class LoRAModule(AdapterModule):
                 parent, _, child = target.rpartition(".")
                 setattr(encoder.model.get_submodule(parent), child, layer.base_layer)
         self.layers, self.parts = [], nn.ModuleList()
+        encoder.model.peft_config.pop(self.name)
+        if not encoder.model.peft_config:
+            del encoder.model.peft_config
 
     def merge(self) -> None:
         """Fold the update into the base's weights; ``peft`` refuses with its reason where it cannot."""
@@ -146,13 +155,13 @@ class LoRAModule(AdapterModule):
         own = self.tensors()
         wrong = sorted(set(own) ^ set(tensors)) or [key for key in own if own[key].shape != tensors[key].shape]
         if wrong:
-            raise CheckpointError(f"lora: tensor {wrong[0]!r} is missing, unexpected or of another shape in this file.")
+            raise CheckpointError(f"lora: tensor {wrong[0]!r} is missing, unexpected or of another shape.")
         with torch.no_grad():
             for key, tensor in own.items():
                 tensor.copy_(tensors[key])
 
     def describe(self) -> list[str]:
         config = self.config
-        scale = config.alpha / config.rank
-        where = ", ".join(config.targets)
-        return [f"lora: {config.variant} rank {config.rank}, scale {scale:g}, on {where} ({len(self.targets)} projections)"]
+        scale = config.alpha / (config.rank**0.5 if config.variant == "rslora" else config.rank)
+        where = f"{', '.join(config.targets)} ({len(self.targets)} projections)"
+        return [f"lora: {config.variant} rank {config.rank}, scale {scale:g}, on {where}"]

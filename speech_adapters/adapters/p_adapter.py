@@ -47,6 +47,8 @@ class PAdapter(AdapterConfig):
 class PAdapterModule(AdapterModule):
     """The pseudo frames, (N, C)."""
 
+    first_layer = -1
+
     def __init__(self, config: PAdapter, encoder: Encoder) -> None:
         super().__init__(config)
         if config.where not in ("cnn_out", "proj_out") or config.side not in ("prepend", "append"):
@@ -54,8 +56,6 @@ class PAdapterModule(AdapterModule):
                 f"P-adapter: where={config.where!r}, side={config.side!r}; where is cnn_out or proj_out, "
                 "side is prepend or append."
             )
-        if config.frames < 1:
-            raise ConfigError(f"P-adapter: frames={config.frames}; at least one pseudo frame is needed.")
         width = encoder.config.conv_dim[-1] if config.where == "cnn_out" else encoder.hidden_size
         self.pseudo = nn.Parameter(torch.randn(config.frames, width) * config.init_std)
 
@@ -79,4 +79,5 @@ class PAdapterModule(AdapterModule):
         return Frames(extended.gather(1, source), position < lengths + count, 0)
 
     def describe(self) -> list[str]:
-        return [f"p: {len(self.pseudo)} pseudo frames of {self.pseudo.shape[1]}, {self.config.side} at {self.config.where}"]
+        count, width = self.pseudo.shape
+        return [f"p: {count} pseudo frames of {width}, {self.config.side} at {self.config.where}"]

@@ -55,11 +55,9 @@ def _rates(preset: str, task: Task) -> tuple:
     return RATES[preset][task]
 
 
-def ELP(
-    task: Task = "asr", *, e_size: int = 256, l_size: int = 512, frames: int = 5, num_layers: int | None = None
-) -> Combine:
+def ELP(task: Task = "asr", *, e_size: int = 256, l_size: int = 512, frames: int = 5) -> Combine:
     """E-, L- and P-adapters with the encoder's LayerNorms: EL (below) with pseudo frames at the CNN's output."""
-    combined = EL(task, e_size=e_size, l_size=l_size, num_layers=num_layers)
+    combined = EL(task, e_size=e_size, l_size=l_size)
     p_rate = _rates("el", task)[2]
     return Combine(
         parts=(*combined.parts, PAdapter(frames=frames, learning_rate=p_rate)),
@@ -67,17 +65,16 @@ def ELP(
     )
 
 
-def EL(task: Task = "asr", *, e_size: int = 256, l_size: int = 512, num_layers: int | None = None) -> Combine:
+def EL(task: Task = "asr", *, e_size: int = 256, l_size: int = 512) -> Combine:
     """E-adapters in all layers but the last, L-adapters from all, LayerNorms (Otake et al., 2023: "proposed").
 
-    The last layer needs no E-adapter: its output reaches the head through its L-adapter only. ``num_layers`` is the
-    encoder's, 12 unless given; :func:`preset` fills it in.
+    The last layer needs no E-adapter: its output reaches the head through its L-adapter only.
     """
     head, l_rate, e_rate, norm_rate = _rates("el", task)
-    act, layers = ACTIVATIONS[task], tuple(range((num_layers or 12) - 1))
+    act = ACTIVATIONS[task]
     return Combine(
         parts=(
-            EAdapter(size=e_size, activation=act, layers=layers, learning_rate=e_rate),
+            EAdapter(size=e_size, activation=act, skip_top=1, learning_rate=e_rate),
             LAdapter(size=l_size, activation=act, learning_rate=l_rate),
             LayerNorms(learning_rate=norm_rate),
         ),
@@ -118,8 +115,8 @@ def houlsby_speech(task: Task = "asr", *, size: int = 256) -> Combine:
 
 #: name -> function of (task, number of layers, changed settings) that gives the config.
 PRESETS: dict[str, Callable[..., AdapterConfig]] = {
-    "elp": lambda task, layers, **o: ELP(task, num_layers=layers, **o),
-    "el": lambda task, layers, **o: EL(task, num_layers=layers, **o),
+    "elp": lambda task, layers, **o: ELP(task, **o),
+    "el": lambda task, layers, **o: EL(task, **o),
     "l": lambda task, layers, **o: L(task, **o),
     "e": lambda task, layers, **o: E(task, **o),
     "houlsby": lambda task, layers, **o: Bottleneck(**{"sites": SITES, "activation": "swish"} | o),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from tqdm.auto import tqdm
@@ -94,3 +95,23 @@ def use_own_ctc_head(model: SpeechAdapterModel, normalizer: str = "librispeech",
     model.set_active()
     model.add_head(name, CTCHead(vocabulary, normalizer=normalizer, dropout=0.0))
     model.heads[name].load_state_dict(module.state_dict())
+
+
+def worst_utterances(result: WERResult, manifest: Manifest, count: int = 15) -> list[dict[str, Any]]:
+    """Utterances with most errors, as ``worst.json`` holds them for the report."""
+    by_id = {utterance.id: utterance for utterance in manifest}
+    return [
+        {
+            "id": score.id,
+            "speaker": score.speaker,
+            "audio_filepath": str(by_id[score.id].audio_filepath),
+            "offset": by_id[score.id].offset,
+            "duration": by_id[score.id].duration,
+            "reference": score.reference,
+            "hypothesis": score.hypothesis,
+            "alignment": score.alignment(),
+            "errors": score.errors,
+            "words": score.words,
+        }
+        for score in result.worst(count)
+    ]

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from speech_adapters.errors import CheckpointError
+from speech_adapters.errors import CheckpointError, ConfigError
 
 WINDOW, HOP, STRIDE = 400, 160, 320
 
@@ -69,16 +69,32 @@ class WhisperTeacher(nn.Module):
         log = torch.maximum(log, log.amax((1, 2), keepdim=True) - 8.0)
         return (log + 4.0) / 4.0
 
+    @property
+    def max_samples(self) -> int:
+        """Longest input: the teacher has positions for so many samples (30 s)."""
+        return self.receptive_field + (len(self.encoder.embed_positions.weight) - 1) * STRIDE + STRIDE - 1
+
     @torch.no_grad()
-    def forward(self, waveforms: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, waveforms: Tensor, stop_layer: int | None = None) -> tuple[Tensor, ...]:
+        """Waveforms (B, samples) -> the states 0 to ``stop_layer``, by default all.
+
+        Raises ConfigError for waveforms under one student frame or over ``max_samples``.
+        """
+        samples = waveforms.shape[-1]
+        if not self.receptive_field <= samples <= self.max_samples:
+            raise ConfigError(
+                f"waveforms of {samples} samples: the teacher takes {self.receptive_field} to {self.max_samples}; "
+                "cut longer ones into pieces, leave shorter ones out."
+            )
         encoder = self.encoder
         hidden = nn.functional.gelu(encoder.conv1(self.log_mel(waveforms)))
         hidden = nn.functional.gelu(encoder.conv2(hidden)).transpose(1, 2)
         hidden = hidden + encoder.embed_positions.weight[: hidden.shape[1]]
         states = [hidden]
-        for layer in encoder.layers:
+        for layer in encoder.layers[:stop_layer]:
             output = layer(hidden, None)
             hidden = output[0] if isinstance(output, tuple) else output
             states.append(hidden)
-        states[-1] = encoder.layer_norm(hidden)
+        if len(states) == len(encoder.layers) + 1:
+            states[-1] = encoder.layer_norm(hidden)
         return tuple(states)

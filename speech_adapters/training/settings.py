@@ -43,8 +43,9 @@ class TrainingConfig:
     augmentation: Augmentation | None = None
     """Speed, noise and telephone augmentation of the waveforms; None for none."""
 
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 is autocast: weights, loss and optimizer stay in fp32."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """bf16 is autocast: weights, loss and optimizer stay in fp32. auto: bf16 where the hardware computes in it (GPUs
+    since Ampere, CPUs with AMX), else fp32."""
 
     gradient_checkpointing: bool = False
     """Recompute layers in the backward pass: less memory, about a third more time."""
@@ -77,5 +78,16 @@ class TrainingConfig:
             raise ConfigError(f"training.batch_seconds={self.batch_seconds}: must be above 0.")
         if not 0 <= self.warmup < 1 or not 0 <= self.time_mask_probability < 1:
             raise ConfigError("training.warmup and training.time_mask_probability must lie in [0, 1).")
+        if self.precision == "auto":
+            self.precision = "bf16" if fast_bfloat16() else "fp32"
         if self.patience and not self.evaluate_every:
             raise ConfigError("training.patience needs training.evaluate_every: early stopping watches evaluations.")
+
+
+def fast_bfloat16() -> bool:
+    """True where bf16 is faster than fp32: a GPU that supports it, or a CPU with matrix units (AMX)."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.cpu._is_amx_tile_supported()

@@ -1,0 +1,95 @@
+"""Score a saved adapter and head, or a plain Hugging Face CTC checkpoint, on any manifest.
+
+    python recipes/evaluate_asr.py --encoder tiny-wavlm --adapter runs/asr_librispeech/latest/adapters/elp \\
+        --head runs/asr_librispeech/latest/heads/elp --manifest test.jsonl
+    python recipes/evaluate_asr.py --encoder facebook/wav2vec2-base-960h --manifest test.jsonl
+
+Runs on the GPU when there is one (--precision bf16 for speed), else on the CPU. Writes results.json, worst.json,
+report.html and the ``trn`` files that sclite reads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from speech_adapters.config import option, parse_cli, run_main
+from speech_adapters.errors import ConfigError
+from speech_adapters.manifest import Manifest
+
+
+@dataclass(kw_only=True)
+class Config:
+    """What to score on what."""
+
+    encoder: str = option(
+        "tiny-wavlm", "packaged name, local folder or hub id; a *ForCTC checkpoint brings its own head"
+    )
+    adapter: Path | None = option(None, "folder of a saved adapter; none scores the frozen encoder")
+    head: Path | None = option(None, "folder of a saved CTC head; none takes the checkpoint's own")
+    manifest: Path | None = option(None, "JSON Lines manifest with text (and speaker, for the intervals); required")
+    beam: int | None = option(None, "beam width; greedy decoding without one")
+    language_model: Path | None = option(
+        None, "ARPA or KenLM file for the beam search (pip install 'speech-adapters[decode]')"
+    )
+    batch_seconds: float = option(120.0, "audio per batch, padding included")
+    precision: Literal["fp32", "bf16"] = option("fp32", "bf16: autocast")
+    device: str = option("auto", "auto, cpu, cuda, cuda:1, ...")
+    output: Path | None = option(None, "run folder; runs/evaluate_asr/<time> by default")
+
+
+def main(config: Config) -> None:
+    from speech_adapters.evaluation.asr import evaluate_asr, use_own_ctc_head, worst_utterances
+    from speech_adapters.evaluation.report import method_rows, summary_table, write_report
+    from speech_adapters.files import write_json
+    from speech_adapters.heads.decoding import BeamSearch
+    from speech_adapters.model import SpeechAdapterModel
+    from speech_adapters.training.data import check_before_training
+    from speech_adapters.training.run_folder import RunFolder, environment
+
+    if config.manifest is None:
+        raise ConfigError("give --manifest: the JSON Lines file to score.")
+    manifest = Manifest.read(config.manifest, require=("text",), check_files=True)
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
+    model = SpeechAdapterModel.from_pretrained(config.encoder, device=device)
+    name = "frozen encoder"
+    if config.adapter is not None:
+        name = model.load_adapter(config.adapter)
+    if config.head is not None:
+        model.load_head(config.head)
+    else:
+        use_own_ctc_head(model)
+    head = model.head.config
+    check_before_training(manifest, model.encoder, head)
+    if config.language_model is not None and config.beam is None:
+        raise ConfigError("--language-model needs --beam: a language model works in the beam search only.")
+    beam = config.beam and BeamSearch(head.vocabulary, beam_size=config.beam, lm_path=config.language_model)
+    run = RunFolder.create("evaluate_asr", path=config.output)
+    run.save_config(config)
+    scored = evaluate_asr(model, manifest, batch_seconds=config.batch_seconds, precision=config.precision, beam=beam)
+    scored.result.save_trn(run.trn(manifest.name))
+    write_json(run.worst_file, worst_utterances(scored.result, manifest))
+    results = {
+        "task": "asr",
+        "encoder": config.encoder,
+        "adapter": name,
+        "data": {"test": manifest.describe()},
+        "metrics": scored.result.to_dict(),
+        "parameters": model.count_parameters(),
+        "seconds": scored.seconds,
+        "audio_seconds_per_second": scored.audio_seconds_per_second,
+        "peak_memory_bytes": scored.peak_memory_bytes,
+        **environment(device),
+    }
+    run.write_results(results)
+    report = write_report(run.path)
+    print(
+        f"{scored.result}\n\n{summary_table(method_rows(results))}\n\nreport {report}\ntrn    {run.trn(manifest.name)}"
+    )
+
+
+if __name__ == "__main__":
+    run_main(lambda: main(parse_cli(Config, description=__doc__)))

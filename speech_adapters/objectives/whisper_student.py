@@ -1,0 +1,136 @@
+"""A student for :class:`WhisperTeacher`: a stock raw-waveform encoder that starts from the teacher's layers.
+
+Whisper's encoder layers equal the pre-norm (``do_stable_layer_norm``) layers of wav2vec 2.0, HuBERT and WavLM, but for
+the key bias, which Whisper lacks (0 here) and WavLM's relative position bias (its table is 0 here). What a student has
+of its own are the convolutional front-end, the projection and the convolutional positions.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from speech_adapters.audio import SAMPLE_RATE
+from speech_adapters.errors import CheckpointError
+from speech_adapters.files import write_text
+from speech_adapters.objectives.whisper_teacher import WhisperTeacher
+
+
+def whisper_student(
+    teacher: WhisperTeacher,
+    family: str = "wav2vec2",
+    *,
+    conv_dim: Sequence[int] = (128, 256, 384),
+    conv_kernel: Sequence[int] = (320, 8, 3),
+    conv_stride: Sequence[int] = (20, 8, 2),
+    position_kernel: int = 64,
+    position_groups: int = 16,
+) -> nn.Module:
+    """A stock model of ``family`` ("wav2vec2", "hubert", "wavlm"): the teacher's layers behind a CNN of its own.
+
+    The first filters are mel-spaced (:func:`mel_gabor`), WavLM's relative position bias is zero, the rest is random.
+    The default front-end is three convolutions, whose hops are 1.25, 10 and 20 ms: far cheaper than Base's seven, which
+    run mostly at 0.3 ms. With Whisper tiny's layers it makes 8.5 M parameters in all.
+    """
+    from transformers import AutoConfig, AutoModel
+
+    whisper = teacher.encoder.config
+    settings = {
+        "hidden_size": whisper.d_model,
+        "num_hidden_layers": whisper.encoder_layers,
+        "num_attention_heads": whisper.encoder_attention_heads,
+        "intermediate_size": whisper.encoder_ffn_dim,
+        "do_stable_layer_norm": True,  # pre-norm, as Whisper
+        "feat_extract_norm": "layer",  # each frame by itself: padding and level change nothing
+        "conv_dim": conv_dim,
+        "conv_kernel": conv_kernel,
+        "conv_stride": conv_stride,
+        "num_feat_extract_layers": len(conv_dim),
+        "conv_bias": True,
+        "num_conv_pos_embeddings": position_kernel,
+        "num_conv_pos_embedding_groups": position_groups,
+        # Distillation needs no dropout, and adapters bring their own.
+        **dict.fromkeys(("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout"), 0.0),
+        "layerdrop": 0.0,
+        "mask_time_prob": 0.05,  # keeps the mask embedding, which task-adaptive pretraining uses
+    }
+    model = AutoModel.from_config(AutoConfig.for_model(family, **settings)).eval()
+    with torch.no_grad():
+        for own, other in zip(model.encoder.layers, teacher.encoder.layers, strict=True):
+            for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+                source, target = getattr(other.self_attn, name), getattr(own.attention, name)
+                target.weight.copy_(source.weight)
+                target.bias.zero_() if source.bias is None else target.bias.copy_(source.bias)
+            own.layer_norm.load_state_dict(other.self_attn_layer_norm.state_dict())
+            own.final_layer_norm.load_state_dict(other.final_layer_norm.state_dict())
+            own.feed_forward.intermediate_dense.load_state_dict(other.fc1.state_dict())
+            own.feed_forward.output_dense.load_state_dict(other.fc2.state_dict())
+        model.encoder.layer_norm.load_state_dict(teacher.encoder.layer_norm.state_dict())
+        first = model.feature_extractor.conv_layers[0].conv.weight
+        first.copy_(mel_gabor(first.shape[0], first.shape[2]))
+        if family == "wavlm":
+            model.encoder.layers[0].attention.rel_attn_embed.weight.zero_()
+    return model
+
+
+def mel_gabor(channels: int, kernel: int) -> Tensor:
+    """Filters (channels, 1, kernel) of unit norm, mel-spaced from 60 to 7600 Hz, as wide as their spacing, in 4 phases.
+
+    A front-end that starts so is where random filters are after hours of speech (Zeghidour et al., "Learning filterbanks
+    from raw speech", ICASSP 2018, start likewise).
+    """
+    mels = np.linspace(*(2595 * np.log10(1 + f / 700) for f in (60, 7600)), max(2, channels // 4))
+    frequencies = 700 * (10 ** (mels / 2595) - 1)
+    times = (np.arange(kernel) - (kernel - 1) / 2) / SAMPLE_RATE
+    filters = []
+    for frequency, width in zip(frequencies, np.gradient(frequencies), strict=True):
+        window = np.exp(-0.5 * (times * np.pi * max(width, 60)) ** 2) * np.hanning(kernel)
+        for phase in range(4):
+            wave = window * np.cos(2 * np.pi * frequency * times + phase * np.pi / 2)
+            wave -= wave.mean()
+            filters.append(wave / np.linalg.norm(wave))
+    return torch.tensor(np.array(filters)[:channels], dtype=torch.float32).unsqueeze(1)
+
+
+def save_encoder(model: nn.Module, folder: Path, shared_with: str | None = None) -> None:
+    """Write the encoder in Hugging Face's format, weights in fp16 (read as fp32), whole or not at all."""
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    half = copy.deepcopy(model).cpu().half()
+    half.save_pretrained(temporary)
+    config = json.loads((temporary / "config.json").read_text(encoding="utf-8"))
+    config["dtype"] = "float32"  # fp16 is for the disk: CPUs compute in fp32
+    write_text(temporary / "config.json", json.dumps(config, indent=2) + "\n")
+    preprocessor = {
+        "feature_extractor_type": "Wav2Vec2FeatureExtractor",
+        "feature_size": 1,
+        "sampling_rate": SAMPLE_RATE,
+        "do_normalize": True,
+        "padding_value": 0.0,
+        "return_attention_mask": True,
+    }
+    write_text(temporary / "preprocessor_config.json", json.dumps(preprocessor, indent=2) + "\n")
+    if shared_with is not None:
+        from safetensors.torch import load_file
+
+        other = folder / shared_with / "model.safetensors"
+        tensors, own = load_file(str(other)) if other.is_file() else {}, half.state_dict()
+        if tensors.keys() != own.keys() or not all(torch.equal(tensors[name], own[name]) for name in own):
+            raise CheckpointError(f"shared_with={shared_with}: {other} is missing or differs; leave shared_with out")
+        size = sum(tensor.numel() * tensor.element_size() for tensor in own.values())
+        index = {
+            "metadata": {"total_size": size},
+            "weight_map": dict.fromkeys(own, f"{shared_with}/model.safetensors"),
+        }
+        write_text(temporary / "model.safetensors.index.json", json.dumps(index, indent=2) + "\n")
+        (temporary / "model.safetensors").unlink()
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(temporary, folder)

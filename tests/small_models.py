@@ -1,0 +1,68 @@
+"""Small models with adapters, one row a method, and the batch that the adapter tests share."""
+
+from __future__ import annotations
+
+import torch
+from small_encoders import small_encoder
+
+from speech_adapters.adapters import PRESETS, AdapterConfig, Bottleneck, Combine, LAdapter, LoRA, PAdapter
+from speech_adapters.heads.ctc import CTCHead
+from speech_adapters.model import SpeechAdapterModel
+
+ALL_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "intermediate_dense", "output_dense")
+
+#: Every preset, and what the presets leave out. A new method is a new row.
+METHODS: dict[str, str | AdapterConfig] = {
+    **{name: name for name in PRESETS},
+    "lora+l": Combine(parts=(LoRA(), LAdapter())),
+    "lora-all": LoRA(rank=4, targets=ALL_TARGETS, dropout=0.1),
+    "dora": LoRA(variant="dora", layers=(0, -1)),
+    "rslora": LoRA(variant="rslora", targets=("k_proj", "out_proj")),
+    "p-append": PAdapter(side="append"),
+    "p-proj": PAdapter(where="proj_out"),
+    "p-proj-append": PAdapter(where="proj_out", side="append"),
+    "attention-parallel": Bottleneck(
+        sites=("attention",), placement="parallel", activation="gelu", layers=(0, -1), dropout=0.1
+    ),
+    "near-zero": Bottleneck(init_std=0.02, activation="tanh", size=8),
+}
+
+#: Targets of the batch's two utterances.
+TARGETS = torch.tensor([[5, 6, 7, 8], [9, 9, -100, -100]])
+
+
+def batch() -> tuple[torch.Tensor, torch.Tensor]:
+    """Two utterances (2, 6400), the second one padded, and their lengths in samples."""
+    generator = torch.Generator().manual_seed(1)
+    waveforms, lengths = torch.randn(2, 6400, generator=generator), torch.tensor([6400, 4800])
+    waveforms[1, 4800:] = 0
+    return waveforms, lengths
+
+
+def small_model(
+    family: str = "wavlm", style: str = "pre-norm", method: str | None = None, head: bool = False, **changes
+) -> SpeechAdapterModel:
+    """A small random encoder with adapter "a" (a row of METHODS) and head "asr", ready to train."""
+    model = SpeechAdapterModel(small_encoder(family, style, **changes))
+    torch.manual_seed(2)
+    if method is not None:
+        model.add_adapter("a", METHODS[method])
+    if head:
+        model.add_head("asr", CTCHead())
+    if method is not None or head:
+        model.train_adapter(*model.active_adapters, head="asr" if head else None)
+    return model
+
+
+def parameters(model: SpeechAdapterModel) -> list[torch.nn.Parameter]:
+    """What trains."""
+    return [p for group in model.parameter_groups().values() for p in group]
+
+
+def shake(model: SpeechAdapterModel, std: float = 0.02) -> SpeechAdapterModel:
+    """Move the active adapters and head away from their start, as training would; returns the model in eval mode."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in parameters(model):
+            parameter += std * torch.randn(parameter.shape, generator=generator)
+    return model.eval()

@@ -1,0 +1,250 @@
+"""The trainer: batches by length, resuming, several processes, dead tensors, early stopping."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_encoders import small_encoder
+
+from speech_adapters.audio import write_audio
+from speech_adapters.errors import AudioError, ConfigError, InputError, TextError
+from speech_adapters.heads import CTCHead
+from speech_adapters.manifest import Manifest, Utterance
+from speech_adapters.model import SpeechAdapterModel
+from speech_adapters.training.data import LengthBatches, SpeechDataset, check_before_training, collate, ctc_target
+from speech_adapters.training.run_folder import RunFolder
+from speech_adapters.training.settings import TrainingConfig
+from speech_adapters.training.trainer import train
+
+HEAD = CTCHead()
+QUIET = {"trackers": (), "precision": "fp32", "batch_seconds": 3.0, "log_every": 1}
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory) -> Manifest:
+    """Twelve utterances of coloured noise whose pitch follows their text."""
+    folder = tmp_path_factory.mktemp("audio")
+    rng = np.random.default_rng(0)
+    utterances = []
+    for index in range(12):
+        seconds = 0.6 + 0.05 * index
+        time = np.arange(int(seconds * 16000)) / 16000
+        tone = np.sin(2 * np.pi * (200 + 150 * (index % 3)) * time) * 0.3 + rng.normal(0, 0.01, len(time))
+        path = folder / f"u{index}.wav"
+        write_audio(path, torch.tensor(tone, dtype=torch.float32))
+        text = ("YES", "NO", "MAYBE")[index % 3]
+        utterances.append(
+            Utterance(id=f"u{index}", audio_filepath=path, duration=len(time) / 16000, text=text, speaker=f"s{index % 4}")
+        )
+    return Manifest(utterances, "tones")
+
+
+def make_model(preset: str = "el") -> SpeechAdapterModel:
+    torch.manual_seed(0)
+    model = SpeechAdapterModel(small_encoder("wavlm", "pre-norm"))
+    model.add_adapter("a", preset)
+    model.add_head("asr", HEAD)
+    model.train_adapter("a", head="asr")
+    return model
+
+
+def run_training(manifest, folder, model=None, dev=None, resume=False, **changes):
+    model = model or make_model()
+    run = RunFolder(folder) if Path(folder).is_dir() else RunFolder.create("test", path=folder)
+    config = TrainingConfig(**{**QUIET, **changes})
+    dev = dev and SpeechDataset(dev, ctc_target(HEAD))
+    result = train(model, SpeechDataset(manifest, ctc_target(HEAD)), config, run, dev, method="m", resume=resume)
+    return model, run, result
+
+
+def losses(run: RunFolder) -> list[float]:
+    return [line["loss"] for line in run.read_metrics() if "loss" in line]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.floats(0.1, 30), min_size=4, max_size=60),
+    st.floats(5, 80),
+    st.integers(1, 3),
+    st.integers(0, 3),
+)
+def test_batches_hold_every_utterance_once_within_their_seconds(durations, seconds, world, epoch):
+    try:
+        shards = [LengthBatches(durations, seconds, seed=1, rank=r, world_size=world) for r in range(world)]
+    except InputError:
+        assert len(LengthBatches(durations, seconds, seed=1)) < world
+        return
+    for shard in shards:
+        shard.set_epoch(epoch)
+    assert len({len(shard) for shard in shards}) == 1
+    batches = [batch for shard in shards for batch in shard]
+    assert all(len(batch) * max(durations[i] for i in batch) <= seconds or len(batch) == 1 for batch in batches)
+    flat = sorted(i for batch in LengthBatches(durations, seconds, shuffle=False) for i in batch)
+    assert flat == list(range(len(durations)))
+
+
+def test_processes_take_turns_through_the_same_batches():
+    durations = list(np.random.default_rng(0).uniform(1, 5, 40))
+    whole = list(LengthBatches(durations, 12, seed=3))
+    shards = [list(LengthBatches(durations, 12, seed=3, rank=r, world_size=2)) for r in range(2)]
+    assert [shards[i % 2][i // 2] for i in range(2 * len(shards[0]))] == whole[: 2 * len(shards[0])]
+
+
+def test_collate_pads(manifest):
+    batch = collate([SpeechDataset(manifest, ctc_target(HEAD))[i] for i in (0, 5)])
+    assert batch["waveforms"].shape == (2, max(batch["lengths"]))
+    assert (batch["waveforms"][0, batch["lengths"][0] :] == 0).all()
+    assert batch["targets"].tolist()[0] == HEAD.encode("YES")[:3] + [-100] * (batch["targets"].shape[1] - 3)
+
+
+def test_training_learns_and_leaves_the_base_alone(manifest, tmp_path):
+    model = make_model("el")
+    before = {name: tensor.clone() for name, tensor in model.encoder.model.state_dict().items()}
+    _, run, result = run_training(manifest, tmp_path / "run", model, updates=40, warmup=0.0)
+    curve = losses(run)
+    assert len(curve) == 40 == result.updates and np.mean(curve[-5:]) < 0.6 * np.mean(curve[:5])
+    assert all(torch.equal(before[n], t) for n, t in model.encoder.model.state_dict().items())
+    assert result.audio_seconds_per_second > 0 and result.peak_memory_bytes > 0
+    rates = run.read_metrics()[-1]["learning_rate"]
+    assert set(rates) == {"e", "l", "norm", "head"}
+
+
+def test_groups_get_their_own_rates_and_overrides(manifest, tmp_path):
+    _, run, _ = run_training(
+        manifest, tmp_path / "run", updates=2, warmup=0.0, schedule="constant", learning_rates={"head": 0.05}
+    )
+    rates = run.read_metrics()[0]["learning_rate"]
+    assert rates["head"] == pytest.approx(0.05) and rates["l"] == pytest.approx(1e-3)
+    with pytest.raises(ConfigError, match="unknown group 'lora'"):
+        run_training(manifest, tmp_path / "other", updates=1, learning_rates={"lora": 1.0})
+
+
+def test_resuming_equals_an_uninterrupted_run(manifest, tmp_path):
+    whole, _, _ = run_training(manifest, tmp_path / "whole", updates=8, time_mask_probability=0.2)
+
+    class Interrupt(Exception):
+        pass
+
+    model = make_model()
+    seen = 0
+
+    def stop(*_):
+        nonlocal seen
+        seen += 1
+        if seen == 7:
+            raise Interrupt
+
+    handle = model.head.register_forward_hook(stop)
+    with pytest.raises(Interrupt):
+        run_training(manifest, tmp_path / "part", model, updates=8, save_every=4, time_mask_probability=0.2)
+    handle.remove()
+    again = make_model()
+    run_training(
+        manifest, tmp_path / "part", again, updates=8, save_every=4, time_mask_probability=0.2, resume=True
+    )
+    for name, tensor in whole.adapters["a"].state_dict().items():
+        torch.testing.assert_close(again.adapters["a"].state_dict()[name], tensor, atol=1e-7, rtol=0, msg=name)
+
+
+def test_nothing_to_resume_from_is_said(manifest, tmp_path):
+    with pytest.raises(ConfigError, match="no checkpoint to resume from"):
+        run_training(manifest, tmp_path / "run", updates=2, resume=True)
+
+
+def test_a_dead_tensor_stops_the_run_and_is_named(manifest, tmp_path):
+    model = make_model("el")
+    dead = model.adapters["a"].parts["l"]
+    dead.extra = torch.nn.Parameter(torch.ones(3))
+    model.train_adapter("a", head="asr")
+    with pytest.raises(RuntimeError, match="extra .no gradient."):
+        run_training(manifest, tmp_path / "run", model, updates=3)
+
+
+def test_early_stopping_keeps_the_best(manifest, tmp_path):
+    model, run, result = run_training(
+        manifest, tmp_path / "run", dev=manifest, updates=30, evaluate_every=2, patience=2, warmup=0.0,
+        learning_rates={"head": 3.0},
+    )  # fmt: skip
+    curve = [line["eval_loss"] for line in run.read_metrics() if "eval_loss" in line]
+    assert result.best_dev_loss == min(curve)
+    assert result.updates == 30 or curve[-1] >= min(curve)
+
+
+def test_time_mask_hides_about_the_asked_share(manifest, tmp_path):
+    from transformers import TrainingArguments
+
+    from speech_adapters.training.trainer import AdapterTrainer
+
+    model, run = make_model(), RunFolder.create("test", path=tmp_path / "run")
+    config = TrainingConfig(**QUIET, time_mask_probability=0.1)
+    trainer = AdapterTrainer(
+        model, SpeechDataset(manifest), None, config, TrainingArguments(str(tmp_path), report_to=[]), run, "m"
+    )
+    lengths = torch.tensor([160000] * 50 + [16000])
+    mask = trainer._time_mask(lengths, 160000)
+    assert mask.shape == (51, int(model.encoder.frame_lengths(160000)))
+    assert 0.06 < mask[:50].float().mean() < 0.14
+    assert not mask[50, int(model.encoder.frame_lengths(16000)) :].any()
+
+
+def test_bad_data_is_found_before_training(manifest):
+    encoder = small_encoder("wavlm", "pre-norm")
+    check_before_training(manifest, encoder, HEAD)
+    with pytest.raises(TextError, match="u3"):
+        check_before_training(Manifest([replace(manifest[3], text="ROOM 42")], "m"), encoder, HEAD)
+    with pytest.raises(TextError, match="longer than their audio"):
+        check_before_training(Manifest([replace(manifest[3], text="A" * 200)], "m"), encoder, HEAD)
+    with pytest.raises(AudioError, match="receptive field"):
+        check_before_training(Manifest([replace(manifest[3], duration=0.01)], "m"), encoder, HEAD)
+
+
+TWO_PROCESSES = """
+import sys
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from test_training import HEAD, QUIET, make_model
+from speech_adapters.manifest import Manifest
+from speech_adapters.training.data import SpeechDataset, ctc_target
+from speech_adapters.training.run_folder import RunFolder
+from speech_adapters.training.settings import TrainingConfig
+from speech_adapters.training.trainer import train
+config = TrainingConfig(**QUIET, updates=4, accumulation={accumulation})
+manifest = Manifest.read({manifest!r}, require=("text",))
+train(make_model(), SpeechDataset(manifest, ctc_target(HEAD)), config, RunFolder({folder!r}), method="m")
+"""
+
+
+def test_two_processes_equal_one_with_twice_the_accumulation(manifest, tmp_path):
+    manifest.write(tmp_path / "train.jsonl")
+    curves = []
+    for name, launcher, accumulation in (
+        ("one", [sys.executable], 2),
+        ("two", [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29611"], 1),
+    ):
+        (tmp_path / name).mkdir()
+        script = tmp_path / f"{name}.py"
+        script.write_text(
+            TWO_PROCESSES.format(
+                tests=str(Path(__file__).parent),
+                accumulation=accumulation,
+                manifest=str(tmp_path / "train.jsonl"),
+                folder=str(tmp_path / name),
+            )
+        )
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        done = subprocess.run([*launcher, str(script)], env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-2000:]
+        lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        curves.append([line["loss"] for line in lines if "loss" in line])
+    assert len(curves[0]) == 4
+    np.testing.assert_allclose(curves[0], curves[1], rtol=1e-4)
