@@ -27,6 +27,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -75,14 +76,14 @@ class Probe:
     seed: int = option(0, "of the random weights, the splits and the CTC probe")
 
 
-MANIFESTS = {  # in $SPEECH_ADAPTERS_DATA/manifests
-    "digits_train": ("asr_telephone_train",),
-    "digits_test": ("asr_telephone_test",),
-    "emotion_train": ("ser_ravdess_train",),
-    "emotion_test": ("ser_ravdess_test",),
-    "speaker": ("sv_librispeech_test",),
-    "ctc_train": ("asr_librispeech_train",),
-    "ctc_test": ("asr_librispeech_dev",),
+MANIFESTS = {  # name: (files in $SPEECH_ADAPTERS_DATA/manifests, keys that each line needs)
+    "digits_train": ("asr_telephone_train", ("speaker",)),
+    "digits_test": ("asr_telephone_test", ("speaker",)),
+    "emotion_train": ("ser_ravdess_train", ("emotion", "speaker")),
+    "emotion_test": ("ser_ravdess_test", ("emotion", "speaker")),
+    "speaker": ("sv_librispeech_test", ("speaker",)),
+    "ctc_train": ("asr_librispeech_train", ("text", "speaker")),
+    "ctc_test": ("asr_librispeech_dev", ("text", "speaker")),
 }
 
 # --- models: a list of waveforms -> for each, its hidden states (T, D), one a layer ----------------------------------
@@ -170,18 +171,16 @@ def _flush(model: States, batch: list, kept: list, keep: Callable, bar: tqdm) ->
 # --- probes ----------------------------------------------------------------------------------------------------------
 
 
-def probe_layers(model: States, task: str, config: Probe) -> dict[str, Any]:
+def probe_layers(model: States, task: str, data: dict[str, Manifest], config: Probe) -> dict[str, Any]:
     """Logistic regression on each layer: ``layers`` (one score each), ``best`` (layer), ``score`` (its interval)."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     if task == "speaker":
-        train, test = split_speakers(read(config, "speaker", ("speaker",)), config.seed)
+        train, test = split_speakers(data["speaker"], config.seed)
     else:
-        key = ("emotion",) if task == "emotion" else ()
-        train, test = (read(config, f"{task}_{part}", key) for part in ("train", "test"))
-        check_disjoint(train, test)
+        train, test = data[f"{task}_train"], data[f"{task}_test"]
     label = {"digits": _digit, "emotion": lambda u: u.emotion, "speaker": lambda u: u.speaker}[task]
     wanted, truth = np.array([label(u) for u in train]), np.array([label(u) for u in test])
     pool = lambda states: np.stack([state.mean(0).cpu().numpy() for state in states])  # noqa: E731
@@ -232,10 +231,9 @@ def _digit(utterance: Utterance) -> str:
     return utterance.label or utterance.text or ""
 
 
-def probe_ctc(model: States, config: Probe) -> dict[str, Any]:
+def probe_ctc(model: States, data: dict[str, Manifest], config: Probe) -> dict[str, Any]:
     """Word error rate of a linear CTC layer, and of the same layer on the telephone copies."""
-    train, test = (read(config, f"ctc_{part}", ("text",)) for part in ("train", "test"))
-    check_disjoint(train, test)
+    train, test = data["ctc_train"], data["ctc_test"]
     keep = lambda states: states[config.ctc_layer].half().cpu()  # noqa: E731
     head = CTCHead(dropout=0.0)
     targets = [torch.tensor(head.encode(u.text or "", u.id)) for u in train]
@@ -302,19 +300,19 @@ def train_ctc(features, targets, mean: Tensor, std: Tensor, head: CTCHead, confi
 
 
 def measure_speed(model: States, seed: int) -> dict[str, Any]:
-    """Times real time on 10 s of audio (median of 7), 2 threads on a CPU; largest change of the output by padding."""
+    """Times real time on 10 s of audio (median of 5), 2 threads on a CPU; largest change of the output by padding."""
     generator = torch.Generator().manual_seed(seed)
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
         waveform, times = torch.randn(10 * SAMPLE_RATE, generator=generator) * 0.1, []
-        for _ in range(9):
+        for _ in range(6):
             start = time.perf_counter()
             float(model([waveform])[0][-1][0, 0])  # waits for a GPU
             times.append(time.perf_counter() - start)
     finally:
         torch.set_num_threads(threads)
-    result: dict[str, Any] = {"times_real_time": 10 / statistics.median(times[2:]), "padding_difference": None}
+    result: dict[str, Any] = {"times_real_time": 10 / statistics.median(times[1:]), "padding_difference": None}
     if model.batch_seconds:
         waveforms = [waveform[: int(seconds * SAMPLE_RATE)] for seconds in (0.5, 1.3, 4.0, 10.0)]
         pairs = zip(model(waveforms), (model([w])[0] for w in waveforms), strict=True)
@@ -325,8 +323,9 @@ def measure_speed(model: States, seed: int) -> dict[str, Any]:
 # --- manifests, table, plot ------------------------------------------------------------------------------------------
 
 
-def read(config: Probe, name: str, require: tuple[str, ...]) -> Manifest:
+def read(config: Probe, name: str) -> Manifest:
     """The manifests of one option as one; by default those of ``$SPEECH_ADAPTERS_DATA``."""
+    stem, require = MANIFESTS[name]
     paths = getattr(config, name)
     if not paths:
         folder = os.environ.get("SPEECH_ADAPTERS_DATA")
@@ -334,9 +333,11 @@ def read(config: Probe, name: str, require: tuple[str, ...]) -> Manifest:
         if not folder:
             raise ConfigError(f"{name}: no manifest; give {flag}, leave the task out of --tasks, or set "
                               "SPEECH_ADAPTERS_DATA to a folder with manifests/*.jsonl")  # fmt: skip
-        paths = [Path(folder) / "manifests" / f"{stem}.jsonl" for stem in MANIFESTS[name]]
-    manifests = [_read_digits(path) if name.startswith("digits") else Manifest.read(path, require) for path in paths]
-    manifest = sum(manifests[1:], manifests[0])
+        paths = [Path(folder) / "manifests" / f"{stem}.jsonl"]
+    manifests = [_read_digits(path) if name.startswith("digits") else Manifest.read(path) for path in paths]
+    manifest = sum(manifests[1:], manifests[0]).require(*require)
+    if name.startswith("digits"):
+        manifest.require("label" if manifest.values("label") else "text")
     return manifest.subset(hours=config.hours) if config.hours and manifest.hours > config.hours else manifest
 
 
@@ -427,7 +428,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         raise ConfigError("random: needs --encoder, whose architecture it takes")
     if config.hours is not None and config.hours <= 0:
         raise ConfigError(f"hours={config.hours} must be above 0; leave it out to use everything")
-    data = {name: read(config, name, ()) for name in MANIFESTS if name.split("_")[0] in config.tasks}
+    data = {name: read(config, name) for name in MANIFESTS if name.split("_")[0] in config.tasks}
+    for task in {"digits", "emotion", "ctc"} & set(config.tasks):
+        check_disjoint(data[f"{task}_train"], data[f"{task}_test"])
     models: dict[str, Callable[[], States]] = {}
     if config.encoder is not None:
         encoder = load_encoder(config.encoder, dtype=getattr(torch, config.dtype), device=config.device)
@@ -448,7 +451,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             if task == "speed":
                 result[task] = measure_speed(model, config.seed)
             else:
-                result[task] = probe_ctc(model, config) if task == "ctc" else probe_layers(model, task, config)
+                probe = probe_ctc if task == "ctc" else partial(probe_layers, task=task)
+                result[task] = probe(model, data=data, config=config)
             result[task]["seconds"] = time.perf_counter() - began
             print(f"{name}: {task} done in {result[task]['seconds']:.0f} s", flush=True)
         results[name] = result

@@ -123,6 +123,8 @@ def run_method(config: Config, corpus: Corpus, encoder, head, method: str, optio
     import copy
     from dataclasses import replace
 
+    from accelerate import PartialState
+
     from speech_adapters.adapters import preset
     from speech_adapters.evaluation.asr import evaluate_asr
     from speech_adapters.model import SpeechAdapterModel
@@ -147,6 +149,8 @@ def run_method(config: Config, corpus: Corpus, encoder, head, method: str, optio
         SpeechDataset(corpus.dev, target),
         method=name,
     )
+    if not PartialState().is_main_process:  # under torchrun all train, one scores
+        return {}
     scored = evaluate_asr(model, corpus.test, batch_seconds=2 * settings.batch_seconds, precision=settings.precision)
     model.save_adapter(name, run.adapter(name), wer=scored.result.wer.to_dict(), data=corpus.test.name)
     model.save_head("asr", run.head(name))
@@ -188,6 +192,9 @@ def combine_seeds(runs: list[dict]) -> dict:
 
 
 def main(config: Config) -> None:
+    from accelerate import PartialState
+
+    from speech_adapters.adapters import preset
     from speech_adapters.encoders import load_encoder
     from speech_adapters.evaluation.asr import worst_utterances
     from speech_adapters.evaluation.report import method_rows, summary_table, write_report
@@ -195,21 +202,27 @@ def main(config: Config) -> None:
     from speech_adapters.training.data import check_before_training
     from speech_adapters.training.run_folder import RunFolder, environment
 
+    processes = PartialState()
     encoder = load_encoder(config.encoder)
-    corpus = find_corpus(config)
+    with processes.main_process_first():
+        corpus = find_corpus(config)
     head = make_head(config, corpus)
     for manifest in (corpus.train, corpus.dev, corpus.test):
         check_before_training(manifest, encoder, head)
-    run = RunFolder.create("asr_librispeech", path=config.output)
-    run.save_config(config)
-    print(f"{encoder!r}\ntrain {corpus.train.summary()}\ntest  {corpus.test.summary()}\nrun   {run.path}\n")
-
     methods = {config.adapter: config.adapter_options}
     methods |= {name: {} for name in config.baselines if name not in methods}
+    for method, options in methods.items():
+        preset(method, "asr", encoder.num_layers, **options)  # a typing mistake shows now, not after an hour
+    run = RunFolder.create("asr_librispeech", path=config.output)
+    run.save_config(config)
+    processes.print(f"{encoder!r}\ntrain {corpus.train.summary()}\ntest  {corpus.test.summary()}\nrun   {run.path}\n")
+
     started = time.perf_counter()
     figures: dict[str, dict] = {}
     for method, options in methods.items():
         runs = [run_method(config, corpus, encoder, head, method, options, seed, run) for seed in config.seeds]
+        if not processes.is_main_process:
+            continue
         figures[method] = combine_seeds(runs)
         wer = figures[method]["metrics"]["wer"]
         print(
@@ -220,6 +233,8 @@ def main(config: Config) -> None:
             if runs[0]["layer_weights"]:
                 write_json(run.layer_weights_file, {method: runs[0]["layer_weights"]})
 
+    if not processes.is_main_process:
+        return
     own = figures.pop(config.adapter)
     results = {
         "task": "asr",

@@ -179,7 +179,6 @@ class Run:
         self.manifest = sum(manifests[1:], manifests[0])
         if self.resumed:
             check_same(config, out)
-        self.folder = RunFolder(out) if out.is_dir() else RunFolder.create("pretrain_tiny", path=out)
         noise = config.heard.noise_manifest
         self.augmentation = replace(config.heard, noise_manifest=noise and str(resolve(config, Path(noise))))
         if noise:
@@ -199,6 +198,7 @@ class Run:
         width = self.student.config.hidden_size
         self.distillation = HiddenStateDistillation(width, width, [(i, i) for i in range(layers + 1)], None, 600)
         self.distillation.to(config.device)  # 600 frames: the positions of 12 s
+        self.folder = RunFolder(out) if out.is_dir() else RunFolder.create("pretrain_tiny", path=out)
         self.speech = Speech(self.manifest, self.folder.path.parent, math.ceil(field * max(1.0, *config.speeds)))
         self.progress = {"stage": 0, "step": 0, "epoch": 0, "place": 0, "samples": 0, "seconds": 0.0}
         self.optimizer: torch.optim.Optimizer | None = None

@@ -91,7 +91,9 @@ def test_layer_norm_cnn_is_padding_safe_and_group_norm_is_not(family, batch):
         assert encoder.group_norm is not safe
         together = encoder(waveforms, lengths)
         alone = encoder(waveforms[2:, : lengths[2]])
-        difference = (together.last_hidden_state[2, : alone.last_hidden_state.shape[1]] - alone.last_hidden_state[0]).abs()
+        difference = (
+            together.last_hidden_state[2, : alone.last_hidden_state.shape[1]] - alone.last_hidden_state[0]
+        ).abs()
         assert (difference.max() < 1e-4) is safe or (difference.max() < 1e-4).item() is safe
 
 
@@ -144,9 +146,13 @@ def test_loads_a_folder_and_its_ctc_head(family, tmp_path):
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"do_normalize": False}))
     encoder = load_encoder(tmp_path)
     assert not encoder.normalize and encoder.family == family
-    assert torch.equal(encoder.ctc.weight, with_head.lm_head.weight) and encoder.ctc.vocabulary == tmp_path / "vocab.json"
+    assert (
+        torch.equal(encoder.ctc.weight, with_head.lm_head.weight) and encoder.ctc.vocabulary == tmp_path / "vocab.json"
+    )
     inner = getattr(with_head, with_head.base_model_prefix)
-    assert torch.equal(encoder.model.encoder.layers[1].attention.q_proj.weight, inner.encoder.layers[1].attention.q_proj.weight)
+    assert torch.equal(
+        encoder.model.encoder.layers[1].attention.q_proj.weight, inner.encoder.layers[1].attention.q_proj.weight
+    )
     half = load_encoder(tmp_path, dtype=torch.bfloat16)
     assert half.model.dtype == torch.bfloat16 and half.fingerprint == encoder.fingerprint
 
@@ -175,7 +181,9 @@ def test_a_checkpoint_without_layers_is_refused(tmp_path):
 
     stock_model("hubert", "post-norm").save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
-    save_file({k: v for k, v in tensors.items() if "layers.2" not in k}, tmp_path / "model.safetensors", {"format": "pt"})
+    save_file(
+        {k: v for k, v in tensors.items() if "layers.2" not in k}, tmp_path / "model.safetensors", {"format": "pt"}
+    )
     with pytest.raises(CheckpointError, match="lacks"):
         load_encoder(tmp_path)
 

@@ -172,4 +172,3 @@ class EAdapter(Bottleneck):
     activation: str = "gelu"
     layer_norm: bool = True
     init_std: float | None = 1e-3
-

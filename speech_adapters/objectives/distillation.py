@@ -78,7 +78,7 @@ class HiddenStateDistillation(nn.Module):
 
     @torch.no_grad()
     def observe(self, teacher_states: Sequence[Tensor], mask: Tensor | None = None) -> None:
-        """Gather the teacher's statistics: states (B, T, D) a layer, mask (B, T), True on real frames; call it a batch."""
+        """Gather one batch of the teacher's statistics: states (B, T, D) a layer, mask (B, T), True on real frames."""
         positions = self.position_mean.shape[1]
         if self._sums is None:
             zeros = torch.zeros_like

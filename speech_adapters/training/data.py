@@ -104,7 +104,9 @@ class LengthBatches(Sampler[list[int]]):
         self._count = len(self._batches(0))
         self._count -= self._count % world_size if shuffle else 0
         if self._count == 0:
-            raise InputError(f"{len(self.durations)} utterances make fewer batches than there are processes ({world_size}).")
+            raise InputError(
+                f"{len(self.durations)} utterances make fewer batches than there are processes ({world_size})."
+            )
 
     def _batches(self, epoch: int) -> list[list[int]]:
         rng = np.random.default_rng((self.seed, epoch))

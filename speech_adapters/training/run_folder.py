@@ -47,8 +47,19 @@ class RunFolder:
     ) -> RunFolder:
         """Make ``<root>/<recipe>/<time>`` and point ``latest`` at it; or make exactly ``path``, which must be new.
 
-        Raises :class:`InputError` where the folder cannot be made.
+        Under ``torchrun`` the main process makes it and all get the same one. Raises :class:`InputError` where the
+        folder cannot be made.
         """
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            return cls._create(recipe, root, path)
+        from accelerate import PartialState
+        from accelerate.utils import broadcast_object_list
+
+        made = [str(cls._create(recipe, root, path).path) if PartialState().is_main_process else None]
+        return cls(broadcast_object_list(made)[0])
+
+    @classmethod
+    def _create(cls, recipe: str, root: str | os.PathLike[str], path: str | os.PathLike[str] | None) -> RunFolder:
         try:
             if path is not None:
                 Path(path).mkdir(parents=True)

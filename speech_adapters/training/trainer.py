@@ -249,7 +249,9 @@ class _Follow(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
-            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.method, unit="update", leave=False)
+            self.bar = tqdm(
+                total=state.max_steps, initial=state.global_step, desc=self.method, unit="update", leave=False
+            )
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         if state.global_step == 1:  # the second update: what a zero start hides in the first is alive by now
@@ -268,7 +270,9 @@ class _Follow(TrainerCallback):
             line["learning_rate"] = {g["name"]: g["lr"] for g in self.trainer.optimizer.param_groups}
         self.run.log_metrics(line)
         if self.bar is not None:
-            self.bar.set_postfix({key: f"{logs[key]:.3f}" for key in ("loss", "eval_loss") if key in logs}, refresh=False)
+            self.bar.set_postfix(
+                {key: f"{logs[key]:.3f}" for key in ("loss", "eval_loss") if key in logs}, refresh=False
+            )
 
     def on_train_end(self, args, state, control, **kwargs):
         if self.bar is not None:

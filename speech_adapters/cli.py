@@ -1,0 +1,99 @@
+"""``speech-adapters``: look before you train, and use what was trained. Training itself is in ``recipes/``.
+
+speech-adapters encoders                          packaged encoders and their sizes
+speech-adapters adapters --encoder tiny-wavlm     every preset: where it acts and what it trains
+speech-adapters check train.jsonl test.jsonl      validate manifests, files included, speakers disjoint
+speech-adapters transcribe --encoder tiny-wavlm --adapter DIR --head DIR call.wav ...
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from itertools import combinations
+
+from speech_adapters.config import run_main
+
+
+def encoders(arguments: argparse.Namespace) -> None:
+    from speech_adapters.encoders import load_encoder, packaged_encoders
+
+    for name in packaged_encoders():
+        encoder = load_encoder(name)
+        print(f"{encoder.extra_repr()}, {sum(p.numel() for p in encoder.parameters()):,} parameters")
+
+
+def adapters(arguments: argparse.Namespace) -> None:
+    from speech_adapters.adapters import PRESETS
+    from speech_adapters.model import SpeechAdapterModel
+
+    model = SpeechAdapterModel.from_pretrained(arguments.encoder)
+    print(model.encoder)
+    for name in PRESETS:
+        model.add_adapter(name, name, arguments.task)
+        count = model.count_parameters()
+        print(f"\n{name}: {count['trainable']:,} trainable ({count['percent']:.2f} %)")
+        for line in model.adapters[name].describe():
+            print(f"  {line}")
+        model.delete_adapter(name)
+
+
+def check(arguments: argparse.Namespace) -> None:
+    from speech_adapters.manifest import Manifest, check_disjoint
+
+    manifests = [Manifest.read(path, check_files=True) for path in arguments.manifests]
+    for manifest in manifests:
+        print(f"{manifest.name}: {manifest.summary()}")
+    for first, second in combinations(manifests, 2):
+        if first.speakers and second.speakers:
+            check_disjoint(first, second)
+            print(f"{first.name} and {second.name} share no speaker")
+
+
+def transcribe(arguments: argparse.Namespace) -> None:
+    import torch
+
+    from speech_adapters.audio import check_waveform, read_audio
+    from speech_adapters.evaluation.asr import use_own_ctc_head
+    from speech_adapters.heads.decoding import greedy_decode
+    from speech_adapters.model import SpeechAdapterModel
+
+    waveforms = [read_audio(path, channel="mix") for path in arguments.audio]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = SpeechAdapterModel.from_pretrained(arguments.encoder, device=device)
+    if arguments.adapter:
+        model.load_adapter(arguments.adapter)
+    model.load_head(arguments.head) if arguments.head else use_own_ctc_head(model)
+    model.eval()
+    for path, waveform in zip(arguments.audio, waveforms, strict=True):
+        check_waveform(waveform, path, model.encoder.receptive_field)
+        with torch.no_grad():
+            output = model(waveform.unsqueeze(0).to(device))
+        print(f"{path}\t{greedy_decode(output.logits, output.frame_lengths, model.head.config.vocabulary)[0]}")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        "speech-adapters", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True, metavar="command")
+    commands.add_parser("encoders", help="list the packaged encoders").set_defaults(run=encoders)
+    command = commands.add_parser("adapters", help="show every adapter preset on an encoder")
+    command.add_argument("--encoder", default="tiny-wavlm", help="packaged name, local folder or hub id")
+    command.add_argument("--task", default="asr", choices=["asr", "emotion", "speaker", "intent"])
+    command.set_defaults(run=adapters)
+    command = commands.add_parser("check", help="validate manifests")
+    command.add_argument("manifests", nargs="+", metavar="manifest.jsonl")
+    command.set_defaults(run=check)
+    command = commands.add_parser("transcribe", help="recognise audio files")
+    command.add_argument("--encoder", default="tiny-wavlm", help="packaged name, local folder or hub id")
+    command.add_argument("--adapter", help="folder of a saved adapter")
+    command.add_argument("--head", help="folder of a saved CTC head; without it, the checkpoint's own")
+    command.add_argument("audio", nargs="+", help="audio files; several channels are mixed")
+    command.set_defaults(run=transcribe)
+    arguments = parser.parse_args(argv)
+    run_main(lambda: arguments.run(arguments))
+
+
+if __name__ == "__main__":
+    main()

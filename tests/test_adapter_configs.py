@@ -1,0 +1,197 @@
+"""Configurations have their published sizes, survive JSON, and say what is wrong with them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from small_encoders import FAMILIES, stock_model
+from small_models import METHODS, small_model
+
+from speech_adapters.adapters import (
+    EL,
+    ELP,
+    Bottleneck,
+    Combine,
+    E,
+    FineTuning,
+    HeadOnly,
+    L,
+    LAdapter,
+    LayerNorms,
+    LoRA,
+    PAdapter,
+    WeightedSum,
+    adapter_config,
+    preset,
+)
+from speech_adapters.adapters import METHODS as CONFIGS
+from speech_adapters.encoders import Encoder
+from speech_adapters.errors import CheckpointError, ConfigError
+from speech_adapters.model import SpeechAdapterModel
+
+# --- published sizes -----------------------------------------------------------------------------------------------
+
+E_SIZES = {48: 894_528, 64: 1_189_632, 256: 4_730_880}
+BASE_SIZES = {
+    "el": ("el", 9_127_436),
+    "elp": ("elp", 9_127_436 + 5 * 512),
+    "e": ("e", 4_786_176),
+    "l": ("l", 4_737_036 + 36_864),
+    "l-alone": (LAdapter(), 4_737_036),
+    "norms": (LayerNorms(), 36_864),
+    "houlsby-speech": ("houlsby-speech", 9_535_488),
+    "full": ("full", 85_054_464),
+    "pfeiffer": ("pfeiffer", 894_528),
+    **{f"bottleneck-{size}": (Bottleneck(size=size), count) for size, count in E_SIZES.items()},
+    "houlsby-64": (Bottleneck(size=64, sites=("attention", "feed_forward")), 2_379_264),
+    "lora": ("lora", 294_912),
+    "lora-attention": (LoRA(targets=("q_proj", "k_proj", "v_proj", "out_proj")), 589_824),
+    "lora-ffn-8": (LoRA(targets=("intermediate_dense", "output_dense")), 737_280),
+    "lora-ffn": ("lora-ffn", 2 * 737_280),
+    "weighted-sum": ("weighted-sum", 13),
+    "head-only": ("head-only", 0),
+}
+LARGE_SIZES = {"el": 24_853_272, "houlsby-speech": 25_423_872, "full": 302_309_376}
+
+
+def meta_model(family: str, style: str, layers: int, width: int) -> SpeechAdapterModel:
+    """A published geometry without memory behind it."""
+    with torch.device("meta"):
+        stock = stock_model(
+            family, style, layers, width, intermediate_size=4 * width, num_attention_heads=width // 64,
+            conv_dim=(512,) * 7, conv_kernel=(10, 3, 3, 3, 3, 2, 2), conv_stride=(5, 2, 2, 2, 2, 2, 2),
+            num_feat_extract_layers=7, num_conv_pos_embeddings=128, num_conv_pos_embedding_groups=16,
+        )  # fmt: skip
+    encoder = Encoder(stock.to("meta"), "meta")
+    encoder._fingerprint = "meta"  # there are no weights to take it from
+    return SpeechAdapterModel(encoder)
+
+
+def counts(model: SpeechAdapterModel, config) -> dict[str, float]:
+    with torch.device("meta"):
+        model.add_adapter("a", config)
+    counted = model.count_parameters()
+    model.delete_adapter("a")
+    return counted
+
+
+@pytest.fixture(scope="module")
+def wavlm_base():
+    return meta_model("wavlm", "post-norm", 12, 768)
+
+
+@pytest.mark.parametrize("row", BASE_SIZES)
+def test_base_size_is_the_published_one(wavlm_base, row):
+    config, expected = BASE_SIZES[row]
+    total = sum(p.numel() for p in wavlm_base.encoder.parameters())
+    counted = counts(wavlm_base, config)
+    assert counted["trainable"] == expected
+    copies = {"full": 85_054_464, "norms": 36_864, **dict.fromkeys(("el", "elp", "e", "l", "houlsby-speech"), 36_864)}
+    assert counted["total"] == total + expected - copies.get(row, 0)  # copies stand in place of the base's own
+    assert counted["percent"] == pytest.approx(100 * expected / counted["total"])
+
+
+@pytest.mark.parametrize("family", ["wav2vec2", "hubert"])
+def test_sizes_are_those_of_wavlm(family):
+    model = meta_model(family, "post-norm", 12, 768)
+    for row in ("el", "full", "lora-attention"):
+        config, expected = BASE_SIZES[row]
+        assert counts(model, config)["trainable"] == expected
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_large_sizes_are_the_published_ones(family):
+    model = meta_model(family, "pre-norm", 24, 1024)
+    assert {name: counts(model, name)["trainable"] for name in LARGE_SIZES} == LARGE_SIZES
+
+
+# --- configurations and their errors -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_configs_survive_json(name):
+    config = METHODS[name] if not isinstance(METHODS[name], str) else preset(name)
+    assert adapter_config(json.loads(json.dumps(config.to_dict()))) == config
+    assert config.method in CONFIGS
+
+
+def test_presets_take_the_task_and_changed_settings():
+    assert preset("el", "speaker").parts[0].activation == "relu" and preset("el").parts[0].activation == "gelu"
+    assert preset("lora", rank=16).rank == 16
+    assert preset("houlsby", size=64).sites == ("attention", "feed_forward")
+    assert preset("elp", frames=3).parts[3].frames == 3
+    rates = small_model(method="elp", head=True).learning_rates()
+    assert rates == {"e": 1e-3, "l": 1e-3, "norm": 1e-3, "p": 1e-3, "head": 2e-3}
+    assert small_model(method="e", head=True).learning_rates({"e": 3e-4})["e"] == 3e-4
+
+
+BAD = {
+    "size": (lambda: Bottleneck(size=0), "bottleneck: size=0; it must be at least 1"),
+    "reduction": (lambda: Bottleneck(reduction_factor=0), "reduction_factor=0; it must be at least 1"),
+    "rank": (lambda: LoRA(rank=0), "lora: rank=0; it must be at least 1"),
+    "width": (lambda: LAdapter(size=-1), "l: size=-1; it must be at least 1"),
+    "frames": (lambda: PAdapter(frames=0), "p: frames=0; it must be at least 1"),
+    "dropout": (lambda: LoRA(dropout=1.0), "lora: dropout=1.0 is not a probability"),
+    "activation": (lambda: Bottleneck(activation="relu6"), "activation 'relu6' is unknown; use one of relu, gelu"),
+    "layers": (lambda: Bottleneck(layers=(0, 3)), r"layers=\(0, 3\) do not fit the encoder's layers 0 to 2"),
+    "layers-below": (lambda: LoRA(layers=(-4,)), r"lora: layers=\(-4,\) do not fit"),
+    "no-layers": (lambda: FineTuning(layers=()), r"fine_tuning: layers=\(\) do not fit"),
+    "skip": (lambda: Bottleneck(skip_top=3), "skip_top=3 leaves none of the chosen layers"),
+    "sites": (lambda: Bottleneck(sites=("ffn",)), r"sites=\('ffn',\): choose from attention, feed_forward"),
+    "no-sites": (lambda: Bottleneck(sites=()), r"sites=\(\): choose from"),
+    "norm": (lambda: Bottleneck(layer_norm=True), "layer_norm=True needs init_std"),
+    "placement": (lambda: Bottleneck(placement="before"), "placement='before': choose serial, parallel or pfeiffer"),
+    "pfeiffer": (
+        lambda: Bottleneck(placement="pfeiffer", sites=("attention",)),
+        "placement='pfeiffer' belongs to the feed-forward alone",
+    ),
+    "where": (lambda: PAdapter(where="cnn"), "where='cnn'.*where is cnn_out or proj_out"),
+    "side": (lambda: PAdapter(side="left"), "side='left'.*prepend or append"),
+    "targets": (lambda: LoRA(targets=("query",)), r"targets=\('query',\); choose from q_proj"),
+    "no-targets": (lambda: LoRA(targets=()), r"targets=\(\); choose from"),
+    "variant": (lambda: LoRA(variant="qlora"), "variant='qlora'; choose from lora, rslora, dora"),
+    "empty": (lambda: Combine(), "Combine: parts is empty"),
+    "twice": (lambda: Combine(parts=(LoRA(), LoRA(rank=2))), "Combine: two parts of group 'lora'"),
+    "readers": (lambda: Combine(parts=(LAdapter(), WeightedSum())), "l and weights both feed the head"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_settings_that_do_not_fit_are_config_errors(case):
+    make, message = BAD[case]
+    model = small_model()
+    with pytest.raises(ConfigError, match=message):
+        model.add_adapter("a", make())
+    assert not model.adapters and model.active_adapters == ()
+
+
+def test_unknown_names_are_config_errors():
+    with pytest.raises(ConfigError, match="unknown adapter preset 'houlsbi'. Did you mean 'houlsby'?"):
+        preset("houlsbi")
+    with pytest.raises(ConfigError, match="task='singing': choose from asr"):
+        preset("lora", "singing")
+    for make in ELP, EL, L, E:
+        with pytest.raises(ConfigError, match="task='singing'"):
+            make("singing")
+    with pytest.raises(ConfigError, match="preset 'lora'.*rang"):
+        preset("lora", rang=3)
+    with pytest.raises(ConfigError, match="unknown adapter method 'vera'; known: bottleneck"):
+        adapter_config({"method": "vera"})
+    with pytest.raises(ConfigError, match="lora: unknown key 'rang'; it takes .*rank"):
+        adapter_config({"method": "lora", "rang": 3})
+    assert HeadOnly().to_dict() == {"method": "head_only", "learning_rate": None}
+
+
+def test_tensors_that_do_not_fit_are_refused():
+    model = small_model(method="lora+l")
+    adapter = model.adapters["a"]
+    tensors = dict(adapter.tensors())
+    with pytest.raises(CheckpointError, match="'x/y' belongs to no part of this adapter"):
+        adapter.load_tensors({**tensors, "x/y": torch.zeros(1)})
+    first = next(iter(tensors))
+    with pytest.raises(CheckpointError, match="missing, unexpected or of another shape"):
+        adapter.load_tensors({k: v for k, v in tensors.items() if k != first})
+    with pytest.raises(CheckpointError, match="missing, unexpected or of another shape"):
+        adapter.load_tensors({**tensors, first: torch.zeros(1, 1)})
