@@ -61,7 +61,9 @@ def main() -> None:
         times["ours"].append(measure(lambda: step(lambda x: encode(model, x)), device))
     seconds = {name: statistics.median(t for t, _ in runs[1:]) for name, runs in times.items()}
     memory = {name: max(m for _, m in runs[1:]) for name, runs in times.items()}
-    shape = f"{arguments.batch} x {arguments.seconds:g} s, {arguments.layers} layers, {arguments.precision}, {device.type}"
+    shape = (
+        f"{arguments.batch} x {arguments.seconds:g} s, {arguments.layers} layers, {arguments.precision}, {device.type}"
+    )
     print(f"{arguments.family}, forward and backward, {shape}")
     for name in times:
         extra = f", peak {memory[name] / 2**30:.2f} GiB" if device.type == "cuda" else ""

@@ -42,8 +42,9 @@ from speech_adapters.config import option, parse_cli, run_main, write_text
 from speech_adapters.encoders import Encoder, load_encoder
 from speech_adapters.errors import ConfigError
 from speech_adapters.evaluation.bootstrap import Interval, bootstrap, bootstrap_statistic
-from speech_adapters.evaluation.wer import word_error_rate
+from speech_adapters.evaluation.wer import WERResult, word_error_rate
 from speech_adapters.heads.ctc import CTCHead, check_ctc_lengths
+from speech_adapters.heads.decoding import greedy_decode
 from speech_adapters.manifest import Manifest, Utterance, check_disjoint
 from speech_adapters.objectives.whisper_teacher import STRIDE, WhisperTeacher
 from speech_adapters.training.run_folder import RunFolder, environment
@@ -242,17 +243,12 @@ def probe_ctc(model: States, data: dict[str, Manifest], config: Probe) -> dict[s
     mean, std = moments(features)
     probe = train_ctc(features, targets, mean, std, head, config)
 
-    def score(change: Callable[[Tensor], Tensor] | None) -> Any:
+    def score(change: Callable[[Tensor], Tensor] | None) -> WERResult:
         texts = []
         for frames in encode_manifest(model, test, keep, change):
-            logits = probe((frames.to(mean).float() - mean) / std)[None]
-            texts += head_decode(logits)
+            logits = probe((frames.float() - mean) / std)
+            texts += greedy_decode(logits[None], torch.tensor([len(logits)]), head.vocabulary)
         return word_error_rate([u.text or "" for u in test], texts, [u.speaker for u in test], [u.id for u in test])
-
-    def head_decode(logits: Tensor) -> list[str]:
-        from speech_adapters.heads.decoding import greedy_decode
-
-        return greedy_decode(logits, torch.tensor([logits.shape[1]]), head.vocabulary)
 
     with torch.inference_mode():
         clean, phone = score(None), score(telephone)

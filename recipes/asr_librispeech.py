@@ -135,7 +135,7 @@ def run_method(config: Config, corpus: Corpus, encoder, head, method: str, optio
     torch.manual_seed(seed)
     model = SpeechAdapterModel(copy.deepcopy(encoder))
     name = method if len(config.seeds) == 1 else f"{method}-seed{seed}"
-    model.add_adapter(name, preset(method, "asr", encoder.num_layers, **options))
+    model.add_adapter(name, preset(method, "asr", **options))
     model.add_head("asr", head)
     model.train_adapter(name, head="asr")
     rates = {group: rate for group, rate in settings.learning_rates.items() if group in model.parameter_groups()}
@@ -212,7 +212,7 @@ def main(config: Config) -> None:
     methods = {config.adapter: config.adapter_options}
     methods |= {name: {} for name in config.baselines if name not in methods}
     for method, options in methods.items():
-        preset(method, "asr", encoder.num_layers, **options)  # a typing mistake shows now, not after an hour
+        preset(method, "asr", **options)  # a typing mistake shows now, not after an hour
     run = RunFolder.create("asr_librispeech", path=config.output)
     run.save_config(config)
     processes.print(f"{encoder!r}\ntrain {corpus.train.summary()}\ntest  {corpus.test.summary()}\nrun   {run.path}\n")

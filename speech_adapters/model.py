@@ -87,7 +87,7 @@ class SpeechAdapterModel(nn.Module):
         """
         self._check_new(name, self.adapters, "adapter")
         if isinstance(config, str):
-            config = preset(config, task, self.encoder.num_layers)
+            config = preset(config, task)
         if not isinstance(config, AdapterConfig):
             raise ConfigError(f"adapter {name!r}: give a preset's name or an adapter config, not {config!r}.")
         module = config.build(self.encoder).to(self._device)

@@ -42,9 +42,6 @@ class FineTuningModule(AdapterModule):
             {str(index): trainable_copy(encoder.model.encoder.layers[index]) for index in self.layer_indices}
         )
         self.first_layer = self.layer_indices[0]
-        for name, parameter in self.named_parameters():
-            if any(part in name for part in POSITION_BIAS):
-                parameter.requires_grad_(False)
 
     def layer(self, index: int) -> nn.Module | None:
         return self.layers[str(index)] if str(index) in self.layers else None

@@ -113,29 +113,29 @@ def houlsby_speech(task: Task = "asr", *, size: int = 256) -> Combine:
     )
 
 
-#: name -> function of (task, number of layers, changed settings) that gives the config.
+#: name -> function of the task and the changed settings that gives the config.
 PRESETS: dict[str, Callable[..., AdapterConfig]] = {
-    "elp": lambda task, layers, **o: ELP(task, **o),
-    "el": lambda task, layers, **o: EL(task, **o),
-    "l": lambda task, layers, **o: L(task, **o),
-    "e": lambda task, layers, **o: E(task, **o),
-    "houlsby": lambda task, layers, **o: Bottleneck(**{"sites": SITES, "activation": "swish"} | o),
-    "houlsby-speech": lambda task, layers, **o: houlsby_speech(task, **o),
-    "pfeiffer": lambda task, layers, **o: Bottleneck(**{"placement": "pfeiffer"} | o),
-    "parallel": lambda task, layers, **o: Bottleneck(
+    "elp": lambda task, **o: ELP(task, **o),
+    "el": lambda task, **o: EL(task, **o),
+    "l": lambda task, **o: L(task, **o),
+    "e": lambda task, **o: E(task, **o),
+    "houlsby": lambda task, **o: Bottleneck(**{"sites": SITES, "activation": "swish"} | o),
+    "houlsby-speech": lambda task, **o: houlsby_speech(task, **o),
+    "pfeiffer": lambda task, **o: Bottleneck(**{"placement": "pfeiffer"} | o),
+    "parallel": lambda task, **o: Bottleneck(
         **{"placement": "parallel", "reduction_factor": 2, "scale": 4.0} | o
     ),
-    "lora": lambda task, layers, **o: LoRA(**o),
-    "lora-ffn": lambda task, layers, **o: LoRA(**{"rank": 16, "alpha": 16, "targets": FEED_FORWARD} | o),
-    "head-only": lambda task, layers, **o: HeadOnly(**o),
-    "weighted-sum": lambda task, layers, **o: WeightedSum(**o),
-    "full": lambda task, layers, **o: FineTuning(**o),
-    "last-2": lambda task, layers, **o: FineTuning(**{"layers": (-2, -1)} | o),
+    "lora": lambda task, **o: LoRA(**o),
+    "lora-ffn": lambda task, **o: LoRA(**{"rank": 16, "alpha": 16, "targets": FEED_FORWARD} | o),
+    "head-only": lambda task, **o: HeadOnly(**o),
+    "weighted-sum": lambda task, **o: WeightedSum(**o),
+    "full": lambda task, **o: FineTuning(**o),
+    "last-2": lambda task, **o: FineTuning(**{"layers": (-2, -1)} | o),
 }
 
 
-def preset(name: str, task: Task = "asr", num_layers: int = 12, **changes: Any) -> AdapterConfig:
-    """The config of a preset for a task and an encoder of ``num_layers``; ``changes`` replace single settings.
+def preset(name: str, task: Task = "asr", **changes: Any) -> AdapterConfig:
+    """The config of a preset for a task; ``changes`` replace single settings.
 
     >>> preset("lora", rank=16, targets=("q_proj", "k_proj", "v_proj", "out_proj")).rank
     16
@@ -151,6 +151,6 @@ def preset(name: str, task: Task = "asr", num_layers: int = 12, **changes: Any) 
         raise ConfigError(f"task={task!r}: choose from {', '.join(ACTIVATIONS)}.")
     changes = {key: tuple(value) if isinstance(value, list) else value for key, value in changes.items()}
     try:
-        return PRESETS[name](task, num_layers, **changes)
+        return PRESETS[name](task, **changes)
     except TypeError as error:  # an argument that the config does not have
         raise ConfigError(f"preset {name!r}: {str(error).split(') ', 1)[-1].split('() ', 1)[-1]}.") from error
