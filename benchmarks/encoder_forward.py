@@ -1,6 +1,6 @@
 """Our encoder forward against transformers' own: time and memory of forward and backward, in the same run.
 
-    python benchmarks/encoder_forward.py                                        # WavLM base size, this machine's device
+    python benchmarks/encoder_forward.py   # WavLM base size, this machine's device
     python benchmarks/encoder_forward.py --family hubert --seconds 10 --batch 4 --precision bf16
 
 Weights are random (speed does not depend on them). Runs alternate, the first pair is thrown away, medians are printed

@@ -224,10 +224,8 @@ def main(config: Config) -> None:
         if not processes.is_main_process:
             continue
         figures[method] = combine_seeds(runs)
-        wer = figures[method]["metrics"]["wer"]
-        print(
-            f"{method}: WER {wer['value']:.1%} [{wer['low']:.1%}, {wer['high']:.1%}], {figures[method]['seconds']:.0f} s"
-        )
+        wer, seconds = figures[method]["metrics"]["wer"], figures[method]["seconds"]
+        print(f"{method}: WER {wer['value']:.1%} [{wer['low']:.1%}, {wer['high']:.1%}], {seconds:.0f} s")
         if method == config.adapter:
             write_json(run.worst_file, worst_utterances(runs[0]["result"], corpus.test))
             if runs[0]["layer_weights"]:

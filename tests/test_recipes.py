@@ -107,7 +107,8 @@ def test_the_saved_config_reproduces_the_run(corpus, finished):
 def test_evaluating_the_saved_adapter_gives_the_same_figures(corpus, finished):
     output = corpus / "scored"
     done = run(
-        "recipes/evaluate_asr.py", f"--encoder={corpus / 'encoder'}", f"--adapter={finished / 'adapters' / 'elp-seed1'}",
+        "recipes/evaluate_asr.py", f"--encoder={corpus / 'encoder'}",
+        f"--adapter={finished / 'adapters' / 'elp-seed1'}",
         f"--head={finished / 'heads' / 'elp-seed1'}", f"--manifest={corpus / 'test.jsonl'}", f"--output={output}",
     )  # fmt: skip
     assert re.search(r"WER \d", done.stdout)

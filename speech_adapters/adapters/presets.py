@@ -122,9 +122,7 @@ PRESETS: dict[str, Callable[..., AdapterConfig]] = {
     "houlsby": lambda task, **o: Bottleneck(**{"sites": SITES, "activation": "swish"} | o),
     "houlsby-speech": lambda task, **o: houlsby_speech(task, **o),
     "pfeiffer": lambda task, **o: Bottleneck(**{"placement": "pfeiffer"} | o),
-    "parallel": lambda task, **o: Bottleneck(
-        **{"placement": "parallel", "reduction_factor": 2, "scale": 4.0} | o
-    ),
+    "parallel": lambda task, **o: Bottleneck(**{"placement": "parallel", "reduction_factor": 2, "scale": 4.0} | o),
     "lora": lambda task, **o: LoRA(**o),
     "lora-ffn": lambda task, **o: LoRA(**{"rank": 16, "alpha": 16, "targets": FEED_FORWARD} | o),
     "head-only": lambda task, **o: HeadOnly(**o),

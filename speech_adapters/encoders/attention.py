@@ -1,8 +1,8 @@
 """One self-attention for wav2vec 2.0, HuBERT, WavLM and their relatives.
 
 It works on the stock attention modules and calls ``q_proj``, ``k_proj``, ``v_proj`` and ``out_proj`` as modules, so
-that whatever wraps them (LoRA and its kin) is really run. Stock ``WavLMAttention`` hands the raw ``.weight`` tensors to
-one fused call instead: adapters on its projections then train nothing, without a word.
+that whatever wraps them (LoRA and its kin) is really run. Stock ``WavLMAttention`` hands the raw ``.weight`` tensors
+to one fused call instead: adapters on its projections then train nothing, without a word.
 
 WavLM's gated relative position bias (Chen et al., "WavLM", 2022, section III-B; gate of Chi et al., XLM-E) enters as
 the additive mask of ``scaled_dot_product_attention``.

@@ -33,7 +33,7 @@ PACKAGED = Path(__file__).parent / "packaged"
 
 @dataclass(frozen=True)
 class CTCWeights:
-    """The CTC head of a ``*ForCTC`` checkpoint: weight (V, D), bias (V,), and the path of ``vocab.json`` if it has one."""
+    """The CTC head of a ``*ForCTC`` checkpoint: weight (V, D), bias (V,), path of ``vocab.json`` if it has one."""
 
     weight: Tensor
     bias: Tensor
@@ -132,7 +132,7 @@ class Encoder(nn.Module):
         return centred / (centred.square().sum(1, keepdim=True) / count + 1e-7).sqrt()
 
     def forward(self, waveforms: Tensor | None = None, lengths: Tensor | None = None, **options) -> EncoderOutput:
-        """:func:`~speech_adapters.encoders.forward.encode` on raw waveforms (normalised here if the model wants it)."""
+        """:func:`~speech_adapters.encoders.forward.encode` on raw waveforms (normalised if the model wants it)."""
         if waveforms is not None:
             waveforms = self.normalized(waveforms, lengths).to(self.model.dtype)
         return encode(self.model, waveforms, lengths, **options)
@@ -179,7 +179,7 @@ def load_encoder(
     family = config.get("model_type")
     if family not in FAMILIES:
         raise ConfigError(
-            f"{name}: model_type {family!r} in config.json is not a supported encoder; supported: {', '.join(FAMILIES)}."
+            f"{name}: model_type {family!r} in config.json is not supported; supported: {', '.join(FAMILIES)}."
         )
     model = _load_model(folder, name)
     preprocessor = folder / "preprocessor_config.json"
@@ -231,8 +231,8 @@ def _from_hub(name: str, revision: str | None) -> Path:
     except (LocalEntryNotFoundError, FileNotFoundError):
         pass
     unreachable = (
-        f"{name}: not a local folder, not in the hub cache, and {constants.ENDPOINT} cannot be reached. Use a packaged "
-        f"encoder ({', '.join(packaged_encoders()) or 'none'}), or download the folder on a connected machine "
+        f"{name}: not a local folder, not in the hub cache, and {constants.ENDPOINT} cannot be reached. Use a "
+        f"packaged encoder ({', '.join(packaged_encoders()) or 'none'}), or download the folder on a connected machine "
         f"(`hf download {name}`) and give its path."
     )
     if constants.HF_HUB_OFFLINE or not _reachable(constants.ENDPOINT):
@@ -270,8 +270,8 @@ def _load_model(folder: Path, name: str) -> nn.Module:
         except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else error.__class__.__name__
             raise CheckpointError(
-                f"{name}: its weights cannot be read ({reason}); the checkpoint is cut short, changed, or not made for "
-                "its config.json: download it again."
+                f"{name}: its weights cannot be read ({reason}); the checkpoint is cut short, changed, or not made "
+                "for its config.json: download it again."
             ) from error
     # The mask embedding is only learnt by masked pre-training; every other tensor must be there.
     missing = sorted(key for key in report["missing_keys"] if key != "masked_spec_embed")

@@ -83,8 +83,8 @@ class LengthBatches(Sampler[list[int]]):
     """Batches of like length, at most ``batch_seconds`` of audio each, padding included.
 
     Padding is wasted work, and in encoders whose CNN normalises over time it even changes the result; utterances of
-    like length keep both small. With ``shuffle``, lengths are jittered by 10 % before sorting, and the batches drawn in
-    random order. Processes of a distributed run take turns: process r of n gets batches r, r + n, ...
+    like length keep both small. With ``shuffle``, lengths are jittered by 10 % before sorting, and the batches drawn
+    in random order. Processes of a distributed run take turns: process r of n gets batches r, r + n, ...
     """
 
     def __init__(

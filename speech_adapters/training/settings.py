@@ -26,7 +26,7 @@ class TrainingConfig:
     """By parameter group ("head", "e", "l", "lora", ...), over the adapter's own published rates."""
 
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """Decay to zero after the warm-up; the published recipes decay by hand-made steps, which cosine follows closely."""
+    """Decay to zero after the warm-up; the published recipes decay by hand-made steps, which cosine comes close to."""
 
     warmup: float = 0.1
     """Share of the updates in which the rates rise from zero; 10 % as in the SURE benchmark."""
@@ -38,7 +38,7 @@ class TrainingConfig:
     """Gradients are clipped to this norm."""
 
     time_mask_probability: float = 0.0
-    """Share of frames hidden by SpecAugment (spans of 10), at the encoder's input; 0.05 for wav2vec 2.0 fine-tuning."""
+    """Share of frames hidden by SpecAugment (spans of 10) at the encoder's input; 0.05 for wav2vec 2.0 fine-tuning."""
 
     augmentation: Augmentation | None = None
     """Speed, noise and telephone augmentation of the waveforms; None for none."""
