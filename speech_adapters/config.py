@@ -81,10 +81,12 @@ def parse_cli(
     argv: Sequence[str] | None = None,
     *,
     presets: Mapping[str, Path] | None = None,
+    default_preset: str | None = None,
     description: str = "",
 ) -> C:
     """The command line of a recipe: a preset or file, then ``key=value`` overrides, then a flag a top-level field.
 
+    ``default_preset`` is what a bare call runs; a ``--config`` takes its place.
     ``--print-config`` prints the resolved configuration and exits. Raises :class:`ConfigError` for anything it cannot
     use; :func:`run_main` turns that into one line and exit code 2.
     """
@@ -94,7 +96,11 @@ def parse_cli(
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--config", type=Path, metavar="FILE", help="a YAML file with values to change")
     if presets:
-        source.add_argument("--preset", choices=sorted(presets), help="a configuration that comes with the recipe")
+        source.add_argument(
+            "--preset",
+            choices=sorted(presets),
+            help=f"a configuration that comes with the recipe (default: {default_preset or 'none'})",
+        )
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and exit")
     flags = _add_flags(parser, cls)
 
@@ -106,7 +112,7 @@ def parse_cli(
             f"unknown argument '{unknown[0]}'" + (f"; did you mean '{close[0]}'?" if close else "; see --help")
         )
     given = {name: getattr(arguments, name) for name in flags if getattr(arguments, name) is not None}
-    preset = getattr(arguments, "preset", None)
+    preset = getattr(arguments, "preset", None) or (None if arguments.config else default_preset)
     config = load_config(
         cls,
         presets[preset] if preset else arguments.config,

@@ -24,7 +24,7 @@ from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.training.data import LengthBatches, SpeechDataset, check_before_training, collate, ctc_target
 from speech_adapters.training.run_folder import RunFolder
 from speech_adapters.training.settings import TrainingConfig
-from speech_adapters.training.trainer import train
+from speech_adapters.training.trainer import rate_factor, train
 
 HEAD = CTCHead(dropout=0.0)  # so that processes need not share random numbers
 QUIET = {"trackers": (), "precision": "fp32", "batch_seconds": 3.0, "log_every": 1}
@@ -154,6 +154,19 @@ def test_resuming_equals_an_uninterrupted_run(manifest, tmp_path):
     run_training(manifest, tmp_path / "part", again, updates=8, save_every=4, time_mask_probability=0.2, resume=True)
     for name, tensor in whole.adapters["a"].state_dict().items():
         torch.testing.assert_close(again.adapters["a"].state_dict()[name], tensor, atol=1e-7, rtol=0, msg=name)
+
+
+@pytest.mark.parametrize("preset", ["lora", "houlsby", "elp", "last-2"])
+def test_a_warm_up_does_not_make_a_zero_start_look_dead(preset, manifest, tmp_path):
+    _, _, result = run_training(manifest, tmp_path / "run", make_model(preset), updates=3, warmup=0.9)
+    assert result.updates == 3
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
+def test_schedules_rise_and_fall(schedule):
+    factors = [rate_factor(schedule, 10, 100, done) for done in range(100)]
+    assert 0 < factors[0] < factors[5] < factors[10] == 1.0
+    assert factors[-1] == 1.0 if schedule == "constant" else factors[-1] < 0.02 < factors[50] < 1
 
 
 def test_nothing_to_resume_from_is_said(manifest, tmp_path):

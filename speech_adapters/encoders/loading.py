@@ -232,7 +232,7 @@ def _from_hub(name: str, revision: str | None) -> Path:
         pass
     unreachable = (
         f"{name}: not a local folder, not in the hub cache, and {constants.ENDPOINT} cannot be reached. Use a "
-        f"packaged encoder ({', '.join(packaged_encoders()) or 'none'}), or download the folder on a connected machine "
+        f"packaged encoder ({', '.join(packaged_encoders()) or 'none'}), or download it on a connected machine "
         f"(`hf download {name}`) and give its path."
     )
     if constants.HF_HUB_OFFLINE or not _reachable(constants.ENDPOINT):

@@ -5,15 +5,17 @@ What comes with it: bf16, gradient accumulation, several processes (``torchrun``
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import Trainer, TrainerCallback, TrainingArguments, get_scheduler
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from speech_adapters.errors import ConfigError
@@ -186,9 +188,10 @@ class AdapterTrainer(Trainer):
 
     def create_scheduler(self, num_training_steps, optimizer=None):
         if self.lr_scheduler is None:
-            warmup = round(self.config.warmup * num_training_steps)
-            name = "constant_with_warmup" if self.config.schedule == "constant" else self.config.schedule
-            self.lr_scheduler = get_scheduler(name, optimizer or self.optimizer, warmup, num_training_steps)
+            factor = partial(rate_factor, self.config.schedule, round(self.config.warmup * num_training_steps))
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+                optimizer or self.optimizer, partial(factor, num_training_steps)
+            )
         return self.lr_scheduler
 
     # -- evaluation on the dev set, keeping the best
@@ -238,6 +241,17 @@ class AdapterTrainer(Trainer):
                 if name not in saved:
                     raise ConfigError(f"{resume_from_checkpoint}: holds no {name!r}; it belongs to another adapter.")
                 tensor.copy_(saved[name])
+
+
+def rate_factor(schedule: str, warmup: int, updates: int, done: int) -> float:
+    """Share of the learning rate for the update after ``done`` ones.
+
+    The warm-up starts above zero: a first update at rate zero would waste it, and hide a dead adapter for one longer.
+    """
+    if done < warmup:
+        return (done + 1) / (warmup + 1)
+    progress = min(1.0, (done - warmup) / max(1, updates - warmup))
+    return {"constant": 1.0, "linear": 1 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress))}[schedule]
 
 
 class _Follow(TrainerCallback):
