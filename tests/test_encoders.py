@@ -10,6 +10,7 @@ import torch
 from small_encoders import FAMILIES, STYLES, small_encoder, stock_model
 
 from speech_adapters.encoders import encode, load_encoder, packaged_encoders
+from speech_adapters.encoders.loading import PACKAGED
 from speech_adapters.errors import CheckpointError, ConfigError
 
 EVERY = [(family, style) for family in FAMILIES for style in STYLES]
@@ -188,6 +189,28 @@ def test_a_checkpoint_without_layers_is_refused(tmp_path):
         load_encoder(tmp_path)
 
 
-def test_packaged_encoders_load_stock_and_here():
-    for name in packaged_encoders():
-        assert load_encoder(name).hidden_size == 384
+@pytest.mark.parametrize("name", ["tiny-wav2vec2", "tiny-hubert", "tiny-wavlm"])
+def test_packaged_encoders_are_stock_checkpoints(name, batch):
+    from transformers import AutoModel
+
+    folder = PACKAGED / name
+    stock, report = AutoModel.from_pretrained(folder, output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
+    encoder = load_encoder(name)
+    assert encoder.family == name.removeprefix("tiny-") and encoder.pre_norm and not encoder.group_norm
+    assert sum(p.numel() for p in encoder.parameters()) < 10_000_000
+    waveforms, lengths = batch
+    together = encoder(waveforms, lengths)
+    theirs = stock.eval()(encoder.normalized(waveforms[:1])).last_hidden_state
+    torch.testing.assert_close(together.last_hidden_state[:1], theirs, atol=1e-4, rtol=1e-4)
+    for row, length in enumerate(lengths):
+        alone = encoder(waveforms[row : row + 1, :length]).last_hidden_state[0]
+        assert (together.last_hidden_state[row, : len(alone)] - alone).abs().max() < 1e-3
+
+
+def test_packaged_encoders_stay_small():
+    sizes = {path.parent.name: path.stat().st_size for path in PACKAGED.glob("*/*.safetensors")}
+    assert max(sizes.values()) < 18e6 and sum(sizes.values()) < 36e6
+    assert load_encoder("tiny-hubert").fingerprint == load_encoder("tiny-wav2vec2").fingerprint
+    assert load_encoder("tiny-wavlm").model.encoder.layers[0].attention.rel_attn_embed.weight.std() > 0.01
+    assert all((PACKAGED / name / "README.md").stat().st_size > 1000 for name in packaged_encoders())
