@@ -189,7 +189,7 @@ def test_a_checkpoint_without_layers_is_refused(tmp_path):
         load_encoder(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["tiny-wav2vec2", "tiny-hubert", "tiny-wavlm"])
+@pytest.mark.parametrize("name", packaged_encoders())
 def test_packaged_encoders_are_stock_checkpoints(name, batch):
     from transformers import AutoModel
 
@@ -211,6 +211,5 @@ def test_packaged_encoders_are_stock_checkpoints(name, batch):
 def test_packaged_encoders_stay_small():
     sizes = {path.parent.name: path.stat().st_size for path in PACKAGED.glob("*/*.safetensors")}
     assert max(sizes.values()) < 18e6 and sum(sizes.values()) < 36e6
-    assert load_encoder("tiny-hubert").fingerprint == load_encoder("tiny-wav2vec2").fingerprint
     assert load_encoder("tiny-wavlm").model.encoder.layers[0].attention.rel_attn_embed.weight.std() > 0.01
     assert all((PACKAGED / name / "README.md").stat().st_size > 1000 for name in packaged_encoders())
