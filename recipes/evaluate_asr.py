@@ -70,7 +70,8 @@ def main(config: Config) -> None:
     run = RunFolder.create("evaluate_asr", path=config.output)
     run.save_config(config)
     scored = evaluate_asr(model, manifest, batch_seconds=config.batch_seconds, precision=config.precision, beam=beam)
-    scored.result.save_trn(run.trn(manifest.name))
+    trn = run.trn(config.manifest.stem)
+    scored.result.save_trn(trn)
     write_json(run.worst_file, worst_utterances(scored.result, manifest))
     results = {
         "task": "asr",
@@ -87,7 +88,7 @@ def main(config: Config) -> None:
     run.write_results(results)
     report = write_report(run.path)
     print(
-        f"{scored.result}\n\n{summary_table(method_rows(results))}\n\nreport {report}\ntrn    {run.trn(manifest.name)}"
+        f"{scored.result}\n\n{summary_table(method_rows(results))}\n\nreport {report}\ntrn    {trn}"
     )
 
 

@@ -95,6 +95,7 @@ class LengthBatches(Sampler[list[int]]):
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        accumulation: int = 1,
     ) -> None:
         self.durations = np.asarray(durations, dtype=float)
         self.batch_seconds, self.shuffle, self.seed = batch_seconds, shuffle, seed
@@ -102,10 +103,13 @@ class LengthBatches(Sampler[list[int]]):
         self.epoch = 0
         # Every epoch has as many batches as the first, whatever the jitter: schedulers count on it.
         self._count = len(self._batches(0))
-        self._count -= self._count % world_size if shuffle else 0
+        update = world_size * accumulation
+        if shuffle:
+            self._count -= self._count % update
         if self._count == 0:
             raise InputError(
-                f"{len(self.durations)} utterances make fewer batches than there are processes ({world_size})."
+                f"{len(self.durations)} utterances make fewer batches of {batch_seconds:g} s than one update takes "
+                f"({world_size} process(es) x {accumulation}); lower training.batch_seconds or training.accumulation."
             )
 
     def _batches(self, epoch: int) -> list[list[int]]:

@@ -140,6 +140,7 @@ class AdapterTrainer(Trainer):
             seed=self.config.seed,
             rank=self.args.process_index,
             world_size=self.args.world_size,
+            accumulation=self.config.accumulation,
         )
         return EpochLoader(
             self.train_dataset,
