@@ -87,9 +87,7 @@ def main(config: Config) -> None:
     }
     run.write_results(results)
     report = write_report(run.path)
-    print(
-        f"{scored.result}\n\n{summary_table(method_rows(results))}\n\nreport {report}\ntrn    {trn}"
-    )
+    print(f"{scored.result}\n\n{summary_table(method_rows(results))}\n\nreport {report}\ntrn    {trn}")
 
 
 if __name__ == "__main__":

@@ -36,11 +36,11 @@ from tqdm import tqdm
 
 from speech_adapters.audio import SAMPLE_RATE
 from speech_adapters.augmentation import Augmentation
-from speech_adapters.config import load_config, option, parse_cli, run_main, to_dict, write_text
+from speech_adapters.config import load_config, option, parse_cli, run_main, to_dict
 from speech_adapters.encoders import encode
 from speech_adapters.encoders.forward import receptive_field
 from speech_adapters.errors import CheckpointError, ConfigError
-from speech_adapters.files import read_log
+from speech_adapters.files import read_log, write_text
 from speech_adapters.manifest import Manifest
 from speech_adapters.objectives.crops import Crops, Speech, crop_batches
 from speech_adapters.objectives.distillation import HiddenStateDistillation

@@ -6,7 +6,6 @@ The vocabulary is kept in the ``vocab.json`` of Hugging Face's ``Wav2Vec2CTCToke
 from __future__ import annotations
 
 import json
-import os
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from speech_adapters.errors import TextError
+from speech_adapters.files import write_text
 
 # --- normalisers ---------------------------------------------------------------------------------------------------
 
@@ -184,17 +184,6 @@ def utterance_names(ids: Sequence[str], limit: int = 5) -> str:
     """``'a', 'b' and 3 more``, for messages that name utterances."""
     more = f" and {len(ids) - limit} more" if len(ids) > limit else ""
     return ", ".join(map(repr, ids[:limit])) + more
-
-
-def write_text(path: str | Path, text: str) -> None:
-    """Write ``text`` as UTF-8 so that ``path`` holds all of it or is left as it was."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _is_special(token: str) -> bool:

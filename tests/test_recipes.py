@@ -112,7 +112,9 @@ def test_evaluating_the_saved_adapter_gives_the_same_figures(corpus, finished):
         f"--head={finished / 'heads' / 'elp-seed1'}", f"--manifest={corpus / 'test.jsonl'}", f"--output={output}",
     )  # fmt: skip
     assert re.search(r"WER \d", done.stdout)
-    assert (output / "trn" / "test" / "hyp.trn").read_text() == (finished / "trn" / "elp-seed1" / "hyp.trn").read_text()
+    assert (output / "trn" / "test" / "hyp.trn").read_text() == (
+        finished / "trn" / "elp-seed1" / "hyp.trn"
+    ).read_text()
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from typing import Any
 
 from speech_adapters.errors import InputError, TextError
 from speech_adapters.evaluation.bootstrap import Interval, bootstrap
-from speech_adapters.text import normalize, utterance_names, write_text
+from speech_adapters.files import write_text
+from speech_adapters.text import normalize, utterance_names
 
 
 @dataclass(frozen=True)
