@@ -202,7 +202,7 @@ def main(config: Config) -> None:
     from speech_adapters.training.data import check_before_training
     from speech_adapters.training.run_folder import RunFolder, environment
 
-    processes = PartialState()
+    processes = PartialState(cpu=not torch.cuda.is_available())
     encoder = load_encoder(config.encoder)
     with processes.main_process_first():
         corpus = find_corpus(config)

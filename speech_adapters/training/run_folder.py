@@ -52,10 +52,12 @@ class RunFolder:
         """
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             return cls._create(recipe, root, path)
+        import torch
         from accelerate import PartialState
         from accelerate.utils import broadcast_object_list
 
-        made = [str(cls._create(recipe, root, path).path) if PartialState().is_main_process else None]
+        processes = PartialState(cpu=not torch.cuda.is_available())
+        made = [str(cls._create(recipe, root, path).path) if processes.is_main_process else None]
         return cls(broadcast_object_list(made)[0])
 
     @classmethod
