@@ -120,18 +120,23 @@ def test_gradient_checkpointing_gives_the_same_gradients(method):
     torch.testing.assert_close(gradients[1], gradients[0], atol=1e-6, rtol=1e-4)
 
 
+def check_reduced_precision(model, output, reference, waveforms, lengths):
+    """Loss in float32, finite gradients, and features in the direction of the reference's in full precision."""
+    output.loss.backward()
+    assert output.loss.dtype == torch.float32 and output.loss.isfinite()
+    assert all(p.grad.isfinite().all() for p in parameters(model))
+    full = reference.eval()(waveforms, lengths)
+    cosine = torch.nn.functional.cosine_similarity(output.features.float(), full.features, dim=-1)
+    assert cosine[full.mask].mean() > 0.98
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_trains_under_autocast(method):
     waveforms, lengths = batch()
     model = small_model("wavlm", "pre-norm", method, head=True)
     with torch.autocast("cpu", torch.bfloat16):
         output = model(waveforms, lengths, targets=TARGETS)
-    output.loss.backward()
-    assert output.loss.dtype == torch.float32 and output.loss.isfinite()
-    assert all(p.grad.isfinite().all() for p in parameters(model))
-    full = model.eval()(waveforms, lengths)
-    cosine = torch.nn.functional.cosine_similarity(output.features.float(), full.features, dim=-1)
-    assert cosine[full.mask].mean() > 0.98
+    check_reduced_precision(model, output, model, waveforms, lengths)
 
 
 @pytest.mark.parametrize("method", ["elp", "houlsby", "pfeiffer", "lora", "dora", "weighted-sum", "full", "p-proj"])
@@ -146,12 +151,7 @@ def test_trains_in_float32_on_a_half_precision_base(method):
     model.train_adapter("a", head="asr")
     assert {p.dtype for p in parameters(model)} == {torch.float32}
     output = model(waveforms, lengths, targets=TARGETS)
-    output.loss.backward()
-    assert output.loss.dtype == torch.float32 and output.loss.isfinite()
-    assert all(p.grad.isfinite().all() for p in parameters(model))
-    expected = full.eval()(waveforms, lengths)
-    cosine = torch.nn.functional.cosine_similarity(output.features.float(), expected.features, dim=-1)
-    assert cosine[expected.mask].mean() > 0.98
+    check_reduced_precision(model, output, full, waveforms, lengths)
 
 
 # --- formulas ------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from speech_adapters.encoders.forward import EncoderOutput, Frames, Plan, Site
@@ -180,12 +181,10 @@ class AdapterPlan(Plan):
         return norm
 
     def prefix(self, index: int) -> tuple[Tensor, Tensor] | None:
-        from torch import cat
-
         found = [prefix for adapter in self.adapters if (prefix := adapter.prefix(index)) is not None]
         if not found:
             return None
-        return cat([keys for keys, _ in found], dim=1), cat([values for _, values in found], dim=1)
+        return torch.cat([keys for keys, _ in found], dim=1), torch.cat([values for _, values in found], dim=1)
 
     def site(self, name: str, index: int, site: Site) -> Tensor:
         output = site.output
