@@ -228,7 +228,9 @@ class AdapterTrainer(Trainer):
     # -- checkpoints hold what trains, not the frozen base
 
     def _trainable(self) -> dict[str, Tensor]:
-        return {name: p for name, p in self.adapter_model.named_parameters() if p.requires_grad}
+        """What training changes: parameters, and the running statistics of a head with batch norm."""
+        parameters = {name: p for name, p in self.adapter_model.named_parameters() if p.requires_grad}
+        return parameters | {f"head/{name}": buffer for name, buffer in self.adapter_model.head.named_buffers()}
 
     def _save(self, output_dir=None, state_dict=None) -> None:
         folder = Path(output_dir or self.args.output_dir)
