@@ -48,6 +48,17 @@ RATES = {
     },
 }
 
+#: (head, adapters, LayerNorm) of "conventional" adapters by task.
+HOULSBY_RATES = {
+    "asr": (1e-3, 1e-5, 1e-5),
+    "emotion": (5e-4, 1e-5, 1e-5),
+    "speaker": (5e-4, 1e-5, 1e-5),
+    "intent": (5e-4, 1e-5, 1e-5),
+}
+
+#: Of the encoder's layers in full fine-tuning.
+FINE_TUNING_RATES = {"asr": 1e-4, "emotion": 5e-5, "speaker": 1e-4, "intent": 1e-4}
+
 
 def _rates(preset: str, task: Task) -> tuple:
     if task not in ACTIVATIONS:
@@ -108,8 +119,13 @@ def E(task: Task = "asr", *, e_size: int = 256) -> Combine:
 
 def houlsby_speech(task: Task = "asr", *, size: int = 256) -> Combine:
     """Two bottlenecks of 256 a layer with LayerNorm inside, and LayerNorms: "conventional" in Otake et al. (2023)."""
+    head, adapter_rate, norm_rate = HOULSBY_RATES[task]
     return Combine(
-        parts=(EAdapter(size=size, sites=SITES, activation=ACTIVATIONS[task]), LayerNorms()),
+        parts=(
+            EAdapter(size=size, sites=SITES, activation=ACTIVATIONS[task], learning_rate=adapter_rate),
+            LayerNorms(learning_rate=norm_rate),
+        ),
+        head_learning_rate=head,
     )
 
 
@@ -127,8 +143,8 @@ PRESETS: dict[str, Callable[..., AdapterConfig]] = {
     "lora-ffn": lambda task, **o: LoRA(**{"rank": 16, "alpha": 16, "targets": FEED_FORWARD} | o),
     "head-only": lambda task, **o: HeadOnly(**o),
     "weighted-sum": lambda task, **o: WeightedSum(**o),
-    "full": lambda task, **o: FineTuning(**o),
-    "last-2": lambda task, **o: FineTuning(**{"layers": (-2, -1)} | o),
+    "full": lambda task, **o: FineTuning(**{"learning_rate": FINE_TUNING_RATES[task]} | o),
+    "last-2": lambda task, **o: FineTuning(**{"layers": (-2, -1), "learning_rate": FINE_TUNING_RATES[task]} | o),
 }
 
 

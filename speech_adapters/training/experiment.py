@@ -30,6 +30,9 @@ if TYPE_CHECKING:  # the rest is imported where it is used, so that a recipe's -
 
 R = TypeVar("R")
 
+KEPT_HOURS = 50.0
+"""Training sets below this stay decoded in memory (6 GB at most); larger ones are read anew each epoch."""
+
 
 @dataclass(kw_only=True)
 class ExperimentConfig:
@@ -129,7 +132,14 @@ class Task(ABC, Generic[R]):
         from speech_adapters.training.trainer import train
 
         target = model.head.config.target
-        data = SpeechDataset(corpus.train, target, settings.augmentation, settings.seed)
+        data = SpeechDataset(
+            corpus.train,
+            target,
+            settings.augmentation,
+            settings.seed,
+            settings.crop_seconds,
+            keep_in_memory=corpus.train.hours < KEPT_HOURS,
+        )
         dev = None if corpus.dev is None else SpeechDataset(corpus.dev, target)
         return train(model, data, settings, run, dev, method=name)
 

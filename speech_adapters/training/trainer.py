@@ -19,6 +19,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from speech_adapters.errors import ConfigError
+from speech_adapters.heads.ctc import CTCHeadModule
 from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.training.data import EpochLoader, LengthBatches, SpeechDataset, collate, evaluation_loader
 from speech_adapters.training.run_folder import RunFolder, peak_memory_bytes, reset_peak_memory
@@ -56,7 +57,7 @@ def train(
         resume: go on from the run's last checkpoint of this method (``config.save_every``).
 
     Raises:
-        ConfigError: nothing to train, no active head, or nothing to resume from.
+        ConfigError: nothing to train, no active head, crops for a CTC head, or nothing to resume from.
         RuntimeError: a trainable tensor without gradient after two updates.
     """
     if model.head is None:
@@ -65,6 +66,8 @@ def train(
         raise ConfigError("train: nothing is trainable; call model.train_adapter(name, head=...) first.")
     if config.evaluate_every and dev is None:
         raise ConfigError("train: training.evaluate_every needs a dev set.")
+    if dataset.crop_seconds is not None and isinstance(model.head, CTCHeadModule):
+        raise ConfigError("train: training.crop_seconds cuts speech but not its text; a CTC head needs it whole.")
     model.gradient_checkpointing = config.gradient_checkpointing
     checkpoints = run.path / "checkpoints" / method
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.tensorboard / method)
@@ -135,7 +138,7 @@ class AdapterTrainer(Trainer):
 
     def get_train_dataloader(self) -> EpochLoader:
         batches = LengthBatches(
-            [utterance.duration for utterance in self.train_dataset.manifest],
+            self.train_dataset.durations,
             self.config.batch_seconds,
             seed=self.config.seed,
             rank=self.args.process_index,
