@@ -27,7 +27,7 @@ class SpeechDataset(Dataset):
         target: what the head learns from an utterance, as a tensor of ids; None for audio alone.
         augmentation: applied on reading; the random numbers follow from the seed, the epoch and the utterance, so that
             a resumed run or another number of workers sees the same.
-        crop_seconds: at most so long a piece of each utterance, at a random place (drawn likewise); None for all of it.
+        crop_seconds: a piece of each utterance of at most this length, its place drawn likewise; None for all of it.
         keep_in_memory: hold decoded audio (as 16-bit samples: 115 MB an hour).
     """
 

@@ -20,7 +20,7 @@ class TrainingConfig:
     """Audio per batch and process, in seconds, padding included; utterances of like length share a batch."""
 
     crop_seconds: float | None = None
-    """Train on a random piece of at most so many seconds; None on whole utterances. Otake et al. (2023) cut at 12.5 for
+    """Train on a random piece of at most this length; None on whole utterances. Otake et al. (2023) cut at 12.5 for
     emotion and speakers, margin losses are usually trained on 3; not for recognition, whose text would not fit."""
 
     accumulation: int = 1
