@@ -24,13 +24,13 @@ def confusion_chart(labels: Sequence[str], counts: Sequence[Sequence[float]]) ->
     left, top = 34 + longest, 34
     cell = max(_SMALLEST, min(_LARGEST, (_WIDTH - left) / len(labels)))
     slanted = longest > cell
-    right, bottom = (0.8 * longest, 34 + 0.6 * longest) if slanted else (12, 34)
+    right, bottom = (0.5 * longest, 34 + 0.9 * longest) if slanted else (12, 34)
     side = cell * len(labels)
     foot = top + side + 16
     parts = []
     for i, (label, name, row) in enumerate(zip(labels, names, counts, strict=True)):
         x, y, total = left + (i + 0.5) * cell, top + (i + 0.5) * cell, sum(row)
-        turn = f' transform="rotate(35 {x:.1f} {foot:.1f})"' if slanted else ""
+        turn = f' transform="rotate(60 {x:.1f} {foot:.1f})"' if slanted else ""
         parts.append(_text(left - 8, y + 4, name, "end"))
         parts.append(_text(x, foot, name, "start" if slanted else "middle", turn))
         for j, (guess, count) in enumerate(zip(labels, row, strict=True)):
@@ -42,16 +42,19 @@ def confusion_chart(labels: Sequence[str], counts: Sequence[Sequence[float]]) ->
                 f"<title>{escape(tip)}</title></rect>"
             )
             if cell >= _READABLE and total:
-                # White on dark cells, on a light or a dark page; a style outranks the page's rule for chart text.
-                white = ' style="fill:#fff;opacity:1"' if share > 0.5 else ""
+                # A style outranks the page's rule for chart text; black reads better on all but the darkest cells.
+                style = f' style="opacity:1{";fill:#fff" if share > 0.85 else ""}"'
                 middle = left + (j + 0.5) * cell
-                parts.append(_text(middle, y, f"{100 * share:.0f} %", "middle", white))
-                parts.append(_text(middle, y + 14, f"{count:.4g}", "middle", white))
+                parts.append(_text(middle, y, f"{100 * share:.0f} %", "middle", style))
+                parts.append(_text(middle, y + 14, f"{count:.4g}", "middle", style))
     middle = top + side / 2
     parts.append(_text(left + side / 2, top - 14, "prediction", "middle"))
     parts.append(_text(0, 0, "true label", "middle", f' transform="translate(14 {middle:.1f}) rotate(-90)"'))
-    size = f"0 0 {left + side + right:.0f} {top + side + bottom:.0f}"
-    return f'<svg class="chart" viewBox="{size}" role="img" aria-label="confusion matrix">{"".join(parts)}</svg>'
+    width = left + side + right
+    return (
+        f'<svg class="chart" viewBox="0 0 {width:.0f} {top + side + bottom:.0f}" style="max-width:{width:.0f}px" '
+        f'role="img" aria-label="confusion matrix">{"".join(parts)}</svg>'
+    )
 
 
 def _text(x: float, y: float, text: str, anchor: str, more: str = "") -> str:
