@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.sparse import csr_array, sparray
 
 from speech_adapters.errors import InputError
 
@@ -98,6 +99,36 @@ def bootstrap_statistic(
     if np.isnan(value) or not len(figures):
         raise InputError("the statistic is NaN on the whole test set; give one on which it is defined")
     return _interval(value, figures, level, resampled)
+
+
+def bootstrap_sums(
+    statistic: Callable[[np.ndarray], np.ndarray],
+    counts: ArrayLike | sparray,
+    groups: Sequence[str | None] | None = None,
+    *,
+    n: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> list[Interval]:
+    """Several figures at once that depend on sums over the utterances only, such as those of a confusion matrix.
+
+    ``counts`` (N, K), dense or sparse, is what each utterance adds; ``statistic`` turns sums (D, K) of D draws into M
+    figures each (D, M). Draws on which a figure is NaN are left out of its interval. The draws are those of
+    :func:`bootstrap_statistic`, at the cost of a matrix product.
+    """
+    counts = csr_array(counts)
+    items = np.arange(counts.shape[0])
+    draws, member, resampled = _draws(len(items), groups, items, n, seed)
+    membership = csr_array((np.ones(len(items)), (member, items)), shape=(draws.shape[1], len(items)))
+    values = statistic(np.asarray(counts.sum(axis=0), dtype=float)[None])[0]
+    figures = statistic(draws @ (membership @ counts))
+    intervals = []
+    for value, column in zip(values, figures.T, strict=True):
+        column = column[~np.isnan(column)]
+        if np.isnan(value) or not len(column):
+            raise InputError("the statistic is NaN on the whole test set; give one on which it is defined")
+        intervals.append(_interval(value, column, level, resampled))
+    return intervals
 
 
 def _draws(

@@ -20,6 +20,7 @@ from typing import Any
 from speech_adapters.audio import SAMPLE_RATE, read_audio
 from speech_adapters.errors import InputError
 from speech_adapters.evaluation.charts import Line, bar_chart, line_chart
+from speech_adapters.evaluation.confusion_chart import confusion_chart
 from speech_adapters.evaluation.summary import RATES, columns_of, figure, method_rows, summary_table
 from speech_adapters.files import read_json, read_log, write_text
 
@@ -41,6 +42,7 @@ def write_report(run_folder: str | os.PathLike[str], *, most_audio_bytes: int = 
         f"<h1>{escape(title)}</h1>",
         _facts(results, folder.resolve().name),
         _section("Methods", _method_table(method_rows(results))),
+        _section("Classes", _classes(method_rows(results))),
         _section("Data", _data_table(results.get("data"))),
         _section("Training", _curves(read_log(folder / "metrics.jsonl"), str(results.get("adapter") or "this run"))),
         _section("Weight of each layer", _layer_weights(_read(folder / "layer_weights.json", dict))),
@@ -85,6 +87,33 @@ def _method_table(rows: Sequence[Mapping[str, Any]]) -> str:
     ]
     note = "Rates in percent with 95 % bootstrap intervals; the best figure of a column is bold."
     return _table([c.title for c in columns], body, [c.numeric for c in columns]) + f'<p class="note">{note}</p>'
+
+
+def _classes(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Of each method that classified: its confusion matrix, and recall, precision and F1 of each class."""
+    figures = []
+    for row in rows:
+        metrics = row.get("metrics") or {}
+        confusion, per_class = metrics.get("confusion"), metrics.get("per_class")
+        if not confusion or not per_class:
+            continue
+        keys = ("recall", "precision", "f1")
+        cells = [
+            [escape(name), str(entry["support"]), *(_rate(entry[key]) for key in keys)]
+            for name, entry in per_class.items()
+        ]
+        titles = ["class", "utterances", "recall %", "precision %", "F1 %"]
+        figures.append(
+            f"<h3>{escape(str(row['method']))}</h3>{confusion_chart(confusion['labels'], confusion['counts'])}"
+            + _table(titles, cells, [False, True, True, True, True])
+        )
+    return _side_by_side(*figures)
+
+
+def _rate(entry: Mapping[str, float]) -> str:
+    """``61.2 [50.1, 70.3]``"""
+    value, low, high = (f"{100 * entry[key]:.1f}" for key in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
 
 
 def _data_table(data: Any) -> str:
