@@ -38,14 +38,17 @@ def download_archive(url: str, target: Path, md5: str | None = None) -> Path:
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as folder:
         content_folder = Path(folder) / "content"  # tempfile wants to remove the outer folder itself
         try:
-            if zipfile.is_zipfile(archive):
+            if archive.suffix == ".zip":
                 with zipfile.ZipFile(archive) as content:
                     content.extractall(content_folder)  # checks each file's CRC
             else:
                 with tarfile.open(archive) as content:
                     content.extractall(content_folder, filter="data")
         except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
-            raise InputError(f"{archive}: cannot be unpacked ({error}); remove the file and run this again") from error
+            reason = str(error).partition("\n")[0]  # tarfile lists every compression that it tried
+            raise InputError(
+                f"{archive}: cannot be unpacked ({reason}); remove the file and run this again"
+            ) from error
         unpacked = [path for path in content_folder.iterdir() if path.name != "__MACOSX"]
         single = len(unpacked) == 1 and unpacked[0].is_dir()
         os.replace(unpacked[0] if single else content_folder, target)
