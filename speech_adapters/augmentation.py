@@ -1,4 +1,4 @@
-"""Waveform augmentation: playing speed, additive noise, telephone channels, lost packets. 1-D float32 tensors at 16 kHz, on the CPU.
+"""Waveform augmentation: speed, additive noise, telephone channels, lost packets. 1-D float32 at 16 kHz, on the CPU.
 
 The telephone codecs are the real ones (libsndfile encodes and decodes in memory), so that a model trained on simulated
 calls meets their true artefacts.
