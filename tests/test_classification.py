@@ -15,6 +15,7 @@ import pytest
 import torch
 from small_encoders import stock_model
 from small_models import small_model
+from test_report import Page
 
 from speech_adapters.audio import read_audio, write_audio
 from speech_adapters.config import parse_cli
@@ -200,6 +201,7 @@ def test_report_shows_the_matrix_and_the_mistakes(result, manifest, tmp_path):
     (tmp_path / "results.json").write_text(json.dumps(values))
     (tmp_path / "worst.json").write_text(json.dumps(mistakes))
     page = write_report(tmp_path).read_text()
+    Page(page)  # tags nest
     assert page.count('aria-label="confusion matrix"') == 2 and "macro f1 %" in page
     count = int(result.confusion[0, 1])
     assert f"high taken for low: {count} of {result.per_class['high'].support}" in page
