@@ -4,7 +4,7 @@
         config.yaml        the resolved configuration; ``--config`` with it repeats the run
         metrics.jsonl      one line a logged step
         results.json       figures with intervals, parameters, seconds, versions
-        adapters/<name>/   heads/<name>/   trn/<name>/   tensorboard/   report.html
+        adapters/<name>/   heads/<name>/   trn/<name>/   predictions/<name>.jsonl   tensorboard/   report.html
     runs/asr_librispeech/latest -> the newest
 
 In a multi-process run the main process creates the folder and is the only one that writes to it.
@@ -125,6 +125,10 @@ class RunFolder:
     def trn(self, name: str) -> Path:
         """The folder of ``ref.trn`` and ``hyp.trn`` of one method or test set."""
         return self.path / "trn" / _file_name(name)
+
+    def predictions(self, name: str) -> Path:
+        """The predicted classes of one method or test set, in JSON Lines."""
+        return self.path / "predictions" / f"{_file_name(name)}.jsonl"
 
     def save_config(self, config: Any) -> None:
         save_config(config, self.config_file)
