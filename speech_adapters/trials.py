@@ -89,6 +89,19 @@ class ResolvedTrials:
         return np.unique([*self.tests, *(number for model in self.models for number in model)])
 
 
+def read_rows(path: Path, what: str) -> Iterator[tuple[int, list[str]]]:
+    """The number and the columns of each line of a text file that is not blank."""
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            for number, line in enumerate(file, start=1):
+                if columns := line.split():
+                    yield number, columns
+    except UnicodeDecodeError as error:
+        raise ManifestError(f"{path}: not UTF-8 text ({error.reason}); convert the {what} to UTF-8") from error
+    except OSError as error:
+        raise ManifestError(f"{path}: the {what} cannot be read ({error.strerror}); check the path") from error
+
+
 def read_trials(path: str | os.PathLike[str], *, allow_repeats: bool = False) -> TrialList:
     """Read a trial list.
 
@@ -100,7 +113,7 @@ def read_trials(path: str | os.PathLike[str], *, allow_repeats: bool = False) ->
     enrol_names: dict[str, int] = {}
     test_names: dict[str, int] = {}
     enrol, test, labels, lines = array("i"), array("i"), array("b"), array("i")
-    for number, columns in _rows(path, "trial list"):
+    for number, columns in read_rows(path, "trial list"):
         if len(columns) != 3:
             raise ManifestError(f'{path}:{number}: {len(columns)} columns, expected 3: "1 enrol test"')
         label = columns[0]
@@ -135,7 +148,7 @@ def read_enrolment(path: str | os.PathLike[str]) -> Enrolment:
     path = Path(path)
     models: dict[str, tuple[str, ...]] = {}
     lines: dict[str, int] = {}
-    for number, (model, *utterances) in _rows(path, "enrolment map"):
+    for number, (model, *utterances) in read_rows(path, "enrolment map"):
         where = f"{path}:{number}"
         if not utterances:
             raise ManifestError(f'{where}: model {model!r} has no utterances; write "model utterance utterance ..."')
@@ -260,16 +273,3 @@ def _check_repeats(trials: TrialList) -> None:
         second = int(again.min())
         first = int(np.argmax(pairs == pairs[second]))
         raise trials.error(second, f"repeats the pair of line {trials.lines[first]}; remove one of the two")
-
-
-def _rows(path: Path, what: str) -> Iterator[tuple[int, list[str]]]:
-    """The columns of each line that is not blank, and its number."""
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            for number, line in enumerate(file, start=1):
-                if columns := line.split():
-                    yield number, columns
-    except UnicodeDecodeError as error:
-        raise ManifestError(f"{path}: not UTF-8 text ({error.reason}); convert the {what} to UTF-8") from error
-    except OSError as error:
-        raise ManifestError(f"{path}: the {what} cannot be read ({error.strerror}); check the path") from error
