@@ -8,7 +8,8 @@
 
 Without a head the embedding is the mean of the features. A manifest with speakers makes the intervals bootstrap by
 speaker. Cllr and actual DCF want log-likelihood ratios: calibrate on development trials (--dev-trials), or say --llr
-for a score file that holds them. Writes results.json, scores/, embeddings.npz, calibration.json and report.html with the DET curve.
+for a score file that holds them. Writes results.json, scores/, embeddings.npz, calibration.json and report.html with
+the DET curve.
 """
 
 from __future__ import annotations

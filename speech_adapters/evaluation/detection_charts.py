@@ -5,7 +5,7 @@ What they are drawn from fits JSON (``detection.json`` of a run folder): a few h
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from statistics import NormalDist
 from typing import Any
@@ -57,11 +57,9 @@ def det_chart(systems: Mapping[str, Mapping[str, Any]]) -> str:
     if not systems:
         return ""
     rates = [rate for data in systems.values() for rate in (data["resolution"]["p_miss"], data["resolution"]["p_fa"])]
-    low = max([rate for rate in _RATES if rate <= min(rates)], default=_RATES[0])
-    high = 0.5
-    for data in systems.values():
-        high = max([high, *(mark[rate] for mark in data["marks"] for rate in ("p_miss", "p_fa") if mark[rate] < 0.99)])
-    high = min([rate for rate in _RATES if rate >= high], default=_RATES[-1])
+    low = max([rate for rate in _RATES[:5] if rate <= min(rates)], default=_RATES[0])
+    marked = [mark[rate] for data in systems.values() for mark in data["marks"] for rate in ("p_miss", "p_fa")]
+    high = min([rate for rate in _RATES if rate >= max(0.5, *marked)], default=_RATES[-1])
     start, span = _probit(low), _probit(high) - _probit(low)
     side = _SIZE - _LEFT - _RIGHT
 
@@ -91,11 +89,7 @@ def det_chart(systems: Mapping[str, Mapping[str, Any]]) -> str:
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in inside)
         parts.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.8"/>')
         entries.append(Line(name, (), index))
-        for number_of, mark in enumerate(data["marks"]):
-            x, y = place(mark["p_fa"], mark["p_miss"])
-            parts.append(_mark(x, y, color, number_of, f"{name}: {mark['name']}"))
-            if len(systems) == 1:
-                parts.append(f'<text x="{x + 9:.1f}" y="{y - 5:.1f}">{escape(mark["name"])}</text>')
+        parts += _marks(data["marks"], place, color, name if len(systems) > 1 else None)
     middle = _LEFT + side / 2
     return (
         f'<svg class="chart square" viewBox="0 0 {_SIZE} {_TOP + side + _BOTTOM}" role="img" aria-label="DET curve">'
@@ -103,6 +97,7 @@ def det_chart(systems: Mapping[str, Mapping[str, Any]]) -> str:
         f'<text x="{middle}" y="{_TOP + side + 34}" text-anchor="middle">false alarms, %</text>'
         f'<text transform="translate(12 {_TOP + side / 2}) rotate(-90)" text-anchor="middle">misses, %</text></svg>'
         f"{legend(entries) if len(systems) > 1 else ''}"
+        '<p class="note">Circle: EER; squares: minDCF.</p>'
     )
 
 
@@ -165,12 +160,27 @@ def _probit(rate: float) -> float:
     return NormalDist().inv_cdf(rate)
 
 
-def _mark(x: float, y: float, color: str, shape: int, title: str) -> str:
-    """A circle for the EER, squares for detection costs, which the title tells apart."""
-    name = f"<title>{escape(title)}</title>"
-    if shape == 0:
-        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" fill="{color}">{name}</circle>'
-    return (
-        f'<rect x="{x - 4:.1f}" y="{y - 4:.1f}" width="8" height="8" fill="none" stroke="{color}" '
-        f'stroke-width="1.8">{name}</rect>'
-    )
+def _marks(
+    marks: Sequence[Mapping[str, Any]],
+    place: Callable[[float, float], tuple[float, float]],
+    color: str,
+    system: str | None,
+) -> list[str]:
+    """A circle for the EER, squares for detection costs, named beside them; among other systems, in their titles."""
+    names: dict[tuple[float, float], list[str]] = {}
+    for mark in marks:
+        names.setdefault(place(mark["p_fa"], mark["p_miss"]), []).append(mark["name"])
+    parts = []
+    for (x, y), here in names.items():
+        text = escape(", ".join(here))
+        title = f"<title>{escape(system)}: {text}</title>" if system is not None else ""
+        if here[0].startswith("EER"):
+            parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" fill="{color}">{title}</circle>')
+        else:
+            parts.append(
+                f'<rect x="{x - 4:.1f}" y="{y - 4:.1f}" width="8" height="8" fill="none" stroke="{color}" '
+                f'stroke-width="1.8">{title}</rect>'
+            )
+        if system is None:
+            parts.append(f'<text x="{x + 9:.1f}" y="{y - 5:.1f}">{text}</text>')
+    return parts
