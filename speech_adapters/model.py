@@ -37,7 +37,7 @@ class ModelOutput:
         features: (B, T, F), what the head reads (the L-adapters' sum, or the last hidden state).
         frame_lengths: (B,) real frames; mask: (B, T) True on real frames, or None when nothing is padded.
         logits: the active head's output, None without a head. loss: scalar, when targets were given.
-        embedding: (B, E) of a head that makes one (a speaker head).
+        embedding: (B, E) of a speaker head, else None.
     """
 
     last_hidden_state: Tensor
