@@ -167,8 +167,10 @@ def evaluation_loader(dataset: SpeechDataset, batch_seconds: float) -> DataLoade
     return DataLoader(dataset, batch_sampler=batches, collate_fn=collate)
 
 
-def check_before_training(manifest: Manifest, encoder: Encoder, head: HeadConfig) -> None:
+def check_before_training(manifest: Manifest, encoder: Encoder, head: HeadConfig | None = None) -> None:
     """Find what would fail hours later: short audio, unknown symbols or labels, transcripts longer than their frames.
+
+    Without a head the audio alone is checked.
 
     Raises:
         AudioError, TextError, ManifestError: naming the utterances.
@@ -180,6 +182,8 @@ def check_before_training(manifest: Manifest, encoder: Encoder, head: HeadConfig
             f"{manifest.name}: {len(short)} utterance(s) are shorter than the encoder's receptive field of "
             f"{encoder.receptive_field / 16:.0f} ms, such as {', '.join(short[:3])}; remove them from the manifest."
         )
+    if head is None:
+        return
     if isinstance(head, CTCHead):
         manifest.require("text")
     targets = [head.target(utterance) for utterance in manifest]

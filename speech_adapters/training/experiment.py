@@ -23,6 +23,7 @@ from speech_adapters.manifest import Manifest, check_disjoint
 from speech_adapters.training.settings import TrainingConfig
 
 if TYPE_CHECKING:  # the rest is imported where it is used, so that a recipe's --help answers at once
+    from speech_adapters.encoders import Encoder
     from speech_adapters.heads import HeadConfig
     from speech_adapters.model import SpeechAdapterModel
     from speech_adapters.training.run_folder import RunFolder
@@ -120,6 +121,18 @@ class Task(ABC, Generic[R]):
     def combine(self, results: Sequence[R]) -> dict[str, Any]:
         """``metrics`` (``{name: {value, low, high}}``), and other entries, of one method over seeds and folds."""
 
+    def check(self, corpus: Corpus, encoder: Encoder) -> None:
+        """Find what would fail hours later; raises an InputError that names the utterances."""
+        from speech_adapters.training.data import check_before_training
+
+        head = self.head(corpus)
+        for manifest in corpus.splits.values():
+            check_before_training(manifest, encoder, head)
+
+    def untrained(self, encoder: Encoder, corpora: Sequence[Corpus], run: RunFolder) -> dict[str, dict[str, Any]]:
+        """Baselines that need no training: name -> ``metrics`` and costs, as ``results.json`` holds them."""
+        return {}
+
     def keep(self, result: R, corpus: Corpus, run: RunFolder) -> None:
         """Write what the report shows of the adapter's first result, such as its worst utterances."""
         return
@@ -170,7 +183,6 @@ def run_experiment(recipe: str, task: Task) -> dict[str, Any]:
     from speech_adapters.encoders import load_encoder
     from speech_adapters.evaluation.report import method_rows, summary_table, write_report
     from speech_adapters.files import write_json
-    from speech_adapters.training.data import check_before_training
     from speech_adapters.training.run_folder import RunFolder, environment
 
     config = task.config
@@ -179,9 +191,7 @@ def run_experiment(recipe: str, task: Task) -> dict[str, Any]:
     with processes.main_process_first():
         corpora = task.corpora()
     for corpus in corpora:
-        head = task.head(corpus)
-        for manifest in corpus.splits.values():
-            check_before_training(manifest, encoder, head)
+        task.check(corpus, encoder)
     methods = {config.adapter: config.adapter_options}
     methods |= {name: {} for name in config.baselines if name not in methods}
     adapters = {name: preset(name, task.name, **options) for name, options in methods.items()}
@@ -217,7 +227,7 @@ def run_experiment(recipe: str, task: Task) -> dict[str, Any]:
         "adapter": config.adapter,
         "data": _describe(corpora),
         **figures.pop(config.adapter),
-        "baselines": figures,
+        "baselines": task.untrained(encoder, corpora, run) | figures,
         "updates": config.training.updates,
         "seeds": list(config.seeds),
         "total_seconds": time.perf_counter() - started,
@@ -268,11 +278,11 @@ def _combine(task: Task, trained: Sequence[_Trained]) -> dict[str, Any]:
         return [task.combine(results)["metrics"][task.metric]["value"] for results in groups.values()]
 
     costs = [run.training for run in trained]
-    folds = by("fold")
+    several = len({run.fold for run in trained}) > 1
     return {
         **task.combine([run.result for run in trained]),
         f"{task.metric}_by_seed": by("seed"),
-        **({f"{task.metric}_by_fold": folds} if len(folds) > 1 else {}),
+        **({f"{task.metric}_by_fold": by("fold")} if several else {}),
         "parameters": trained[0].parameters,
         "seconds": sum(cost.seconds for cost in costs) / len(costs),
         "audio_seconds_per_second": sum(cost.audio_seconds_per_second for cost in costs) / len(costs),

@@ -40,6 +40,19 @@ class TrainingResult:
     final_loss: float
     best_dev_loss: float | None
 
+    def __add__(self, later: TrainingResult) -> TrainingResult:
+        """Two stages of one training."""
+        seconds = self.seconds + later.seconds
+        audio = sum(stage.audio_seconds_per_second * stage.seconds for stage in (self, later))
+        return TrainingResult(
+            updates=self.updates + later.updates,
+            seconds=seconds,
+            audio_seconds_per_second=audio / max(seconds, 1e-9),
+            peak_memory_bytes=max(self.peak_memory_bytes, later.peak_memory_bytes),
+            final_loss=later.final_loss,
+            best_dev_loss=later.best_dev_loss,
+        )
+
 
 def train(
     model: SpeechAdapterModel,
