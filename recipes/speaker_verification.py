@@ -157,11 +157,12 @@ class Speaker(Task):
 
         training = self.config.training
         options = {"batch_seconds": 2 * training.batch_seconds, "precision": training.precision}
-        cohort = None
+        cohort, top = None, 300
         if size := min(self.config.cohort, len(corpus.train)):
             part = corpus.train.subset(size=size, seed=0)
             cohort = speaker_means(extract_embeddings(model, part, **options), part)
-        return evaluate_verification(model, self.trials, corpus.test, cohort=cohort, **options)
+            top = min(top, len(cohort))
+        return evaluate_verification(model, self.trials, corpus.test, cohort=cohort, top=top, **options)
 
     def score(self, model, corpus: Corpus, run, name: str):
         from speech_adapters.evaluation.score_files import write_scores
