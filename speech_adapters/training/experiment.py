@@ -201,7 +201,9 @@ def run_experiment(recipe: str, task: Task) -> dict[str, Any]:
     processes.print("\n".join([f"{encoder!r}", *facts, f"run   {run.path}\n"]))
 
     started = time.perf_counter()
-    figures: dict[str, dict[str, Any]] = {}
+    figures = task.untrained(encoder, corpora, run) if processes.is_main_process else {}
+    for method, entry in figures.items():
+        print(_line(method, task, entry))
     for method, adapter in adapters.items():
         trained = [
             _train_and_score(task, corpora, fold, encoder, method, adapter, seed, run)
@@ -211,9 +213,7 @@ def run_experiment(recipe: str, task: Task) -> dict[str, Any]:
         if not processes.is_main_process:
             continue
         figures[method] = _combine(task, trained)
-        main, seconds = figures[method]["metrics"][task.metric], figures[method]["seconds"]
-        shown = f"{main['value']:.1%} [{main['low']:.1%}, {main['high']:.1%}]"
-        print(f"{method}: {task.metric.upper()} {shown}, {seconds:.0f} s")
+        print(_line(method, task, figures[method]))
         if method == config.adapter:
             task.keep(trained[0].result, corpora[0], run)
             if trained[0].layer_weights:
@@ -227,7 +227,7 @@ def run_experiment(recipe: str, task: Task) -> dict[str, Any]:
         "adapter": config.adapter,
         "data": _describe(corpora),
         **figures.pop(config.adapter),
-        "baselines": task.untrained(encoder, corpora, run) | figures,
+        "baselines": figures,
         "updates": config.training.updates,
         "seeds": list(config.seeds),
         "total_seconds": time.perf_counter() - started,
@@ -237,6 +237,12 @@ def run_experiment(recipe: str, task: Task) -> dict[str, Any]:
     report = write_report(run.path)
     print(f"\n{summary_table(method_rows(results))}\n\nreport  {report}\nadapter {run.path / 'adapters'}")
     return results
+
+
+def _line(method: str, task: Task, entry: dict[str, Any]) -> str:
+    main = entry["metrics"][task.metric]
+    shown = f"{main['value']:.1%} [{main['low']:.1%}, {main['high']:.1%}]"
+    return f"{method}: {task.metric.upper()} {shown}, {entry['seconds']:.0f} s"
 
 
 def _train_and_score(task, corpora, fold, encoder, method, adapter, seed, run) -> _Trained | None:
