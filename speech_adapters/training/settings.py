@@ -45,7 +45,7 @@ class TrainingConfig:
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """bf16 is autocast: weights, loss and optimizer stay in fp32. auto: bf16 where the hardware computes in it (GPUs
-    since Ampere, CPUs with AMX), else fp32."""
+    since Ampere, CPUs with AMX or AVX512-BF16), else fp32."""
 
     gradient_checkpointing: bool = False
     """Recompute layers in the backward pass: less memory, about a third more time."""
@@ -85,9 +85,9 @@ class TrainingConfig:
 
 
 def fast_bfloat16() -> bool:
-    """True where bf16 is faster than fp32: a GPU that supports it, or a CPU with matrix units (AMX)."""
+    """True where bf16 is faster than fp32: a GPU or CPU with instructions for it (AMX, AVX512-BF16)."""
     import torch
 
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.cpu._is_amx_tile_supported()
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
