@@ -153,16 +153,11 @@ def evaluation_loader(dataset: SpeechDataset, batch_seconds: float) -> DataLoade
     return DataLoader(dataset, batch_sampler=batches, collate_fn=collate)
 
 
-def ctc_target(head: CTCHead) -> Callable[[Utterance], list[int]]:
-    """Transcript -> token ids, by the head's normaliser and vocabulary."""
-    return lambda utterance: head.encode(utterance.text, source=utterance.id)
-
-
 def check_before_training(manifest: Manifest, encoder: Encoder, head: HeadConfig) -> None:
-    """Find what would fail hours later: short audio, unknown symbols, transcripts longer than their frames.
+    """Find what would fail hours later: short audio, unknown symbols or labels, transcripts longer than their frames.
 
     Raises:
-        AudioError, TextError: naming the utterances.
+        AudioError, TextError, ManifestError: naming the utterances.
     """
     samples = torch.tensor([round(utterance.duration * SAMPLE_RATE) for utterance in manifest])
     short = [u.id for u, n in zip(manifest, samples, strict=True) if n < encoder.receptive_field]
@@ -173,6 +168,6 @@ def check_before_training(manifest: Manifest, encoder: Encoder, head: HeadConfig
         )
     if isinstance(head, CTCHead):
         manifest.require("text")
-        encode = ctc_target(head)
-        targets = [encode(utterance) for utterance in manifest]
+    targets = [head.target(utterance) for utterance in manifest]
+    if isinstance(head, CTCHead):
         check_ctc_lengths(targets, encoder.frame_lengths(samples).tolist(), [utterance.id for utterance in manifest])
