@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from speech_adapters.augmentation import Augmentation
@@ -62,6 +63,11 @@ class TrainingConfig:
     save_every: int = 0
     """Updates between checkpoints to resume from; 0 saves none."""
 
+    cache: Path | None = None
+    """Folder for activations below the lowest adapter, computed once for all epochs, methods, seeds and runs: a head
+    alone trains many times faster, adapters in upper layers up to twice. Needs no augmentation; null caches nothing.
+    """
+
     workers: int = 0
     """Processes that read and augment audio; 0 does it in the training process."""
 
@@ -80,6 +86,8 @@ class TrainingConfig:
             raise ConfigError("training.warmup and training.time_mask_probability must lie in [0, 1).")
         if self.precision == "auto":
             self.precision = "bf16" if fast_bfloat16() else "fp32"
+        if self.cache is not None and (self.augmentation is not None or self.time_mask_probability):
+            raise ConfigError("training.cache: augmentation and time masks change what is cached; turn one off.")
         if self.patience and not self.evaluate_every:
             raise ConfigError("training.patience needs training.evaluate_every: early stopping watches evaluations.")
 
