@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -75,21 +76,31 @@ class SpeechDataset(Dataset):
             start = int(rng.integers(max(len(audio) - size, 0) + 1))
             audio = audio[start : start + size]
         check_waveform(audio, self.manifest[index].audio_filepath)
-        target = None if self.target is None else torch.tensor(self.target(self.manifest[index]))
-        return {"waveform": audio, "target": target, "index": index}
+        return {"waveform": audio, "target": self.encoded(index), "index": index}
+
+    def encoded(self, index: int) -> Tensor | None:
+        """What the head learns from an utterance, as ids."""
+        return None if self.target is None else torch.tensor(self.target(self.manifest[index]))
 
 
 def collate(items: Sequence[dict]) -> dict[str, Tensor]:
-    """Pad to ``waveforms`` (B, S), ``lengths`` (B,), ``targets`` (B, U) padded with -100, ``indices`` (B,)."""
-    lengths = torch.tensor([len(item["waveform"]) for item in items])
-    batch = {
-        "waveforms": torch.nn.utils.rnn.pad_sequence([item["waveform"] for item in items], batch_first=True),
-        "lengths": lengths,
-        "indices": torch.tensor([item["index"] for item in items]),
-    }
+    """Pad to ``waveforms`` (B, S), ``lengths`` (B,), ``targets`` (B, U) padded with -100, ``indices`` (B,).
+
+    Cached activations come as the model's ``hidden`` or ``cnn_output`` (B, T, D) with ``frames`` (B,) and
+    ``start_layer`` in place of the first two.
+    """
+    pad = partial(torch.nn.utils.rnn.pad_sequence, batch_first=True)
+    batch = {"indices": torch.tensor([item["index"] for item in items])}
+    if "cached" in items[0]:
+        start = items[0]["start"]
+        batch["cnn_output" if start is None else "hidden"] = pad([item["cached"] for item in items])
+        batch["frames"] = torch.tensor([len(item["cached"]) for item in items])
+        batch |= {} if start is None else {"start_layer": start}
+    else:
+        batch["waveforms"] = pad([item["waveform"] for item in items])
+        batch["lengths"] = torch.tensor([len(item["waveform"]) for item in items])
     if items[0]["target"] is not None:
-        targets = [item["target"] for item in items]
-        batch["targets"] = torch.nn.utils.rnn.pad_sequence(targets, batch_first=True, padding_value=IGNORE)
+        batch["targets"] = pad([item["target"] for item in items], padding_value=IGNORE)
     return batch
 
 

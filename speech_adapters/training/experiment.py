@@ -44,6 +44,8 @@ class ExperimentConfig:
     adapter_options: dict[str, Any] = field(default_factory=dict)
     """Settings of the preset to change, such as ``e_size`` or ``rank``."""
     baselines: tuple[str, ...] = option(("head-only",), "presets trained beside it; add full for full fine-tuning")
+    baseline_options: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """The same for baselines, by preset: ``{lora: {rank: 16}}``."""
     seeds: tuple[int, ...] = option((0,), "one training run a method and seed; figures are means over seeds")
     output: Path | None = option(None, "run folder; runs/<recipe>/<time> by default")
     training: TrainingConfig = field(default_factory=TrainingConfig)
@@ -51,6 +53,9 @@ class ExperimentConfig:
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ConfigError(f"seeds={list(self.seeds)}: give one or more different numbers, such as --seeds 0,1,2.")
+        for name in self.baseline_options:
+            if name not in self.baselines:
+                raise ConfigError(f"baseline_options: {name!r} is not among the baselines {list(self.baselines)}.")
 
 
 @dataclass(frozen=True)
@@ -193,7 +198,7 @@ def run_experiment(recipe: str, task: Task) -> dict[str, Any]:
     for corpus in corpora:
         task.check(corpus, encoder)
     methods = {config.adapter: config.adapter_options}
-    methods |= {name: {} for name in config.baselines if name not in methods}
+    methods |= {name: config.baseline_options.get(name, {}) for name in config.baselines if name not in methods}
     adapters = {name: preset(name, task.name, **options) for name, options in methods.items()}
     run = RunFolder.create(recipe, path=config.output)
     run.save_config(config)
