@@ -37,6 +37,7 @@ class ModelOutput:
         features: (B, T, F), what the head reads (the L-adapters' sum, or the last hidden state).
         frame_lengths: (B,) real frames; mask: (B, T) True on real frames, or None when nothing is padded.
         logits: the active head's output, None without a head. loss: scalar, when targets were given.
+        cnn_output: (B, T, C) before the feature projection; None when the run started later.
         embedding: (B, E) of a speaker head, else None.
     """
 
@@ -47,6 +48,7 @@ class ModelOutput:
     mask: Tensor | None
     logits: Tensor | None = None
     loss: Tensor | None = None
+    cnn_output: Tensor | None = None
     embedding: Tensor | None = None
 
 
@@ -261,7 +263,14 @@ class SpeechAdapterModel(nn.Module):
             frames = output.frame_lengths
             if frames is None:
                 frames = torch.full((features.shape[0],), features.shape[1], device=features.device)
-            result = ModelOutput(output.last_hidden_state, output.hidden_states, features, frames, output.mask)
+            result = ModelOutput(
+                output.last_hidden_state,
+                output.hidden_states,
+                features,
+                frames,
+                output.mask,
+                cnn_output=output.cnn_output,
+            )
             if self.head is not None:
                 scored = self.head(features, frames)
                 result.logits = scored.logits

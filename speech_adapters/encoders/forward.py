@@ -141,6 +141,7 @@ def encode(
     start_layer: int = 0,
     stop_layer: int | None = None,
     time_mask: Tensor | None = None,
+    mask_embedding: Tensor | None = None,
     plan: Plan = BASE,
     gradient_checkpointing: bool = False,
 ) -> EncoderOutput:
@@ -156,6 +157,7 @@ def encode(
         stop_layer: run layers ``start_layer`` to ``stop_layer - 1``; all by default.
         time_mask: (B, T) boolean; True frames become the model's mask embedding after the projection (SpecAugment,
             masked prediction).
+        mask_embedding: (D,) to use in place of the model's own, which a checkpoint need not have learnt.
         plan: what adapters change on the way.
         gradient_checkpointing: recompute layers in the backward pass. Always non-reentrant: the reentrant kind
             exhausts memory on the position bias that WavLM's layers share.
@@ -192,7 +194,8 @@ def encode(
         if time_mask is not None:
             where = time_mask.new_zeros(hidden.shape[:2])
             where[:, before : before + real_frames] = time_mask
-            hidden = torch.where(where.unsqueeze(-1), model.masked_spec_embed.to(hidden.dtype), hidden)
+            embedding = model.masked_spec_embed if mask_embedding is None else mask_embedding
+            hidden = torch.where(where.unsqueeze(-1), embedding.to(hidden.dtype), hidden)
         extended = plan.pseudo_frames("proj_out", hidden, mask)
         hidden, mask, before = extended.frames, extended.mask, before + extended.before
         if mask is not None:

@@ -11,6 +11,7 @@ import difflib
 import hashlib
 import json
 import logging
+from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -282,6 +283,26 @@ def _load_model(folder: Path, name: str) -> nn.Module:
             f"({lacking} ...); it belongs to another architecture or is incomplete."
         )
     return model
+
+
+def stored_tensors(encoder: Encoder, parts: Sequence[str]) -> dict[str, Tensor]:
+    """Float32 tensors beside the encoder in its checkpoint whose names start with one of ``parts``, such as
+    ``quantizer`` of wav2vec 2.0's pre-training head; none where it has none or did not come from a checkpoint."""
+    from safetensors import safe_open
+
+    try:
+        folder = _resolve(encoder.name, encoder.revision)
+    except ConfigError:  # an encoder made in memory
+        return {}
+    found: dict[str, Tensor] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as tensors:
+            found |= {k: tensors.get_tensor(k).float() for k in tensors.keys() if k.split(".")[0] in parts}
+    if not found:
+        for path in sorted(folder.glob("pytorch_model*.bin")):
+            tensors = torch.load(path, map_location="cpu", weights_only=True)
+            found |= {k: tensor.float() for k, tensor in tensors.items() if k.split(".")[0] in parts}
+    return found
 
 
 def _ctc_weights(folder: Path) -> CTCWeights | None:

@@ -1,1 +1,1 @@
-"""Training objectives that need no labels."""
+"""Training objectives that need no labels: distillation, and the masked prediction of the three families."""
