@@ -21,13 +21,13 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from speech_adapters.config import save_config
+from speech_adapters.config import load_config, save_config, to_dict
 from speech_adapters.errors import ConfigError, InputError
 from speech_adapters.files import read_json, read_log, to_json, write_json
 
@@ -60,6 +60,28 @@ class RunFolder:
         processes = PartialState(cpu=not torch.cuda.is_available())
         made = [str(cls._create(recipe, root, path).path) if processes.is_main_process else None]
         return cls(broadcast_object_list(made)[0])
+
+    @classmethod
+    def resume_or_create(
+        cls, recipe: str, config: Any, path: str | os.PathLike[str] | None = None, ignore: Sequence[str] = ("output",)
+    ) -> RunFolder:
+        """The run folder ``path`` where a run of the same ``config`` was begun; else a new one that holds ``config``.
+
+        Raises :class:`ConfigError` that names the first setting that differs from those the run was begun with.
+        """
+        if path is None or not (Path(path) / "config.yaml").is_file():
+            run = cls.create(recipe, path=path)
+            run.save_config(config)
+            return run
+        run = cls(path)
+        before, now = to_dict(load_config(type(config), run.config_file)), to_dict(config)
+        for key in now:
+            if key not in ignore and now[key] != before[key]:
+                raise ConfigError(
+                    f"{key}: {path} was begun with {before[key]}, not {now[key]}; go on with that value, or name "
+                    "a new folder as --output."
+                )
+        return run
 
     @classmethod
     def _create(cls, recipe: str, root: str | os.PathLike[str], path: str | os.PathLike[str] | None) -> RunFolder:
