@@ -182,7 +182,7 @@ def _detection(systems: Mapping[str, Any]) -> str:
 def _worst(utterances: Any, folder: Path, most_audio_bytes: int) -> str:
     cards = []
     for utterance in utterances:
-        player, size = _player(utterance, folder, most_audio_bytes)
+        player, size = audio_player(utterance, folder, most_audio_bytes)
         most_audio_bytes -= size
         errors, words = utterance.get("errors"), utterance.get("words")
         score = "" if errors is None else f"{errors} errors" + (f" in {words} words" if words is not None else "")
@@ -196,7 +196,7 @@ def _worst(utterances: Any, folder: Path, most_audio_bytes: int) -> str:
     return "".join(cards)
 
 
-def _player(utterance: Mapping[str, Any], folder: Path, bytes_left: int) -> tuple[str, int]:
+def audio_player(utterance: Mapping[str, Any], folder: Path, bytes_left: int) -> tuple[str, int]:
     """An audio player that carries its sound, and its size in bytes; or a line that says why there is none."""
     import soundfile
 

@@ -36,6 +36,7 @@ class Speech:
         base = Path(folder) / f"audio-{manifest.sha256[:12]}"
         samples, lengths = base.with_suffix(".int16"), base.with_suffix(".npy")
         if not lengths.is_file():
+            base.parent.mkdir(parents=True, exist_ok=True)
             found, temporary = [], base.with_name(f".{base.name}.{os.getpid()}")
             try:
                 with temporary.open("wb") as file:

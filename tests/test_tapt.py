@@ -1,0 +1,197 @@
+"""Task-adaptive pre-training: it learns, stops early, resumes bit-exactly, and its adapters start a task."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_encoders import small_encoder, stock_model
+from small_models import METHODS
+from test_recipes import run
+
+from speech_adapters import SpeechAdapterModel
+from speech_adapters.adapters import EAdapter
+from speech_adapters.audio import write_audio
+from speech_adapters.encoders import load_encoder
+from speech_adapters.errors import CheckpointError, ConfigError
+from speech_adapters.manifest import Manifest, Utterance
+from speech_adapters.objectives.hubert import HuBERTObjective, HuBERTObjectiveConfig
+from speech_adapters.objectives.pretraining import Pretraining, PretrainingConfig
+from speech_adapters.objectives.units import KMeansUnits
+from speech_adapters.training.downstream import Downstream
+from speech_adapters.training.run_folder import RunFolder
+from speech_adapters.training.settings import TrainingConfig
+
+
+@pytest.fixture(scope="module")
+def speech(tmp_path_factory) -> Path:
+    """A manifest of 24 utterances of changing tones in two domains, and the folder of a small encoder."""
+    folder, rng = tmp_path_factory.mktemp("speech"), np.random.default_rng(0)
+    utterances = []
+    for i in range(24):
+        pitch = np.repeat(rng.choice([200, 500, 1200, 3000], 6), 2000 + 50 * i)
+        wave = 0.3 * np.sin(2 * np.pi * np.cumsum(pitch) / 16000) + (
+            0.3 if i % 4 == 0 else 0.01
+        ) * rng.standard_normal(len(pitch))
+        path = folder / "audio" / f"u{i}.wav"
+        path.parent.mkdir(exist_ok=True)
+        write_audio(path, torch.tensor(wave, dtype=torch.float32).clamp(-1, 1))
+        utterances.append(
+            Utterance(f"u{i}", path, len(wave) / 16000, text=("YES", "NO")[i % 2], speaker=f"s{i % 3}",
+                      emotion=("calm", "angry")[i % 2], domain="noisy" if i % 4 == 0 else "clean")
+        )  # fmt: skip
+    Manifest(utterances, "speech").write(folder / "speech.jsonl")
+    stock_model("wavlm", "pre-norm").save_pretrained(folder / "encoder")
+    return folder
+
+
+def pretraining(speech: Path, run: Path, method="e", **changes) -> Pretraining:
+    """A small pass with HuBERT's objective on MFCC units."""
+    manifest = Manifest.read(speech / "speech.jsonl")
+    torch.manual_seed(0)
+    model = SpeechAdapterModel(small_encoder("wavlm", "pre-norm"))
+    model.add_adapter("tapt", METHODS[method] if isinstance(method, str) else method)
+    model.train_adapter("tapt")
+    config = HuBERTObjectiveConfig(clusters=6, projection_size=16)
+    units = KMeansUnits.for_model(model, "mfcc", 6)
+    generator = torch.Generator().manual_seed(4)
+    units.centroids.copy_(torch.randn(units.centroids.shape, generator=generator) * 30)
+    objective = HuBERTObjective(config, model.encoder, model.feature_size, units)
+    settings = {
+        "updates": 12, "crops": 3, "crop_seconds": 0.6, "evaluate_every": 4, "precision": "fp32",
+        "objective_rate": 1e-2, "learning_rates": {"e": 1e-3},
+    }  # fmt: skip
+    run.mkdir(exist_ok=True)
+    return Pretraining(
+        model, objective, manifest[:18], manifest[18:], PretrainingConfig(**settings | changes), RunFolder(run)
+    )
+
+
+def test_held_out_loss_falls_and_the_best_state_is_kept(speech, tmp_path):
+    one = pretraining(speech, tmp_path / "run", updates=40, evaluate_every=10)
+    before = {n: p.clone() for n, p in one.model.encoder.named_parameters()}
+    result = one.train()
+    losses = [line["eval_loss"] for line in one.run.read_metrics() if "eval_loss" in line]
+    assert result["best"]["loss"] == min(losses) < 0.9 * losses[0]
+    assert one.loss(one.held_out)["loss"] == pytest.approx(result["best"]["loss"], rel=1e-6)
+    assert all(torch.equal(before[n], p) for n, p in one.model.encoder.named_parameters())
+    assert not one.model.adapters["tapt"].training
+
+
+@pytest.mark.parametrize("method", ["e", "lora-all"])
+def test_a_killed_pass_goes_on_as_if_it_had_not_been(speech, tmp_path, monkeypatch, method):
+    rates = {"learning_rates": {}}
+    whole = pretraining(speech, tmp_path / "whole", method, **rates)
+    expected = whole.train()
+    killed, update = pretraining(speech, tmp_path / "killed", method, **rates), Pretraining._update
+
+    def dies(self, waveforms):
+        if self.progress["step"] == 6:
+            raise KeyboardInterrupt
+        update(self, waveforms)
+
+    monkeypatch.setattr(Pretraining, "_update", dies)
+    with pytest.raises(KeyboardInterrupt):
+        killed.train()
+    monkeypatch.undo()
+    again = pretraining(speech, tmp_path / "killed", method, **rates)
+    assert again.progress["step"] == 4
+    result = again.train()
+    assert result["best"] == expected["best"]
+    for (name, one), other in zip(
+        whole.model.adapters.named_parameters(), again.model.adapters.parameters(), strict=True
+    ):
+        assert torch.equal(one, other), name
+    lines = [{k: v for k, v in line.items()} for line in whole.run.read_metrics()]
+    assert again.run.read_metrics() == lines
+
+
+def test_early_stopping(speech, tmp_path):
+    one = pretraining(speech, tmp_path / "run", updates=400, evaluate_every=1, patience=2, objective_rate=0.0,
+                      learning_rates={"e": 1.0, "norm": 1.0}, warmup=0.0)  # fmt: skip
+    one.train()
+    assert one.progress["step"] < 60
+
+
+def test_a_damaged_checkpoint_and_nothing_to_train_are_refused(speech, tmp_path):
+    one = pretraining(speech, tmp_path / "run", updates=2, evaluate_every=2)
+    one.train()
+    one.checkpoint.write_bytes(one.checkpoint.read_bytes()[:500])
+    with pytest.raises(CheckpointError, match="remove it to begin"):
+        pretraining(speech, tmp_path / "run", updates=2, evaluate_every=2)
+    with pytest.raises(ConfigError, match="nothing is trainable"):
+        pretraining(speech, tmp_path / "other", "head-only")
+    for bad in ({"updates": 0}, {"crop_seconds": 0}, {"warmup": 1}, {"precision": "fp8"}):
+        with pytest.raises(ConfigError):
+            PretrainingConfig(**bad)
+
+
+@pytest.mark.parametrize("task", ["asr", "emotion"])
+@pytest.mark.parametrize("use", ["continue", "stack"])
+def test_an_adapted_adapter_starts_a_task(speech, tmp_path, task, use):
+    one = pretraining(speech, tmp_path / "run", updates=4, evaluate_every=2)
+    one.train()
+    saved = one.model.save_adapter("tapt", tmp_path / "adapter")
+    manifest = Manifest.read(speech / "speech.jsonl")
+    training = TrainingConfig(updates=3, batch_seconds=4, precision="fp32", trackers=("none",))
+    down = Downstream(task=task, adapter="e", training=training)
+    model = down.train(
+        one.model.encoder, down.head(manifest), manifest[:12], one.run, "with", seed=0, start=saved, use=use
+    )
+    assert model.active_adapters == (("task",) if use == "continue" else ("tapt", "task"))
+    adapted = one.model.adapters["tapt"].state_dict()
+    if use == "stack":  # what was adapted stays as it was
+        assert all(torch.equal(adapted[n], t) for n, t in model.adapters["tapt"].state_dict().items())
+    else:  # three small steps away from where it starts, far from a fresh adapter
+        weights = [n for n, t in adapted.items() if t.ndim == 2]
+        moved = [float((model.adapters["task"].state_dict()[n] - adapted[n]).norm()) for n in weights]
+        assert max(moved) < 0.2 * max(float(adapted[n].norm()) for n in weights) and max(moved) > 0
+    metrics = down.metrics([down.score(model, manifest[12:])])[down.metric]
+    assert metrics["low"] <= metrics["value"] <= metrics["high"]
+
+
+def test_another_kind_of_adapter_cannot_continue(speech, tmp_path):
+    one = pretraining(speech, tmp_path / "run", EAdapter(size=8), learning_rates={})
+    saved = one.model.save_adapter("tapt", tmp_path / "adapter")
+    manifest = Manifest.read(speech / "speech.jsonl")
+    down = Downstream(adapter="lora")
+    with pytest.raises(ConfigError, match="use stack"):
+        down.train(one.model.encoder, down.head(manifest), manifest, one.run, "x", 0, saved)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["wavlm", "wav2vec2"])
+def test_recipe(speech, tmp_path, objective):
+    """The whole command line, its resume, and the adapter it leaves."""
+    out = tmp_path / "run"
+    command = [
+        "recipes/tapt.py", "--train", speech / "speech.jsonl", "--encoder", speech / "encoder", "--output", out,
+        "--objective", objective, "--adapter", "last-2", "--save-base", "--seeds", "0",
+        "--downstream-train", speech / "speech.jsonl", "--downstream-test", speech / "speech.jsonl",
+        "training.updates=4", "training.crops=2", "training.crop_seconds=0.6", "training.evaluate_every=2",
+        "wavlm.units=1", "wavlm.clusters=5", "wav2vec2.entries=8", "wav2vec2.negatives=5",
+        "second_pass.updates=2", "second_pass.crops=1", "second_pass.crop_seconds=0.6",
+        "held_out=" + str(speech / "speech.jsonl"),
+        "downstream.training.updates=2", "downstream.training.batch_seconds=3", "downstream.training.trackers=[none]",
+    ]  # fmt: skip
+    run(*command)
+    results = json.loads((out / "results.json").read_text())
+    assert results["prediction_head"] == "new" and results["passes"]["second"]["subdomain"] in ("noisy", "clean")
+    assert 0 <= results["metrics"]["wer"]["low"] <= results["metrics"]["wer"]["high"]
+    assert set(results["downstream"]) == {"tapt", "without"} and (out / "report.html").is_file()
+    model = SpeechAdapterModel(load_encoder(speech / "encoder"))
+    model.load_adapter(out / "adapters" / "tapt")
+    wave = torch.randn(1, 8000, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = model(wave).last_hidden_state
+        found = SpeechAdapterModel(load_encoder(out / "encoder"))(wave).last_hidden_state
+    torch.testing.assert_close(found, expected, atol=2e-2, rtol=2e-2)  # the folder holds fp16
+    # The same command finds everything done; another setting is refused.
+    before = (out / "metrics.jsonl").read_text().count("eval_loss")
+    run(*command)
+    assert (out / "metrics.jsonl").read_text().count("eval_loss") == before
+    refused = run(*command, "training.updates=5", expect=2)
+    assert "training" in refused.stderr and "was begun with" in refused.stderr
