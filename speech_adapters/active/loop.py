@@ -1,0 +1,286 @@
+"""The labelling loop: rounds of picks under a budget, each decision logged before it is acted on.
+
+    learner = ActiveLearner(pool, config, folder)
+    while (turn := learner.next_round(view)) is not None:      # view: what the last model says of the pool
+        learner.label(labels of turn)                          # from a sheet, or from an oracle
+        learner.report(score of a model trained on learner.labelled)
+
+``decisions.jsonl`` in the folder holds every round's picks, strategy and seed, its labels and its score. A loop made
+again on that folder stands where it stood: logged picks are never drawn again, and the random numbers of a round follow
+from the seed and the round alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from speech_adapters.active.strategies import STRATEGIES, PoolView, agreement
+from speech_adapters.errors import ConfigError
+from speech_adapters.files import read_log, to_json, write_text
+from speech_adapters.manifest import Manifest, Utterance
+
+
+@dataclass(kw_only=True)
+class LoopConfig:
+    """What may be labelled, in how many rounds, and how it is chosen."""
+
+    strategy: str = "hybrid"
+    """``random``, ``entropy``, ``margin``, ``least_confidence``, ``dropout``, ``committee``, ``k_center``, ``hybrid``
+    (clusters, then uncertainty) or ``badge``."""
+    budget: float = 200.0
+    """Labels to spend in all, in ``unit``."""
+    unit: Literal["utterances", "seconds"] = "utterances"
+    """What a label costs: one each, or its seconds of audio."""
+    initial: float = 0.2
+    """Share of the budget that the first round spends, before there is a model."""
+    cold_start: Literal["random", "cluster", "k_center"] = "cluster"
+    """How the first round picks, on embeddings of the frozen base."""
+    rounds: int = 5
+    """Rounds in all, the first and the last polish among them; the budget between them is shared evenly."""
+    reserve: float = 0.0
+    """Share of the budget kept for the last polish: a final round on what the last model is least certain of. It is
+    spent also where a stop rule ends the rounds before it."""
+    stop_gain: float | None = None
+    """Stop when a round raised the score by less than this a 100 labels (or 100 s); None never does."""
+    stop_agreement: float | None = None
+    """Stop when entropy, margin and least confidence agree on the next picks to this share (Jaccard); None never."""
+    seed: int = 0
+    """Of everything drawn."""
+
+    def __post_init__(self) -> None:
+        if self.strategy not in STRATEGIES:
+            raise ConfigError(f"strategy={self.strategy!r} is unknown; choose {', '.join(STRATEGIES)}.")
+        if self.budget <= 0 or self.rounds < 1:
+            raise ConfigError(f"budget={self.budget}, rounds={self.rounds}: both must be above 0.")
+        if not 0 < self.initial <= 1 or not 0 <= self.reserve < 1 or self.initial + self.reserve > 1:
+            raise ConfigError(
+                f"initial={self.initial}, reserve={self.reserve}: shares of the budget, at most 1 together."
+            )
+        if self.rounds < 1 + (self.initial + self.reserve < 1) + (self.reserve > 0):
+            raise ConfigError(
+                f"rounds={self.rounds}: too few for the first round, the rest of the budget and a reserve."
+            )
+
+
+@dataclass(frozen=True)
+class Round:
+    """What to label now: ``number`` from 0, ``stage`` ("start", "choose" or "polish") and the utterances, in order."""
+
+    number: int
+    stage: str
+    strategy: str
+    picks: tuple[Utterance, ...]
+
+
+class ActiveLearner:
+    """The state of one loop over ``pool``, kept in ``folder``.
+
+    Raises:
+        ConfigError: the folder holds a loop over another pool or with other settings.
+    """
+
+    def __init__(self, pool: Manifest, config: LoopConfig, folder: str | os.PathLike[str]) -> None:
+        if not len(pool):
+            raise ConfigError(f"{pool.name}: the pool is empty; give utterances to choose from.")
+        self.pool, self.config, self.folder = pool, config, Path(folder)
+        self._utterances = {utterance.id: utterance for utterance in pool}
+        self.log_file = self.folder / "decisions.jsonl"
+        start = {"event": "start", "pool": pool_hash(pool), "config": to_json(config)}
+        self.events = read_log(self.log_file)
+        if not self.events:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._append(start)
+        elif (before := self.events[0]) != start:
+            what = "pool" if before.get("pool") != start["pool"] else "configuration"
+            raise ConfigError(
+                f"{self.log_file}: begun with another {what}; go on with that one, or name a new folder."
+            )
+        else:  # a last line torn by a kill goes, so that the next line is whole
+            write_text(self.log_file, "".join(json.dumps(event) + "\n" for event in self.events))
+
+    # ------------------------------------------------------------------ state
+
+    def _of(self, event: str) -> list[dict[str, Any]]:
+        return [entry for entry in self.events if entry["event"] == event]
+
+    @property
+    def picked(self) -> list[str]:
+        """Ids of all picks so far, in the order in which they were chosen."""
+        return [name for entry in self._of("picks") for name in entry["ids"]]
+
+    @property
+    def labelled(self) -> Manifest:
+        """Everything labelled so far, with the labels that came back."""
+        found = []
+        for entry in self._of("labels"):
+            for name, labels in entry["labels"].items():
+                known = {key: value for key, value in labels.items() if key in Utterance.__dataclass_fields__}
+                extra = {key: value for key, value in labels.items() if key not in known}
+                utterance = self._utterances[name]
+                found.append(replace(utterance, **known, extra={**utterance.extra, **extra}))
+        return Manifest(found, f"{self.pool.name}, labelled")
+
+    @property
+    def unlabelled(self) -> Manifest:
+        """What may still be picked, in the pool's order."""
+        taken = set(self.picked)
+        return self.pool.filter(lambda utterance: utterance.id not in taken)
+
+    @property
+    def spent(self) -> float:
+        """Budget used by all picks."""
+        return sum(self.cost(self._utterances[name]) for name in self.picked)
+
+    @property
+    def scores(self) -> list[tuple[float, float]]:
+        """(budget spent, score) after each round that was reported."""
+        return [(entry["spent"], entry["score"]) for entry in self._of("score")]
+
+    @property
+    def pending(self) -> Round | None:
+        """A round whose picks wait for labels."""
+        picks, labels = self._of("picks"), self._of("labels")
+        return None if len(picks) == len(labels) else self._round(picks[-1])
+
+    @property
+    def waits_for_score(self) -> bool:
+        """Labels came, but the model trained on them has not been reported."""
+        return self.pending is None and len(self._of("labels")) > len(self._of("score"))
+
+    def cost(self, utterance: Utterance) -> float:
+        """One label, or its seconds."""
+        return 1.0 if self.config.unit == "utterances" else utterance.duration
+
+    # ------------------------------------------------------------------ steps
+
+    def next_round(self, view: Callable[[], PoolView]) -> Round | None:
+        """The round that waits for labels, else a new one; None when the budget is spent or a stop rule has ended it.
+
+        Args:
+            view: called for a new round alone; what the last model (before the first round: the frozen base) says of
+                :attr:`unlabelled` and :attr:`labelled`.
+        """
+        if self.pending is not None:
+            return self.pending
+        if self.waits_for_score:
+            raise ConfigError("next_round: report the score of the last round first.")
+        number, config = len(self._of("picks")), self.config
+        polished = any(entry["stage"] == "polish" for entry in self._of("picks"))
+        shortest = min(map(self.cost, self.unlabelled), default=np.inf)
+        if polished or number >= config.rounds or shortest > config.budget - self.spent:
+            return None
+        seen = view()
+        if number == 0:
+            stage, strategy, amount = "start", config.cold_start, config.initial * config.budget
+        else:
+            reason = None if number == 1 and not config.stop_agreement else self._stop(seen)
+            if reason is not None:
+                self._append({"event": "stop", "round": number, "reason": reason})
+            last_choice = config.rounds - (2 if config.reserve > 0 else 1)
+            if reason is not None or number > last_choice:
+                if config.reserve == 0:
+                    return None
+                stage, strategy, amount = "polish", "least_confidence", config.reserve * config.budget
+            else:
+                stage, strategy = "choose", config.strategy
+                amount = (config.budget * (1 - config.reserve) - self.spent) / (last_choice - number + 1)
+        order = STRATEGIES[strategy](seen, self._rng(number))
+        picks = self._take(order, min(amount, config.budget - self.spent))
+        if not picks:
+            return None
+        entry = {
+            "event": "picks",
+            "round": number,
+            "stage": stage,
+            "strategy": strategy,
+            "seed": [config.seed, number],
+            "pool": len(self.unlabelled),
+            "ids": [utterance.id for utterance in picks],
+            "cost": sum(map(self.cost, picks)),
+        }
+        self._append(entry)
+        return self._round(entry)
+
+    def label(self, labels: dict[str, dict[str, Any]]) -> None:
+        """Record what the annotator (or the oracle) said: ``{id: {"text": ...}}``, one entry a pick.
+
+        Raises:
+            ConfigError: no round waits, or the ids are not those of its picks.
+        """
+        if self.pending is None:
+            raise ConfigError("label: no round waits for labels; call next_round first.")
+        wanted = [utterance.id for utterance in self.pending.picks]
+        if set(labels) != set(wanted):
+            wrong = sorted(set(labels) ^ set(wanted))
+            raise ConfigError(
+                f"label: {wrong[0]!r} is not in both, the picks and the labels; label the picks, no more."
+            )
+        ordered = {name: labels[name] for name in wanted}
+        self._append({"event": "labels", "round": self.pending.number, "labels": ordered})
+
+    def report(self, score: float, **facts: Any) -> None:
+        """Record the score, higher is better, of the model trained on all labels so far."""
+        if not self.waits_for_score:
+            raise ConfigError("report: no labelled round waits for a score.")
+        number = len(self._of("score"))
+        self._append({"event": "score", "round": number, "spent": self.spent, "score": score, **facts})
+
+    # ------------------------------------------------------------------ inner
+
+    def _take(self, order: Iterator[int], amount: float) -> list[Utterance]:
+        """From the front of the order what fits into the amount."""
+        pool = self.unlabelled
+        shortest = min(map(self.cost, pool))
+        picks: list[Utterance] = []
+        left = amount + 1e-9
+        for index in order:
+            if left < shortest:
+                break
+            if self.cost(pool[index]) <= left:
+                picks.append(pool[index])
+                left -= self.cost(pool[index])
+        return picks
+
+    def _stop(self, view: PoolView) -> str | None:
+        """Why the rounds should end, if they should."""
+        config = self.config
+        if config.stop_gain is not None and len(self.scores) > 1:
+            (before, low), (now, high) = self.scores[-2:]
+            gain = 100 * (high - low) / max(now - before, 1e-9)
+            if gain < config.stop_gain:
+                return f"gain of {gain:.4f} a 100 {config.unit} is under {config.stop_gain}"
+        if config.stop_agreement is not None:
+            size = max(1, len(self._of("picks")[-1]["ids"]))
+            shared = agreement(view, size)
+            if shared >= config.stop_agreement:
+                return f"acquisition functions agree on {shared:.2f} of the next {size} picks"
+        return None
+
+    def _rng(self, number: int) -> np.random.Generator:
+        return np.random.default_rng((self.config.seed, number))
+
+    def _round(self, entry: dict[str, Any]) -> Round:
+        picks = tuple(self._utterances[name] for name in entry["ids"])
+        return Round(entry["round"], entry["stage"], entry["strategy"], picks)
+
+    def _append(self, event: dict[str, Any]) -> None:
+        event = to_json(event)
+        with self.log_file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(event) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self.events.append(event)
+
+
+def pool_hash(pool: Manifest) -> str:
+    """Of ids and durations: labels may be added to the manifest while the loop runs."""
+    lines = [f"{utterance.id}\t{utterance.duration:.3f}" for utterance in pool]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
