@@ -86,7 +86,7 @@ def _spread(
     first: Callable[[np.ndarray], int] | None,
     choose: Callable[[np.ndarray], int],
 ) -> Iterator[int]:
-    """Points in the order of ``choose``, which sees the squared distance to the nearest taken one, -1 for the taken."""
+    """Points in the order of ``choose``; it sees squared distances to the nearest taken one, -1 for the taken."""
     points = np.asarray(points, dtype=np.float32)
     squared = (points**2).sum(1)
     for turn in range(len(points)):

@@ -6,8 +6,8 @@
         learner.report(score of a model trained on learner.labelled)
 
 ``decisions.jsonl`` in the folder holds every round's picks, strategy and seed, its labels and its score. A loop made
-again on that folder stands where it stood: logged picks are never drawn again, and the random numbers of a round follow
-from the seed and the round alone.
+again on that folder stands where it stood: logged picks are never drawn again, and the random numbers of a round
+follow from the seed and the round alone.
 """
 
 from __future__ import annotations

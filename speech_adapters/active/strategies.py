@@ -20,12 +20,14 @@ class PoolView:
     """What the last model says of the pool and of what is labelled; the costly parts are asked for when needed.
 
     Attributes:
+        size: N, unlabelled utterances.
         observe: the pool's observation; with True its gradients too.
         observe_labelled: that of the labelled utterances.
         dropout, committee: (N,) disagreement, where the strategy needs it.
         clusters: of the cold start and the hybrid.
     """
 
+    size: int
     observe: Callable[[bool], Observation]
     observe_labelled: Callable[[], Observation] | None = None
     dropout: Callable[[], np.ndarray] | None = None
@@ -64,7 +66,7 @@ def _descending(scores: np.ndarray, rng: np.random.Generator) -> Iterator[int]:
 
 
 def _random(view: PoolView, rng: np.random.Generator) -> Iterator[int]:
-    return iter(rng.permutation(len(view.pool().embeddings)).tolist())
+    return iter(rng.permutation(view.size).tolist())
 
 
 def _k_center(view: PoolView, rng: np.random.Generator) -> Iterator[int]:
