@@ -190,7 +190,8 @@ article { border: 1px solid color-mix(in srgb, currentColor 20%, transparent); b
   margin: 0 0 .8rem; }
 header span { opacity: .7; margin-left: .6rem; } p, ul { margin: .3rem 0; } audio { width: 100%; }
 label { display: block; } textarea, select { display: block; font: inherit; width: 100%; box-sizing: border-box; }
-.bar { position: sticky; top: 0; background: Canvas; padding: .6rem 0; } button { font: inherit; padding: .3rem .9rem; }
+.bar { position: sticky; top: 0; background: Canvas; padding: .6rem 0; }
+button { font: inherit; padding: .3rem .9rem; }
 </style>
 </head>
 <body data-key="{key}">

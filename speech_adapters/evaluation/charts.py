@@ -15,12 +15,13 @@ _MOST_POINTS = 400  # a polyline; more cannot be seen at this width
 
 @dataclass(frozen=True)
 class Line:
-    """One curve of a chart; ``dashed`` for what was measured on held-out data."""
+    """One curve of a chart; ``dashed`` for what was measured on held-out data, ``band`` (x, low, high) its interval."""
 
     name: str
     points: Sequence[tuple[float, float]]
     color: int = 0
     dashed: bool = False
+    band: Sequence[tuple[float, float, float]] = ()
 
 
 def line_chart(lines: Sequence[Line], x_label: str, y_label: str, percent: bool = False) -> str:
@@ -29,7 +30,8 @@ def line_chart(lines: Sequence[Line], x_label: str, y_label: str, percent: bool 
     if not lines:
         return ""
     xs = [x for line in lines for x, _ in line.points]
-    ys = [y * (100 if percent else 1) for line in lines for _, y in line.points]
+    ys = [y for line in lines for _, y in line.points] + [y for line in lines for _, *ends in line.band for y in ends]
+    ys = [y * (100 if percent else 1) for y in ys]
     logarithmic = not percent and min(ys) > 0 and max(ys) / min(ys) > 20
     x_ticks = ticks(min(xs), max(xs))
     y_ticks = (
@@ -47,6 +49,11 @@ def line_chart(lines: Sequence[Line], x_label: str, y_label: str, percent: bool 
     parts = [_horizontal(place(x_low, y)[1], number(y)) for y in y_ticks]
     parts += [_below(place(x, y_ticks[0])[0], number(x)) for x in x_ticks if x_low <= x <= x_high]
     for line in lines:
+        if line.band:
+            edge = [(x, low) for x, low, _ in line.band] + [(x, high) for x, _, high in reversed(line.band)]
+            outline = [place(x, y * (100 if percent else 1)) for x, y in edge]
+            shape = " ".join(f"{x:.1f},{y:.1f}" for x, y in outline)
+            parts.append(f'<polygon points="{shape}" fill="{COLORS[line.color % len(COLORS)]}" fill-opacity="0.13"/>')
         step = math.ceil(len(line.points) / _MOST_POINTS)
         kept = [*line.points[::step], line.points[-1]]
         places = [place(x, y * (100 if percent else 1)) for x, y in kept]
