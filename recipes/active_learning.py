@@ -94,7 +94,7 @@ class Loop:
 
     def train(self) -> None:
         """Train on all labels so far, keep the model, report its score."""
-        labelled, number = self.learner.labelled, len(self.learner.scores)
+        labelled, number = self.learner.labelled, self.learner.rounds_done
         name, seed, score = f"round{number}", self.learner.config.seed, None
         model = self._trained(self.task, labelled, f"{name}-{ADAPTER}", seed, self.config.start)
         if self.learner.config.strategy == "committee":
@@ -116,7 +116,7 @@ class Loop:
         from speech_adapters import SpeechAdapterModel
 
         model = SpeechAdapterModel(copy.deepcopy(self.encoder))
-        if rounds := len(self.learner.scores):
+        if rounds := self.learner.rounds_done:
             model.load_adapter(self.run.adapter(f"round{rounds - 1}-{kind}"))
             model.load_head(self.run.head(f"round{rounds - 1}-{kind}"))
         return model.eval()
@@ -233,7 +233,7 @@ def run_sheet(config: Config, encoder, pool: Manifest, test: Manifest | None, ru
     if turn is None:
         labelled = learner.labelled
         labelled.write(run.path / "labelled.jsonl")
-        last = f"round{len(learner.scores) - 1}-{ADAPTER}"
+        last = f"round{learner.rounds_done - 1}-{ADAPTER}"
         print(f"The loop is over: {labelled.summary()}\nlabels  {run.path / 'labelled.jsonl'}\n"
               f"adapter {loop.run.adapter(last)}\nhead    {loop.run.head(last)}")  # fmt: skip
         return
@@ -309,7 +309,8 @@ def main(argv: list[str] | None = None) -> None:
 
 
 CHART = """<!doctype html><meta charset="utf-8"><title>Label curves</title>
-<style>:root {{ color-scheme: light dark; }} body {{ font: 14px system-ui, sans-serif; max-width: 46rem; margin: 1rem; }}
+<style>:root {{ color-scheme: light dark; }}
+body {{ font: 14px system-ui, sans-serif; max-width: 46rem; margin: 1rem; }}
 svg.chart text {{ fill: currentColor; font-size: 12px; }} svg.chart .grid {{ stroke: currentColor; opacity: .2; }}
 .legend span {{ margin-right: 1rem; white-space: nowrap; }}</style>
 {chart}
@@ -319,21 +320,18 @@ svg.chart text {{ fill: currentColor; font-size: 12px; }} svg.chart .grid {{ str
 def print_table(found: dict[str, Any], unit: str, score: str) -> None:
     """One line a strategy: area, its difference from random, and the labels to reach the target."""
     full = found["full"]
-    print(
-        f"\nwhole pool, {full['labels']:.0f} {unit}: {score} {full['value']:.1%} [{full['low']:.1%}, {full['high']:.1%}]"
-    )
-    print(
-        f"{'strategy':18s} {'mean ' + score:>24s} {'minus random':>24s} {unit + ' to ' + format(found['target'], '.1%'):>22s}"
-    )
+
+    def shown(rate: dict[str, float] | None) -> str:
+        return "" if rate is None else f"{rate['value']:.1%} [{rate['low']:.1%}, {rate['high']:.1%}]"
+
+    print(f"\nwhole pool, {full['labels']:.0f} {unit}: {score} {shown(full)}")
+    goal = f"{unit} to {found['target']:.1%}"
+    print(f"{'strategy':18s} {'mean ' + score:>24s} {'minus random':>24s} {goal:>22s}")
     for name, figures in found["strategies"].items():
-        area, needed = figures["metrics"]["area"], figures["metrics"]["labels_to_reach"]
-        shown = [
-            f"{x['value']:.1%} [{x['low']:.1%}, {x['high']:.1%}]"
-            for x in (area, figures.get("area_minus_random"))
-            if x
-        ]
-        last = "not reached" if needed is None else f"{needed:.0f}"
-        print(f"{name:18s} {shown[0]:>24s} {shown[1] if len(shown) > 1 else '':>24s} {last:>22s}")
+        needed = figures["metrics"]["labels_to_reach"]
+        reached = "not reached" if needed is None else f"{needed:.0f}"
+        area, gain = figures["metrics"]["area"], figures.get("area_minus_random")
+        print(f"{name:18s} {shown(area):>24s} {shown(gain):>24s} {reached:>22s}")
 
 
 if __name__ == "__main__":

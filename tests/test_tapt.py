@@ -163,13 +163,12 @@ def test_another_kind_of_adapter_cannot_continue(speech, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("objective", ["wavlm", "wav2vec2"])
-def test_recipe(speech, tmp_path, objective):
+def test_recipe(speech, tmp_path):
     """The whole command line, its resume, and the adapter it leaves."""
     out = tmp_path / "run"
     command = [
         "recipes/tapt.py", "--train", speech / "speech.jsonl", "--encoder", speech / "encoder", "--output", out,
-        "--objective", objective, "--adapter", "last-2", "--save-base", "--seeds", "0",
+        "--objective", "wavlm", "--adapter", "last-2", "--save-base", "--seeds", "0",
         "--downstream-train", speech / "speech.jsonl", "--downstream-test", speech / "speech.jsonl",
         "training.updates=4", "training.crops=2", "training.crop_seconds=0.6", "training.evaluate_every=2",
         "wavlm.units=1", "wavlm.clusters=5", "wav2vec2.entries=8", "wav2vec2.negatives=5",

@@ -1,4 +1,4 @@
-"""Label-against-score curves over seeds: their mean with an interval, the area below, and the labels that a score needs.
+"""Label-against-score curves over seeds: mean with an interval, the area below, and the labels that a score needs.
 
 Intervals are Student's t over seeds at 95 %: what another seed of the same loop would give, not other speakers.
 """

@@ -27,6 +27,8 @@ from speech_adapters.errors import ConfigError
 from speech_adapters.files import read_log, to_json, write_text
 from speech_adapters.manifest import Manifest, Utterance
 
+ROUNDING = 1e-9
+
 
 @dataclass(kw_only=True)
 class LoopConfig:
@@ -141,8 +143,13 @@ class ActiveLearner:
 
     @property
     def scores(self) -> list[tuple[float, float]]:
-        """(budget spent, score) after each round that was reported."""
-        return [(entry["spent"], entry["score"]) for entry in self._of("score")]
+        """(budget spent, score) after each round that was scored."""
+        return [(entry["spent"], entry["score"]) for entry in self._of("score") if entry["score"] is not None]
+
+    @property
+    def rounds_done(self) -> int:
+        """Rounds whose model is trained."""
+        return len(self._of("score"))
 
     @property
     def pending(self) -> Round | None:
@@ -175,25 +182,26 @@ class ActiveLearner:
         number, config = len(self._of("picks")), self.config
         polished = any(entry["stage"] == "polish" for entry in self._of("picks"))
         shortest = min(map(self.cost, self.unlabelled), default=np.inf)
-        if polished or number >= config.rounds or shortest > config.budget - self.spent:
+        left = config.budget - self.spent
+        ended = bool(self._of("stop")) and config.reserve == 0
+        if polished or ended or number >= config.rounds or shortest > left + ROUNDING:
             return None
         seen = view()
+        if number and not self._of("stop") and (reason := self._stop(seen)) is not None:
+            self._append({"event": "stop", "round": number, "reason": reason})
+            if config.reserve == 0:
+                return None
+        stopped, last_choice = bool(self._of("stop")), config.rounds - (2 if config.reserve > 0 else 1)
         if number == 0:
             stage, strategy, amount = "start", config.cold_start, config.initial * config.budget
+        elif stopped or number > last_choice:
+            stage, strategy = "polish", "least_confidence"
+            amount = config.reserve * config.budget if stopped else left
         else:
-            reason = None if number == 1 and not config.stop_agreement else self._stop(seen)
-            if reason is not None:
-                self._append({"event": "stop", "round": number, "reason": reason})
-            last_choice = config.rounds - (2 if config.reserve > 0 else 1)
-            if reason is not None or number > last_choice:
-                if config.reserve == 0:
-                    return None
-                stage, strategy, amount = "polish", "least_confidence", config.reserve * config.budget
-            else:
-                stage, strategy = "choose", config.strategy
-                amount = (config.budget * (1 - config.reserve) - self.spent) / (last_choice - number + 1)
+            stage, strategy = "choose", config.strategy
+            amount = (config.budget * (1 - config.reserve) - self.spent) / (last_choice - number + 1)
         order = STRATEGIES[strategy](seen, self._rng(number))
-        picks = self._take(order, min(amount, config.budget - self.spent))
+        picks = self._take(order, min(amount, left))
         if not picks:
             return None
         entry = {
@@ -226,12 +234,11 @@ class ActiveLearner:
         ordered = {name: labels[name] for name in wanted}
         self._append({"event": "labels", "round": self.pending.number, "labels": ordered})
 
-    def report(self, score: float, **facts: Any) -> None:
-        """Record the score, higher is better, of the model trained on all labels so far."""
+    def report(self, score: float | None, **facts: Any) -> None:
+        """Record the score, higher is better, of the model trained on all labels so far; None without a test set."""
         if not self.waits_for_score:
             raise ConfigError("report: no labelled round waits for a score.")
-        number = len(self._of("score"))
-        self._append({"event": "score", "round": number, "spent": self.spent, "score": score, **facts})
+        self._append({"event": "score", "round": self.rounds_done, "spent": self.spent, "score": score, **facts})
 
     # ------------------------------------------------------------------ inner
 
@@ -240,7 +247,7 @@ class ActiveLearner:
         pool = self.unlabelled
         shortest = min(map(self.cost, pool))
         picks: list[Utterance] = []
-        left = amount + 1e-9
+        left = amount + ROUNDING
         for index in order:
             if left < shortest:
                 break

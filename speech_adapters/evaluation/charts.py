@@ -15,7 +15,7 @@ _MOST_POINTS = 400  # a polyline; more cannot be seen at this width
 
 @dataclass(frozen=True)
 class Line:
-    """One curve of a chart; ``dashed`` for what was measured on held-out data, ``band`` (x, low, high) its interval."""
+    """One curve of a chart; ``dashed`` for what was measured on held-out data, ``band`` for (x, low, high)."""
 
     name: str
     points: Sequence[tuple[float, float]]

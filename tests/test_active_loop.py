@@ -1,0 +1,293 @@
+"""The labelling loop: budgets, logging, resuming, stop rules, sheets, curves; on a pool that needs no audio."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from speech_adapters.active.curves import Curve, area_difference, over_seeds
+from speech_adapters.active.loop import ActiveLearner, LoopConfig
+from speech_adapters.active.observe import Observation
+from speech_adapters.active.sheet import read_sheet, sheet_rows, write_sheet
+from speech_adapters.active.strategies import STRATEGIES, PoolView
+from speech_adapters.audio import write_audio
+from speech_adapters.errors import ConfigError, InputError, ManifestError
+from speech_adapters.manifest import Manifest, Utterance
+
+LABELS = ("angry", "calm")
+
+
+def make_pool(durations) -> Manifest:
+    return Manifest(
+        [
+            Utterance(f"u{i}", Path(f"/audio/u{i}.wav"), float(d), emotion=LABELS[i % 2])
+            for i, d in enumerate(durations)
+        ],
+        "pool",
+    )
+
+
+def observation(manifest: Manifest) -> Observation:
+    """What a model might say, a function of the ids alone."""
+    rows = [np.random.default_rng(int(u.id[1:])).random(8) for u in manifest]
+    table = np.array(rows, dtype=np.float32).reshape(-1, 8)
+    unsure = {"entropy": table[:, 0], "margin": table[:, 1], "least_confidence": table[:, 2]}
+    return Observation(table, tuple(LABELS[int(r > 0.5)] for r in table[:, 3]), unsure, None, table)
+
+
+def view_of(learner: ActiveLearner) -> PoolView:
+    pool, labelled = learner.unlabelled, learner.labelled
+    return PoolView(
+        len(pool),
+        lambda gradients: observation(pool),
+        (lambda: observation(labelled)) if len(labelled) else None,
+        lambda: observation(pool).embeddings[:, 4],
+        lambda: observation(pool).embeddings[:, 5],
+        clusters=3,
+    )
+
+
+def oracle(turn) -> dict:
+    return {u.id: {"emotion": u.emotion} for u in turn.picks}
+
+
+def drive(learner: ActiveLearner, score=lambda done: float(done), until: int = 10**6) -> ActiveLearner:
+    """Run the loop; raise after ``until`` decisions, as a kill would."""
+    steps = 0
+
+    def step():
+        nonlocal steps
+        steps += 1
+        if steps > until:
+            raise KeyboardInterrupt
+
+    while True:
+        step()
+        if learner.waits_for_score:
+            learner.report(score(learner.rounds_done))
+            continue
+        turn = learner.next_round(lambda: view_of(learner))
+        if turn is None:
+            return learner
+        step()
+        learner.label(oracle(turn))
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    durations=st.lists(st.floats(0.5, 9.0), min_size=1, max_size=40),
+    strategy=st.sampled_from([name for name in STRATEGIES if name != "cluster"]),
+    cold=st.sampled_from(["random", "cluster", "k_center"]),
+    unit=st.sampled_from(["utterances", "seconds"]),
+    budget=st.floats(1, 80),
+    shares=st.sampled_from([(0.2, 0.0), (0.3, 0.3), (1.0, 0.0), (0.5, 0.5)]),
+    rounds=st.integers(3, 6),
+    seed=st.integers(0, 5),
+)
+def test_budgets_hold_for_every_strategy(tmp_path, durations, strategy, cold, unit, budget, shares, rounds, seed):
+    pool = make_pool(durations)
+    config = LoopConfig(strategy=strategy, cold_start=cold, unit=unit, budget=budget, initial=shares[0],
+                        reserve=shares[1], rounds=rounds, seed=seed)  # fmt: skip
+    folder = tmp_path / str(len(list(tmp_path.iterdir())))
+    learner = drive(ActiveLearner(pool, config, folder))
+    picked = learner.picked
+    assert learner.spent <= budget + 1e-6
+    assert len(set(picked)) == len(picked) and set(picked) <= {u.id for u in pool}
+    assert {u.id for u in learner.labelled} == set(picked)
+    assert len([e for e in learner.events if e["event"] == "picks"]) <= rounds
+    if unit == "utterances" and len(pool) >= budget >= 8 and sum(shares) < 1:
+        assert learner.spent == int(budget)  # all of it
+
+
+@pytest.mark.parametrize("strategy", sorted(STRATEGIES))
+def test_killed_anywhere_it_goes_on_with_the_same_picks(tmp_path, strategy):
+    pool = make_pool(np.random.default_rng(1).uniform(1, 6, 30))
+    config = LoopConfig(strategy=strategy, budget=60, unit="seconds", rounds=4, reserve=0.2, seed=3)
+    expected = drive(ActiveLearner(pool, config, tmp_path / "whole"))
+    for kill in range(1, 12):
+        folder = tmp_path / f"kill{kill}"
+        with pytest.raises(KeyboardInterrupt):
+            drive(ActiveLearner(pool, config, folder), until=kill)
+        if kill % 2:  # the kill may also tear the line that was being written
+            with (folder / "decisions.jsonl").open("a") as file:
+                file.write('{"event": "pic')
+        again = drive(ActiveLearner(pool, config, folder))
+        assert again.events == expected.events
+        lines = (folder / "decisions.jsonl").read_text().splitlines()
+        assert [json.loads(line) for line in lines] == expected.events
+
+
+def test_the_strategy_decides_after_the_start_and_the_reserve_goes_to_doubt(tmp_path):
+    pool = make_pool([1.0] * 40)
+    learner = drive(ActiveLearner(pool, LoopConfig(strategy="margin", budget=20, rounds=4, reserve=0.25), tmp_path))
+    picks = [e for e in learner.events if e["event"] == "picks"]
+    assert [e["stage"] for e in picks] == ["start", "choose", "choose", "polish"]
+    assert [e["strategy"] for e in picks] == ["cluster", "margin", "margin", "least_confidence"]
+    assert [len(e["ids"]) for e in picks] == [4, 5, 6, 5]
+    rest = [u for u in pool if u.id not in picks[0]["ids"]]
+    unsure = observation(Manifest(rest)).uncertainty["margin"]
+    assert picks[1]["ids"] == [rest[i].id for i in np.argsort(-unsure)[:5]]
+
+
+def test_stop_rules(tmp_path):
+    pool, scores = make_pool([1.0] * 60), [0.2, 0.5, 0.501, 0.9, 0.9, 0.9]
+    config = LoopConfig(strategy="entropy", budget=50, rounds=6, stop_gain=0.05)
+    learner = drive(ActiveLearner(pool, config, tmp_path / "gain"), lambda done: scores[done])
+    assert len(learner.scores) == 3 and "gain of" in learner.events[-1]["reason"]
+    again = drive(ActiveLearner(pool, config, tmp_path / "gain"), lambda done: scores[done])
+    assert again.events == learner.events  # stopped stays stopped
+    reserved = replace(config, reserve=0.2)
+    learner = drive(ActiveLearner(pool, reserved, tmp_path / "reserve"), lambda done: scores[done])
+    assert [e["stage"] for e in learner.events if e["event"] == "picks"][-1] == "polish"
+    assert [len(e["ids"]) for e in learner.events if e["event"] == "picks"][-1] == 10
+    for threshold, rounds in ((0.0, 1), (1.0, 6)):
+        config = LoopConfig(strategy="entropy", budget=50, rounds=6, stop_agreement=threshold)
+        learner = drive(ActiveLearner(pool, config, tmp_path / f"agree{threshold}"))
+        assert len(learner.scores) == rounds
+
+
+def test_another_pool_or_configuration_is_refused(tmp_path):
+    config = LoopConfig(budget=5)
+    ActiveLearner(make_pool([1, 2, 3]), config, tmp_path)
+    with pytest.raises(ConfigError, match="another pool"):
+        ActiveLearner(make_pool([1, 2]), config, tmp_path)
+    with pytest.raises(ConfigError, match="another configuration"):
+        ActiveLearner(make_pool([1, 2, 3]), LoopConfig(budget=5, seed=1), tmp_path)
+    for bad in ({"strategy": "best"}, {"budget": 0}, {"initial": 0}, {"reserve": 0.9}, {"rounds": 1}):
+        with pytest.raises(ConfigError):
+            LoopConfig(**bad)
+    with pytest.raises(ConfigError, match="empty"):
+        ActiveLearner(make_pool([]), config, tmp_path / "x")
+
+
+def test_labels_must_be_those_of_the_picks(tmp_path):
+    learner = ActiveLearner(make_pool([1] * 9), LoopConfig(budget=9, initial=0.3), tmp_path)
+    with pytest.raises(ConfigError, match="no round waits"):
+        learner.label({})
+    turn = learner.next_round(lambda: view_of(learner))
+    labels = oracle(turn)
+    with pytest.raises(ConfigError, match="label the picks"):
+        learner.label({**labels, "u99": {"emotion": "calm"}})
+    assert learner.next_round(lambda: pytest.fail("logged picks are not drawn again")) == turn
+    learner.label(labels)
+    with pytest.raises(ConfigError, match="report the score"):
+        learner.next_round(lambda: view_of(learner))
+    assert [u.emotion for u in learner.labelled] == [u.emotion for u in turn.picks]
+
+
+# ---------------------------------------------------------------------- sheets
+
+
+@pytest.fixture
+def sheet(tmp_path):
+    """A written sheet of three picks with sound and two labelled neighbours; (folder, picks)."""
+    utterances = []
+    for i in range(5):
+        write_audio(tmp_path / f"u{i}.wav", torch.sin(torch.arange(8000) * (0.05 + 0.02 * i)) * 0.3)
+        utterances.append(
+            Utterance(f"u{i}", tmp_path / f"u{i}.wav", 0.5, emotion="calm" if i > 2 else None, text="A <b> & C")
+        )
+    pool, labelled = Manifest(utterances[:3]), Manifest(utterances[3:])
+    rows = sheet_rows(utterances[:3], pool, observation(pool), labelled, observation(labelled), "emotion")
+    write_sheet(tmp_path / "round", rows, "emotion", LABELS)
+    return tmp_path / "round", utterances[:3]
+
+
+def test_sheet_shows_guess_doubt_neighbours_and_sound(sheet):
+    folder, picks = sheet
+    entries = [json.loads(line) for line in (folder / "sheet.jsonl").read_text().splitlines()]
+    expected = observation(Manifest(picks))
+    assert [e["guess"] for e in entries] == list(expected.guesses)
+    assert entries[0]["uncertainty"] == pytest.approx(float(expected.uncertainty["entropy"][0]), abs=1e-4)
+    assert {name.split(":")[0] for name in entries[0]["nearest"]} == {"u3", "u4"}
+    assert entries[0]["nearest"][0].endswith(": calm")
+    page = (folder / "sheet.html").read_text()
+    assert page.count("data:audio/flac;base64,") == 3 and page.count("<option>angry</option>") == 3
+    assert "{" + "key}" not in page and "{" + "cards}" not in page
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_a_filled_sheet_comes_back_as_labels(sheet, kind):
+    folder, picks = sheet
+    path = folder / f"filled.{kind}"
+    if kind == "jsonl":
+        rows = [{**json.loads(line), "emotion": "angry"} for line in (folder / "sheet.jsonl").read_text().splitlines()]
+        path.write_text("\n".join(map(json.dumps, reversed(rows))))
+    else:
+        text = (folder / "sheet.csv").read_text()
+        for pick in picks:
+            text = text.replace(f"{pick.id},,", f"{pick.id},angry,")
+        path.write_text("\ufeff" + text)
+    assert read_sheet(path, picks, "emotion", LABELS) == {pick.id: {"emotion": "angry"} for pick in picks}
+
+
+GOOD = [{"id": "u0", "emotion": "calm"}, {"id": "u1", "emotion": "calm"}, {"id": "u2", "emotion": "angry"}]
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ([GOOD[0], "{"], ":2: not JSON"),
+        ([GOOD[0], "[1]"], ":2: expected a JSON object"),
+        ([GOOD[0], {"id": "u1"}], ":2: 'emotion' is missing"),
+        ([{"emotion": "calm"}], ":1: 'id' is missing"),
+        ([*GOOD, {"id": "u7", "emotion": "calm"}], ":4: id 'u7' is not in this round"),
+        ([GOOD[0], GOOD[0]], ":2: id 'u0' stands here a second time"),
+        ([GOOD[0], {"id": "u1", "emotion": "  "}], ":2: 'emotion' of 'u1' is empty"),
+        ([GOOD[0], {"id": "u1", "emotion": "clam"}], ":2: emotion 'clam' is not one of angry, calm"),
+        (GOOD[:2], "1 of the round's picks have no line: 'u2'"),
+    ],
+)
+def test_a_bad_sheet_says_where(sheet, lines, message):
+    folder, picks = sheet
+    path = folder / "bad.jsonl"
+    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines))
+    with pytest.raises(ManifestError) as caught:
+        read_sheet(path, picks, "emotion", LABELS)
+    assert message in str(caught.value) and str(path) in str(caught.value)
+
+
+def test_a_bad_table_says_where(sheet):
+    folder, picks = sheet
+    with pytest.raises(ManifestError, match=r"sheet\.csv:2: 'emotion' of 'u0' is empty"):
+        read_sheet(folder / "sheet.csv", picks, "emotion", LABELS)
+    with pytest.raises(ManifestError, match="cannot be read"):
+        read_sheet(folder / "none.csv", picks, "emotion", LABELS)
+
+
+# ---------------------------------------------------------------------- curves
+
+
+def test_curves():
+    runs = [[(10, 0.2), (20, 0.4), (40, 0.6)], [(10, 0.4), (20, 0.6), (40, 0.8)]]
+    curve = Curve.of(runs)
+    assert curve.labels.tolist() == [10, 20, 40]
+    assert curve.area().value == pytest.approx((0.4 * 10 + 0.6 * 20) / 30)
+    assert curve.labels_to_reach(0.4) == pytest.approx(15)  # the mean rises from 0.3 to 0.5
+    assert curve.labels_to_reach(0.3) == 10 and curve.labels_to_reach(0.71) is None
+    shifted = Curve.of([[(x, y - 0.1) for x, y in run] for run in runs])
+    gain = area_difference(curve, shifted)
+    assert gain.value == pytest.approx(0.1) and gain.low == pytest.approx(0.1)  # paired: seeds share their luck
+    with pytest.raises(InputError, match="one scored round"):
+        Curve.of([[]])
+
+
+def test_seeds_that_spend_other_seconds_share_a_grid():
+    curve = Curve.of([[(9.5, 0.0), (20.5, 1.1)], [(10, 0.5), (20, 1.5)]])
+    assert curve.labels.tolist() == [10, 20]
+    np.testing.assert_allclose(curve.scores, [[0.05, 1.05], [0.5, 1.5]])
+
+
+def test_interval_over_seeds_is_students():
+    values = [0.1, 0.2, 0.4]
+    found = over_seeds(values)
+    half = 4.302653 * np.std(values, ddof=1) / np.sqrt(3)
+    assert (found.value, found.high) == (pytest.approx(0.7 / 3), pytest.approx(0.7 / 3 + half, rel=1e-5))
+    assert over_seeds([0.3]).low == 0.3

@@ -1,0 +1,158 @@
+"""Active learning with models: observations, disagreement, and the recipe in both modes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_encoders import stock_model
+from small_models import shake, small_model
+from test_recipes import run
+
+from speech_adapters.active.observe import committee_disagreement, dropout_disagreement, observe
+from speech_adapters.audio import write_audio
+from speech_adapters.errors import ConfigError
+from speech_adapters.heads import ClassificationHead, SpeakerHead
+from speech_adapters.manifest import Manifest, Utterance
+
+
+@pytest.fixture(scope="module")
+def speech(tmp_path_factory) -> Path:
+    """Pool and test of tones, of various lengths, whose pitch says the class; and a small encoder."""
+    folder, rng = tmp_path_factory.mktemp("speech"), np.random.default_rng(0)
+    for split, count in (("pool", 24), ("test", 8)):
+        utterances = []
+        for i in range(count):
+            time = np.arange(int((0.6 + 0.05 * (i % 5)) * 16000)) / 16000
+            tone = np.sin(2 * np.pi * (300, 1100)[i % 2] * time) * 0.3 + rng.normal(0, 0.02, len(time))
+            path = folder / "audio" / f"{split}{i}.wav"
+            path.parent.mkdir(exist_ok=True)
+            write_audio(path, torch.tensor(tone, dtype=torch.float32))
+            utterances.append(
+                Utterance(f"{split}{i}", path, len(time) / 16000, text=("NO", "YES")[i % 2], speaker=f"{split}{i % 4}",
+                          emotion=("calm", "angry")[i % 2])
+            )  # fmt: skip
+        Manifest(utterances, split).write(folder / f"{split}.jsonl")
+    stock_model("wavlm", "pre-norm").save_pretrained(folder / "encoder")
+    return folder
+
+
+def model_with(task: str):
+    model = small_model("wavlm", "pre-norm", "lora-all", head=task == "asr")
+    if task == "emotion":
+        model.add_head("emotion", ClassificationHead(labels=("angry", "calm"), network="conv"))
+        model.train_adapter("a", head="emotion")
+    return shake(model, 0.1)
+
+
+@pytest.mark.parametrize("task", ["asr", "emotion"])
+def test_an_observation_does_not_hang_on_batches_or_order(speech, task):
+    pool, model = Manifest.read(speech / "pool.jsonl"), model_with(task)
+    whole = observe(model, pool, gradients=True, batch_seconds=60)
+    single = observe(model, Manifest(reversed(list(pool))), gradients=True, batch_seconds=1)
+    assert whole.guesses == tuple(reversed(single.guesses))
+    np.testing.assert_allclose(np.linalg.norm(whole.embeddings, axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(whole.embeddings, single.embeddings[::-1], atol=1e-4)
+    np.testing.assert_allclose(whole.gradients, single.gradients[::-1], atol=1e-4)
+    for name, values in whole.uncertainty.items():
+        np.testing.assert_allclose(values, single.uncertainty[name][::-1], atol=1e-4)
+
+
+def test_classification_gradients_are_those_of_the_last_layer(speech):
+    pool, model = Manifest.read(speech / "pool.jsonl")[:2], model_with("emotion")
+    from speech_adapters.audio import read_audio
+
+    found = observe(model, pool, gradients=True)
+    last = model.head.network.classifier[-1]
+    last.weight.requires_grad_(True)
+    for i, utterance in enumerate(pool):
+        logits = model(read_audio(utterance.audio_filepath)[None]).logits
+        loss = torch.nn.functional.cross_entropy(logits, logits.argmax(-1))
+        (expected,) = torch.autograd.grad(loss, last.weight)
+        np.testing.assert_allclose(found.gradients[i], expected.flatten().numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("task", ["asr", "emotion"])
+def test_disagreement_of_models(speech, task):
+    pool, model = Manifest.read(speech / "pool.jsonl")[:6], model_with(task)
+    assert committee_disagreement([model, model], pool).max() < 1e-6
+    found = dropout_disagreement(model, pool, passes=4, dropout=0.5, seed=1)
+    assert found.shape == (6,) and (found >= 0).all() and found.max() > 0
+    np.testing.assert_array_equal(found, dropout_disagreement(model, pool, passes=4, dropout=0.5, seed=1))
+    assert not model.training and not any(m.training for m in model.modules())
+    with pytest.raises(ConfigError, match="passes=1"):
+        dropout_disagreement(model, pool, passes=1)
+
+
+def test_without_a_head_embeddings_alone_and_other_heads_are_refused(speech):
+    pool, model = Manifest.read(speech / "pool.jsonl")[:3], small_model("hubert")
+    found = observe(model, pool)
+    assert found.embeddings.shape == (3, model.feature_size) and found.guesses == () and not found.uncertainty
+    model.add_head("speaker", SpeakerHead(speakers=("a", "b")))
+    with pytest.raises(ConfigError, match="CTC or classification"):
+        observe(model, pool)
+
+
+SMALL = [
+    "loop.budget=12", "loop.rounds=3", "loop.initial=0.34", "clusters=3", "task.training.updates=3",
+    "task.training.batch_seconds=4", "task.training.trackers=[none]", "task.adapter=lora", "passes=2",
+]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["asr", "emotion"])
+def test_experiment(speech, tmp_path, task):
+    out = tmp_path / "run"
+    command = [
+        "recipes/active_learning.py", "--pool", speech / "pool.jsonl", "--test", speech / "test.jsonl",
+        "--encoder", speech / "encoder", "--output", out, "--seeds", "0,1", f"task.task={task}",
+        "--strategies", "random,badge,committee" if task == "asr" else "random,hybrid,dropout", *SMALL,
+    ]  # fmt: skip
+    printed = run(*command).stdout
+    results = json.loads((out / "results.json").read_text())
+    assert set(results["baselines"]) == {"random", "committee" if task == "asr" else "dropout"}
+    own = results["metrics"]["area"]
+    assert own["low"] <= own["value"] <= own["high"] and results["full"]["labels"] == 24
+    assert [point["labels"] for point in results["curve"]] == [4, 8, 12]
+    assert "minus random" in printed and (out / "curves.html").read_text().count("<polygon") == 3
+    # Random strategies of one seed begin alike: the same cold start for all.
+    logs = {path.parent.name: [json.loads(line) for line in path.read_text().splitlines()]
+            for path in out.glob("loops/*/decisions.jsonl")}  # fmt: skip
+    firsts = {name: log[1]["ids"] for name, log in logs.items() if name.endswith("seed0") and "full" not in name}
+    assert len({tuple(ids) for ids in firsts.values()}) == 1
+    # A killed experiment goes on: cut a log in its middle and run again.
+    cut = out / "loops" / "random-seed1" / "decisions.jsonl"
+    lines = cut.read_text().splitlines(keepends=True)
+    cut.write_text("".join(lines[:5]) + lines[5][:20])
+    run(*command)
+    assert cut.read_text() == "".join(lines)
+
+
+@pytest.mark.slow
+def test_people_label_round_by_round(speech, tmp_path):
+    unlabelled = Manifest.read(speech / "pool.jsonl").map(lambda u: replace(u, emotion=None))
+    unlabelled.write(tmp_path / "pool.jsonl")
+    out = tmp_path / "run"
+    command = [
+        "recipes/active_learning.py", "--mode", "sheet", "--pool", tmp_path / "pool.jsonl", "--labels", "angry,calm",
+        "--encoder", speech / "encoder", "--output", out, "task.task=emotion", "loop.strategy=entropy", *SMALL,
+        "loop.rounds=2",
+    ]  # fmt: skip
+    truth = {u.id: u.emotion for u in Manifest.read(speech / "pool.jsonl")}
+    filled: list[str] = []
+    for number in range(2):
+        run(*command, *filled)
+        sheet = out / f"round{number}" / "sheet.jsonl"
+        rows = [json.loads(line) for line in sheet.read_text().splitlines()]
+        assert number == 0 or (rows[0]["guess"] in ("angry", "calm") and len(rows[0]["nearest"]) == 3)
+        path = tmp_path / f"filled{number}.jsonl"
+        path.write_text("".join(json.dumps({"id": row["id"], "emotion": truth[row["id"]]}) + "\n" for row in rows))
+        filled = ["--filled", path]
+    assert "The loop is over" in run(*command, *filled).stdout
+    labelled = Manifest.read(out / "labelled.jsonl", ("emotion",))
+    assert len(labelled) == 12 and all(u.emotion == truth[u.id] for u in labelled)
+    assert "no round waits" in run(*command, *filled, expect=2).stderr
