@@ -106,7 +106,16 @@ class Loop:
         self.learner.report(score, utterances=len(labelled), hours=labelled.hours)
 
     def _trained(self, task: Downstream, labelled: Manifest, name: str, seed: int, start: Path | None = None):
-        model = task.train(self.encoder, task.head(labelled, self.labels), labelled, self.run, name, seed, start)
+        model = task.train(
+            self.encoder,
+            task.head(labelled, self.labels),
+            labelled,
+            self.run,
+            name,
+            seed,
+            start,
+            pool=self.learner.pool,
+        )
         model.save_adapter(ADAPTER, self.run.adapter(name))
         model.save_head(task.task, self.run.head(name))
         return model
@@ -128,10 +137,13 @@ class Loop:
         config, learner, model = self.config, self.learner, self.model()
         pool, labelled = learner.unlabelled, learner.labelled
         options = {"batch_seconds": 2 * self.task.training.batch_seconds}
+        cached = None
+        if self.task.training.cache is not None:  # passes with dropout, which begins below, read the waveforms
+            cached = self.task.cached(model, learner.pool)
         return PoolView(
             len(pool),
-            lambda gradients: observe(model, pool, gradients=gradients, **options),
-            (lambda: observe(model, labelled, **options)) if len(labelled) else None,
+            lambda gradients: observe(model, pool, gradients=gradients, cached=cached, **options),
+            (lambda: observe(model, labelled, cached=cached, **options)) if len(labelled) else None,
             lambda: dropout_disagreement(
                 model, pool, passes=config.passes, dropout=config.dropout, seed=learner.config.seed, **options
             ),

@@ -10,7 +10,10 @@ from test_training import HEAD, QUIET, manifest  # noqa: F401  (a fixture)
 from speech_adapters.adapters import Bottleneck
 from speech_adapters.augmentation import Augmentation
 from speech_adapters.errors import ConfigError
+from speech_adapters.evaluation.asr import evaluate_asr
+from speech_adapters.manifest import Manifest
 from speech_adapters.model import SpeechAdapterModel
+from speech_adapters.training.cache import CachedDataset
 from speech_adapters.training.data import SpeechDataset
 from speech_adapters.training.run_folder import RunFolder
 from speech_adapters.training.settings import TrainingConfig
@@ -58,3 +61,18 @@ def test_what_would_change_the_activations_is_refused(tmp_path, manifest):  # no
         TrainingConfig(cache=tmp_path, time_mask_probability=0.05)
     with pytest.raises(ConfigError, match="training.cache"):
         TrainingConfig(cache=tmp_path, augmentation=Augmentation())
+
+
+def test_a_part_is_the_whole_in_other_places_and_scores_alike(tmp_path, manifest):  # noqa: F811
+    """Rounds of active learning train and look at parts of one cached pool, under targets of their own."""
+    torch.manual_seed(0)
+    model = SpeechAdapterModel(small_encoder("wavlm", "pre-norm"))
+    model.add_adapter("a", Bottleneck(layers=(-1,)))
+    model.add_head("asr", HEAD)
+    whole = CachedDataset(SpeechDataset(manifest), model, tmp_path / "cache", 60)
+    part = whole.part(SpeechDataset(Manifest([manifest[3], manifest[1]]), HEAD.target))
+    for place, source in enumerate((3, 1)):
+        assert torch.equal(part[place]["cached"], whole[source]["cached"]) and part[place]["index"] == place
+        assert part[place]["target"].tolist() == HEAD.target(manifest[source])
+    plain, cached = (evaluate_asr(model, manifest, cache=cache).result for cache in (None, tmp_path / "cache"))
+    assert plain == cached and any(score.hypothesis for score in plain.utterances)

@@ -19,7 +19,8 @@ from speech_adapters.heads.decoding import greedy_decode
 from speech_adapters.heads.pooling import MeanPooling
 from speech_adapters.manifest import Manifest
 from speech_adapters.model import SpeechAdapterModel
-from speech_adapters.training.data import SpeechDataset, evaluation_loader
+from speech_adapters.training.cache import CachedDataset
+from speech_adapters.training.data import SpeechDataset, evaluation_loader, model_inputs
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,16 @@ class Observation:
 
 @torch.no_grad()
 def observe(
-    model: SpeechAdapterModel, manifest: Manifest, *, batch_seconds: float = 120.0, gradients: bool = False
+    model: SpeechAdapterModel,
+    manifest: Manifest,
+    *,
+    batch_seconds: float = 120.0,
+    gradients: bool = False,
+    cached: CachedDataset | None = None,
 ) -> Observation:
     """One pass over the manifest with the active adapters and head; without a head, embeddings alone.
+
+    ``cached`` holds activations of these utterances, among others, to start from.
 
     Raises:
         ConfigError: a head that is neither CTC nor classification.
@@ -62,7 +70,7 @@ def observe(
     hook = None if last is None else last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     try:
         model.eval()
-        for batch, output in _forward(model, manifest, batch_seconds):
+        for batch, output in _forward(model, manifest, batch_seconds, cached):
             order += batch["indices"].tolist()
             pooled = pool(output.features, output.frame_lengths)
             rows["embeddings"].append(nn.functional.normalize(pooled.float(), dim=1).cpu())
@@ -154,10 +162,13 @@ def _predict(model: SpeechAdapterModel, manifest: Manifest, batch_seconds: float
     return arranged if isinstance(head, CTCHeadModule) else torch.stack(arranged)
 
 
-def _forward(model: SpeechAdapterModel, manifest: Manifest, batch_seconds: float) -> Iterator[tuple]:
+def _forward(
+    model: SpeechAdapterModel, manifest: Manifest, batch_seconds: float, cached: CachedDataset | None = None
+) -> Iterator[tuple]:
     device = next(model.encoder.model.parameters()).device
-    for batch in evaluation_loader(SpeechDataset(manifest, keep_in_memory=False), batch_seconds):
-        yield batch, model(batch["waveforms"].to(device), batch["lengths"].to(device))
+    dataset = SpeechDataset(manifest, keep_in_memory=False)
+    for batch in evaluation_loader(dataset if cached is None else cached.part(dataset), batch_seconds):
+        yield batch, model(**model_inputs(batch, device))
 
 
 def _head(model: SpeechAdapterModel):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +17,8 @@ from speech_adapters.heads.decoding import BeamSearch, greedy_decode
 from speech_adapters.manifest import Manifest
 from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.text import Vocabulary
-from speech_adapters.training.data import SpeechDataset, evaluation_loader
+from speech_adapters.training.cache import CachedDataset
+from speech_adapters.training.data import SpeechDataset, evaluation_loader, model_inputs
 from speech_adapters.training.run_folder import peak_memory_bytes, reset_peak_memory
 
 
@@ -37,6 +39,7 @@ def evaluate_asr(
     *,
     batch_seconds: float = 120.0,
     precision: str = "fp32",
+    cache: Path | None = None,
     beam: BeamSearch | None = None,
     progress: bool = True,
 ) -> ASREvaluation:
@@ -45,6 +48,7 @@ def evaluate_asr(
     Args:
         manifest: needs ``text``; ``speaker`` makes the intervals bootstrap by speaker.
         precision: "fp32", or "bf16" for autocast.
+        cache: folder for activations below the lowest adapter, so that the next evaluation starts there.
         beam: a beam search; greedy decoding without one.
 
     Raises:
@@ -60,10 +64,13 @@ def evaluate_asr(
     reset_peak_memory(device)
     started = time.perf_counter()
     hypotheses = [""] * len(manifest)
-    loader = evaluation_loader(SpeechDataset(manifest, keep_in_memory=False), batch_seconds)
+    dataset = SpeechDataset(manifest, keep_in_memory=False)
+    if cache is not None:
+        dataset = CachedDataset(dataset, model, cache, batch_seconds)
+    loader = evaluation_loader(dataset, batch_seconds)
     for batch in tqdm(loader, desc=f"decoding {manifest.name}", unit="batch", leave=False, disable=not progress):
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            output = model(batch["waveforms"].to(device), batch["lengths"].to(device))
+            output = model(**model_inputs(batch, device))
         logits, frames = output.logits.float(), output.frame_lengths
         texts = greedy_decode(logits, frames, vocabulary) if beam is None else beam(logits, frames)
         for index, text in zip(batch["indices"].tolist(), texts, strict=True):

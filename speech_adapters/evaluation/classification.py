@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +14,8 @@ from speech_adapters.errors import ConfigError
 from speech_adapters.evaluation.uar import ClassificationResult, ClassifiedUtterance, score_classification
 from speech_adapters.manifest import Manifest
 from speech_adapters.model import SpeechAdapterModel
-from speech_adapters.training.data import SpeechDataset, evaluation_loader
+from speech_adapters.training.cache import CachedDataset
+from speech_adapters.training.data import SpeechDataset, evaluation_loader, model_inputs
 from speech_adapters.training.run_folder import peak_memory_bytes, reset_peak_memory
 
 
@@ -35,6 +37,7 @@ def evaluate_classification(
     label_field: str = "emotion",
     batch_seconds: float = 120.0,
     precision: str = "fp32",
+    cache: Path | None = None,
     progress: bool = True,
 ) -> ClassificationEvaluation:
     """Classify every utterance with the active adapter and classification head, on the model's device.
@@ -43,6 +46,7 @@ def evaluate_classification(
         manifest: needs ``label_field``; ``speaker`` makes the intervals bootstrap by speaker.
         label_field: key of the manifest that holds the class, ``emotion`` or ``label`` or one of its own.
         precision: "fp32", or "bf16" for autocast.
+        cache: folder for activations below the lowest adapter, so that the next evaluation starts there.
 
     Raises:
         ConfigError: the active head does not choose among labels.
@@ -60,10 +64,13 @@ def evaluate_classification(
     reset_peak_memory(device)
     started = time.perf_counter()
     probabilities = torch.empty(len(manifest), len(labels))
-    loader = evaluation_loader(SpeechDataset(manifest, keep_in_memory=False), batch_seconds)
+    dataset = SpeechDataset(manifest, keep_in_memory=False)
+    if cache is not None:
+        dataset = CachedDataset(dataset, model, cache, batch_seconds)
+    loader = evaluation_loader(dataset, batch_seconds)
     for batch in tqdm(loader, desc=f"classifying {manifest.name}", unit="batch", leave=False, disable=not progress):
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            logits = model(batch["waveforms"].to(device), batch["lengths"].to(device)).logits
+            logits = model(**model_inputs(batch, device)).logits
         if logits.ndim != 2 or logits.shape[1] != len(labels):
             raise ConfigError(
                 f"evaluate_classification: the head's logits have shape {tuple(logits.shape)}, expected (B, "

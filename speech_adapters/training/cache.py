@@ -87,6 +87,10 @@ class CachedDataset(Dataset):
         finally:
             temporary.unlink(missing_ok=True)
 
+    def part(self, dataset: SpeechDataset) -> CachedPart:
+        """The utterances of another dataset, all of which this one holds, with that one's targets."""
+        return CachedPart(self, dataset)
+
     def _span(self, index: int) -> tuple[int, int]:
         return int(self.ends[index - 1]) if index else 0, int(self.ends[index])
 
@@ -97,3 +101,19 @@ class CachedDataset(Dataset):
         begin, end = self._span(index)
         cached = torch.from_numpy(self._values[begin:end].astype(np.float32))
         return {"cached": cached, "start": self.start, "target": self.dataset.encoded(index), "index": index}
+
+
+class CachedPart(Dataset):
+    """Some utterances of a :class:`CachedDataset` under targets of their own; see :meth:`CachedDataset.part`."""
+
+    def __init__(self, whole: CachedDataset, dataset: SpeechDataset) -> None:
+        places = {utterance.id: place for place, utterance in enumerate(whole.manifest)}
+        self.whole, self.dataset, self.epoch = whole, dataset, 0
+        self.manifest, self.durations = dataset.manifest, dataset.durations
+        self.places = [places[utterance.id] for utterance in dataset.manifest]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> dict:
+        return {**self.whole[self.places[index]], "target": self.dataset.encoded(index), "index": index}

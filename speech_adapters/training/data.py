@@ -104,6 +104,12 @@ def collate(items: Sequence[dict]) -> dict[str, Tensor]:
     return batch
 
 
+def model_inputs(batch: dict[str, Tensor], device: torch.device) -> dict:
+    """What of a collated batch the model's forward takes, without targets, on its device."""
+    inputs = {key: value for key, value in batch.items() if key not in ("indices", "targets")}
+    return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in inputs.items()}
+
+
 class LengthBatches(Sampler[list[int]]):
     """Batches of like length, at most ``batch_seconds`` of audio each, padding included.
 

@@ -25,6 +25,7 @@ from speech_adapters.evaluation.wer import WERResult
 from speech_adapters.heads import ClassificationHead, CTCHead, HeadConfig, balanced_class_weights
 from speech_adapters.manifest import Manifest
 from speech_adapters.model import SpeechAdapterModel
+from speech_adapters.training.cache import CachedDataset
 from speech_adapters.training.data import SpeechDataset
 from speech_adapters.training.run_folder import RunFolder
 from speech_adapters.training.settings import TrainingConfig
@@ -82,12 +83,14 @@ class Downstream:
         seed: int,
         start: Path | None = None,
         use: Literal["continue", "stack"] = "continue",
+        pool: Manifest | None = None,
     ) -> SpeechAdapterModel:
         """A model trained on ``labelled``, its adapter called "task".
 
         Args:
             start: folder of an adapter that was pre-trained without labels. With ``use="continue"`` it is where the
                 task's adapter starts from; with "stack" it lies, frozen, below the task's own.
+            pool: with ``training.cache``, the manifest that all labelled sets are parts of: cached once for all.
 
         Raises:
             ConfigError: ``start`` is another kind of adapter than the task's, with "continue".
@@ -108,8 +111,16 @@ class Downstream:
         groups = model.parameter_groups()
         rates = {group: rate for group, rate in self.training.learning_rates.items() if group in groups}
         settings = replace(self.training, seed=seed, learning_rates=rates)
-        train(model, SpeechDataset(labelled, head.target, settings.augmentation, seed), settings, run, method=name)
+        data = SpeechDataset(labelled, head.target, settings.augmentation, seed)
+        if settings.cache is not None and pool is not None:
+            data, settings = self.cached(model, pool).part(data), replace(settings, cache=None)
+        train(model, data, settings, run, method=name)
         return model
+
+    def cached(self, model: SpeechAdapterModel, manifest: Manifest) -> CachedDataset:
+        """A manifest's activations below the model's lowest adapter, in ``training.cache``."""
+        dataset = SpeechDataset(manifest, keep_in_memory=False)
+        return CachedDataset(dataset, model, self.training.cache, self.training.batch_seconds)
 
     def _start_from(self, model: SpeechAdapterModel, start: Path) -> None:
         loaded = model.load_adapter(start, BELOW)  # checks the file, and that it belongs to this base
@@ -130,6 +141,7 @@ class Downstream:
             "batch_seconds": 2 * self.training.batch_seconds,
             "precision": self.training.precision,
             "progress": False,
+            "cache": self.training.cache,
         }
         if self.task == "asr":
             return evaluate_asr(model, test, **options).result
