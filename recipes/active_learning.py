@@ -220,7 +220,9 @@ def curve_chart(found: dict[str, Any], unit: str, score: str) -> str:
                 name,
                 [(p["labels"], p["value"]) for p in points],
                 color,
-                band=[(p["labels"], p["low"], p["high"]) for p in points],
+                band=[
+                    (p["labels"], max(p["low"], 0.0), min(p["high"], 1.0)) for p in points
+                ],  # of few seeds it is wide
             )
         )
     ends = [p["labels"] for figures in found["strategies"].values() for p in figures["curve"]]

@@ -111,6 +111,7 @@ def test_experiment(speech, tmp_path, task):
         "recipes/active_learning.py", "--pool", speech / "pool.jsonl", "--test", speech / "test.jsonl",
         "--encoder", speech / "encoder", "--output", out, "--seeds", "0,1", f"task.task={task}",
         "--strategies", "random,badge,committee" if task == "asr" else "random,hybrid,dropout", *SMALL,
+        *([] if task == "asr" else ["task.adapter=head-only", f"task.training.cache={tmp_path / 'cache'}"]),
     ]  # fmt: skip
     printed = run(*command).stdout
     results = json.loads((out / "results.json").read_text())

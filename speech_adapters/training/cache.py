@@ -106,6 +106,8 @@ class CachedDataset(Dataset):
 class CachedPart(Dataset):
     """Some utterances of a :class:`CachedDataset` under targets of their own; see :meth:`CachedDataset.part`."""
 
+    crop_seconds = None  # whole utterances, as in what is cached
+
     def __init__(self, whole: CachedDataset, dataset: SpeechDataset) -> None:
         places = {utterance.id: place for place, utterance in enumerate(whole.manifest)}
         self.whole, self.dataset, self.epoch = whole, dataset, 0
