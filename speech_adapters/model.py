@@ -16,14 +16,12 @@ from speech_adapters.adapters.base import (
     AdapterConfig,
     AdapterModule,
     AdapterPlan,
-    adapter_config,
 )
-from speech_adapters.adapters.lora import LoRAModule
 from speech_adapters.adapters.presets import Task, preset
-from speech_adapters.bank.storage import load_part, save_part
+from speech_adapters.bank.saving import Saving
 from speech_adapters.encoders.loading import Encoder, load_encoder
-from speech_adapters.errors import AudioError, CheckpointError, ConfigError
-from speech_adapters.heads.base import HeadConfig, HeadModule, head_from_dict
+from speech_adapters.errors import AudioError, ConfigError
+from speech_adapters.heads.base import HeadConfig, HeadModule
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
@@ -48,7 +46,7 @@ class ModelOutput:
     loss: Tensor | None = None
 
 
-class SpeechAdapterModel(nn.Module):
+class SpeechAdapterModel(Saving, nn.Module):
     """A frozen encoder, adapters and heads by name. At any time one adapter, or a stack, and one head are active.
 
     >>> model = SpeechAdapterModel.from_pretrained("tiny-wavlm")
@@ -269,90 +267,6 @@ class SpeechAdapterModel(nn.Module):
                 raise ConfigError("targets were given but no head is active; call set_head or add_head.")
         return result
 
-    # ------------------------------------------------------------------ saving
-
-    def save_adapter(self, name: str, folder: str | Path, **card: Any) -> Path:
-        """Save an adapter with the identity of its base; ``card`` entries (metrics, data) stay in its description."""
-        module: AdapterModule = self._get(name, self.adapters, "adapter")
-        encoder = self.encoder
-        description = {
-            "name": name,
-            "config": module.config.to_dict(),
-            "base": {
-                "name": encoder.name,
-                "revision": encoder.revision,
-                "family": encoder.family,
-                "fingerprint": encoder.fingerprint,
-            },
-            "card": card,
-        }
-        extra = {}
-        if isinstance(module, LoRAModule):  # readable by peft itself
-            extra["adapter_config.json"] = _peft_config_text(module, encoder)
-        return save_part(folder, "adapter", description, module.tensors(), extra)
-
-    def load_adapter(self, folder: str | Path, name: str | None = None) -> str:
-        """Load a saved adapter and make it active; returns its name (the saved one unless given).
-
-        Raises:
-            CheckpointError: a damaged file, or an adapter made on another base.
-        """
-        description, tensors = load_part(folder, "adapter")
-        base = description["base"]
-        if base["fingerprint"] != self.encoder.fingerprint:
-            raise CheckpointError(
-                f"{folder}: this adapter was trained on {base['name']!r} ({base['family']}), whose frozen weights are "
-                f"not those of {self.encoder.name!r} ({self.encoder.family}); load it onto its own base."
-            )
-        name = name or description["name"]
-        before = self.active_adapters
-        self.add_adapter(name, adapter_config(description["config"]))
-        try:
-            self.adapters[name].load_tensors(tensors)
-        except (RuntimeError, CheckpointError) as error:
-            self.delete_adapter(name)
-            self.set_active(*before)
-            raise CheckpointError(f"{folder}: its tensors do not fit its configuration ({error}).") from error
-        return name
-
-    def save_head(self, name: str, folder: str | Path) -> Path:
-        """Save a head: its config (vocabulary and normaliser included) and weights."""
-        head: HeadModule = self._get(name, self.heads, "head")
-        description = {"name": name, "config": head.config.to_dict(), "input_size": head.input_size}
-        return save_part(folder, "head", description, head.state_dict())
-
-    def load_head(self, folder: str | Path, name: str | None = None) -> str:
-        """Load a saved head and make it active; returns its name."""
-        description, tensors = load_part(folder, "head")
-        name = name or description["name"]
-        self._check_new(name, self.heads, "head")
-        head = head_from_dict(description["config"]).build(description["input_size"])
-        try:
-            head.load_state_dict(tensors)
-        except RuntimeError as error:
-            raise CheckpointError(f"{folder}: its tensors do not fit its configuration ({error}).") from error
-        self.heads[name] = head.to(self._device).requires_grad_(False).eval()
-        self.active_head = name
-        return name
-
-    def merge_adapter(self, name: str) -> nn.Module:
-        """The stock encoder with a LoRA adapter folded into its weights, as a copy; save it with ``save_pretrained``.
-
-        Raises:
-            ConfigError: an adapter whose method cannot be written into the base's weights.
-        """
-        import copy
-
-        module = self._get(name, self.adapters, "adapter")
-        if not isinstance(module, LoRAModule):
-            raise ConfigError(f"adapter {name!r} ({module.config.method}) cannot be merged into the base; LoRA can.")
-        twin = copy.deepcopy(self)
-        twin.set_active(name)
-        twin.adapters[name].merge()
-        for other in twin.adapters.values():
-            other.detach(twin.encoder)
-        return twin.encoder.model
-
     # ------------------------------------------------------------------ what it is
 
     def count_parameters(self) -> dict[str, float]:
@@ -439,11 +353,3 @@ class SpeechAdapterModel(nn.Module):
         if name not in existing:
             raise ConfigError(f"no {kind} {name!r}; there are: {', '.join(existing) or 'none'}.")
         return existing[name]
-
-
-def _peft_config_text(module: LoRAModule, encoder: Encoder) -> str:
-    import json
-
-    values = module.config.peft_config(encoder).to_dict()
-    values = {key: sorted(value) if isinstance(value, set) else value for key, value in values.items()}
-    return json.dumps({**values, "inference_mode": True}, indent=2, default=str) + "\n"
