@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from speech_adapters.adapters.base import (
     DEFAULT_LEARNING_RATE,
     AdapterConfig,
-    AdapterModule,
-    AdapterPlan,
 )
+from speech_adapters.adapters.places import AdapterPlan, Stacked
 from speech_adapters.adapters.presets import Task, preset
 from speech_adapters.bank.saving import Saving
 from speech_adapters.encoders.loading import Encoder, load_encoder
@@ -243,7 +242,7 @@ class SpeechAdapterModel(Saving, nn.Module):
             self._check_audio(waveforms, lengths)
             if lengths is not None and bool((lengths == waveforms.shape[1]).all()):
                 lengths = None
-        plan = AdapterPlan(self.adapters[name] for name in self.active_adapters)
+        plan = AdapterPlan(Stacked(self.adapters[name] for name in self.active_adapters))
         with self._precision():
             output = self.encoder(
                 waveforms,

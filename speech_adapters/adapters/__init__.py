@@ -1,6 +1,6 @@
 """Adapters: one file a method, presets by name."""
 
-from speech_adapters.adapters.base import METHODS, AdapterConfig, AdapterModule, AdapterPlan, adapter_config
+from speech_adapters.adapters.base import METHODS, AdapterConfig, AdapterModule, adapter_config
 from speech_adapters.adapters.bottleneck import Bottleneck, EAdapter
 from speech_adapters.adapters.combine import Combine
 from speech_adapters.adapters.fine_tuning import FineTuning, HeadOnly
@@ -8,6 +8,7 @@ from speech_adapters.adapters.l_adapter import LAdapter
 from speech_adapters.adapters.layer_norms import LayerNorms
 from speech_adapters.adapters.lora import LoRA
 from speech_adapters.adapters.p_adapter import PAdapter
+from speech_adapters.adapters.places import AdapterPlan
 from speech_adapters.adapters.presets import EL, ELP, PRESETS, E, L, preset
 from speech_adapters.adapters.weighted_sum import WeightedSum
 

@@ -1,21 +1,19 @@
 """What every adapter is: a keyword-only config that builds a module, and the places where that module may act.
 
 A method is one file: its config (a dataclass whose defaults are a published setup) and its module. The module
-overrides the places it needs and leaves the others alone; :class:`AdapterPlan` puts the active ones into the encoder's
-forward.
+overrides the places it needs and leaves the others alone.
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
-from speech_adapters.encoders.forward import EncoderOutput, Frames, Plan, Site
+from speech_adapters.adapters.places import Places
 from speech_adapters.encoders.loading import Encoder
 from speech_adapters.errors import ConfigError
 
@@ -76,45 +74,12 @@ def adapter_config(values: dict[str, Any]) -> AdapterConfig:
     return METHODS[method].from_dict(values)
 
 
-class AdapterModule(nn.Module):
-    """The trainable part of an adapter. Every place below is optional: None means that nothing happens there.
-
-    Attributes:
-        output_size: width of what :meth:`read` gives the head, None when the head reads the last hidden state.
-        first_layer: the lowest layer it changes or reads; a forward may start at that layer's cached input or below,
-            not above. -1 when it acts before the layers.
-    """
-
-    output_size: int | None = None
-    first_layer: int = 0
+class AdapterModule(Places, nn.Module):
+    """The trainable part of an adapter: its :class:`~speech_adapters.adapters.places.Places`, and what is saved."""
 
     def __init__(self, config: AdapterConfig) -> None:
         super().__init__()
         self.config = config
-
-    # -- places in the encoder's forward (see ``encoders.forward.Plan``)
-
-    def pseudo_frames(self, where: str, frames: Tensor, mask: Tensor | None) -> Frames | None:
-        return None
-
-    def layer(self, index: int) -> nn.Module | None:
-        """A layer to run in place of the base's."""
-        return None
-
-    def norm(self, index: int, name: str) -> nn.Module | None:
-        """A LayerNorm to run in place of the base's."""
-        return None
-
-    def prefix(self, index: int) -> tuple[Tensor, Tensor] | None:
-        return None
-
-    def delta(self, name: str, index: int, site: Site) -> Tensor | None:
-        """What to add to the output of a sub-layer; (B, T, D)."""
-        return None
-
-    def read(self, encoder: Encoder, output: EncoderOutput) -> Tensor | None:
-        """What the head reads, (B, T, output_size), from all layers' hidden states."""
-        return None
 
     # -- life cycle
 
@@ -153,54 +118,6 @@ class AdapterModule(nn.Module):
     def describe(self) -> list[str]:
         """One line a place, for ``print(model)``."""
         return [f"{self.config.group}: {sum(p.numel() for p in self.parameters()):,} parameters"]
-
-
-class AdapterPlan(Plan):
-    """The encoder's forward with some adapters in it, applied in order: each sees what the ones before it made."""
-
-    def __init__(self, adapters: Iterable[AdapterModule]) -> None:
-        self.adapters: Sequence[AdapterModule] = tuple(adapters)
-
-    def pseudo_frames(self, where: str, frames: Tensor, mask: Tensor | None) -> Frames:
-        result, before = Frames(frames, mask), 0
-        for adapter in self.adapters:
-            added = adapter.pseudo_frames(where, result.frames, result.mask)
-            if added is not None:
-                before += added.before
-                result = added
-        return result._replace(before=before)
-
-    def layer(self, index: int, layer: nn.Module) -> nn.Module:
-        for adapter in self.adapters:
-            layer = adapter.layer(index) or layer
-        return layer
-
-    def norm(self, index: int, name: str, norm: nn.Module) -> nn.Module:
-        for adapter in self.adapters:
-            norm = adapter.norm(index, name) or norm
-        return norm
-
-    def prefix(self, index: int) -> tuple[Tensor, Tensor] | None:
-        found = [prefix for adapter in self.adapters if (prefix := adapter.prefix(index)) is not None]
-        if not found:
-            return None
-        return torch.cat([keys for keys, _ in found], dim=1), torch.cat([values for _, values in found], dim=1)
-
-    def site(self, name: str, index: int, site: Site) -> Tensor:
-        output = site.output
-        for adapter in self.adapters:
-            delta = adapter.delta(name, index, site._replace(output=output))
-            if delta is not None:
-                output = output + delta
-        return output
-
-    def read(self, encoder: Encoder, output: EncoderOutput) -> Tensor:
-        """What the head reads: the last adapter's own features if one gives any, else the last hidden state."""
-        for adapter in reversed(self.adapters):
-            features = adapter.read(encoder, output)
-            if features is not None:
-                return features
-        return output.last_hidden_state
 
 
 def choose_layers(layers: Sequence[int] | None, total: int, method: str) -> list[int]:

@@ -126,17 +126,19 @@ class BottleneckModule(AdapterModule):
         self.pre_norm = encoder.pre_norm
 
     def delta(self, name: str, index: int, site: Site) -> Tensor | None:
+        source = self.source(name, index, site)
+        return None if source is None else self.sites[name][str(index)](source)
+
+    def source(self, name: str, index: int, site: Site) -> Tensor | None:
         if name not in self.sites or str(index) not in self.sites[name]:
             return None
         if self.config.placement == "parallel":
-            source = site.input
-        elif self.config.placement == "pfeiffer":
+            return site.input
+        if self.config.placement == "pfeiffer":
             # Pre-norm layers have no LayerNorm after the addition: there the adapter reads the plain sum.
-            source = site.output + site.residual
-            source = source if self.pre_norm else site.norm(source)
-        else:
-            source = site.output
-        return self.sites[name][str(index)](source)
+            total = site.output + site.residual
+            return total if self.pre_norm else site.norm(total)
+        return site.output
 
     def describe(self) -> list[str]:
         layer = next(iter(next(iter(self.sites.values())).values()))

@@ -11,7 +11,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from speech_adapters.adapters.base import AdapterConfig, AdapterModule, AdapterPlan, adapter_config
+from speech_adapters.adapters.base import AdapterConfig, AdapterModule, adapter_config
+from speech_adapters.adapters.places import Norm, Stacked
+from speech_adapters.encoders.attention import Prefix
 from speech_adapters.encoders.forward import EncoderOutput, Frames, Site
 from speech_adapters.encoders.loading import Encoder
 from speech_adapters.errors import CheckpointError, ConfigError
@@ -58,33 +60,29 @@ class CombineModule(AdapterModule):
         self.first_layer = min(part.first_layer for part in self.parts.values())
 
     @property
-    def plan(self) -> AdapterPlan:
-        return AdapterPlan(self.parts.values())
+    def stack(self) -> Stacked:
+        return Stacked(self.parts.values())
 
     def pseudo_frames(self, where: str, frames: Tensor, mask: Tensor | None) -> Frames | None:
-        return self.plan.pseudo_frames(where, frames, mask)
+        return self.stack.pseudo_frames(where, frames, mask)
 
     def layer(self, index: int) -> nn.Module | None:
-        return next((found for part in self.parts.values() if (found := part.layer(index)) is not None), None)
+        return self.stack.layer(index)
 
-    def norm(self, index: int, name: str) -> nn.Module | None:
-        return next((found for part in self.parts.values() if (found := part.norm(index, name)) is not None), None)
+    def norm(self, index: int, name: str, norm: Norm) -> Norm | None:
+        return self.stack.norm(index, name, norm)
 
-    def prefix(self, index: int) -> tuple[Tensor, Tensor] | None:
-        return self.plan.prefix(index)
+    def prefix(self, index: int) -> Prefix | None:
+        return self.stack.prefix(index)
 
     def delta(self, name: str, index: int, site: Site) -> Tensor | None:
-        total = None
-        for part in self.parts.values():
-            output = site.output if total is None else site.output + total
-            added = part.delta(name, index, site._replace(output=output))
-            if added is not None:
-                total = added if total is None else total + added
-        return total
+        return self.stack.delta(name, index, site)
+
+    def source(self, name: str, index: int, site: Site) -> Tensor | None:
+        return self.stack.source(name, index, site)
 
     def read(self, encoder: Encoder, output: EncoderOutput) -> Tensor | None:
-        found = (part.read(encoder, output) for part in self.parts.values())
-        return next((features for features in found if features is not None), None)
+        return self.stack.read(encoder, output)
 
     def attach(self, encoder: Encoder, name: str) -> None:
         for part in self.parts.values():

@@ -12,6 +12,7 @@ from typing import ClassVar
 from torch import nn
 
 from speech_adapters.adapters.base import AdapterConfig, AdapterModule, choose_layers, trainable_copy
+from speech_adapters.adapters.places import Norm
 from speech_adapters.encoders.loading import Encoder
 
 NORMS = ("layer_norm", "final_layer_norm")
@@ -45,7 +46,7 @@ class LayerNormsModule(AdapterModule):
         )
         self.first_layer = self.layer_indices[0]
 
-    def norm(self, index: int, name: str) -> nn.Module | None:
+    def norm(self, index: int, name: str, norm: Norm) -> nn.Module | None:
         key = f"{index}_{name}"
         return self.norms[key] if key in self.norms else None
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from speech_adapters.adapters.base import AdapterConfig, AdapterModule, choose_layers
+from speech_adapters.encoders.forward import Site
 from speech_adapters.encoders.loading import Encoder
 from speech_adapters.errors import CheckpointError, ConfigError
 
@@ -83,7 +84,9 @@ class LoRAModule(AdapterModule):
             raise ConfigError(f"lora: variant={config.variant!r}; choose from {', '.join(VARIANTS)}.")
         self.targets = config.target_modules(encoder)
         self.first_layer = choose_layers(config.layers, encoder.num_layers, config.method)[0]
-        self.name = ""
+        self.name, self.enabled = "", False
+        words = (target.split(".") for target in self.targets)
+        self.places = {(int(word[2]), word[-1]): place for place, word in enumerate(words)}
         self.layers: list[nn.Module] = []  # peft's layers, which hold every LoRA adapter of the model
         self.parts = nn.ModuleList()  # this adapter's own A, B (and magnitudes)
 
@@ -109,10 +112,22 @@ class LoRAModule(AdapterModule):
                     yield f"base_model.model.{target}.{kind}", container[self.name]
 
     def set_enabled(self, enabled: bool) -> None:
+        self.enabled = enabled
         for layer in self.layers:
             others = [] if layer.disable_adapters else [name for name in layer.active_adapters if name != self.name]
             layer._active_adapter = [*others, self.name] if enabled else others
             layer._disable_adapters = not layer._active_adapter
+
+    def delta(self, name: str, index: int, site: Site) -> Tensor | None:
+        """The update of a projection's output, for compositions; an enabled adapter acts by itself, inside ``peft``."""
+        if self.enabled or (index, name) not in self.places:
+            return None
+        layer = self.layers[self.places[index, name]]
+        part, hidden = layer.lora_A[self.name], layer._cast_input_dtype(site.input, torch.float32)
+        if self.name in layer.lora_variant:
+            variant = layer.lora_variant[self.name]
+            return variant.forward(layer, active_adapter=self.name, x=hidden, result=site.output) - site.output
+        return layer.lora_B[self.name](part(layer.lora_dropout[self.name](hidden))) * layer.scaling[self.name]
 
     def train(self, mode: bool = True) -> LoRAModule:
         for layer in self.layers:  # where peft keeps the dropout

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from speech_adapters.encoders.attention import has_position_bias, position_bias, self_attention
+from speech_adapters.encoders.attention import Prefix, has_position_bias, position_bias, self_attention
 from speech_adapters.errors import ConfigError
 
 
@@ -24,20 +25,28 @@ class Site(NamedTuple):
 
     ``input`` goes into the sub-layer, ``output`` comes out of it, ``residual`` is what it will be added to, and
     ``norm`` is the LayerNorm that follows the addition (post-norm layers) or precedes the sub-layer (pre-norm layers).
+    A linear map inside a sub-layer ("q_proj", "intermediate_dense", ...) has neither of the two.
     """
 
     input: Tensor
     output: Tensor
-    residual: Tensor
-    norm: Callable[[Tensor], Tensor]
+    residual: Tensor | None = None
+    norm: Callable[[Tensor], Tensor] | None = None
 
 
 class Frames(NamedTuple):
-    """Frames (B, T, D), their mask (B, T) or None, and how many pseudo frames stand before them."""
+    """Frames (B, T, D), their mask (B, T) or None, and how many pseudo frames stand before them, in all or (B,)."""
 
     frames: Tensor
     mask: Tensor | None
-    before: int = 0
+    before: int | Tensor = 0
+
+    def real(self, frames: Tensor, count: int) -> Tensor:
+        """``count`` frames behind the pseudo frames, of ``frames`` (B, T, ...)."""
+        if isinstance(self.before, int):
+            return frames[:, self.before : self.before + count]
+        index = self.before[:, None] + torch.arange(count, device=frames.device)
+        return frames[torch.arange(len(frames), device=frames.device)[:, None], index]
 
 
 class Plan:
@@ -51,13 +60,17 @@ class Plan:
         """The transformer layer to run in place of the base's."""
         return layer
 
-    def norm(self, index: int, name: str, norm: nn.Module) -> nn.Module:
+    def norm(self, index: int, name: str, norm: nn.Module) -> Callable[[Tensor], Tensor]:
         """The LayerNorm to run in place of the base's ``name`` ("layer_norm" or "final_layer_norm") in a layer."""
         return norm
 
-    def prefix(self, index: int) -> tuple[Tensor, Tensor] | None:
-        """Extra attention keys and values for a layer, each (B or 1, P, D)."""
+    def prefix(self, index: int) -> Prefix | None:
+        """Extra attention keys and values for a layer."""
         return None
+
+    def linear(self, index: int, name: str, linear: nn.Module, hidden: Tensor) -> Tensor:
+        """The output of a linear map of a layer ("q_proj", ..., "intermediate_dense", "output_dense")."""
+        return linear(hidden)
 
     def site(self, name: str, index: int, site: Site) -> Tensor:
         """The output of sub-layer ``name`` ("attention" or "feed_forward"), adapters included."""
@@ -116,18 +129,25 @@ def encode_layer(layer: nn.Module, index: int, hidden: Tensor, mask, bias, plan:
     final_norm = plan.norm(index, "final_layer_norm", layer.final_layer_norm)
 
     normed = attention_norm(hidden) if pre_norm else hidden
-    output = layer.dropout(self_attention(layer.attention, normed, mask, bias, plan.prefix(index)))
+    linear = partial(plan.linear, index)
+    output = layer.dropout(self_attention(layer.attention, normed, mask, bias, plan.prefix(index), linear))
     hidden = hidden + plan.site("attention", index, Site(normed, output, hidden, attention_norm))
     if not pre_norm:
         hidden = attention_norm(hidden)
 
     normed = final_norm(hidden) if pre_norm else hidden
-    output = layer.feed_forward(normed)
+    output = _feed_forward(layer.feed_forward, normed, linear)
     hidden = hidden + plan.site("feed_forward", index, Site(normed, output, hidden, final_norm))
     if not pre_norm:
         return final_norm(hidden)
     language_adapter = getattr(layer, "adapter_layer", None)  # of MMS checkpoints; part of the base here
     return hidden if language_adapter is None else hidden + language_adapter(hidden)
+
+
+def _feed_forward(module: nn.Module, hidden: Tensor, linear: Callable[[str, nn.Module, Tensor], Tensor]) -> Tensor:
+    hidden = linear("intermediate_dense", module.intermediate_dense, hidden)
+    hidden = module.intermediate_dropout(module.intermediate_act_fn(hidden))
+    return module.output_dropout(linear("output_dense", module.output_dense, hidden))
 
 
 def encode(
@@ -180,21 +200,23 @@ def encode(
     if waveforms is not None:
         cnn_output = model.feature_extractor(waveforms).transpose(1, 2)
         frames = None if lengths is None else frame_lengths(config, lengths)
-    before = 0
+    extended = None
     if hidden is None:
         assert cnn_output is not None
         real_frames = cnn_output.shape[1]
         mask = None if frames is None else frame_mask(frames, real_frames)
         real_mask = mask
-        extended = plan.pseudo_frames("cnn_out", cnn_output, mask)
-        hidden, _ = _project(model, extended.frames)
-        before, mask = extended.before, extended.mask
+        early = plan.pseudo_frames("cnn_out", cnn_output, mask)
+        hidden, _ = _project(model, early.frames)
         if time_mask is not None:
             where = time_mask.new_zeros(hidden.shape[:2])
-            where[:, before : before + real_frames] = time_mask
+            position = torch.arange(real_frames, device=where.device).expand(len(where), -1)
+            before = early.before if isinstance(early.before, int) else early.before[:, None]
+            where.scatter_(1, position + before, time_mask)
             hidden = torch.where(where.unsqueeze(-1), model.masked_spec_embed.to(hidden.dtype), hidden)
-        extended = plan.pseudo_frames("proj_out", hidden, mask)
-        hidden, mask, before = extended.frames, extended.mask, before + extended.before
+        extended = plan.pseudo_frames("proj_out", hidden, early.mask)
+        extended = extended._replace(before=early.before + extended.before)
+        hidden, mask = extended.frames, extended.mask
         if mask is not None:
             hidden = hidden.masked_fill(~mask.unsqueeze(-1), 0)
         hidden = hidden + encoder.pos_conv_embed(hidden)
@@ -216,8 +238,8 @@ def encode(
         else:
             hidden = encode_layer(*arguments)
         states.append(hidden)
-    if hidden.shape[1] != real_frames:
-        states = [state[:, before : before + real_frames] for state in states]
+    if extended is not None and hidden.shape[1] != real_frames:
+        states = [extended.real(state, real_frames) for state in states]
     last = encoder.layer_norm(states[-1]) if pre_norm and stop == total else states[-1]
     return EncoderOutput(last, tuple(states), frames, real_mask, cnn_output)
 

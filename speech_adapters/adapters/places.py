@@ -1,0 +1,157 @@
+"""Where an adapter may act in the encoder's forward, and how several act together in a stack.
+
+What acts is one :class:`Places`: an adapter, a stack of them, or another composition
+(``speech_adapters.composition``); :class:`AdapterPlan` puts it into the forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from speech_adapters.encoders.attention import Prefix
+from speech_adapters.encoders.forward import EncoderOutput, Frames, Plan, Site
+from speech_adapters.encoders.loading import Encoder
+from speech_adapters.errors import ConfigError
+
+Norm = Callable[[Tensor], Tensor]
+
+
+class Places:
+    """Every place is optional: None means that nothing happens there (see ``encoders.forward.Plan``).
+
+    Attributes:
+        output_size: width of what :meth:`read` gives the head, None when the head reads the last hidden state.
+        first_layer: the lowest layer it changes or reads; a forward may start at that layer's cached input or below,
+            not above. -1 when it acts before the layers.
+    """
+
+    output_size: int | None = None
+    first_layer: int = 0
+
+    def pseudo_frames(self, where: str, frames: Tensor, mask: Tensor | None) -> Frames | None:
+        """The frames with pseudo frames put to them."""
+        return None
+
+    def layer(self, index: int) -> nn.Module | None:
+        """A layer to run in place of the base's."""
+        return None
+
+    def norm(self, index: int, name: str, norm: Norm) -> Norm | None:
+        """A LayerNorm to run in place of ``norm``, the base's."""
+        return None
+
+    def prefix(self, index: int) -> Prefix | None:
+        """Extra attention keys and values."""
+        return None
+
+    def delta(self, name: str, index: int, site: Site) -> Tensor | None:
+        """What to add to the output of a sub-layer, or of a linear map inside one; (B, T, D)."""
+        return None
+
+    def source(self, name: str, index: int, site: Site) -> Tensor | None:
+        """What the adapter reads at a site where it acts, if not the sub-layer's output: AdapterFusion's query."""
+        return None
+
+    def read(self, encoder: Encoder, output: EncoderOutput) -> Tensor | None:
+        """What the head reads, (B, T, output_size), from all layers' hidden states."""
+        return None
+
+
+class Stacked(Places):
+    """Members in order: each sees what the ones before it made of a site; the last reader feeds the head."""
+
+    def __init__(self, members: Iterable[Places]) -> None:
+        self.members: Sequence[Places] = tuple(members)
+        sizes = [member.output_size for member in self.members if member.output_size is not None]
+        self.output_size = sizes[-1] if sizes else None
+        self.first_layer = min((member.first_layer for member in self.members), default=0)
+
+    def pseudo_frames(self, where: str, frames: Tensor, mask: Tensor | None) -> Frames | None:
+        result = None
+        for member in self.members:
+            seen = (frames, mask) if result is None else (result.frames, result.mask)
+            added = member.pseudo_frames(where, *seen)
+            if added is not None:
+                result = added._replace(before=added.before + (0 if result is None else result.before))
+        return result
+
+    def layer(self, index: int) -> nn.Module | None:
+        return next((found for m in reversed(self.members) if (found := m.layer(index)) is not None), None)
+
+    def norm(self, index: int, name: str, norm: Norm) -> Norm | None:
+        return next((found for m in reversed(self.members) if (found := m.norm(index, name, norm)) is not None), None)
+
+    def prefix(self, index: int) -> Prefix | None:
+        found = [Prefix(*prefix) for member in self.members if (prefix := member.prefix(index)) is not None]
+        return join_prefixes(found) if found else None
+
+    def delta(self, name: str, index: int, site: Site) -> Tensor | None:
+        total, seen = None, site
+        for member in self.members:
+            added = member.delta(name, index, seen)
+            if added is not None:
+                total = added if total is None else total + added
+                seen = site._replace(output=site.output + total)
+        return total
+
+    def source(self, name: str, index: int, site: Site) -> Tensor | None:
+        found = (member.source(name, index, site) for member in reversed(self.members))
+        return next((source for source in found if source is not None), None)
+
+    def read(self, encoder: Encoder, output: EncoderOutput) -> Tensor | None:
+        found = (member.read(encoder, output) for member in reversed(self.members))
+        return next((features for features in found if features is not None), None)
+
+
+def join_prefixes(prefixes: Sequence[Prefix]) -> Prefix:
+    """One prefix after the other."""
+    if any(prefix.mask is not None for prefix in prefixes):
+        raise ConfigError("prefixes chosen per sample cannot be joined to others.")
+    batch = max(len(prefix.keys) for prefix in prefixes)
+    keys, values = ([p[i].expand(batch, -1, -1) for p in prefixes] for i in (0, 1))
+    return Prefix(torch.cat(keys, dim=1), torch.cat(values, dim=1))
+
+
+class AdapterPlan(Plan):
+    """The encoder's forward with ``root`` in it.
+
+    Attributes:
+        before: pseudo frames before the real ones, known once the forward has passed the front-end.
+    """
+
+    def __init__(self, root: Places) -> None:
+        self.root = root
+        self.before: int | Tensor = 0
+
+    def pseudo_frames(self, where: str, frames: Tensor, mask: Tensor | None) -> Frames:
+        added = self.root.pseudo_frames(where, frames, mask)
+        if added is None:
+            return Frames(frames, mask)
+        self.before = self.before + added.before
+        return added
+
+    def layer(self, index: int, layer: nn.Module) -> nn.Module:
+        return self.root.layer(index) or layer
+
+    def norm(self, index: int, name: str, norm: nn.Module) -> Norm:
+        return self.root.norm(index, name, norm) or norm
+
+    def prefix(self, index: int) -> Prefix | None:
+        return self.root.prefix(index)
+
+    def linear(self, index: int, name: str, linear: nn.Module, hidden: Tensor) -> Tensor:
+        output = linear(hidden)
+        added = self.root.delta(name, index, Site(hidden, output))
+        return output if added is None else output + added
+
+    def site(self, name: str, index: int, site: Site) -> Tensor:
+        added = self.root.delta(name, index, site)
+        return site.output if added is None else site.output + added
+
+    def read(self, encoder: Encoder, output: EncoderOutput) -> Tensor:
+        """What the head reads: the composition's own features if it gives any, else the last hidden state."""
+        features = self.root.read(encoder, output)
+        return output.last_hidden_state if features is None else features
