@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from speech_adapters.encoders.forward import EncoderOutput, Frames, Plan, Site
+from speech_adapters.encoders.forward import EncoderOutput, Frames, Plan, Projection, Site
 from speech_adapters.encoders.loading import Encoder
 from speech_adapters.errors import ConfigError
 
@@ -105,11 +105,11 @@ class AdapterModule(nn.Module):
         """A LayerNorm to run in place of the base's."""
         return None
 
-    def prefix(self, index: int) -> tuple[Tensor, Tensor] | None:
+    def prefix(self, index: int, project: Projection) -> tuple[Tensor, Tensor] | None:
         return None
 
     def delta(self, name: str, index: int, site: Site) -> Tensor | None:
-        """What to add to the output of a sub-layer; (B, T, D)."""
+        """What to add to the output of a part; of the output's shape."""
         return None
 
     def read(self, encoder: Encoder, output: EncoderOutput) -> Tensor | None:
@@ -180,8 +180,8 @@ class AdapterPlan(Plan):
             norm = adapter.norm(index, name) or norm
         return norm
 
-    def prefix(self, index: int) -> tuple[Tensor, Tensor] | None:
-        found = [prefix for adapter in self.adapters if (prefix := adapter.prefix(index)) is not None]
+    def prefix(self, index: int, project: Projection) -> tuple[Tensor, Tensor] | None:
+        found = [prefix for adapter in self.adapters if (prefix := adapter.prefix(index, project)) is not None]
         if not found:
             return None
         return torch.cat([keys for keys, _ in found], dim=1), torch.cat([values for _, values in found], dim=1)

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from speech_adapters.adapters.base import AdapterConfig, AdapterModule, AdapterPlan, adapter_config
-from speech_adapters.encoders.forward import EncoderOutput, Frames, Site
+from speech_adapters.encoders.forward import EncoderOutput, Frames, Projection, Site
 from speech_adapters.encoders.loading import Encoder
 from speech_adapters.errors import CheckpointError, ConfigError
 
@@ -70,8 +70,8 @@ class CombineModule(AdapterModule):
     def norm(self, index: int, name: str) -> nn.Module | None:
         return next((found for part in self.parts.values() if (found := part.norm(index, name)) is not None), None)
 
-    def prefix(self, index: int) -> tuple[Tensor, Tensor] | None:
-        return self.plan.prefix(index)
+    def prefix(self, index: int, project: Projection) -> tuple[Tensor, Tensor] | None:
+        return self.plan.prefix(index, project)
 
     def delta(self, name: str, index: int, site: Site) -> Tensor | None:
         total = None

@@ -10,6 +10,8 @@ the additive mask of ``scaled_dot_product_attention``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
@@ -40,6 +42,7 @@ def self_attention(
     mask: Tensor | None = None,
     bias: Tensor | None = None,
     prefix: tuple[Tensor, Tensor] | None = None,
+    run: Callable[[str, nn.Module, Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Multi-head self-attention over the stock module's projections.
 
@@ -50,6 +53,7 @@ def self_attention(
         bias: (1, heads, T, T), WavLM's shared relative position bias before gating.
         prefix: extra keys and values, each (B or 1, P, D), put before the frames' own; every frame sees them, with
             position bias 0 (they stand at no position).
+        run: ``run(name, module, input) -> output`` in place of a plain call of each projection.
 
     Returns: (B, T, D), after ``out_proj``.
     """
@@ -59,8 +63,12 @@ def self_attention(
     def split(projected: Tensor) -> Tensor:
         return projected.view(projected.shape[0], projected.shape[1], heads, -1).transpose(1, 2)
 
-    query = split(attention.q_proj(hidden))
-    key, value = attention.k_proj(hidden), attention.v_proj(hidden)
+    def project(name: str, frames: Tensor) -> Tensor:
+        module = getattr(attention, name)
+        return module(frames) if run is None else run(name, module, frames)
+
+    query = split(project("q_proj", hidden))
+    key, value = project("k_proj", hidden), project("v_proj", hidden)
 
     additive = None
     if bias is not None:
@@ -79,4 +87,4 @@ def self_attention(
 
     dropout = attention.dropout if attention.training else 0.0
     context = scaled_dot_product_attention(query, split(key), split(value), attn_mask=additive, dropout_p=dropout)
-    return attention.out_proj(context.transpose(1, 2).reshape(batch, frames, width))
+    return project("out_proj", context.transpose(1, 2).reshape(batch, frames, width))

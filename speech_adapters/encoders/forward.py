@@ -20,16 +20,25 @@ from speech_adapters.errors import ConfigError
 
 
 class Site(NamedTuple):
-    """What a sub-layer (attention or feed-forward) hands to the adapters beside it; tensors are (B, T, D).
+    """What a part of the encoder hands to the adapters beside it; tensors are (B, T, width) unless said otherwise.
 
-    ``input`` goes into the sub-layer, ``output`` comes out of it, ``residual`` is what it will be added to, and
-    ``norm`` is the LayerNorm that follows the addition (post-norm layers) or precedes the sub-layer (pre-norm layers).
+    The parts by name, with their index:
+
+    - "cnn", a block: ``input`` and ``output`` are (B, channels, time), and no mask is known yet;
+    - "q_proj", "k_proj", "v_proj", "out_proj", "intermediate_dense", "intermediate_act", "output_dense" of a layer:
+      what goes into the projection (or activation) and what comes out of it;
+    - "attention" and "feed_forward" of a layer: ``residual`` is what the output will be added to, and ``norm`` the
+      LayerNorm that follows the addition (post-norm layers) or precedes the sub-layer (pre-norm layers);
+    - "layer": the input and output of the whole layer.
+
+    ``mask`` (B, T) is True on real and pseudo frames, None when nothing is padded.
     """
 
     input: Tensor
     output: Tensor
-    residual: Tensor
-    norm: Callable[[Tensor], Tensor]
+    mask: Tensor | None = None
+    residual: Tensor | None = None
+    norm: Callable[[Tensor], Tensor] | None = None
 
 
 class Frames(NamedTuple):
@@ -40,11 +49,16 @@ class Frames(NamedTuple):
     before: int = 0
 
 
+#: Frames (B, T, D) -> the keys and values (B, T, D) that a layer's attention makes of them.
+Projection = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
 class Plan:
     """What adapters may change on the way through the encoder. This one changes nothing: the frozen base."""
 
     def pseudo_frames(self, where: str, frames: Tensor, mask: Tensor | None) -> Frames:
-        """Add pseudo frames at ``where``: "cnn_out" (before the feature projection) or "proj_out" (after it)."""
+        """Add pseudo frames at ``where``: "cnn_out" and "proj_out" (before and after the feature projection), or
+        "layers_in" (after the positions, right before the first layer)."""
         return Frames(frames, mask)
 
     def layer(self, index: int, layer: nn.Module) -> nn.Module:
@@ -55,12 +69,12 @@ class Plan:
         """The LayerNorm to run in place of the base's ``name`` ("layer_norm" or "final_layer_norm") in a layer."""
         return norm
 
-    def prefix(self, index: int) -> tuple[Tensor, Tensor] | None:
-        """Extra attention keys and values for a layer, each (B or 1, P, D)."""
+    def prefix(self, index: int, project: Projection) -> tuple[Tensor, Tensor] | None:
+        """Extra attention keys and values for a layer, each (B or 1, P, D); ``project`` gives those of frames."""
         return None
 
     def site(self, name: str, index: int, site: Site) -> Tensor:
-        """The output of sub-layer ``name`` ("attention" or "feed_forward"), adapters included."""
+        """The output of the part ``name`` (see :class:`Site`), adapters included."""
         return site.output
 
 
@@ -110,24 +124,46 @@ def frame_mask(lengths: Tensor, frames: int) -> Tensor:
 
 
 def encode_layer(layer: nn.Module, index: int, hidden: Tensor, mask, bias, plan: Plan, pre_norm: bool) -> Tensor:
-    """One transformer layer (B, T, D) -> (B, T, D), adapters at their places."""
-    layer = plan.layer(index, layer)
+    """One transformer layer (B, T, D) -> (B, T, D), adapters at their places; ``mask`` is (B, T)."""
+    layer, layer_input = plan.layer(index, layer), hidden
     attention_norm = plan.norm(index, "layer_norm", layer.layer_norm)
     final_norm = plan.norm(index, "final_layer_norm", layer.final_layer_norm)
 
+    def run(name: str, module: nn.Module, frames: Tensor) -> Tensor:
+        return plan.site(name, index, Site(frames, module(frames), mask))
+
+    def project(frames: Tensor) -> tuple[Tensor, Tensor]:
+        normed = attention_norm(frames) if pre_norm else frames
+        # No mask: these frames stand beside the utterances, not in them.
+        return tuple(
+            plan.site(name, index, Site(normed, getattr(layer.attention, name)(normed)))
+            for name in ("k_proj", "v_proj")
+        )
+
     normed = attention_norm(hidden) if pre_norm else hidden
-    output = layer.dropout(self_attention(layer.attention, normed, mask, bias, plan.prefix(index)))
-    hidden = hidden + plan.site("attention", index, Site(normed, output, hidden, attention_norm))
+    attention_mask = None if mask is None else mask[:, None, None, :]
+    output = self_attention(layer.attention, normed, attention_mask, bias, plan.prefix(index, project), run)
+    output = layer.dropout(output)
+    hidden = hidden + plan.site("attention", index, Site(normed, output, mask, hidden, attention_norm))
     if not pre_norm:
         hidden = attention_norm(hidden)
 
     normed = final_norm(hidden) if pre_norm else hidden
-    output = layer.feed_forward(normed)
-    hidden = hidden + plan.site("feed_forward", index, Site(normed, output, hidden, final_norm))
+    output = feed_forward(layer.feed_forward, normed, run)
+    hidden = hidden + plan.site("feed_forward", index, Site(normed, output, mask, hidden, final_norm))
     if not pre_norm:
-        return final_norm(hidden)
+        hidden = final_norm(hidden)
     language_adapter = getattr(layer, "adapter_layer", None)  # of MMS checkpoints; part of the base here
-    return hidden if language_adapter is None else hidden + language_adapter(hidden)
+    if pre_norm and language_adapter is not None:
+        hidden = hidden + language_adapter(hidden)
+    return plan.site("layer", index, Site(layer_input, hidden, mask))
+
+
+def feed_forward(module: nn.Module, hidden: Tensor, run: Callable[[str, nn.Module, Tensor], Tensor]) -> Tensor:
+    """The stock feed-forward (B, T, D) -> (B, T, D), with ``run`` around each of its parts."""
+    hidden = run("intermediate_dense", module.intermediate_dense, hidden)
+    hidden = module.intermediate_dropout(run("intermediate_act", module.intermediate_act_fn, hidden))
+    return module.output_dropout(run("output_dense", module.output_dense, hidden))
 
 
 def encode(
@@ -178,7 +214,10 @@ def encode(
     pre_norm = bool(getattr(config, "do_stable_layer_norm", False))
 
     if waveforms is not None:
-        cnn_output = model.feature_extractor(waveforms).transpose(1, 2)
+        signal = waveforms.unsqueeze(1)
+        for index, block in enumerate(model.feature_extractor.conv_layers):
+            signal = plan.site("cnn", index, Site(signal, block(signal)))
+        cnn_output = signal.transpose(1, 2)
         frames = None if lengths is None else frame_lengths(config, lengths)
     before = 0
     if hidden is None:
@@ -200,17 +239,17 @@ def encode(
         hidden = hidden + encoder.pos_conv_embed(hidden)
         if not pre_norm:
             hidden = encoder.layer_norm(hidden)
-        hidden = encoder.dropout(hidden)
+        extended = plan.pseudo_frames("layers_in", encoder.dropout(hidden), mask)
+        hidden, mask, before = extended.frames, extended.mask, before + extended.before
     else:
         real_frames = hidden.shape[1]
         real_mask = mask = None if frames is None else frame_mask(frames, real_frames)
 
     first = encoder.layers[0].attention
     bias = position_bias(first, hidden.shape[1]) if has_position_bias(first) else None
-    attention_mask = None if mask is None else mask[:, None, None, :]
     states = [hidden]
     for index in range(start_layer, stop):
-        arguments = (encoder.layers[index], index, hidden, attention_mask, bias, plan, pre_norm)
+        arguments = (encoder.layers[index], index, hidden, mask, bias, plan, pre_norm)
         if gradient_checkpointing and torch.is_grad_enabled():
             hidden = checkpoint(encode_layer, *arguments, use_reentrant=False)
         else:
