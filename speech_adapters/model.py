@@ -108,8 +108,6 @@ class SpeechAdapterModel(Saving, nn.Module):
         for name in chosen:
             self._get(name, self.adapters, "adapter")
         self.active_adapters = chosen
-        for name, module in self.adapters.items():
-            module.set_enabled(name in chosen)
 
     @property
     def feature_size(self) -> int:

@@ -86,9 +86,6 @@ class AdapterModule(Places, nn.Module):
     def attach(self, encoder: Encoder, name: str) -> None:
         """Called once when the adapter is added under ``name``; for methods that live inside the base's modules."""
 
-    def set_enabled(self, enabled: bool) -> None:
-        """Called when the adapter becomes active or inactive."""
-
     def detach(self, encoder: Encoder) -> None:
         """Called when the adapter is deleted: leave the base as it was."""
 

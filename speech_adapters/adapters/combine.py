@@ -12,9 +12,9 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from speech_adapters.adapters.base import AdapterConfig, AdapterModule, adapter_config
-from speech_adapters.adapters.places import Norm, Stacked
-from speech_adapters.encoders.attention import Prefix
-from speech_adapters.encoders.forward import EncoderOutput, Frames, Site
+from speech_adapters.adapters.places import Stacked
+from speech_adapters.encoders.attention import AttentionPrefix
+from speech_adapters.encoders.forward import EncoderOutput, Frames, Norm, Projection, Site
 from speech_adapters.encoders.loading import Encoder
 from speech_adapters.errors import CheckpointError, ConfigError
 
@@ -72,8 +72,8 @@ class CombineModule(AdapterModule):
     def norm(self, index: int, name: str, norm: Norm) -> Norm | None:
         return self.stack.norm(index, name, norm)
 
-    def prefix(self, index: int) -> Prefix | None:
-        return self.stack.prefix(index)
+    def prefix(self, index: int, project: Projection) -> AttentionPrefix | None:
+        return self.stack.prefix(index, project)
 
     def delta(self, name: str, index: int, site: Site) -> Tensor | None:
         return self.stack.delta(name, index, site)
@@ -87,10 +87,6 @@ class CombineModule(AdapterModule):
     def attach(self, encoder: Encoder, name: str) -> None:
         for part in self.parts.values():
             part.attach(encoder, name)
-
-    def set_enabled(self, enabled: bool) -> None:
-        for part in self.parts.values():
-            part.set_enabled(enabled)
 
     def detach(self, encoder: Encoder) -> None:
         for part in self.parts.values():

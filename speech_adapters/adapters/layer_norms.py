@@ -12,7 +12,7 @@ from typing import ClassVar
 from torch import nn
 
 from speech_adapters.adapters.base import AdapterConfig, AdapterModule, choose_layers, trainable_copy
-from speech_adapters.adapters.places import Norm
+from speech_adapters.encoders.forward import Norm
 from speech_adapters.encoders.loading import Encoder
 
 NORMS = ("layer_norm", "final_layer_norm")

@@ -84,7 +84,7 @@ class LoRAModule(AdapterModule):
             raise ConfigError(f"lora: variant={config.variant!r}; choose from {', '.join(VARIANTS)}.")
         self.targets = config.target_modules(encoder)
         self.first_layer = choose_layers(config.layers, encoder.num_layers, config.method)[0]
-        self.name, self.enabled = "", False
+        self.name = ""
         words = (target.split(".") for target in self.targets)
         self.places = {(int(word[2]), word[-1]): place for place, word in enumerate(words)}
         self.layers: list[nn.Module] = []  # peft's layers, which hold every LoRA adapter of the model
@@ -101,7 +101,8 @@ class LoRAModule(AdapterModule):
         self.name = name
         self.layers = [encoder.model.get_submodule(target) for target in self.targets]
         self.parts = nn.ModuleList(part for _, part in self._own_parts()).float()  # trained in full precision
-        self.set_enabled(False)
+        for layer in self.layers:  # peft's own forward stays out: the plan adds the update, whatever the composition
+            layer._disable_adapters = True
 
     def _own_parts(self) -> Iterator[tuple[str, nn.Module]]:
         """This adapter's modules in ``peft``'s layers, with the names that ``peft`` gives them in files."""
@@ -111,16 +112,8 @@ class LoRAModule(AdapterModule):
                 if isinstance(container, nn.ModuleDict) and self.name in container:
                     yield f"base_model.model.{target}.{kind}", container[self.name]
 
-    def set_enabled(self, enabled: bool) -> None:
-        self.enabled = enabled
-        for layer in self.layers:
-            others = [] if layer.disable_adapters else [name for name in layer.active_adapters if name != self.name]
-            layer._active_adapter = [*others, self.name] if enabled else others
-            layer._disable_adapters = not layer._active_adapter
-
     def delta(self, name: str, index: int, site: Site) -> Tensor | None:
-        """The update of a projection's output, for compositions; an enabled adapter acts by itself, inside ``peft``."""
-        if self.enabled or (index, name) not in self.places:
+        if (index, name) not in self.places:
             return None
         layer = self.layers[self.places[index, name]]
         part, hidden = layer.lora_A[self.name], layer._cast_input_dtype(site.input, torch.float32)

@@ -6,17 +6,15 @@ What acts is one :class:`Places`: an adapter, a stack of them, or another compos
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from speech_adapters.encoders.attention import Prefix
-from speech_adapters.encoders.forward import EncoderOutput, Frames, Plan, Site
+from speech_adapters.encoders.attention import AttentionPrefix
+from speech_adapters.encoders.forward import EncoderOutput, Frames, Norm, Plan, Projection, Site
 from speech_adapters.encoders.loading import Encoder
 from speech_adapters.errors import ConfigError
-
-Norm = Callable[[Tensor], Tensor]
 
 
 class Places:
@@ -25,7 +23,7 @@ class Places:
     Attributes:
         output_size: width of what :meth:`read` gives the head, None when the head reads the last hidden state.
         first_layer: the lowest layer it changes or reads; a forward may start at that layer's cached input or below,
-            not above. -1 when it acts before the layers.
+            not above. -1 when it acts before the layers, -2 when it acts in the CNN.
     """
 
     output_size: int | None = None
@@ -43,12 +41,12 @@ class Places:
         """A LayerNorm to run in place of ``norm``, the base's."""
         return None
 
-    def prefix(self, index: int) -> Prefix | None:
+    def prefix(self, index: int, project: Projection) -> AttentionPrefix | None:
         """Extra attention keys and values."""
         return None
 
     def delta(self, name: str, index: int, site: Site) -> Tensor | None:
-        """What to add to the output of a sub-layer, or of a linear map inside one; (B, T, D)."""
+        """What to add to the output of a part; of the output's shape."""
         return None
 
     def source(self, name: str, index: int, site: Site) -> Tensor | None:
@@ -84,8 +82,12 @@ class Stacked(Places):
     def norm(self, index: int, name: str, norm: Norm) -> Norm | None:
         return next((found for m in reversed(self.members) if (found := m.norm(index, name, norm)) is not None), None)
 
-    def prefix(self, index: int) -> Prefix | None:
-        found = [Prefix(*prefix) for member in self.members if (prefix := member.prefix(index)) is not None]
+    def prefix(self, index: int, project: Projection) -> AttentionPrefix | None:
+        found = [
+            AttentionPrefix(*prefix)
+            for member in self.members
+            if (prefix := member.prefix(index, project)) is not None
+        ]
         return join_prefixes(found) if found else None
 
     def delta(self, name: str, index: int, site: Site) -> Tensor | None:
@@ -106,13 +108,13 @@ class Stacked(Places):
         return next((features for features in found if features is not None), None)
 
 
-def join_prefixes(prefixes: Sequence[Prefix]) -> Prefix:
+def join_prefixes(prefixes: Sequence[AttentionPrefix]) -> AttentionPrefix:
     """One prefix after the other."""
     if any(prefix.mask is not None for prefix in prefixes):
         raise ConfigError("prefixes chosen per sample cannot be joined to others.")
     batch = max(len(prefix.keys) for prefix in prefixes)
     keys, values = ([p[i].expand(batch, -1, -1) for p in prefixes] for i in (0, 1))
-    return Prefix(torch.cat(keys, dim=1), torch.cat(values, dim=1))
+    return AttentionPrefix(torch.cat(keys, dim=1), torch.cat(values, dim=1))
 
 
 class AdapterPlan(Plan):
@@ -136,16 +138,11 @@ class AdapterPlan(Plan):
     def layer(self, index: int, layer: nn.Module) -> nn.Module:
         return self.root.layer(index) or layer
 
-    def norm(self, index: int, name: str, norm: nn.Module) -> Norm:
+    def norm(self, index: int, name: str, norm: Norm) -> Norm:
         return self.root.norm(index, name, norm) or norm
 
-    def prefix(self, index: int) -> Prefix | None:
-        return self.root.prefix(index)
-
-    def linear(self, index: int, name: str, linear: nn.Module, hidden: Tensor) -> Tensor:
-        output = linear(hidden)
-        added = self.root.delta(name, index, Site(hidden, output))
-        return output if added is None else output + added
+    def prefix(self, index: int, project: Projection) -> AttentionPrefix | None:
+        return self.root.prefix(index, project)
 
     def site(self, name: str, index: int, site: Site) -> Tensor:
         added = self.root.delta(name, index, site)

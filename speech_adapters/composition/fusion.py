@@ -31,11 +31,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from speech_adapters.adapters.places import Norm, Places, Stacked
+from speech_adapters.adapters.places import Places, Stacked
 from speech_adapters.composition.learned import LearnedConfig, LearnedModule, guide_loss
 from speech_adapters.composition.values import Fuse
 from speech_adapters.composition.weighted import check_members
-from speech_adapters.encoders.forward import BASE, EncoderOutput, Plan, Site
+from speech_adapters.encoders.forward import EncoderOutput, Norm, Plan, Site
 from speech_adapters.encoders.loading import Encoder
 from speech_adapters.errors import ConfigError
 
@@ -216,15 +216,9 @@ class _Finder(Plan):
         self._note(f"{name}_{index}", [member.norm(index, name, norm) for member in self.members])
         return norm
 
-    def linear(self, index: int, name: str, linear: nn.Module, hidden: Tensor) -> Tensor:
-        output = linear(hidden)
-        site = Site(hidden, output)
-        self._note(f"{name}_{index}", [member.delta(name, index, site) for member in self.members])
-        return output
-
     def site(self, name: str, index: int, site: Site) -> Tensor:
         self._note(f"{name}_{index}", [member.delta(name, index, site) for member in self.members])
-        return BASE.site(name, index, site)
+        return site.output
 
     def _note(self, place: str, found: Sequence[Any]) -> None:
         if any(one is not None for one in found):

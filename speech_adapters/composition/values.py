@@ -31,7 +31,9 @@ class Composition:
             if not isinstance(member, str | Composition):
                 raise ConfigError(f"{self!r}: members are names of adapters and compositions, not {member!r}.")
             if isinstance(member, Parallel):
-                raise ConfigError(f"{self!r}: Parallel gives several outputs and cannot stand inside another composition.")
+                raise ConfigError(
+                    f"{self!r}: Parallel gives several outputs and cannot stand inside another composition."
+                )
         self._check_names()
 
     def _check_names(self) -> None:

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from speech_adapters.adapters.places import Norm, Places
-from speech_adapters.encoders.attention import Prefix
-from speech_adapters.encoders.forward import EncoderOutput, Frames, Site
+from speech_adapters.adapters.places import Places
+from speech_adapters.encoders.attention import AttentionPrefix
+from speech_adapters.encoders.forward import EncoderOutput, Frames, Norm, Projection, Site
 from speech_adapters.encoders.loading import Encoder
 from speech_adapters.errors import ConfigError
 
@@ -52,13 +52,13 @@ class Weighted(Places):
             return None
         return lambda hidden: self._sum([(one or norm)(hidden) for one in found], hidden.shape[1])
 
-    def prefix(self, index: int) -> Prefix | None:
-        found = [member.prefix(index) for member in self.members]
+    def prefix(self, index: int, project: Projection) -> AttentionPrefix | None:
+        found = [member.prefix(index, project) for member in self.members]
         if all(one is None for one in found):
             return None
         if any(one is None for one in found) or len({one[0].shape for one in found}) > 1:
             raise ConfigError(f"{self.label}: layer {index} has prefixes of different lengths, or only some have one.")
-        return Prefix(*(self._sum([one[part] for one in found], None) for part in (0, 1)))
+        return AttentionPrefix(*(self._sum([one[part] for one in found], None) for part in (0, 1)))
 
     def delta(self, name: str, index: int, site: Site) -> Tensor | None:
         found = [member.delta(name, index, site) for member in self.members]

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 
-class Prefix(NamedTuple):
-    """Extra attention keys and values, each (B or 1, P, D), and a mask (B, P), True on those that stand, or None."""
+class AttentionPrefix(NamedTuple):
+    """Extra keys and values, each (B or 1, P, D), and a mask (B, P), True on those that stand, or None for all."""
 
     keys: Tensor
     values: Tensor
@@ -50,8 +50,8 @@ def self_attention(
     hidden: Tensor,
     mask: Tensor | None = None,
     bias: Tensor | None = None,
-    prefix: Prefix | None = None,
-    linear: Callable[[str, nn.Module, Tensor], Tensor] = lambda name, module, hidden: module(hidden),
+    prefix: tuple[Tensor, ...] | None = None,
+    run: Callable[[str, nn.Module, Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Multi-head self-attention over the stock module's projections.
 
@@ -60,9 +60,9 @@ def self_attention(
         hidden: (B, T, D).
         mask: (B, 1, 1, T) boolean, True on frames that may be attended to; None when nothing is padded.
         bias: (1, heads, T, T), WavLM's shared relative position bias before gating.
-        prefix: extra keys and values, put before the frames' own; every frame sees them, with position bias 0 (they
-            stand at no position).
-        linear: runs a projection by its name ("q_proj", ...); adapters may add to it.
+        prefix: an :class:`AttentionPrefix`, or its keys and values, put before the frames' own; every frame sees them,
+            with position bias 0 (they stand at no position).
+        run: ``run(name, module, input) -> output`` in place of a plain call of each projection.
 
     Returns: (B, T, D), after ``out_proj``.
     """
@@ -72,8 +72,12 @@ def self_attention(
     def split(projected: Tensor) -> Tensor:
         return projected.view(projected.shape[0], projected.shape[1], heads, -1).transpose(1, 2)
 
-    query, key, value = (linear(name, getattr(attention, name), hidden) for name in ("q_proj", "k_proj", "v_proj"))
-    query = split(query)
+    def project(name: str, frames: Tensor) -> Tensor:
+        module = getattr(attention, name)
+        return module(frames) if run is None else run(name, module, frames)
+
+    query = split(project("q_proj", hidden))
+    key, value = project("k_proj", hidden), project("v_proj", hidden)
 
     additive = None
     if bias is not None:
@@ -83,17 +87,17 @@ def self_attention(
     elif mask is not None:
         additive = mask
     if prefix is not None:
-        prefix = Prefix(*prefix)
+        prefix = AttentionPrefix(*prefix)
         key = torch.cat([prefix.keys.to(key.dtype).expand(batch, -1, -1), key], dim=1)
         value = torch.cat([prefix.values.to(value.dtype).expand(batch, -1, -1), value], dim=1)
         additive = _with_prefix(additive, prefix, batch, frames)
 
     dropout = attention.dropout if attention.training else 0.0
     context = scaled_dot_product_attention(query, split(key), split(value), attn_mask=additive, dropout_p=dropout)
-    return linear("out_proj", attention.out_proj, context.transpose(1, 2).reshape(batch, frames, width))
+    return project("out_proj", context.transpose(1, 2).reshape(batch, frames, width))
 
 
-def _with_prefix(additive: Tensor | None, prefix: Prefix, batch: int, frames: int) -> Tensor | None:
+def _with_prefix(additive: Tensor | None, prefix: AttentionPrefix, batch: int, frames: int) -> Tensor | None:
     """The mask (B, 1 or heads, 1 or T, T), boolean or additive, with the prefix's columns in front."""
     extra = prefix.keys.shape[1]
     if prefix.mask is None:
