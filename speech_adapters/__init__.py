@@ -16,6 +16,9 @@ _PUBLIC = {
         "Bottleneck", "Combine", "E", "EAdapter", "EL", "ELP", "FineTuning", "HeadOnly", "L", "LAdapter", "LayerNorms",
         "LoRA", "PAdapter", "WeightedSum",
     ],
+    "speech_adapters.composition": [
+        "Average", "Fuse", "FusionConfig", "Parallel", "Route", "RouterConfig", "Stack",
+    ],
     "speech_adapters.encoders": ["Encoder", "load_encoder", "packaged_encoders"],
     "speech_adapters.heads": ["CTCHead"],
     "speech_adapters.manifest": ["Manifest", "Utterance"],

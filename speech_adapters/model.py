@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,13 @@ from speech_adapters.adapters.base import (
     DEFAULT_LEARNING_RATE,
     AdapterConfig,
 )
-from speech_adapters.adapters.places import AdapterPlan, Stacked
+from speech_adapters.adapters.places import AdapterPlan, Places, Stacked, walk
 from speech_adapters.adapters.presets import Task, preset
 from speech_adapters.bank.saving import Saving
+from speech_adapters.composition.composing import Composing
+from speech_adapters.composition.mixing import Choice, Mixer
+from speech_adapters.composition.serving import mixed_forward, parallel_forward
+from speech_adapters.composition.values import Composition, Parallel, Stack, names_of, trained_names
 from speech_adapters.encoders.loading import Encoder, load_encoder
 from speech_adapters.errors import AudioError, ConfigError
 from speech_adapters.heads.base import HeadConfig, HeadModule
@@ -34,19 +39,27 @@ class ModelOutput:
         features: (B, T, F), what the head reads (the L-adapters' sum, or the last hidden state).
         frame_lengths: (B,) real frames; mask: (B, T) True on real frames, or None when nothing is padded.
         logits: the active head's output, None without a head. loss: scalar, when targets were given.
+        cnn_output: (B, T, C) before the feature projection; None when the run started later.
+        attention: what Fuse and Route weighed their members with, by "name.place": (B, T, N), or (B, 1, N) of a gate
+            an utterance; T includes pseudo frames.
+
+    With one adapter a sample, ``features`` is a list of (T, F) where adapters differ in F, and with one head a sample
+    ``logits`` is a list.
     """
 
     last_hidden_state: Tensor
     hidden_states: tuple[Tensor, ...]
-    features: Tensor
+    features: Tensor | list[Tensor]
     frame_lengths: Tensor
     mask: Tensor | None
-    logits: Tensor | None = None
+    logits: Tensor | list[Tensor | None] | None = None
     loss: Tensor | None = None
+    cnn_output: Tensor | None = None
+    attention: dict[str, Tensor] = field(default_factory=dict)
 
 
-class SpeechAdapterModel(Saving, nn.Module):
-    """A frozen encoder, adapters and heads by name. At any time one adapter, or a stack, and one head are active.
+class SpeechAdapterModel(Composing, Saving, nn.Module):
+    """A frozen encoder, adapters and heads by name. At any time one adapter or composition and one head are active.
 
     >>> model = SpeechAdapterModel.from_pretrained("tiny-wavlm")
     >>> model.add_adapter("telephone", "elp")
@@ -60,8 +73,11 @@ class SpeechAdapterModel(Saving, nn.Module):
         self.encoder = encoder
         self.adapters = nn.ModuleDict()
         self.heads = nn.ModuleDict()
-        self.active_adapters: tuple[str, ...] = ()
+        self.fusions = nn.ModuleDict()
+        self.active: str | Composition | None = None
         self.active_head: str | None = None
+        self.train_head = True
+        self.mixer = Mixer()
         self.gradient_checkpointing = False
 
     @classmethod
@@ -96,24 +112,31 @@ class SpeechAdapterModel(Saving, nn.Module):
     def delete_adapter(self, name: str) -> None:
         """Remove an adapter; the base is left as it was before the adapter came."""
         module = self._get(name, self.adapters, "adapter")
-        self.set_active(*[active for active in self.active_adapters if active != name])
+        self._check_unused(name)
+        if name in self.active_adapters:
+            rest = self.active.members if isinstance(self.active, Stack) else ()
+            self.set_active(*(member for member in rest if name not in names_of(member)))
         module.detach(self.encoder)
+        self.mixer.clear()
         del self.adapters[name]
 
-    def set_active(self, *names: str | None) -> None:
-        """Choose the active adapter; several form a stack, applied in order; none leaves the frozen base."""
-        chosen = tuple(name for name in names if name is not None)
-        if len(set(chosen)) < len(chosen):
-            raise ConfigError(f"active adapters {list(chosen)}: each name may stand there once.")
-        for name in chosen:
-            self._get(name, self.adapters, "adapter")
-        self.active_adapters = chosen
+    def set_active(self, *members: str | Composition | None) -> None:
+        """Choose what acts: an adapter's name or a composition; several form a stack, none leaves the frozen base."""
+        chosen = tuple(member for member in members if member is not None)
+        value = Stack(*chosen) if len(chosen) > 1 else next(iter(chosen), None)
+        for branch in value.members if isinstance(value, Parallel) else chosen:
+            self.places(branch)
+        self.active = value
+
+    @property
+    def active_adapters(self) -> tuple[str, ...]:
+        """Names of the adapters in the active composition."""
+        return () if self.active is None else names_of(self.active)
 
     @property
     def feature_size(self) -> int:
-        """Width of what a head reads under the active adapters."""
-        sizes = [self.adapters[name].output_size for name in self.active_adapters]
-        return next((size for size in reversed(sizes) if size is not None), self.encoder.hidden_size)
+        """Width of what a head reads under the active composition."""
+        return self._root().output_size or self.encoder.hidden_size
 
     # ------------------------------------------------------------------ heads
 
@@ -144,13 +167,15 @@ class SpeechAdapterModel(Saving, nn.Module):
 
     # ------------------------------------------------------------------ training
 
-    def train_adapter(self, *names: str, head: str | None = None) -> None:
+    def train_adapter(self, *names: str | Composition, head: str | None = None, train_head: bool = True) -> None:
         """Activate adapters and a head, and let exactly their parameters train; everything else needs no gradient.
 
-        ``train_adapter(head="asr")`` trains the head alone on the frozen base.
+        ``train_adapter(head="asr")`` trains the head alone on the frozen base; ``train_head=False`` keeps a head that
+        several adapters share as it is. Adapters under Fuse and Route stay frozen.
         """
         self.set_active(*names)
         self.set_head(head if head is not None else self.active_head)
+        self.train_head = train_head
         self._check_widths()
         for parameter in self.parameters():
             parameter.requires_grad_(False)
@@ -160,13 +185,16 @@ class SpeechAdapterModel(Saving, nn.Module):
         self.train()
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Parameters of the active adapters and head by group ("e", "l", "lora", "head", ...)."""
+        """Parameters that train, by group ("e", "l", "lora", "fusion", "head", ...), under the active composition."""
         groups: dict[str, list[nn.Parameter]] = {}
-        for name in self.active_adapters:
+        for name in self._trained:
             for group, parameters in self.adapters[name].groups().items():
                 if parameters:
                     groups.setdefault(group, []).extend(parameters)
-        if self.head is not None:
+        for value in self.active_fusions:
+            module = self.fusions[value.name]
+            groups.setdefault(module.group, []).extend(module.parameters())
+        if self.head is not None and self.train_head:
             groups["head"] = list(self.head.parameters())
         return groups
 
@@ -174,8 +202,11 @@ class SpeechAdapterModel(Saving, nn.Module):
         """Learning rate of each group of :meth:`parameter_groups`: override, else the adapter's own, else 1e-3."""
         groups = self.parameter_groups()
         rates = dict.fromkeys(groups, DEFAULT_LEARNING_RATE)
-        for name in self.active_adapters:
+        for name in self._trained:
             rates.update({k: v for k, v in self.adapters[name].learning_rates().items() if k in groups})
+        for module in (self.fusions[value.name] for value in self.active_fusions):
+            if module.config.learning_rate is not None:
+                rates[module.group] = module.config.learning_rate
         unknown = sorted(set(overrides or {}) - set(groups))
         if unknown:
             raise ConfigError(f"learning rate for unknown group {unknown[0]!r}; this model has {', '.join(groups)}.")
@@ -186,8 +217,10 @@ class SpeechAdapterModel(Saving, nn.Module):
         super().train(False)
         self.training = mode
         if mode:
-            for name in self.active_adapters:
+            for name in self._trained:
                 self.adapters[name].train()
+            for value in self.active_fusions:
+                self.fusions[value.name].train()
             if self.head is not None:
                 self.head.train()
         return self
@@ -218,15 +251,23 @@ class SpeechAdapterModel(Saving, nn.Module):
         *,
         targets: Tensor | None = None,
         time_mask: Tensor | None = None,
+        adapter: Sequence[Choice] | None = None,
+        head: Sequence[str | None] | None = None,
+        guide: Tensor | None = None,
         **cached: Any,
-    ) -> ModelOutput:
+    ) -> ModelOutput | dict[str, ModelOutput]:
         """Waveforms (B, samples) at 16 kHz, lengths (B,) in samples -> :class:`ModelOutput`.
 
         Args:
             targets: what the active head's loss wants, e.g. (B, U) token ids padded with -100 for CTC.
             time_mask: (B, T) boolean frames to hide (SpecAugment).
+            adapter: one choice a sample, in place of the active composition: names, ``Stack(...)``, None for the base.
+            head: one head a sample, or one a branch of Parallel, in place of the active head; None for none.
+            guide: (B,) the member of a Fuse or Route that belongs to each utterance, -100 for unknown: its guide loss.
             cached: ``cnn_output`` or ``hidden`` with ``frames`` and ``start_layer`` in place of waveforms; see
                 :func:`~speech_adapters.encoders.encode`.
+
+        Under ``Parallel`` the result is a dict of outputs by branch.
 
         A half-precision encoder (``dtype=torch.bfloat16``) runs under autocast: adapters and heads stay in float32.
 
@@ -234,35 +275,49 @@ class SpeechAdapterModel(Saving, nn.Module):
             AudioError: an utterance shorter than the encoder's receptive field; lengths that do not fit the waveforms.
             ConfigError: a head of another width than the features, or a start above a layer that an adapter changes.
         """
-        self._check_widths()
-        self._check_start(**cached)
         if waveforms is not None:
             self._check_audio(waveforms, lengths)
             if lengths is not None and bool((lengths == waveforms.shape[1]).all()):
                 lengths = None
-        plan = AdapterPlan(Stacked(self.adapters[name] for name in self.active_adapters))
+        inputs = {"waveforms": waveforms, "lengths": lengths, "time_mask": time_mask, **cached}
         with self._precision():
-            output = self.encoder(
-                waveforms,
-                lengths,
-                plan=plan,
-                time_mask=time_mask,
-                gradient_checkpointing=self.gradient_checkpointing and self.training,
-                **cached,
-            )
-            features = plan.read(self.encoder, output)
-            frames = output.frame_lengths
-            if frames is None:
-                frames = torch.full((features.shape[0],), features.shape[1], device=features.device)
-            result = ModelOutput(output.last_hidden_state, output.hidden_states, features, frames, output.mask)
-            if self.head is not None:
-                scored = self.head(features, frames)
-                result.logits = scored.logits
-                if targets is not None:
-                    result.loss = self.head.loss(scored, targets)
-            elif targets is not None:
-                raise ConfigError("targets were given but no head is active; call set_head or add_head.")
+            if adapter is not None:
+                return mixed_forward(self, inputs, adapter, head, targets)
+            if isinstance(self.active, Parallel):
+                return parallel_forward(self, inputs, self.active, head, targets)
+            if head is not None:
+                raise ConfigError("head=[...] goes with adapter=[...] or Parallel; choose one head with set_head.")
+            self._check_widths()
+            root = self._root()
+            result, plan = self.run(root, **inputs)
+            result.features = plan.read(self.encoder, result)
+            self.score(result, targets)
+            nodes = [node for node in walk(root) if hasattr(node, "attention")]
+            result.attention = {f"{n.name}.{place}": a for n in nodes for place, a in n.attention.items()}
+            if result.loss is not None and self.training:
+                result.loss = result.loss + sum(node.loss(guide, result.mask, plan.before) for node in nodes)
         return result
+
+    def run(self, root: Places, **inputs: Any) -> tuple[ModelOutput, AdapterPlan]:
+        """The encoder under ``root``; ``features`` are the last hidden state still."""
+        self._check_start(root, **inputs)
+        plan = AdapterPlan(root)
+        checkpointing = self.gradient_checkpointing and self.training
+        output = self.encoder(**inputs, plan=plan, gradient_checkpointing=checkpointing)
+        last, frames = output.last_hidden_state, output.frame_lengths
+        if frames is None:
+            frames = torch.full((last.shape[0],), last.shape[1], device=last.device)
+        return ModelOutput(last, output.hidden_states, last, frames, output.mask, cnn_output=output.cnn_output), plan
+
+    def score(self, result: ModelOutput, targets: Tensor | None) -> None:
+        """Fill in the active head's logits, and its loss where there are targets."""
+        if self.head is not None:
+            scored = self.head(result.features, result.frame_lengths)
+            result.logits = scored.logits
+            if targets is not None:
+                result.loss = self.head.loss(scored, targets)
+        elif targets is not None:
+            raise ConfigError("targets were given but no head is active; call set_head or add_head.")
 
     # ------------------------------------------------------------------ what it is
 
@@ -272,6 +327,8 @@ class SpeechAdapterModel(Saving, nn.Module):
         base = sum(p.numel() for n, p in self.encoder.model.named_parameters() if ".lora_" not in n)
         parts = [self.adapters[name] for name in self.active_adapters]
         added = sum(sum(p.numel() for p in part.parameters()) - part.replaced() for part in parts)
+        fusions = [self.fusions[value.name] for value in self.active_fusions]
+        added += sum(p.numel() for fusion in fusions for p in fusion.parameters())
         total = base + added + (0 if self.head is None else sum(p.numel() for p in self.head.parameters()))
         return {"trainable": trainable, "total": total, "percent": 100 * trainable / total}
 
@@ -282,11 +339,18 @@ class SpeechAdapterModel(Saving, nn.Module):
             count = sum(p.numel() for p in module.parameters())
             lines.append(f" {mark} adapter {name!r}: {count:,} parameters")
             lines += [f"     {line}" for line in module.describe()]
+        for module in self.fusions.values():
+            mark = "*" if module.value in self.active_fusions else " "
+            count = sum(p.numel() for p in module.parameters())
+            lines.append(f" {mark} {module.value!r}: {count:,} parameters")
+            lines += [f"     {line}" for line in module.describe()]
         for name, head in self.heads.items():
             mark = "*" if name == self.active_head else " "
             count = sum(p.numel() for p in head.parameters())
             lines.append(f" {mark} head {name!r}: {count:,} parameters, reads {head.input_size}")
         active = self.count_parameters()
+        if isinstance(self.active, Composition):
+            lines.append(f"   active: {self.active!r}")
         lines.append("   active: {trainable:,} trainable of {total:,} ({percent:.2f} %)".format(**active))
         return "\n".join(lines)
 
@@ -294,23 +358,34 @@ class SpeechAdapterModel(Saving, nn.Module):
 
     @property
     def _device(self) -> torch.device:
-        return next(self.encoder.model.parameters()).device
+        return self.encoder.device
+
+    @property
+    def _trained(self) -> tuple[str, ...]:
+        return () if self.active is None else trained_names(self.active)
+
+    def _root(self) -> Places:
+        if isinstance(self.active, Parallel):
+            return Stacked(self.places(branch) for branch in self.active.members)
+        return Stacked(()) if self.active is None else self.places(self.active)
 
     @property
     def first_layer(self) -> int:
         """The highest layer whose cached input a forward may start from under the active adapters; -1: none."""
-        return min([self.adapters[name].first_layer for name in self.active_adapters], default=self.encoder.num_layers)
+        return self.encoder.num_layers if self.active is None else self._root().first_layer
 
     def _precision(self) -> AbstractContextManager:
         dtype = self.encoder.model.dtype
         return torch.autocast(self._device.type, dtype) if dtype.itemsize == 2 else nullcontext()
 
-    def _check_start(self, hidden: Tensor | None = None, start_layer: int = 0, **others: Any) -> None:
-        if hidden is not None and start_layer > self.first_layer:
-            lowest = min(self.active_adapters, key=lambda name: self.adapters[name].first_layer)
-            first = self.first_layer
-            where = "before the layers; start" if first < 0 else f"from layer {first} on; start there, below, or"
-            raise ConfigError(f"start_layer={start_layer}: adapter {lowest!r} acts {where} from cnn_output.")
+    def _check_start(self, root: Places, hidden: Tensor | None = None, start_layer: int = 0, **others: Any) -> None:
+        first = root.first_layer
+        if hidden is None or start_layer <= first:
+            return
+        lowest = next((name for name in self.active_adapters if self.adapters[name].first_layer == first), None)
+        who = repr(self.active) if lowest is None else f"adapter {lowest!r}"
+        where = "before the layers; start" if first < 0 else f"from layer {first} on; start there, below, or"
+        raise ConfigError(f"start_layer={start_layer}: {who} acts {where} from cnn_output.")
 
     def _check_audio(self, waveforms: Tensor, lengths: Tensor | None) -> None:
         if waveforms.dim() != 2 or not waveforms.is_floating_point():
@@ -330,6 +405,8 @@ class SpeechAdapterModel(Saving, nn.Module):
             )
 
     def _check_widths(self) -> None:
+        if isinstance(self.active, Parallel):  # each branch by itself
+            return
         if self.head is not None and self.head.input_size != self.feature_size:
             raise ConfigError(
                 f"head {self.active_head!r} reads features of {self.head.input_size}, but the active adapters "

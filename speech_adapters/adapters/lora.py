@@ -116,7 +116,8 @@ class LoRAModule(AdapterModule):
         if (index, name) not in self.places:
             return None
         layer = self.layers[self.places[index, name]]
-        part, hidden = layer.lora_A[self.name], layer._cast_input_dtype(site.input, torch.float32)
+        part = layer.lora_A[self.name]
+        hidden = site.input.to(part.weight.dtype)
         if self.name in layer.lora_variant:
             variant = layer.lora_variant[self.name]
             return variant.forward(layer, active_adapter=self.name, x=hidden, result=site.output) - site.output

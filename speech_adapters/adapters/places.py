@@ -6,7 +6,8 @@ What acts is one :class:`Places`: an adapter, a stack of them, or another compos
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -65,7 +66,7 @@ class Stacked(Places):
         self.members: Sequence[Places] = tuple(members)
         sizes = [member.output_size for member in self.members if member.output_size is not None]
         self.output_size = sizes[-1] if sizes else None
-        self.first_layer = min((member.first_layer for member in self.members), default=0)
+        self.first_layer = min((member.first_layer for member in self.members), default=sys.maxsize)
 
     def pseudo_frames(self, where: str, frames: Tensor, mask: Tensor | None) -> Frames | None:
         result = None
@@ -115,6 +116,13 @@ def join_prefixes(prefixes: Sequence[AttentionPrefix]) -> AttentionPrefix:
     batch = max(len(prefix.keys) for prefix in prefixes)
     keys, values = ([p[i].expand(batch, -1, -1) for p in prefixes] for i in (0, 1))
     return AttentionPrefix(torch.cat(keys, dim=1), torch.cat(values, dim=1))
+
+
+def walk(places: Places) -> Iterator[Places]:
+    """A composition and all its members, outer ones first."""
+    yield places
+    for member in getattr(places, "members", ()):
+        yield from walk(member)
 
 
 class AdapterPlan(Plan):

@@ -12,7 +12,10 @@ from torch import nn
 from speech_adapters.adapters.base import AdapterModule, adapter_config
 from speech_adapters.adapters.lora import LoRAModule
 from speech_adapters.bank.storage import load_part, save_part
-from speech_adapters.encoders.loading import Encoder
+from speech_adapters.composition.composing import CONFIGS
+from speech_adapters.composition.learned import LearnedModule
+from speech_adapters.composition.values import Learned, composition, learned_in, names_of
+from speech_adapters.encoders.loading import Encoder, fingerprint
 from speech_adapters.errors import CheckpointError, ConfigError
 from speech_adapters.heads.base import HeadModule, head_from_dict
 
@@ -54,13 +57,13 @@ class Saving:
                 f"not those of {self.encoder.name!r} ({self.encoder.family}); load it onto its own base."
             )
         name = name or description["name"]
-        before = self.active_adapters
+        before = self.active
         self.add_adapter(name, adapter_config(description["config"]))
         try:
             self.adapters[name].load_tensors(tensors)
         except (RuntimeError, CheckpointError) as error:
             self.delete_adapter(name)
-            self.set_active(*before)
+            self.set_active(before)
             raise CheckpointError(f"{folder}: its tensors do not fit its configuration ({error}).") from error
         return name
 
@@ -83,6 +86,58 @@ class Saving:
         self.heads[name] = head.to(self._device).requires_grad_(False).eval()
         self.active_head = name
         return name
+
+    def save_fusion(self, name: str, folder: str | Path, **card: Any) -> Path:
+        """Save the weights of a Fuse or Route, which adapters they are of, and a checksum of each of those.
+
+        The adapters and the head are parts of their own: save them too.
+        """
+        module: LearnedModule = self._get(name, self.fusions, "fusion")
+        description = {
+            "composition": module.value.to_dict(),
+            "config": module.config.to_dict(),
+            "base": {"name": self.encoder.name, "fingerprint": self.encoder.fingerprint},
+            "parts": self._checksums(module.value),
+            "card": card,
+        }
+        return save_part(folder, "fusion", description, module.state_dict())
+
+    def load_fusion(self, folder: str | Path) -> str:
+        """Load a saved Fuse or Route onto the adapters it was trained with, and make it active; returns its name.
+
+        Raises:
+            CheckpointError: a damaged file, another base, an adapter that is missing or has changed since.
+        """
+        description, tensors = load_part(folder, "fusion")
+        if description["base"]["fingerprint"] != self.encoder.fingerprint:
+            raise CheckpointError(
+                f"{folder}: this fusion was trained on {description['base']['name']!r}, whose frozen weights are not "
+                f"those of {self.encoder.name!r}; load it onto its own base."
+            )
+        value = composition(description["composition"])
+        for part in description["parts"]:
+            if part not in self.adapters and part not in self.fusions:
+                raise CheckpointError(f"{folder}: {value!r} needs {part!r}, which is not loaded; load it first.")
+        for part, now in self._checksums(value).items():
+            if now != description["parts"].get(part):
+                raise CheckpointError(
+                    f"{folder}: {part!r} is not the one that {value!r} was trained with, or has changed since; load "
+                    "the one saved beside it, or train the fusion anew."
+                )
+        before = self.active
+        self.add_fusion(value, CONFIGS[type(value)](**description["config"]))
+        try:
+            self.fusions[value.name].load_state_dict(tensors)
+        except RuntimeError as error:
+            self.delete_fusion(value.name)
+            self.set_active(before)
+            raise CheckpointError(f"{folder}: its tensors do not fit its configuration ({error}).") from error
+        return value.name
+
+    def _checksums(self, value: Learned) -> dict[str, str]:
+        inner = [fusion.name for fusion in learned_in(value) if fusion is not value]
+        adapters = {name: fingerprint(self.adapters[name].tensors()) for name in names_of(value)}
+        return adapters | {name: fingerprint(self.fusions[name].state_dict()) for name in inner}
 
     def merge_adapter(self, name: str) -> nn.Module:
         """The stock encoder with a LoRA adapter folded into its weights, as a copy; save it with ``save_pretrained``.

@@ -7,15 +7,15 @@ With ``x`` what the adapters read there, ``f`` the sub-layer's output and ``u_n`
     f + sum_n a_n v_n
 
 Start: ``W_q, W_k ~ N(0, 0.02)``, zero biases, ``W_v = I + 1e-6`` off the diagonal, drawn to the identity by
-``0.01 ||I - W_v||_F^2`` a place in the loss. Parameters a place: ``3 D^2 + 2 D``, 21,252,096 for 12 layers of 768, more
-than the adapters themselves; hence the low-rank variant (``W_q, W_k: D -> r``; ``W_v = I + U V``, U zero at the start):
-``4 D r + 2 r``.
+``0.01 ||I - W_v||_F^2`` a place in the loss. Parameters a place: ``3 D^2 + 2 D``, 21,252,096 for 12 layers of 768:
+more than the adapters themselves, hence the low-rank variant (``W_q, W_k: D -> r``; ``W_v = I + U V`` with U zero at
+the start): ``4 D r + 2 r``.
 
 Two stages: first the adapters, each on its own domain; then, with them frozen, the fusion on all domains' data.
 
-A LayerNorm that the adapters tune is a place too, with ``u_n = LN_n(x) - LN(x)`` and ``f = LN(x)``; so are features for
-the head, with ``u_n`` the features, ``f = 0`` and ``x`` the last hidden state. Pseudo frames and prefixes of all members
-stand side by side: the encoder's own attention weighs them. An adapter that does not act at a place adds 0 there.
+A LayerNorm that the adapters tune is a place too, with ``u_n = LN_n(x) - LN(x)`` and ``f = LN(x)``; so are features
+for the head, with ``u_n`` the features, ``f = 0`` and ``x`` the last hidden state. Pseudo frames and prefixes of all
+members stand side by side: the encoder's own attention weighs them. An adapter that does not act at a place adds 0.
 
 Sources: Pfeiffer et al., "AdapterFusion" (EACL 2021, section 3.2) and its official code; the expert that adds nothing
 and the guide loss: Hou et al., "Exploiting Adapters for Cross-lingual Low-resource Speech Recognition" (SimAdapter,
@@ -158,7 +158,7 @@ class Fused(Stacked):
 
     def __init__(self, members: Sequence[Places], module: FusionModule) -> None:
         super().__init__(members)
-        self.module = module
+        self.module, self.name = module, module.value.name
         self.attention: dict[str, Tensor] = {}
 
     def delta(self, name: str, index: int, site: Site) -> Tensor | None:

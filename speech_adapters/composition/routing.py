@@ -96,7 +96,7 @@ class Routed(Weighted):
 
     def __init__(self, members: Sequence[Places], module: RouterModule, layers: int) -> None:
         super().__init__(members, (), repr(module.value), layers)
-        self.module, self.first_layer = module, -1
+        self.module, self.name, self.first_layer = module, module.value.name, -1
         self.gate: Tensor | None = None
 
     def pseudo_frames(self, where: str, frames: Tensor, mask: Tensor | None) -> Frames | None:
@@ -108,7 +108,7 @@ class Routed(Weighted):
         assert self.gate is not None  # the front-end ran: first_layer is -1
         if self.gate.shape[1] not in (1, frames):
             raise ConfigError(
-                f"{self.label}: a gate a frame does not fit pseudo frames or prefixes; use RouterConfig(per='utterance')."
+                f"{self.label}: a gate a frame cannot weigh pseudo frames or prefixes; use per='utterance'."
             )
         return self.module.kept(self.gate).unsqueeze(-1).unbind(2)
 

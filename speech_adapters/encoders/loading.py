@@ -11,6 +11,7 @@ import difflib
 import hashlib
 import json
 import logging
+from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +79,10 @@ class Encoder(nn.Module):
         return self.config.hidden_size
 
     @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
     def num_layers(self) -> int:
         return len(self.model.encoder.layers)
 
@@ -107,7 +112,7 @@ class Encoder(nn.Module):
     @property
     def fingerprint(self) -> str:
         if self._fingerprint is None:
-            self._fingerprint = fingerprint(self.model)
+            self._fingerprint = fingerprint(self.model.state_dict())
         return self._fingerprint
 
     def frame_lengths(self, samples: Tensor | int) -> Tensor | int:
@@ -191,10 +196,10 @@ def load_encoder(
     return encoder
 
 
-def fingerprint(model: nn.Module) -> str:
-    """SHA-256 over the names, shapes and bytes of a model's parameters, in the order of their names."""
+def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over the names, shapes and bytes of tensors, in the order of their names."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         data = tensor.detach().cpu().contiguous()
         digest.update(f"{name}:{tuple(data.shape)}:".encode())
         digest.update(data.view(-1).view(torch.uint8).numpy().data)
