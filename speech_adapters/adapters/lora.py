@@ -107,7 +107,7 @@ class LoRAModule(AdapterModule):
     def _own_parts(self) -> Iterator[tuple[str, nn.Module]]:
         """This adapter's modules in ``peft``'s layers, with the names that ``peft`` gives them in files."""
         for target, layer in zip(self.targets, self.layers, strict=True):
-            for kind in layer.adapter_layer_names:
+            for kind in dict.fromkeys(layer.adapter_layer_names):  # peft lists DoRA's magnitudes twice
                 container = getattr(layer, kind)
                 if isinstance(container, nn.ModuleDict) and self.name in container:
                     yield f"base_model.model.{target}.{kind}", container[self.name]
