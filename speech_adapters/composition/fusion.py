@@ -35,7 +35,7 @@ from speech_adapters.adapters.places import Places, Stacked
 from speech_adapters.composition.learned import LearnedConfig, LearnedModule, guide_loss
 from speech_adapters.composition.values import Fuse
 from speech_adapters.composition.weighted import check_members
-from speech_adapters.encoders.forward import EncoderOutput, Norm, Plan, Site
+from speech_adapters.encoders.forward import EncoderOutput, Frames, Norm, Plan, Site
 from speech_adapters.encoders.loading import Encoder
 from speech_adapters.errors import ConfigError
 
@@ -212,7 +212,12 @@ class _Finder(Plan):
     def __init__(self, members: Sequence[Places]) -> None:
         self.members, self.places = members, []
 
-    def norm(self, index: int, name: str, norm: nn.Module) -> nn.Module:
+    def pseudo_frames(self, where: str, frames: Tensor, mask: Tensor | None) -> Frames:
+        for member in self.members:  # a gate among them reads the frames here
+            member.pseudo_frames(where, frames, mask)
+        return Frames(frames, mask)
+
+    def norm(self, index: int, name: str, norm: Norm) -> Norm:
         self._note(f"{name}_{index}", [member.norm(index, name, norm) for member in self.members])
         return norm
 
