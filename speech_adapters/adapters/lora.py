@@ -106,7 +106,7 @@ class LoRAModule(AdapterModule):
 
     def _own_parts(self) -> Iterator[tuple[str, nn.Module]]:
         """This adapter's modules in ``peft``'s layers, with the names that ``peft`` gives them in files."""
-        for target, layer in zip(self.targets, self.layers, strict=True):
+        for target, layer in zip(self.targets, self.layers, strict=bool(self.layers)):  # none before it is attached
             for kind in dict.fromkeys(layer.adapter_layer_names):  # peft lists DoRA's magnitudes twice
                 container = getattr(layer, kind)
                 if isinstance(container, nn.ModuleDict) and self.name in container:
