@@ -41,7 +41,7 @@ class ModelOutput:
         logits: the active head's output, None without a head. loss: scalar, when targets were given.
         cnn_output: (B, T, C) before the feature projection; None when the run started later.
         attention: what Fuse and Route weighed their members with, by "name.place": (B, T, N), or (B, 1, N) of a gate
-            an utterance; T includes pseudo frames.
+            an utterance; T includes pseudo frames, of which ``pseudo_frames`` stand before the real ones.
 
     With one adapter a sample, ``features`` is a list of (T, F) where adapters differ in F, and with one head a sample
     ``logits`` is a list.
@@ -56,6 +56,7 @@ class ModelOutput:
     loss: Tensor | None = None
     cnn_output: Tensor | None = None
     attention: dict[str, Tensor] = field(default_factory=dict)
+    pseudo_frames: int = 0
 
 
 class SpeechAdapterModel(Composing, Saving, nn.Module):
@@ -292,7 +293,7 @@ class SpeechAdapterModel(Composing, Saving, nn.Module):
             result, plan = self.run(root, **inputs)
             result.features = plan.read(self.encoder, result)
             self.score(result, targets)
-            nodes = [node for node in walk(root) if hasattr(node, "attention")]
+            nodes, result.pseudo_frames = [node for node in walk(root) if hasattr(node, "attention")], plan.before
             result.attention = {f"{n.name}.{place}": a for n in nodes for place, a in n.attention.items()}
             if result.loss is not None and self.training:
                 result.loss = result.loss + sum(node.loss(guide, result.mask, plan.before) for node in nodes)

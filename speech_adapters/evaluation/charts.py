@@ -84,6 +84,45 @@ def bar_chart(values: Mapping[str, float], x_label: str, y_label: str, color: in
     return _svg(parts, x_label, y_label)
 
 
+def heat_map(
+    rows: Sequence[str],
+    columns: Sequence[str],
+    values: Sequence[Sequence[float]],
+    x_label: str,
+    y_label: str,
+    percent: bool = False,
+    color: int = 0,
+) -> str:
+    """A table of shaded cells, the largest value darkest; each cell carries its figure."""
+    if not rows or not columns:
+        return ""
+    left, top, cell = 190, 26, 26
+    width = (_WIDTH - left - _RIGHT) / len(columns)
+    height = top + cell * len(rows) + _BOTTOM
+    low, high = min(map(min, values)), max(map(max, values))
+    parts = []
+    for index, name in enumerate(columns):
+        parts.append(f'<text x="{left + (index + 0.5) * width:.1f}" y="16" text-anchor="middle">{escape(name)}</text>')
+    for y, (name, row) in enumerate(zip(rows, values, strict=True)):
+        middle = top + (y + 0.65) * cell
+        parts.append(f'<text x="{left - 8}" y="{middle:.1f}" text-anchor="end">{escape(name)}</text>')
+        for x, value in enumerate(row):
+            shade = 0.08 + 0.72 * ((value - low) / (high - low) if high > low else 0.0)
+            label = f"{100 * value:.1f}" if percent else f"{value:.2f}"
+            parts.append(
+                f'<rect x="{left + x * width:.1f}" y="{top + y * cell}" width="{width - 2:.1f}" height="{cell - 2}" '
+                f'fill="{COLORS[color % len(COLORS)]}" fill-opacity="{shade:.2f}">'
+                f"<title>{escape(name)}, {escape(columns[x])}: {label}</title></rect>"
+                f'<text x="{left + (x + 0.5) * width:.1f}" y="{middle:.1f}" text-anchor="middle">{label}</text>'
+            )
+    return (
+        f'<svg class="chart" viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{escape(y_label)}">'
+        f"{''.join(parts)}"
+        f'<text x="{(left + _WIDTH - _RIGHT) / 2}" y="{height - 8}" text-anchor="middle">{escape(x_label)}</text>'
+        f'<text transform="translate(12 {height / 2}) rotate(-90)" text-anchor="middle">{escape(y_label)}</text></svg>'
+    )
+
+
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
     """Round numbers that cover ``low`` to ``high``, at least two."""
     if high - low <= max(1e-10, 1e-9 * max(abs(low), abs(high))):

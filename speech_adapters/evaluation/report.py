@@ -3,7 +3,9 @@
 Made from the run folder's ``results.json`` and, where they are there, ``config.yaml``, ``metrics.jsonl``,
 ``worst.json`` (utterances: ``id``, ``speaker``, ``audio_filepath``, ``offset``, ``duration``, ``reference``,
 ``hypothesis``, ``alignment``, ``errors``, ``words``) and ``layer_weights.json``
-(``{"adapter": [weight of layer 1, ...]}``, or ``{"adapter": {"name": weight}}``).
+(``{"adapter": [weight of layer 1, ...]}``, or ``{"adapter": {"name": weight}}``). A run over domains adds
+``domains.json`` (``metric`` and ``cells``: method -> domain -> ``{value, low, high}``) and ``attention.json``
+(domain -> place -> member -> mean weight).
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from typing import Any
 
 from speech_adapters.audio import SAMPLE_RATE, read_audio
 from speech_adapters.errors import InputError
-from speech_adapters.evaluation.charts import Line, bar_chart, line_chart
+from speech_adapters.evaluation.bootstrap import Interval
+from speech_adapters.evaluation.charts import Line, bar_chart, heat_map, line_chart
 from speech_adapters.evaluation.summary import RATES, columns_of, figure, method_rows, summary_table
 from speech_adapters.files import read_json, read_log, write_text
 
@@ -41,6 +44,8 @@ def write_report(run_folder: str | os.PathLike[str], *, most_audio_bytes: int = 
         f"<h1>{escape(title)}</h1>",
         _facts(results, folder.resolve().name),
         _section("Methods", _method_table(method_rows(results))),
+        _section("Domains", _domains(_read(folder / "domains.json", dict))),
+        _section("Attention of each place", _attention(_read(folder / "attention.json", dict))),
         _section("Data", _data_table(results.get("data"))),
         _section("Training", _curves(read_log(folder / "metrics.jsonl"), str(results.get("adapter") or "this run"))),
         _section("Weight of each layer", _layer_weights(_read(folder / "layer_weights.json", dict))),
@@ -138,6 +143,32 @@ def _layer_weights(weights: Any) -> str:
         named = values if isinstance(values, Mapping) else {str(i): value for i, value in enumerate(values, 1)}
         known = {str(name): value for name, value in named.items() if figure(value) is not None}
         figures.append(f"<h3>{escape(adapter)}</h3>{bar_chart(known, 'layer', 'weight', index)}")
+    return _side_by_side(*figures)
+
+
+def _domains(matrix: Mapping[str, Any]) -> str:
+    """Every method on every domain: a heat map, and a table with intervals."""
+    cells = matrix.get("cells")
+    if not cells:
+        return ""
+    domains = list(next(iter(cells.values())))
+    values = [[row[domain]["value"] for domain in domains] for row in cells.values()]
+    metric = str(matrix.get("metric", "")).upper()
+    chart = heat_map(list(cells), domains, values, "tested on", f"{metric}, %", percent=True, color=3)
+    body = [
+        [escape(method), *(Interval.from_dict(row[domain]).percent() for domain in domains)]
+        for method, row in cells.items()
+    ]
+    return chart + _table([f"{metric}, %", *domains], body, [False, *[True] * len(domains)])
+
+
+def _attention(attention: Mapping[str, Any]) -> str:
+    """Where a fusion looks on each domain's test set."""
+    figures = []
+    for domain, places in attention.items():
+        members = list(next(iter(places.values())))
+        values = [[weights[member] for member in members] for weights in places.values()]
+        figures.append(f"<h3>{escape(domain)}</h3>{heat_map(list(places), members, values, 'adapter', 'weight')}")
     return _side_by_side(*figures)
 
 
