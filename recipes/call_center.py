@@ -11,7 +11,7 @@ What is trained, on the same updates:
 3. AdapterFusion and a router over them, on all domains' data, the adapters frozen (they are not told the domain when
    scored);
 4. beside them: one adapter on the pooled data with as many updates as a domain's, the domain adapters' uniform
-   average, oracle-routing (each domain's own adapter), and full fine-tuning on one domain after the other.
+   average, oracle routing (each domain's own adapter), and full fine-tuning on one domain after the other.
 
 The report shows the matrix of WERs. Down a column: what each method makes of a domain. Along a row: transfer. An
 adapter forgets nothing when the next one comes, since its weights are its own; what full fine-tuning forgets is the

@@ -1,7 +1,7 @@
 """Several tasks or domains in one run: their batches take turns, each trains its own adapters and head.
 
-What two tasks share learns from both, as ``"shared"`` in ``Stack("shared", "asr")`` and ``Stack("shared", "emotion")``;
-what only one has is changed by that one's batches alone: an update of one task leaves every bit of the others' as it
+What two tasks share learns from both, as "shared" in ``Stack("shared", "asr")`` and ``Stack("shared", "emotion")``.
+What only one has is changed by that one's batches alone: an update of one task leaves every bit of the others' as it
 was, the optimizer's moments and weight decay included.
 """
 
@@ -57,9 +57,10 @@ def train_jointly(
     names = [task.name for task in tasks]
     if not tasks or len(set(names)) < len(names):
         raise ConfigError(f"train_jointly: tasks {names}: give at least one, each with a name of its own.")
-    for setting in ("evaluate_every", "save_every", "patience"):
-        if getattr(config, setting):
-            raise ConfigError(f"train_jointly: training.{setting} belongs to the single-task trainer; set it to 0.")
+    for setting in ("evaluate_every", "save_every", "patience", "time_mask_probability", "accumulation"):
+        default = TrainingConfig.__dataclass_fields__[setting].default
+        if getattr(config, setting) != default:
+            raise ConfigError(f"train_jointly: training.{setting} is the single-task trainer's; set it to {default}.")
     torch.manual_seed(config.seed)
     groups, members = _groups(model, tasks, config)
     optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
