@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from speech_adapters.encoders.forward import EncoderOutput, Frames, Plan, Projection, Site
+from speech_adapters.encoders.forward import EncoderOutput, Frames, Norm, Plan, Projection, Site
 from speech_adapters.encoders.loading import Encoder
-from speech_adapters.errors import ConfigError
+from speech_adapters.errors import CheckpointError, ConfigError
 
 METHODS: dict[str, type[AdapterConfig]] = {}
 
@@ -41,7 +42,7 @@ class AdapterConfig:
             METHODS[cls.method] = cls
 
     def __post_init__(self) -> None:
-        for name in ("size", "rank", "frames", "reduction_factor"):
+        for name in ("size", "rank", "frames", "length", "reduction_factor"):
             value = getattr(self, name, None)
             if value is not None and value < 1:
                 raise ConfigError(f"{self.method}: {name}={value}; it must be at least 1.")
@@ -52,6 +53,10 @@ class AdapterConfig:
     def build(self, encoder: Encoder) -> AdapterModule:
         """Make the module for an encoder. Raises ConfigError for settings that do not fit it."""
         raise NotImplementedError
+
+    def peft_config(self, encoder: Encoder) -> Any:
+        """The equivalent config of ``peft`` when the saved file is one that ``peft`` reads, else None."""
+        return None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable; :func:`adapter_config` is its inverse."""
@@ -82,7 +87,7 @@ class AdapterModule(nn.Module):
     Attributes:
         output_size: width of what :meth:`read` gives the head, None when the head reads the last hidden state.
         first_layer: the lowest layer it changes or reads; a forward may start at that layer's cached input or below,
-            not above. -1 when it acts before the layers.
+            not above. -1 when it acts before the layers, -2 when it acts in the CNN.
     """
 
     output_size: int | None = None
@@ -101,8 +106,8 @@ class AdapterModule(nn.Module):
         """A layer to run in place of the base's."""
         return None
 
-    def norm(self, index: int, name: str) -> nn.Module | None:
-        """A LayerNorm to run in place of the base's."""
+    def norm(self, index: int, name: str, norm: Norm) -> Norm | None:
+        """What to run in place of a LayerNorm."""
         return None
 
     def prefix(self, index: int, project: Projection) -> tuple[Tensor, Tensor] | None:
@@ -127,6 +132,18 @@ class AdapterModule(nn.Module):
     def detach(self, encoder: Encoder) -> None:
         """Called when the adapter is deleted: leave the base as it was."""
 
+    # -- training
+
+    def penalty(self) -> Tensor | None:
+        """What the method adds to the loss."""
+        return None
+
+    def before_update(self, done: int, total: int) -> None:
+        """Called before the forward of update ``done`` (from 0) of ``total``; for schedules."""
+
+    def after_update(self, done: int, total: int) -> None:
+        """Called after ``done`` updates of ``total``, while their gradients are still there."""
+
     # -- what is saved and trained
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
@@ -148,7 +165,26 @@ class AdapterModule(nn.Module):
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Inverse of :meth:`tensors`; raises on any missing, unexpected or mis-shaped tensor."""
-        self.load_state_dict(tensors)
+        self.check_tensors(tensors)
+        with torch.no_grad():
+            for key, tensor in self.tensors().items():
+                tensor.copy_(tensors[key])
+
+    def check_tensors(self, tensors: dict[str, Tensor]) -> None:
+        own = self.tensors()
+        wrong = sorted(set(own) ^ set(tensors)) or [key for key in own if own[key].shape != tensors[key].shape]
+        if wrong:
+            raise CheckpointError(
+                f"{self.config.method}: tensor {wrong[0]!r} is missing, unexpected or of another shape."
+            )
+
+    def merged_weights(self, encoder: Encoder) -> dict[str, Tensor]:
+        """The stock model's tensors, by name, that this adapter changes, with it folded in.
+
+        Raises:
+            ConfigError: a method that no change of weights can stand for.
+        """
+        raise ConfigError(f"{self.config.method} adds what the base's weights cannot hold; keep it beside them.")
 
     def describe(self) -> list[str]:
         """One line a place, for ``print(model)``."""
@@ -175,9 +211,9 @@ class AdapterPlan(Plan):
             layer = adapter.layer(index) or layer
         return layer
 
-    def norm(self, index: int, name: str, norm: nn.Module) -> nn.Module:
+    def norm(self, index: int, name: str, norm: Norm) -> Norm:
         for adapter in self.adapters:
-            norm = adapter.norm(index, name) or norm
+            norm = adapter.norm(index, name, norm) or norm
         return norm
 
     def prefix(self, index: int, project: Projection) -> tuple[Tensor, Tensor] | None:
@@ -203,10 +239,23 @@ class AdapterPlan(Plan):
         return output.last_hidden_state
 
 
-def choose_layers(layers: Sequence[int] | None, total: int, method: str) -> list[int]:
-    """Check a list of layer indices (negative ones count from the top); None means all."""
+#: Which layers an adapter takes: None for all, indices (negative ones count from the top), "top-4" or "every-2".
+Layers = tuple[int, ...] | str | None
+
+
+def choose_layers(layers: Layers, total: int, method: str) -> list[int]:
+    """The layers' indices, in order. "top-K" is the K highest; "every-N" takes each N-th, the highest one included."""
     if layers is None:
         return list(range(total))
+    if isinstance(layers, str):
+        match = re.fullmatch(r"(top|every)-([1-9]\d*)", layers)
+        if match is None or int(match[2]) > total:
+            raise ConfigError(
+                f"{method}: layers={layers!r}; give indices, 'top-4' for the highest four or 'every-2' for each "
+                f"second one, on an encoder of {total} layers."
+            )
+        count = int(match[2])
+        return list(range(total - count, total)) if match[1] == "top" else list(range(total))[::-count][::-1]
     chosen = sorted({index + total if index < 0 else index for index in layers})
     if not chosen or chosen[0] < 0 or chosen[-1] >= total:
         raise ConfigError(f"{method}: layers={tuple(layers)} do not fit the encoder's layers 0 to {total - 1}.")

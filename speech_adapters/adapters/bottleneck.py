@@ -20,7 +20,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
-from speech_adapters.adapters.base import AdapterConfig, AdapterModule, activation, choose_layers
+from speech_adapters.adapters.base import AdapterConfig, AdapterModule, Layers, activation, choose_layers
 from speech_adapters.encoders.forward import Site
 from speech_adapters.encoders.loading import Encoder
 from speech_adapters.errors import ConfigError
@@ -52,7 +52,7 @@ class Bottleneck(AdapterConfig):
     init_std: float | None = None
     """None starts exactly at the frozen encoder (up-projection zero); a number draws both projections N(0, std), the
     published start of the E-adapter (1e-3)."""
-    layers: tuple[int, ...] | None = None
+    layers: Layers = None
     """Layers that get an adapter; None means all, negative numbers count from the top."""
     skip_top: int = 0
     """So many layers at the encoder's top go without, whatever its depth."""

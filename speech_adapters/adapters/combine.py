@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from speech_adapters.adapters.base import AdapterConfig, AdapterModule, AdapterPlan, adapter_config
-from speech_adapters.encoders.forward import EncoderOutput, Frames, Projection, Site
+from speech_adapters.encoders.forward import EncoderOutput, Frames, Norm, Projection, Site
 from speech_adapters.encoders.loading import Encoder
 from speech_adapters.errors import CheckpointError, ConfigError
 
@@ -67,8 +67,8 @@ class CombineModule(AdapterModule):
     def layer(self, index: int) -> nn.Module | None:
         return next((found for part in self.parts.values() if (found := part.layer(index)) is not None), None)
 
-    def norm(self, index: int, name: str) -> nn.Module | None:
-        return next((found for part in self.parts.values() if (found := part.norm(index, name)) is not None), None)
+    def norm(self, index: int, name: str, norm: Norm) -> Norm:
+        return self.plan.norm(index, name, norm)
 
     def prefix(self, index: int, project: Projection) -> tuple[Tensor, Tensor] | None:
         return self.plan.prefix(index, project)
@@ -97,6 +97,28 @@ class CombineModule(AdapterModule):
     def detach(self, encoder: Encoder) -> None:
         for part in self.parts.values():
             part.detach(encoder)
+
+    def penalty(self) -> Tensor | None:
+        penalties = [penalty for part in self.parts.values() if (penalty := part.penalty()) is not None]
+        return sum(penalties) if penalties else None
+
+    def before_update(self, done: int, total: int) -> None:
+        for part in self.parts.values():
+            part.before_update(done, total)
+
+    def after_update(self, done: int, total: int) -> None:
+        for part in self.parts.values():
+            part.after_update(done, total)
+
+    def merged_weights(self, encoder: Encoder) -> dict[str, Tensor]:
+        merged: dict[str, Tensor] = {}
+        for name, part in self.parts.items():
+            weights = part.merged_weights(encoder)
+            twice = sorted(set(weights) & set(merged))
+            if twice:
+                raise ConfigError(f"part {name!r} and one before it both change {twice[0]!r}; merge them one by one.")
+            merged |= weights
+        return merged
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
         return {name: parameters for part in self.parts.values() for name, parameters in part.groups().items()}

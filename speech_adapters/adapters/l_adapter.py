@@ -18,7 +18,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from speech_adapters.adapters.base import AdapterConfig, AdapterModule, activation, choose_layers
+from speech_adapters.adapters.base import AdapterConfig, AdapterModule, Layers, activation, choose_layers
 from speech_adapters.encoders.forward import EncoderOutput
 from speech_adapters.encoders.loading import Encoder
 
@@ -34,7 +34,7 @@ class LAdapter(AdapterConfig):
     """Width that the head reads."""
     activation: str = "gelu"
     init_std: float = 1e-3
-    layers: tuple[int, ...] | None = None
+    layers: Layers = None
     """Layers with a path; None means all."""
 
     def build(self, encoder: Encoder) -> LAdapterModule:
