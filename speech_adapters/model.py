@@ -18,8 +18,8 @@ from speech_adapters.adapters.base import (
     AdapterPlan,
     adapter_config,
 )
-from speech_adapters.adapters.lora import LoRAModule
 from speech_adapters.adapters.presets import Task, preset
+from speech_adapters.bank.merging import fold, merged_weights, save_stock
 from speech_adapters.bank.storage import load_part, save_part
 from speech_adapters.encoders.loading import Encoder, load_encoder
 from speech_adapters.errors import AudioError, CheckpointError, ConfigError
@@ -64,6 +64,9 @@ class SpeechAdapterModel(nn.Module):
         self.adapters = nn.ModuleDict()
         self.heads = nn.ModuleDict()
         self.active_adapters: tuple[str, ...] = ()
+        self.skip_layers = 0
+        self.merged_adapter: str | None = None
+        self._unmerged: dict[str, Tensor] = {}
         self.active_head: str | None = None
         self.gradient_checkpointing = False
 
@@ -86,6 +89,7 @@ class SpeechAdapterModel(nn.Module):
             ConfigError: a name that is taken or not allowed, an unknown preset, settings that do not fit the encoder.
         """
         self._check_new(name, self.adapters, "adapter")
+        self._check_unmerged()
         if isinstance(config, str):
             config = preset(config, task)
         if not isinstance(config, AdapterConfig):
@@ -99,20 +103,29 @@ class SpeechAdapterModel(nn.Module):
     def delete_adapter(self, name: str) -> None:
         """Remove an adapter; the base is left as it was before the adapter came."""
         module = self._get(name, self.adapters, "adapter")
+        if name == self.merged_adapter:
+            self.unmerge_adapter()
         self.set_active(*[active for active in self.active_adapters if active != name])
         module.detach(self.encoder)
         del self.adapters[name]
 
-    def set_active(self, *names: str | None) -> None:
-        """Choose the active adapter; several form a stack, applied in order; none leaves the frozen base."""
+    def set_active(self, *names: str | None, skip_layers: int = 0) -> None:
+        """Choose the active adapter; several form a stack, applied in order; none leaves the frozen base.
+
+        Args:
+            skip_layers: leave the adapters of so many lowest layers out, for speed (Rücklé et al., "AdapterDrop",
+                EMNLP 2021).
+        """
         chosen = tuple(name for name in names if name is not None)
         if len(set(chosen)) < len(chosen):
             raise ConfigError(f"active adapters {list(chosen)}: each name may stand there once.")
         for name in chosen:
             self._get(name, self.adapters, "adapter")
-        self.active_adapters = chosen
+        if not 0 <= skip_layers <= self.encoder.num_layers:
+            raise ConfigError(f"skip_layers={skip_layers}: the encoder has {self.encoder.num_layers} layers.")
+        self.active_adapters, self.skip_layers = chosen, skip_layers
         for name, module in self.adapters.items():
-            module.set_enabled(name in chosen)
+            module.set_enabled(name in chosen, skip_layers)
 
     @property
     def feature_size(self) -> int:
@@ -154,6 +167,7 @@ class SpeechAdapterModel(nn.Module):
 
         ``train_adapter(head="asr")`` trains the head alone on the frozen base.
         """
+        self._check_unmerged()
         self.set_active(*names)
         self.set_head(head if head is not None else self.active_head)
         self._check_widths()
@@ -245,7 +259,7 @@ class SpeechAdapterModel(nn.Module):
             self._check_audio(waveforms, lengths)
             if lengths is not None and bool((lengths == waveforms.shape[1]).all()):
                 lengths = None
-        plan = AdapterPlan(self.adapters[name] for name in self.active_adapters)
+        plan = AdapterPlan((self.adapters[name] for name in self.active_adapters), self.skip_layers)
         with self._precision():
             output = self.encoder(
                 waveforms,
@@ -265,6 +279,8 @@ class SpeechAdapterModel(nn.Module):
                 result.logits = scored.logits
                 if targets is not None:
                     result.loss = self.head.loss(scored, targets)
+                    if self.training and (penalty := plan.penalty()) is not None:
+                        result.loss = result.loss + penalty
             elif targets is not None:
                 raise ConfigError("targets were given but no head is active; call set_head or add_head.")
         return result
@@ -287,8 +303,8 @@ class SpeechAdapterModel(nn.Module):
             "card": card,
         }
         extra = {}
-        if isinstance(module, LoRAModule):  # readable by peft itself
-            extra["adapter_config.json"] = _peft_config_text(module, encoder)
+        if (peft_config := module.config.peft_config(encoder)) is not None:  # readable by peft itself
+            extra["adapter_config.json"] = _peft_config_text(peft_config)
         return save_part(folder, "adapter", description, module.tensors(), extra)
 
     def load_adapter(self, folder: str | Path, name: str | None = None) -> str:
@@ -335,33 +351,53 @@ class SpeechAdapterModel(nn.Module):
         self.active_head = name
         return name
 
-    def merge_adapter(self, name: str) -> nn.Module:
-        """The stock encoder with a LoRA adapter folded into its weights, as a copy; save it with ``save_pretrained``.
+    # ------------------------------------------------------------------ merging
+
+    def merge_adapter(self, name: str) -> None:
+        """Fold an adapter into the base's weights, in place: it then costs nothing at run time.
+
+        No adapter is active afterwards. :meth:`unmerge_adapter` puts the base's own weights back, bit for bit (they
+        are kept, so the changed matrices take twice their memory).
 
         Raises:
-            ConfigError: an adapter whose method cannot be written into the base's weights.
+            ConfigError: a method that a change of weights cannot stand for, a base in 8 or 4 bits, or an adapter that
+                is merged already.
         """
-        import copy
-
         module = self._get(name, self.adapters, "adapter")
-        if not isinstance(module, LoRAModule):
-            raise ConfigError(f"adapter {name!r} ({module.config.method}) cannot be merged into the base; LoRA can.")
-        twin = copy.deepcopy(self)
-        twin.set_active(name)
-        twin.adapters[name].merge()
-        for other in twin.adapters.values():
-            other.detach(twin.encoder)
-        return twin.encoder.model
+        self._check_unmerged()
+        weights = merged_weights(self.encoder, module)
+        self.set_active()
+        self._unmerged, self.merged_adapter = fold(self.encoder, weights), name
+
+    def unmerge_adapter(self) -> None:
+        """Take the merged adapter out of the base again and make it the active one."""
+        if self.merged_adapter is None:
+            raise ConfigError("no adapter is merged; nothing to take out.")
+        fold(self.encoder, self._unmerged)
+        name, self._unmerged, self.merged_adapter = self.merged_adapter, {}, None
+        self.set_active(name)
+
+    def save_merged(self, name: str, folder: str | Path) -> Path:
+        """Save the base with an adapter folded in as a stock checkpoint, which ``AutoModel.from_pretrained`` loads.
+
+        The model itself stays as it is. Raises ConfigError as :meth:`merge_adapter`, or for a folder that is taken.
+        """
+        module = self._get(name, self.adapters, "adapter")
+        self._check_unmerged()
+        return save_stock(self.encoder, merged_weights(self.encoder, module), folder)
 
     # ------------------------------------------------------------------ what it is
 
     def count_parameters(self) -> dict[str, float]:
         """``trainable`` (active adapters and head), ``total`` (of all that a forward uses) and ``percent``."""
         trainable = sum(p.numel() for group in self.parameter_groups().values() for p in group)
-        base = sum(p.numel() for n, p in self.encoder.model.named_parameters() if ".lora_" not in n)
         parts = [self.adapters[name] for name in self.active_adapters]
         added = sum(sum(p.numel() for p in part.parameters()) - part.replaced() for part in parts)
-        total = base + added + (0 if self.head is None else sum(p.numel() for p in self.head.parameters()))
+        total = (
+            self.encoder.num_parameters
+            + added
+            + (0 if self.head is None else sum(p.numel() for p in self.head.parameters()))
+        )
         return {"trainable": trainable, "total": total, "percent": 100 * trainable / total}
 
     def __repr__(self) -> str:
@@ -387,17 +423,23 @@ class SpeechAdapterModel(nn.Module):
 
     @property
     def first_layer(self) -> int:
-        """The highest layer whose cached input a forward may start from under the active adapters; -1: none."""
-        return min([self.adapters[name].first_layer for name in self.active_adapters], default=self.encoder.num_layers)
+        """The highest layer whose cached input a forward may start from under the active adapters; -1: only the CNN's
+        output, -2: not even that."""
+        return self._lowest()[1]
+
+    def _lowest(self) -> tuple[str, int]:
+        found = [(name, self.adapters[name].first_layer) for name in self.active_adapters]
+        return min(found, key=lambda item: item[1], default=("", self.encoder.num_layers))
 
     def _precision(self) -> AbstractContextManager:
         dtype = self.encoder.model.dtype
         return torch.autocast(self._device.type, dtype) if dtype.itemsize == 2 else nullcontext()
 
     def _check_start(self, hidden: Tensor | None = None, start_layer: int = 0, **others: Any) -> None:
-        if hidden is not None and start_layer > self.first_layer:
-            lowest = min(self.active_adapters, key=lambda name: self.adapters[name].first_layer)
-            first = self.first_layer
+        lowest, first = self._lowest()
+        if first < -1 and (hidden is not None or others.get("cnn_output") is not None):
+            raise ConfigError(f"adapter {lowest!r} acts inside the CNN; start from waveforms.")
+        if hidden is not None and start_layer > first:
             where = "before the layers; start" if first < 0 else f"from layer {first} on; start there, below, or"
             raise ConfigError(f"start_layer={start_layer}: adapter {lowest!r} acts {where} from cnn_output.")
 
@@ -425,6 +467,10 @@ class SpeechAdapterModel(nn.Module):
                 f"{list(self.active_adapters)} give {self.feature_size}; add a head while the adapter is active."
             )
 
+    def _check_unmerged(self) -> None:
+        if self.merged_adapter is not None:
+            raise ConfigError(f"adapter {self.merged_adapter!r} is merged into the base; call unmerge_adapter first.")
+
     @staticmethod
     def _check_new(name: str, existing: nn.ModuleDict, kind: str) -> None:
         if not NAME.fullmatch(name):
@@ -441,9 +487,8 @@ class SpeechAdapterModel(nn.Module):
         return existing[name]
 
 
-def _peft_config_text(module: LoRAModule, encoder: Encoder) -> str:
+def _peft_config_text(peft_config: Any) -> str:
     import json
 
-    values = module.config.peft_config(encoder).to_dict()
-    values = {key: sorted(value) if isinstance(value, set) else value for key, value in values.items()}
+    values = {key: sorted(value) if isinstance(value, set) else value for key, value in peft_config.to_dict().items()}
     return json.dumps({**values, "inference_mode": True}, indent=2, default=str) + "\n"

@@ -126,8 +126,8 @@ class AdapterModule(nn.Module):
     def attach(self, encoder: Encoder, name: str) -> None:
         """Called once when the adapter is added under ``name``; for methods that live inside the base's modules."""
 
-    def set_enabled(self, enabled: bool) -> None:
-        """Called when the adapter becomes active or inactive."""
+    def set_enabled(self, enabled: bool, skip_layers: int = 0) -> None:
+        """Called when the adapter becomes active (in the layers from ``skip_layers`` on) or inactive."""
 
     def detach(self, encoder: Encoder) -> None:
         """Called when the adapter is deleted: leave the base as it was."""
@@ -192,10 +192,14 @@ class AdapterModule(nn.Module):
 
 
 class AdapterPlan(Plan):
-    """The encoder's forward with some adapters in it, applied in order: each sees what the ones before it made."""
+    """The encoder's forward with some adapters in it, applied in order: each sees what the ones before it made.
 
-    def __init__(self, adapters: Iterable[AdapterModule]) -> None:
+    The lowest ``skip_layers`` layers run as the frozen base does (AdapterDrop).
+    """
+
+    def __init__(self, adapters: Iterable[AdapterModule], skip_layers: int = 0) -> None:
         self.adapters: Sequence[AdapterModule] = tuple(adapters)
+        self.skip_layers = skip_layers
 
     def pseudo_frames(self, where: str, frames: Tensor, mask: Tensor | None) -> Frames:
         result, before = Frames(frames, mask), 0
@@ -206,29 +210,38 @@ class AdapterPlan(Plan):
                 result = added
         return result._replace(before=before)
 
+    def at(self, index: int) -> Sequence[AdapterModule]:
+        """The adapters at work in a layer."""
+        return self.adapters if index >= self.skip_layers else ()
+
     def layer(self, index: int, layer: nn.Module) -> nn.Module:
-        for adapter in self.adapters:
+        for adapter in self.at(index):
             layer = adapter.layer(index) or layer
         return layer
 
     def norm(self, index: int, name: str, norm: Norm) -> Norm:
-        for adapter in self.adapters:
+        for adapter in self.at(index):
             norm = adapter.norm(index, name, norm) or norm
         return norm
 
     def prefix(self, index: int, project: Projection) -> tuple[Tensor, Tensor] | None:
-        found = [prefix for adapter in self.adapters if (prefix := adapter.prefix(index, project)) is not None]
+        found = [prefix for adapter in self.at(index) if (prefix := adapter.prefix(index, project)) is not None]
         if not found:
             return None
         return torch.cat([keys for keys, _ in found], dim=1), torch.cat([values for _, values in found], dim=1)
 
     def site(self, name: str, index: int, site: Site) -> Tensor:
         output = site.output
-        for adapter in self.adapters:
+        for adapter in self.adapters if name == "cnn" else self.at(index):
             delta = adapter.delta(name, index, site._replace(output=output))
             if delta is not None:
                 output = output + delta
         return output
+
+    def penalty(self) -> Tensor | None:
+        """The sum of what the adapters add to the loss, None when none does."""
+        penalties = [penalty for adapter in self.adapters if (penalty := adapter.penalty()) is not None]
+        return torch.stack(penalties).sum() if penalties else None
 
     def read(self, encoder: Encoder, output: EncoderOutput) -> Tensor:
         """What the head reads: the last adapter's own features if one gives any, else the last hidden state."""
@@ -263,11 +276,14 @@ def choose_layers(layers: Layers, total: int, method: str) -> list[int]:
 
 
 def trainable_copy(module: nn.Module) -> nn.Module:
-    """A float32 copy of one of the base's modules, without what other adapters (LoRA) have put into it."""
+    """A float32 copy of one of the base's modules, out of 8 or 4 bits and without what LoRA has put into it."""
     twin = copy.deepcopy(module).float()
     for name, part in list(twin.named_modules()):
         if hasattr(part, "base_layer"):
             twin.set_submodule(name, part.base_layer)
+    for name, part in list(twin.named_modules()):
+        if hasattr(part, "unfolded"):
+            twin.set_submodule(name, part.unfolded())
     return twin.requires_grad_(True)
 
 

@@ -90,17 +90,16 @@ class CombineModule(AdapterModule):
         for part in self.parts.values():
             part.attach(encoder, name)
 
-    def set_enabled(self, enabled: bool) -> None:
+    def set_enabled(self, enabled: bool, skip_layers: int = 0) -> None:
         for part in self.parts.values():
-            part.set_enabled(enabled)
+            part.set_enabled(enabled, skip_layers)
 
     def detach(self, encoder: Encoder) -> None:
         for part in self.parts.values():
             part.detach(encoder)
 
     def penalty(self) -> Tensor | None:
-        penalties = [penalty for part in self.parts.values() if (penalty := part.penalty()) is not None]
-        return sum(penalties) if penalties else None
+        return self.plan.penalty()
 
     def before_update(self, done: int, total: int) -> None:
         for part in self.parts.values():

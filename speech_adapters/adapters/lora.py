@@ -68,8 +68,8 @@ class LoRAModule(AdapterModule):
         super().__init__(config)
         if config.variant not in VARIANTS:
             raise ConfigError(f"lora: variant={config.variant!r}; choose from {', '.join(VARIANTS)}.")
-        self.targets = config.target_modules(encoder)
-        self.first_layer = min(index for index, _ in config.chosen(encoder))
+        self.chosen, self.targets = config.chosen(encoder), config.target_modules(encoder)
+        self.first_layer = min(index for index, _ in self.chosen)
         self.name = ""
         self.layers: list[nn.Module] = []  # peft's layers, which hold every LoRA adapter of the model
         self.parts = nn.ModuleList()  # this adapter's own A, B (and magnitudes)
@@ -95,10 +95,10 @@ class LoRAModule(AdapterModule):
                 if isinstance(container, nn.ModuleDict) and self.name in container:
                     yield f"base_model.model.{target}.{kind}", container[self.name]
 
-    def set_enabled(self, enabled: bool) -> None:
-        for layer in self.layers:
+    def set_enabled(self, enabled: bool, skip_layers: int = 0) -> None:
+        for layer, (index, _) in zip(self.layers, self.chosen, strict=True):
             others = [] if layer.disable_adapters else [name for name in layer.active_adapters if name != self.name]
-            layer._active_adapter = [*others, self.name] if enabled else others
+            layer._active_adapter = [*others, self.name] if enabled and index >= skip_layers else others
             layer._disable_adapters = not layer._active_adapter
 
     def train(self, mode: bool = True) -> LoRAModule:

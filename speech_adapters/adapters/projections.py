@@ -1,4 +1,4 @@
-"""What methods on a layer's projections share: how these are chosen, and the names that ``peft`` gives them in files."""
+"""What methods on projections share: how these are chosen, and the names that ``peft`` gives them in files."""
 
 from __future__ import annotations
 
