@@ -5,7 +5,19 @@ from __future__ import annotations
 import torch
 from small_encoders import small_encoder
 
-from speech_adapters.adapters import PRESETS, AdapterConfig, Bottleneck, Combine, LAdapter, LoRA, PAdapter
+from speech_adapters.adapters import (
+    IA3,
+    PRESETS,
+    AdaLoRA,
+    AdapterConfig,
+    Bottleneck,
+    Combine,
+    Compacter,
+    LAdapter,
+    LoRA,
+    PAdapter,
+    PiSSA,
+)  # fmt: skip
 from speech_adapters.heads.ctc import CTCHead
 from speech_adapters.model import SpeechAdapterModel
 
@@ -16,8 +28,12 @@ METHODS: dict[str, str | AdapterConfig] = {
     **{name: name for name in PRESETS},
     "lora+l": Combine(parts=(LoRA(), LAdapter())),
     "lora-all": LoRA(rank=4, targets=ALL_TARGETS, dropout=0.1),
-    "dora": LoRA(variant="dora", layers=(0, -1)),
-    "rslora": LoRA(variant="rslora", targets=("k_proj", "out_proj")),
+    "dora-two": LoRA(variant="dora", targets=("k_proj", "output_dense"), layers=(0, -1)),
+    "rslora-two": LoRA(variant="rslora", targets=("k_proj", "out_proj")),
+    "ia3-all": IA3(targets=ALL_TARGETS),
+    "pissa-all": PiSSA(rank=4, targets=ALL_TARGETS, layers=(-1,)),
+    "adalora-ffn": AdaLoRA(rank=2, init_rank=4, targets=("intermediate_dense", "output_dense")),
+    "compacter-pp": Compacter(sites=("feed_forward",), layers="top-1"),
     "p-append": PAdapter(side="append"),
     "p-proj": PAdapter(where="proj_out"),
     "p-proj-append": PAdapter(where="proj_out", side="append"),

@@ -147,7 +147,7 @@ BAD = {
         lambda: Bottleneck(placement="pfeiffer", sites=("attention",)),
         "placement='pfeiffer' belongs to the feed-forward alone",
     ),
-    "where": (lambda: PAdapter(where="cnn"), "where='cnn'.*where is cnn_out or proj_out"),
+    "where": (lambda: PAdapter(where="cnn"), "where='cnn'.*where is cnn_out, proj_out or layers_in"),
     "side": (lambda: PAdapter(side="left"), "side='left'.*prepend or append"),
     "targets": (lambda: LoRA(targets=("query",)), r"targets=\('query',\); choose from q_proj"),
     "no-targets": (lambda: LoRA(targets=()), r"targets=\(\); choose from"),
@@ -177,8 +177,8 @@ def test_unknown_names_are_config_errors():
             make("singing")
     with pytest.raises(ConfigError, match="preset 'lora'.*rang"):
         preset("lora", rang=3)
-    with pytest.raises(ConfigError, match="unknown adapter method 'vera'; known: bottleneck"):
-        adapter_config({"method": "vera"})
+    with pytest.raises(ConfigError, match="unknown adapter method 'verra'; known: adalora"):
+        adapter_config({"method": "verra"})
     with pytest.raises(ConfigError, match="lora: unknown key 'rang'; it takes .*rank"):
         adapter_config({"method": "lora", "rang": 3})
     assert HeadOnly().to_dict() == {"method": "head_only", "learning_rate": None}

@@ -184,7 +184,10 @@ class AdapterModule(nn.Module):
         Raises:
             ConfigError: a method that no change of weights can stand for.
         """
-        raise ConfigError(f"{self.config.method} adds what the base's weights cannot hold; keep it beside them.")
+        raise ConfigError(
+            f"{self.config.method}: cannot be merged, since no change of the base's weights stands for what it adds; "
+            "keep it as an adapter."
+        )
 
     def describe(self) -> list[str]:
         """One line a place, for ``print(model)``."""
