@@ -50,10 +50,28 @@ BASE_SIZES = {
     "lora-attention": (LoRA(targets=("q_proj", "k_proj", "v_proj", "out_proj")), 589_824),
     "lora-ffn-8": (LoRA(targets=("intermediate_dense", "output_dense")), 737_280),
     "lora-ffn": ("lora-ffn", 2 * 737_280),
+    "houlsby-light": ("slt2022-houlsby", 599_424),
+    "houlsby-2019": ("houlsby-2019", 2_379_264),
+    "prefix": ("sure-prefix", 552_960),
+    "prefix-mlp": ("prefix-mlp", 9_872_384),
+    "prompt": ("prompt", 10 * 768),
+    "deep-prompts": ("peft-ser-prompts", 12 * 5 * 768),
+    "cnn-adapter": ("cnn-adapter", 4_200_448),
+    "compacter": ("compacter", 4**3 + 24 * (2 * (768 + 24) + 24 + 768)),
+    "pissa": ("pissa", 294_912),
+    "dora": ("dora", 294_912 + 24 * 768),
+    "adalora": ("adalora", 24 * 12 * (2 * 768 + 1)),
+    "vera": ("vera", 24 * (256 + 768)),
+    "ia3": ("ia3", 12 * (2 * 768 + 3072)),
+    "bitfit": ("bitfit", 12 * (7 * 768 + 3072 - 768)),
+    "adapter-bias": ("adapter-bias", 12 * (768 + 3072 + 1)),
     "weighted-sum": ("weighted-sum", 13),
     "head-only": ("head-only", 0),
 }
-LARGE_SIZES = {"el": 24_853_272, "houlsby-speech": 25_423_872, "full": 302_309_376}
+LARGE_SIZES = {
+    "el": 24_853_272, "houlsby-speech": 25_423_872, "full": 302_309_376, "conv-adapter": 24 * 141_824,
+    "prefix": 2 * 24 * 30 * 1024,
+}  # fmt: skip
 
 
 def meta_model(family: str, style: str, layers: int, width: int) -> SpeechAdapterModel:
