@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from small_encoders import small_encoder
+from small_encoders import small_encoder, stock_model
 
 from speech_adapters.adapters import (
     IA3,
@@ -18,6 +18,7 @@ from speech_adapters.adapters import (
     PAdapter,
     PiSSA,
 )  # fmt: skip
+from speech_adapters.encoders import Encoder
 from speech_adapters.heads.ctc import CTCHead
 from speech_adapters.model import SpeechAdapterModel
 
@@ -82,3 +83,24 @@ def shake(model: SpeechAdapterModel, std: float = 0.02) -> SpeechAdapterModel:
         for parameter in parameters(model):
             parameter += std * torch.randn(parameter.shape, generator=generator)
     return model.eval()
+
+
+def meta_model(family: str, style: str, layers: int, width: int) -> SpeechAdapterModel:
+    """A published geometry without memory behind it."""
+    with torch.device("meta"):
+        stock = stock_model(
+            family, style, layers, width, intermediate_size=4 * width, num_attention_heads=width // 64,
+            conv_dim=(512,) * 7, conv_kernel=(10, 3, 3, 3, 3, 2, 2), conv_stride=(5, 2, 2, 2, 2, 2, 2),
+            num_feat_extract_layers=7, num_conv_pos_embeddings=128, num_conv_pos_embedding_groups=16,
+        )  # fmt: skip
+    encoder = Encoder(stock.to("meta"), "meta")
+    encoder._fingerprint = "meta"  # there are no weights to take it from
+    return SpeechAdapterModel(encoder)
+
+
+def counts(model: SpeechAdapterModel, config) -> dict[str, float]:
+    with torch.device("meta"):
+        model.add_adapter("a", config)
+    counted = model.count_parameters()
+    model.delete_adapter("a")
+    return counted

@@ -6,8 +6,8 @@ import json
 
 import pytest
 import torch
-from small_encoders import FAMILIES, stock_model
-from small_models import METHODS, small_model
+from small_encoders import FAMILIES
+from small_models import METHODS, counts, meta_model, small_model
 
 from speech_adapters.adapters import (
     EL,
@@ -27,9 +27,7 @@ from speech_adapters.adapters import (
     preset,
 )
 from speech_adapters.adapters import METHODS as CONFIGS
-from speech_adapters.encoders import Encoder
 from speech_adapters.errors import CheckpointError, ConfigError
-from speech_adapters.model import SpeechAdapterModel
 
 # --- published sizes -----------------------------------------------------------------------------------------------
 
@@ -72,27 +70,6 @@ LARGE_SIZES = {
     "el": 24_853_272, "houlsby-speech": 25_423_872, "full": 302_309_376, "conv-adapter": 24 * 141_824,
     "prefix": 2 * 24 * 30 * 1024,
 }  # fmt: skip
-
-
-def meta_model(family: str, style: str, layers: int, width: int) -> SpeechAdapterModel:
-    """A published geometry without memory behind it."""
-    with torch.device("meta"):
-        stock = stock_model(
-            family, style, layers, width, intermediate_size=4 * width, num_attention_heads=width // 64,
-            conv_dim=(512,) * 7, conv_kernel=(10, 3, 3, 3, 3, 2, 2), conv_stride=(5, 2, 2, 2, 2, 2, 2),
-            num_feat_extract_layers=7, num_conv_pos_embeddings=128, num_conv_pos_embedding_groups=16,
-        )  # fmt: skip
-    encoder = Encoder(stock.to("meta"), "meta")
-    encoder._fingerprint = "meta"  # there are no weights to take it from
-    return SpeechAdapterModel(encoder)
-
-
-def counts(model: SpeechAdapterModel, config) -> dict[str, float]:
-    with torch.device("meta"):
-        model.add_adapter("a", config)
-    counted = model.count_parameters()
-    model.delete_adapter("a")
-    return counted
 
 
 @pytest.fixture(scope="module")

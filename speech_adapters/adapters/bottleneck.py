@@ -6,7 +6,9 @@ With ``f`` the sub-layer's output and ``x`` its input::
     parallel   f + s * W_up act(W_down x)
     pfeiffer   f + s * W_up act(W_down LN(f + residual))      (LN is the layer's own; the layer's residual follows)
 
-Parameters at one site: ``2 D b + b + D`` (D encoder width, b bottleneck).
+Parameters at one site: ``2 D b + b + D`` (D encoder width, b bottleneck). Use the serial form as the default adapter
+of any task, the parallel one for a wide bottleneck, and the Pfeiffer form for adapters that AdapterFusion will
+combine.
 
 Sources: Houlsby et al., "Parameter-Efficient Transfer Learning for NLP" (ICML 2019, section 2.1); Pfeiffer et al.,
 "AdapterFusion" (EACL 2021, section 4); He et al., "Towards a Unified View of Parameter-Efficient Transfer Learning"

@@ -1,6 +1,7 @@
 """Several methods in one adapter: E + L + P, LoRA + L, bottleneck + LayerNorms, ...
 
 The parts act in the order given: at a shared site each reads what the ones before it made of the sub-layer's output.
+Use it for what one method cannot do: adapters and LayerNorms, adapters and the last layer trained whole ("hybrid").
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
 """Fine-tuning baselines: all encoder layers, or the top ones, train as the adapter's own copies.
 
+Use them as the ceiling that an adapter is compared with, and ``layers=(-1,)`` beside adapters for the last block.
+
 The base itself stays as it is, so that the baseline is saved, switched and compared like any adapter. Full fine-tuning
 trains the transformer layers (the CNN stays frozen, as in every published recipe for these encoders); WavLM's shared
 position bias and its gates stay frozen too, which makes the count the same in all families. Key biases are counted and

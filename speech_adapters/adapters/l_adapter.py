@@ -3,8 +3,9 @@
     a_l = LN(act(W_l h_l + b_l))          h_l the output of layer l, W_l: D -> size
     z   = sum_l softmax(s)_l a_l          the head reads z alone
 
-Parameters: ``L (D size + 3 size) + L``. In a pre-norm encoder ``h_l`` is taken through the encoder's (frozen) final
-LayerNorm, since the raw residual stream has no fixed scale.
+Parameters: ``L (D size + 3 size) + L``. Use them for tasks whose information lies in lower layers (speakers,
+emotion), and where training must be cheap: nothing is computed backwards through the encoder. In a pre-norm encoder
+``h_l`` is taken through the encoder's (frozen) final LayerNorm, since the raw residual stream has no fixed scale.
 
 Source: Otake et al., "Parameter Efficient Transfer Learning for Various Speech Processing Tasks" (ICASSP 2023), and
 its official code: size 512, s starting at 1/L, weights N(0, 1e-3), no up-projection and no residual.

@@ -1,7 +1,8 @@
 """LayerNorm tuning: the encoder layers' LayerNorms train, as the adapter's own copies.
 
-The base keeps its values; switching the adapter off restores them exactly. Parameters: ``4 D`` a layer. Trained beside
-E-, L- and Houlsby adapters in Otake et al. (ICASSP 2023, official code).
+The base keeps its values; switching the adapter off restores them exactly. Parameters: ``4 D`` a layer. Use it beside
+other methods, or alone for a change of channel or loudness. Trained beside E-, L- and Houlsby adapters in Otake et
+al. (ICASSP 2023, official code).
 """
 
 from __future__ import annotations

@@ -6,9 +6,10 @@
 as modules, so they train on WavLM too (on stock WavLM they train nothing). Files are ``peft``'s own: a saved adapter
 loads with ``PeftModel.from_pretrained`` onto stock wav2vec 2.0 and HuBERT.
 
-Parameters: ``r (D_in + D_out)`` a projection. Sources: Hu et al., "LoRA" (ICLR 2022); rsLoRA: Kalajdzievski (2023);
-DoRA: Liu et al. (ICML 2024). Defaults: r = alpha = 8 on queries and values, as in
-the `adapters` library; speech papers also use r = 16 on the feed-forward (PEFT-SER).
+Parameters: ``r (D_in + D_out)`` a projection. Use it when the adapter shall cost nothing at run time: it folds into
+the base. Sources: Hu et al., "LoRA" (ICLR 2022); rsLoRA: Kalajdzievski (2023); DoRA: Liu et al. (ICML 2024).
+Defaults: r = alpha = 8 on queries and values, as in the `adapters` library; speech papers also use r = 16 on the
+feed-forward (PEFT-SER).
 """
 
 from __future__ import annotations

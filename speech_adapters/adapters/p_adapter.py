@@ -4,6 +4,8 @@
 
 Parameters: ``N C`` (C the CNN's width at "cnn_out", the encoder's elsewhere).
 
+Use them beside E- and L-adapters (preset "elp"), or alone as the smallest adapter there is ("prompt").
+
 Source of the idea: "ELP-adapters" (Inoue et al., 2024, abstract): the P-adapter "appends pseudo features to CNN
 features". The number of frames, their start and their place are not stated there; those below are ours: N(0, 0.02),
 prepended at the CNN's output, where the projection's LayerNorm settles their scale.

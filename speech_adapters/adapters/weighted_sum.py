@@ -2,8 +2,9 @@
 
     z = sum_l softmax(w)_l h_l,   l = 0 (the first layer's input) to L
 
-Parameters: L + 1. In a pre-norm encoder each ``h_l`` passes the encoder's final LayerNorm first. Source: Yang et al.,
-"SUPERB" (Interspeech 2021, section 3).
+Parameters: L + 1. Use it as the baseline that an adapter must beat, and to see which layers a task needs. In a
+pre-norm encoder each ``h_l`` passes the encoder's final LayerNorm first. Source: Yang et al., "SUPERB" (Interspeech
+2021, section 3).
 """
 
 from __future__ import annotations
