@@ -31,7 +31,7 @@ def test_every_method_and_preset_has_its_place(pages):
     assert len(pages) == 1 + len(METHODS)
     assert all(f"| `{name}` |" in pages["methods.md"] for name in PRESETS)
     for name, text in pages.items():
-        assert not re.search(r":\w+:`|``[^`]", text), name
+        assert not re.search(r":\w+:`|(?<!`)``(?!`)", text), name
         for link in re.findall(r"\]\(([\w./-]+\.md)\)", text):
             assert ((DOCS / name).parent / link).resolve().is_file(), (name, link)
         if name != "methods.md":
