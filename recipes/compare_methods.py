@@ -1,6 +1,6 @@
 """Compare adapter methods on speech recognition: same data, updates and seeds; WER, parameters, time and memory.
 
-    python recipes/compare_methods.py                                    # demo corpus, packaged encoder, twelve methods
+    python recipes/compare_methods.py                                    # demo corpus, packaged encoder
     python recipes/compare_methods.py --train train.jsonl --dev dev.jsonl --test test.jsonl --seeds 0,1,2
     python recipes/compare_methods.py --methods lora,pissa,dora --encoder microsoft/wavlm-base-plus
 
