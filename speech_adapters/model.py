@@ -76,6 +76,9 @@ class SpeechAdapterModel(Composing, Saving, nn.Module):
         self.heads = nn.ModuleDict()
         self.fusions = nn.ModuleDict()
         self.active: str | Composition | None = None
+        self.skip_layers = 0
+        self.merged_adapter: str | None = None
+        self._unmerged: dict[str, Tensor] = {}
         self.active_head: str | None = None
         self.train_head = True
         self.mixer = Mixer()
@@ -100,6 +103,7 @@ class SpeechAdapterModel(Composing, Saving, nn.Module):
             ConfigError: a name that is taken or not allowed, an unknown preset, settings that do not fit the encoder.
         """
         self._check_new(name, self.adapters, "adapter")
+        self._check_unmerged()
         if isinstance(config, str):
             config = preset(config, task)
         if not isinstance(config, AdapterConfig):
@@ -114,6 +118,8 @@ class SpeechAdapterModel(Composing, Saving, nn.Module):
         """Remove an adapter; the base is left as it was before the adapter came."""
         module = self._get(name, self.adapters, "adapter")
         self._check_unused(name)
+        if name == self.merged_adapter:
+            self.unmerge_adapter()
         if name in self.active_adapters:
             rest = self.active.members if isinstance(self.active, Stack) else ()
             self.set_active(*(member for member in rest if name not in names_of(member)))
@@ -121,13 +127,20 @@ class SpeechAdapterModel(Composing, Saving, nn.Module):
         self.mixer.clear()
         del self.adapters[name]
 
-    def set_active(self, *members: str | Composition | None) -> None:
-        """Choose what acts: an adapter's name or a composition; several form a stack, none leaves the frozen base."""
+    def set_active(self, *members: str | Composition | None, skip_layers: int = 0) -> None:
+        """Choose what acts: an adapter's name or a composition; several form a stack, none leaves the frozen base.
+
+        Args:
+            skip_layers: leave the adapters of so many lowest layers out, for speed (Rücklé et al., "AdapterDrop",
+                EMNLP 2021).
+        """
         chosen = tuple(member for member in members if member is not None)
         value = Stack(*chosen) if len(chosen) > 1 else next(iter(chosen), None)
         for branch in value.members if isinstance(value, Parallel) else chosen:
             self.places(branch)
-        self.active = value
+        if not 0 <= skip_layers <= self.encoder.num_layers:
+            raise ConfigError(f"skip_layers={skip_layers}: the encoder has {self.encoder.num_layers} layers.")
+        self.active, self.skip_layers = value, skip_layers
 
     @property
     def active_adapters(self) -> tuple[str, ...]:
@@ -174,6 +187,7 @@ class SpeechAdapterModel(Composing, Saving, nn.Module):
         ``train_adapter(head="asr")`` trains the head alone on the frozen base; ``train_head=False`` keeps a head that
         several adapters share as it is. Adapters under Fuse and Route stay frozen.
         """
+        self._check_unmerged()
         self.set_active(*names)
         self.set_head(head if head is not None else self.active_head)
         self.train_head = train_head
@@ -188,7 +202,7 @@ class SpeechAdapterModel(Composing, Saving, nn.Module):
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Parameters that train, by group ("e", "l", "lora", "fusion", "head", ...), under the active composition."""
         groups: dict[str, list[nn.Parameter]] = {}
-        for name in self._trained:
+        for name in self.trained_adapters:
             for group, parameters in self.adapters[name].groups().items():
                 if parameters:
                     groups.setdefault(group, []).extend(parameters)
@@ -203,7 +217,7 @@ class SpeechAdapterModel(Composing, Saving, nn.Module):
         """Learning rate of each group of :meth:`parameter_groups`: override, else the adapter's own, else 1e-3."""
         groups = self.parameter_groups()
         rates = dict.fromkeys(groups, DEFAULT_LEARNING_RATE)
-        for name in self._trained:
+        for name in self.trained_adapters:
             rates.update({k: v for k, v in self.adapters[name].learning_rates().items() if k in groups})
         for module in (self.fusions[value.name] for value in self.active_fusions):
             if module.config.learning_rate is not None:
@@ -218,7 +232,7 @@ class SpeechAdapterModel(Composing, Saving, nn.Module):
         super().train(False)
         self.training = mode
         if mode:
-            for name in self._trained:
+            for name in self.trained_adapters:
                 self.adapters[name].train()
             for value in self.active_fusions:
                 self.fusions[value.name].train()
@@ -297,12 +311,14 @@ class SpeechAdapterModel(Composing, Saving, nn.Module):
             result.attention = {f"{n.name}.{place}": a for n in nodes for place, a in n.attention.items()}
             if result.loss is not None and self.training:
                 result.loss = result.loss + sum(node.loss(guide, result.mask, plan.before) for node in nodes)
+                penalties = (self.adapters[name].penalty() for name in self.trained_adapters)
+                result.loss = result.loss + sum(penalty for penalty in penalties if penalty is not None)
         return result
 
     def run(self, root: Places, **inputs: Any) -> tuple[ModelOutput, AdapterPlan]:
         """The encoder under ``root``; ``features`` are the last hidden state still."""
         self._check_start(root, **inputs)
-        plan = AdapterPlan(root)
+        plan = AdapterPlan(root, self.skip_layers)
         checkpointing = self.gradient_checkpointing and self.training
         output = self.encoder(**inputs, plan=plan, gradient_checkpointing=checkpointing)
         last, frames = output.last_hidden_state, output.frame_lengths
@@ -325,12 +341,12 @@ class SpeechAdapterModel(Composing, Saving, nn.Module):
     def count_parameters(self) -> dict[str, float]:
         """``trainable`` (active adapters and head), ``total`` (of all that a forward uses) and ``percent``."""
         trainable = sum(p.numel() for group in self.parameter_groups().values() for p in group)
-        base = sum(p.numel() for n, p in self.encoder.model.named_parameters() if ".lora_" not in n)
         parts = [self.adapters[name] for name in self.active_adapters]
         added = sum(sum(p.numel() for p in part.parameters()) - part.replaced() for part in parts)
         fusions = [self.fusions[value.name] for value in self.active_fusions]
         added += sum(p.numel() for fusion in fusions for p in fusion.parameters())
-        total = base + added + (0 if self.head is None else sum(p.numel() for p in self.head.parameters()))
+        head = 0 if self.head is None else sum(p.numel() for p in self.head.parameters())
+        total = self.encoder.num_parameters + added + head
         return {"trainable": trainable, "total": total, "percent": 100 * trainable / total}
 
     def __repr__(self) -> str:
@@ -362,7 +378,8 @@ class SpeechAdapterModel(Composing, Saving, nn.Module):
         return self.encoder.device
 
     @property
-    def _trained(self) -> tuple[str, ...]:
+    def trained_adapters(self) -> tuple[str, ...]:
+        """Names of the active adapters that train: those outside of Fuse and Route."""
         return () if self.active is None else trained_names(self.active)
 
     def _root(self) -> Places:
@@ -372,21 +389,30 @@ class SpeechAdapterModel(Composing, Saving, nn.Module):
 
     @property
     def first_layer(self) -> int:
-        """The highest layer whose cached input a forward may start from under the active adapters; -1: none."""
+        """The highest layer whose cached input a forward may start from under the active adapters; -1: only the CNN's
+        output, -2: not even that."""
         return self.encoder.num_layers if self.active is None else self._root().first_layer
 
     def _precision(self) -> AbstractContextManager:
         dtype = self.encoder.model.dtype
         return torch.autocast(self._device.type, dtype) if dtype.itemsize == 2 else nullcontext()
 
-    def _check_start(self, root: Places, hidden: Tensor | None = None, start_layer: int = 0, **others: Any) -> None:
+    def _check_start(
+        self,
+        root: Places,
+        hidden: Tensor | None = None,
+        cnn_output: Tensor | None = None,
+        start_layer: int = 0,
+        **others,
+    ) -> None:
         first = root.first_layer
-        if hidden is None or start_layer <= first:
-            return
         lowest = next((name for name in self.active_adapters if self.adapters[name].first_layer == first), None)
         who = repr(self.active) if lowest is None else f"adapter {lowest!r}"
-        where = "before the layers; start" if first < 0 else f"from layer {first} on; start there, below, or"
-        raise ConfigError(f"start_layer={start_layer}: {who} acts {where} from cnn_output.")
+        if first < -1 and (hidden is not None or cnn_output is not None):
+            raise ConfigError(f"{who} acts inside the CNN; start from waveforms.")
+        if hidden is not None and start_layer > first:
+            where = "before the layers; start" if first < 0 else f"from layer {first} on; start there, below, or"
+            raise ConfigError(f"start_layer={start_layer}: {who} acts {where} from cnn_output.")
 
     def _check_audio(self, waveforms: Tensor, lengths: Tensor | None) -> None:
         if waveforms.dim() != 2 or not waveforms.is_floating_point():
@@ -413,6 +439,10 @@ class SpeechAdapterModel(Composing, Saving, nn.Module):
                 f"head {self.active_head!r} reads features of {self.head.input_size}, but the active adapters "
                 f"{list(self.active_adapters)} give {self.feature_size}; add a head while the adapter is active."
             )
+
+    def _check_unmerged(self) -> None:
+        if self.merged_adapter is not None:
+            raise ConfigError(f"adapter {self.merged_adapter!r} is merged into the base; call unmerge_adapter first.")
 
     @staticmethod
     def _check_new(name: str, existing: nn.ModuleDict, kind: str) -> None:

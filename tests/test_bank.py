@@ -128,7 +128,7 @@ def test_tensors_of_another_configuration_are_refused_and_leave_the_model_alone(
     model = small_model(method="houlsby")
     description = {"name": "b", "base": {"fingerprint": model.encoder.fingerprint}}
     for config in (Bottleneck(size=3), METHODS["lora"], METHODS["lora+l"]):
-        config = METHODS["dora"] if isinstance(config, str) else config
+        config = METHODS["dora-two"] if isinstance(config, str) else config
         save_part(tmp_path, "adapter", {**description, "config": config.to_dict()}, model.adapters["a"].tensors())
         with pytest.raises(CheckpointError, match="its tensors do not fit its configuration"):
             model.load_adapter(tmp_path)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from speech_adapters.audio import SAMPLE_RATE, write_audio
 from speech_adapters.errors import InputError
-from speech_adapters.evaluation.charts import Line, bar_chart, line_chart, ticks
+from speech_adapters.evaluation.charts import Line, bar_chart, line_chart, scatter_chart, ticks
 from speech_adapters.evaluation.report import method_rows, summary_table, write_report
 
 VOID = {"meta", "br", "line", "circle", "rect", "polyline"}
@@ -223,4 +223,10 @@ def test_charts_of_odd_data_stay_inside_the_frame() -> None:
         drawn = re.findall(r'points="([^"]*)"', chart)[0].split()
         for x, y in (map(float, point.split(",")) for point in drawn):
             assert 56 <= x <= 628 and 10 <= y <= 222
+    assert scatter_chart({}, "x", "y") == ""
+    for named in ({"a": (1.0, 5.0)}, {"a": (7.0, 0.0), "b": (9e7, 0.0)}, {"<b>": (3e5, -1.0), "c": (10.0, 40.0)}):
+        chart = scatter_chart(named, "x", "y")
+        assert "<b>" not in chart and chart.count("<circle") == len(named)
+        for x, y in re.findall(r'cx="([^"]*)" cy="([^"]*)"', chart):
+            assert 56 <= float(x) <= 628 and 10 <= float(y) <= 222
     assert 'height="0.0"' in bar_chart({"a": 0.0, "b": 1.0}, "x", "y")

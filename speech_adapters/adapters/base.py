@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Sequence
+import re
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from speech_adapters.adapters.places import Places
 from speech_adapters.encoders.loading import Encoder
-from speech_adapters.errors import ConfigError
+from speech_adapters.errors import CheckpointError, ConfigError
 
 METHODS: dict[str, type[AdapterConfig]] = {}
 
@@ -39,7 +40,7 @@ class AdapterConfig:
             METHODS[cls.method] = cls
 
     def __post_init__(self) -> None:
-        for name in ("size", "rank", "frames", "reduction_factor"):
+        for name in ("size", "rank", "frames", "length", "reduction_factor"):
             value = getattr(self, name, None)
             if value is not None and value < 1:
                 raise ConfigError(f"{self.method}: {name}={value}; it must be at least 1.")
@@ -50,6 +51,10 @@ class AdapterConfig:
     def build(self, encoder: Encoder) -> AdapterModule:
         """Make the module for an encoder. Raises ConfigError for settings that do not fit it."""
         raise NotImplementedError
+
+    def peft_config(self, encoder: Encoder) -> Any:
+        """The equivalent config of ``peft`` when the saved file is one that ``peft`` reads, else None."""
+        return None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable; :func:`adapter_config` is its inverse."""
@@ -89,6 +94,18 @@ class AdapterModule(Places, nn.Module):
     def detach(self, encoder: Encoder) -> None:
         """Called when the adapter is deleted: leave the base as it was."""
 
+    # -- training
+
+    def penalty(self) -> Tensor | None:
+        """What the method adds to the loss."""
+        return None
+
+    def before_update(self, done: int, total: int) -> None:
+        """Called before the forward of update ``done`` (from 0) of ``total``; for schedules."""
+
+    def after_update(self, done: int, total: int) -> None:
+        """Called after ``done`` updates of ``total``, while their gradients are still there."""
+
     # -- what is saved and trained
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
@@ -110,17 +127,52 @@ class AdapterModule(Places, nn.Module):
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Inverse of :meth:`tensors`; raises on any missing, unexpected or mis-shaped tensor."""
-        self.load_state_dict(tensors)
+        self.check_tensors(tensors)
+        with torch.no_grad():
+            for key, tensor in self.tensors().items():
+                tensor.copy_(tensors[key])
+
+    def check_tensors(self, tensors: dict[str, Tensor]) -> None:
+        own = self.tensors()
+        wrong = sorted(set(own) ^ set(tensors)) or [key for key in own if own[key].shape != tensors[key].shape]
+        if wrong:
+            raise CheckpointError(
+                f"{self.config.method}: tensor {wrong[0]!r} is missing, unexpected or of another shape."
+            )
+
+    def merged_weights(self, encoder: Encoder) -> dict[str, Tensor]:
+        """The stock model's tensors, by name, that this adapter changes, with it folded in.
+
+        Raises:
+            ConfigError: a method that no change of weights can stand for.
+        """
+        raise ConfigError(
+            f"{self.config.method}: cannot be merged, since no change of the base's weights stands for what it adds; "
+            "keep it as an adapter."
+        )
 
     def describe(self) -> list[str]:
         """One line a place, for ``print(model)``."""
         return [f"{self.config.group}: {sum(p.numel() for p in self.parameters()):,} parameters"]
 
 
-def choose_layers(layers: Sequence[int] | None, total: int, method: str) -> list[int]:
-    """Check a list of layer indices (negative ones count from the top); None means all."""
+#: Which layers an adapter takes: None for all, indices (negative ones count from the top), "top-4" or "every-2".
+Layers = tuple[int, ...] | str | None
+
+
+def choose_layers(layers: Layers, total: int, method: str) -> list[int]:
+    """The layers' indices, in order. "top-K" is the K highest; "every-N" takes each N-th, the highest one included."""
     if layers is None:
         return list(range(total))
+    if isinstance(layers, str):
+        match = re.fullmatch(r"(top|every)-([1-9]\d*)", layers)
+        if match is None or int(match[2]) > total:
+            raise ConfigError(
+                f"{method}: layers={layers!r}; give indices, 'top-4' for the highest four or 'every-2' for each "
+                f"second one, on an encoder of {total} layers."
+            )
+        count = int(match[2])
+        return list(range(total - count, total)) if match[1] == "top" else list(range(total))[::-count][::-1]
     chosen = sorted({index + total if index < 0 else index for index in layers})
     if not chosen or chosen[0] < 0 or chosen[-1] >= total:
         raise ConfigError(f"{method}: layers={tuple(layers)} do not fit the encoder's layers 0 to {total - 1}.")
@@ -128,11 +180,14 @@ def choose_layers(layers: Sequence[int] | None, total: int, method: str) -> list
 
 
 def trainable_copy(module: nn.Module) -> nn.Module:
-    """A float32 copy of one of the base's modules, without what other adapters (LoRA) have put into it."""
+    """A float32 copy of one of the base's modules, out of 8 or 4 bits and without what LoRA has put into it."""
     twin = copy.deepcopy(module).float()
     for name, part in list(twin.named_modules()):
         if hasattr(part, "base_layer"):
             twin.set_submodule(name, part.base_layer)
+    for name, part in list(twin.named_modules()):
+        if hasattr(part, "unfolded"):
+            twin.set_submodule(name, part.unfolded())
     return twin.requires_grad_(True)
 
 

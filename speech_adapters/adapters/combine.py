@@ -1,6 +1,7 @@
 """Several methods in one adapter: E + L + P, LoRA + L, bottleneck + LayerNorms, ...
 
 The parts act in the order given: at a shared site each reads what the ones before it made of the sub-layer's output.
+Use it for what one method cannot do: adapters and LayerNorms, adapters and the last layer trained whole ("hybrid").
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from speech_adapters.adapters.base import AdapterConfig, AdapterModule, adapter_config
@@ -91,6 +93,28 @@ class CombineModule(AdapterModule):
     def detach(self, encoder: Encoder) -> None:
         for part in self.parts.values():
             part.detach(encoder)
+
+    def penalty(self) -> Tensor | None:
+        penalties = [penalty for part in self.parts.values() if (penalty := part.penalty()) is not None]
+        return torch.stack(penalties).sum() if penalties else None
+
+    def before_update(self, done: int, total: int) -> None:
+        for part in self.parts.values():
+            part.before_update(done, total)
+
+    def after_update(self, done: int, total: int) -> None:
+        for part in self.parts.values():
+            part.after_update(done, total)
+
+    def merged_weights(self, encoder: Encoder) -> dict[str, Tensor]:
+        merged: dict[str, Tensor] = {}
+        for name, part in self.parts.items():
+            weights = part.merged_weights(encoder)
+            twice = sorted(set(weights) & set(merged))
+            if twice:
+                raise ConfigError(f"part {name!r} and one before it both change {twice[0]!r}; merge them one by one.")
+            merged |= weights
+        return merged
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
         return {name: parameters for part in self.parts.values() for name, parameters in part.groups().items()}

@@ -81,7 +81,10 @@ class Stacked(Places):
         return next((found for m in reversed(self.members) if (found := m.layer(index)) is not None), None)
 
     def norm(self, index: int, name: str, norm: Norm) -> Norm | None:
-        return next((found for m in reversed(self.members) if (found := m.norm(index, name, norm)) is not None), None)
+        result = None
+        for member in self.members:
+            result = member.norm(index, name, result or norm) or result
+        return result
 
     def prefix(self, index: int, project: Projection) -> AttentionPrefix | None:
         found = [
@@ -126,14 +129,14 @@ def walk(places: Places) -> Iterator[Places]:
 
 
 class AdapterPlan(Plan):
-    """The encoder's forward with ``root`` in it.
+    """The encoder's forward with ``root`` in it; the lowest ``skip_layers`` layers run as the frozen base does.
 
     Attributes:
         before: pseudo frames before the real ones, known once the forward has passed the front-end.
     """
 
-    def __init__(self, root: Places) -> None:
-        self.root = root
+    def __init__(self, root: Places, skip_layers: int = 0) -> None:
+        self.root, self.skip_layers = root, skip_layers
         self.before: int | Tensor = 0
 
     def pseudo_frames(self, where: str, frames: Tensor, mask: Tensor | None) -> Frames:
@@ -144,16 +147,17 @@ class AdapterPlan(Plan):
         return added
 
     def layer(self, index: int, layer: nn.Module) -> nn.Module:
-        return self.root.layer(index) or layer
+        return layer if index < self.skip_layers else self.root.layer(index) or layer
 
     def norm(self, index: int, name: str, norm: Norm) -> Norm:
-        return self.root.norm(index, name, norm) or norm
+        return norm if index < self.skip_layers else self.root.norm(index, name, norm) or norm
 
     def prefix(self, index: int, project: Projection) -> AttentionPrefix | None:
-        return self.root.prefix(index, project)
+        return None if index < self.skip_layers else self.root.prefix(index, project)
 
     def site(self, name: str, index: int, site: Site) -> Tensor:
-        added = self.root.delta(name, index, site)
+        skipped = name != "cnn" and index < self.skip_layers
+        added = None if skipped else self.root.delta(name, index, site)
         return site.output if added is None else site.output + added
 
     def read(self, encoder: Encoder, output: EncoderOutput) -> Tensor:

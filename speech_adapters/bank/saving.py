@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from speech_adapters.adapters.base import AdapterModule, adapter_config
-from speech_adapters.adapters.lora import LoRAModule
+from speech_adapters.bank.merging import fold, merged_weights, save_stock
 from speech_adapters.bank.storage import load_part, save_part
 from speech_adapters.composition.composing import CONFIGS
 from speech_adapters.composition.learned import LearnedModule
 from speech_adapters.composition.values import Learned, composition, learned_in, names_of
-from speech_adapters.encoders.loading import Encoder, fingerprint
+from speech_adapters.encoders.loading import fingerprint
 from speech_adapters.errors import CheckpointError, ConfigError
 from speech_adapters.heads.base import HeadModule, head_from_dict
 
@@ -39,8 +36,8 @@ class Saving:
             "card": card,
         }
         extra = {}
-        if isinstance(module, LoRAModule):  # readable by peft itself
-            extra["adapter_config.json"] = _peft_config_text(module, encoder)
+        if (peft_config := module.config.peft_config(encoder)) is not None:  # readable by peft itself
+            extra["adapter_config.json"] = _peft_config_text(peft_config)
         return save_part(folder, "adapter", description, module.tensors(), extra)
 
     def load_adapter(self, folder: str | Path, name: str | None = None) -> str:
@@ -139,24 +136,40 @@ class Saving:
         adapters = {name: fingerprint(self.adapters[name].tensors()) for name in names_of(value)}
         return adapters | {name: fingerprint(self.fusions[name].state_dict()) for name in inner}
 
-    def merge_adapter(self, name: str) -> nn.Module:
-        """The stock encoder with a LoRA adapter folded into its weights, as a copy; save it with ``save_pretrained``.
+    def merge_adapter(self, name: str) -> None:
+        """Fold an adapter into the base's weights, in place: it then costs nothing at run time.
+
+        No adapter is active afterwards. :meth:`unmerge_adapter` puts the base's own weights back, bit for bit (they
+        are kept, so the changed matrices take twice their memory).
 
         Raises:
-            ConfigError: an adapter whose method cannot be written into the base's weights.
+            ConfigError: a method that a change of weights cannot stand for, a base in 8 or 4 bits, or an adapter that
+                is merged already.
         """
         module = self._get(name, self.adapters, "adapter")
-        if not isinstance(module, LoRAModule):
-            raise ConfigError(f"adapter {name!r} ({module.config.method}) cannot be merged into the base; LoRA can.")
-        twin = copy.deepcopy(self)
-        twin.set_active(name)
-        twin.adapters[name].merge()
-        for other in twin.adapters.values():
-            other.detach(twin.encoder)
-        return twin.encoder.model
+        self._check_unmerged()
+        weights = merged_weights(self.encoder, module)
+        self.set_active()
+        self._unmerged, self.merged_adapter = fold(self.encoder, weights), name
+
+    def unmerge_adapter(self) -> None:
+        """Take the merged adapter out of the base again and make it the active one."""
+        if self.merged_adapter is None:
+            raise ConfigError("no adapter is merged; nothing to take out.")
+        fold(self.encoder, self._unmerged)
+        name, self._unmerged, self.merged_adapter = self.merged_adapter, {}, None
+        self.set_active(name)
+
+    def save_merged(self, name: str, folder: str | Path) -> Path:
+        """Save the base with an adapter folded in as a stock checkpoint, which ``AutoModel.from_pretrained`` loads.
+
+        The model itself stays as it is. Raises ConfigError as :meth:`merge_adapter`, or for a folder that is taken.
+        """
+        module = self._get(name, self.adapters, "adapter")
+        self._check_unmerged()
+        return save_stock(self.encoder, merged_weights(self.encoder, module), folder)
 
 
-def _peft_config_text(module: LoRAModule, encoder: Encoder) -> str:
-    values = module.config.peft_config(encoder).to_dict()
-    values = {key: sorted(value) if isinstance(value, set) else value for key, value in values.items()}
+def _peft_config_text(peft_config: Any) -> str:
+    values = {key: sorted(value) if isinstance(value, set) else value for key, value in peft_config.to_dict().items()}
     return json.dumps({**values, "inference_mode": True}, indent=2, default=str) + "\n"

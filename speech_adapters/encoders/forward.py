@@ -18,6 +18,12 @@ from torch.utils.checkpoint import checkpoint
 from speech_adapters.encoders.attention import AttentionPrefix, has_position_bias, position_bias, self_attention
 from speech_adapters.errors import ConfigError
 
+#: Frames (B, T, D) -> frames of the same shape.
+Norm = Callable[[Tensor], Tensor]
+
+#: Frames (B, T, D) -> the keys and values (B, T, D) that a layer's attention makes of them.
+Projection = Callable[[Tensor], tuple[Tensor, Tensor]]
+
 
 class Site(NamedTuple):
     """What a part of the encoder hands to the adapters beside it; tensors are (B, T, width) unless said otherwise.
@@ -38,7 +44,7 @@ class Site(NamedTuple):
     output: Tensor
     mask: Tensor | None = None
     residual: Tensor | None = None
-    norm: Callable[[Tensor], Tensor] | None = None
+    norm: Norm | None = None
 
 
 class Frames(NamedTuple):
@@ -56,12 +62,6 @@ class Frames(NamedTuple):
         return frames[torch.arange(len(frames), device=frames.device)[:, None], index]
 
 
-Norm = Callable[[Tensor], Tensor]
-
-#: Frames (B, T, D) -> the keys and values (B, T, D) that a layer's attention makes of them.
-Projection = Callable[[Tensor], tuple[Tensor, Tensor]]
-
-
 class Plan:
     """What adapters may change on the way through the encoder. This one changes nothing: the frozen base."""
 
@@ -75,7 +75,7 @@ class Plan:
         return layer
 
     def norm(self, index: int, name: str, norm: Norm) -> Norm:
-        """The LayerNorm to run in place of the base's ``name`` ("layer_norm" or "final_layer_norm") in a layer."""
+        """What to run in place of LayerNorm ``name`` ("layer_norm" or "final_layer_norm") of a layer."""
         return norm
 
     def prefix(self, index: int, project: Projection) -> AttentionPrefix | None:

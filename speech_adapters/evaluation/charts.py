@@ -123,6 +123,32 @@ def heat_map(
     )
 
 
+def scatter_chart(points: Mapping[str, tuple[float, float]], x_label: str, y_label: str) -> str:
+    """One named point each, over a logarithmic x axis; every x is above 0."""
+    if not points:
+        return ""
+    xs, ys = [x for x, _ in points.values()], [y for _, y in points.values()]
+    x_ticks = [10.0**e for e in range(math.floor(math.log10(min(xs))), math.floor(math.log10(max(xs))) + 2)]
+    y_ticks = ticks(min(ys), max(ys))
+    x_low, x_high = math.log(x_ticks[0]), math.log(x_ticks[-1])
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        right, up = (math.log(x) - x_low) / (x_high - x_low), (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
+        return _LEFT + right * (_WIDTH - _LEFT - _RIGHT), _HEIGHT - _BOTTOM - up * (_HEIGHT - _TOP - _BOTTOM)
+
+    parts = [_horizontal(place(x_ticks[0], y)[1], number(y)) for y in y_ticks]
+    parts += [_below(place(x, y_ticks[0])[0], number(x)) for x in x_ticks]
+    for name, (x, y) in points.items():
+        left, top = place(x, y)
+        anchor, shift = ("end", -6) if left > 0.75 * _WIDTH else ("start", 6)
+        parts.append(
+            f'<circle cx="{left:.1f}" cy="{top:.1f}" r="3.5" fill="{COLORS[0]}"><title>{escape(name)}: {number(x)}, '
+            f'{y:.4g}</title></circle><text x="{left + shift:.1f}" y="{top + 4:.1f}" text-anchor="{anchor}">'
+            f"{escape(name)}</text>"
+        )
+    return _svg(parts, x_label, y_label)
+
+
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
     """Round numbers that cover ``low`` to ``high``, at least two."""
     if high - low <= max(1e-10, 1e-9 * max(abs(low), abs(high))):

@@ -22,7 +22,7 @@ from typing import Any
 from speech_adapters.audio import SAMPLE_RATE, read_audio
 from speech_adapters.errors import InputError
 from speech_adapters.evaluation.bootstrap import Interval
-from speech_adapters.evaluation.charts import Line, bar_chart, heat_map, line_chart
+from speech_adapters.evaluation.charts import Line, bar_chart, heat_map, line_chart, scatter_chart
 from speech_adapters.evaluation.summary import RATES, columns_of, figure, method_rows, summary_table
 from speech_adapters.files import read_json, read_log, write_text
 
@@ -46,6 +46,7 @@ def write_report(run_folder: str | os.PathLike[str], *, most_audio_bytes: int = 
         _section("Methods", _method_table(method_rows(results))),
         _section("Domains", _domains(_read(folder / "domains.json", dict))),
         _section("Attention of each place", _attention(_read(folder / "attention.json", dict))),
+        _section("Figures against parameters", _against_parameters(method_rows(results))),
         _section("Data", _data_table(results.get("data"))),
         _section("Training", _curves(read_log(folder / "metrics.jsonl"), str(results.get("adapter") or "this run"))),
         _section("Weight of each layer", _layer_weights(_read(folder / "layer_weights.json", dict))),
@@ -90,6 +91,21 @@ def _method_table(rows: Sequence[Mapping[str, Any]]) -> str:
     ]
     note = "Rates in percent with 95 % bootstrap intervals; the best figure of a column is bold."
     return _table([c.title for c in columns], body, [c.numeric for c in columns]) + f'<p class="note">{note}</p>'
+
+
+def _against_parameters(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The main metric over the trained parameters, one point a method, where there are three or more."""
+    name = next((key for row in rows for key in row.get("metrics") or {} if key.lower() in RATES), None)
+    if name is None:
+        return ""
+    points = {}
+    for row in rows:
+        trained = figure((row.get("parameters") or {}).get("trainable"))
+        value = figure((row.get("metrics") or {}).get(name))
+        if trained and value is not None:
+            points[str(row.get("method", ""))] = (trained, 100 * value)
+    chart = scatter_chart(points, "trained parameters, head included", f"{name.upper()} %")
+    return chart if len(points) >= 3 else ""
 
 
 def _data_table(data: Any) -> str:

@@ -236,7 +236,8 @@ class AdapterTrainer(Trainer):
     # -- checkpoints hold what trains, not the frozen base
 
     def _trainable(self) -> dict[str, Tensor]:
-        return {name: p for name, p in self.adapter_model.named_parameters() if p.requires_grad}
+        chosen = {id(p) for group in self.adapter_model.parameter_groups().values() for p in group}
+        return {name: p for name, p in self.adapter_model.named_parameters() if id(p) in chosen}
 
     def _save(self, output_dir=None, state_dict=None) -> None:
         folder = Path(output_dir or self.args.output_dir)
@@ -279,6 +280,14 @@ class _Follow(TrainerCallback):
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         if state.global_step == 1:  # the second update: what a zero start hides in the first is alive by now
             self.trainer.adapter_model.check_alive()
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        for name in self.trainer.adapter_model.trained_adapters:
+            self.trainer.adapter_model.adapters[name].before_update(state.global_step, state.max_steps)
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        for name in self.trainer.adapter_model.trained_adapters:
+            self.trainer.adapter_model.adapters[name].after_update(state.global_step + 1, state.max_steps)
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.bar is not None:
