@@ -126,6 +126,7 @@ class Mixed(Places):
 
     def __init__(self, groups: Sequence[Group], batch: int) -> None:
         self.groups, self.batch = groups, batch
+        self.within: Places | None = None
         templates = [group.kind.stacks[0] for group in groups]
         self.first_layer = min((module.first_layer for stack in templates for module in stack), default=0)
 
@@ -161,7 +162,11 @@ class Mixed(Places):
         for group in self.groups:
 
             def of(places: Places) -> tuple[Tensor, ...] | None:
-                prefix = places.prefix(index, project)
+                self.within = places  # whose norms and projections its prompts pass
+                try:
+                    prefix = places.prefix(index, project)
+                finally:
+                    self.within = None
                 return None if prefix is None else tuple(prefix[:2])
 
             found.append(group.run(("prefix", index), of))
@@ -178,6 +183,8 @@ class Mixed(Places):
         return AttentionPrefix(keys, values, mask)
 
     def delta(self, name: str, index: int, site: Site) -> Tensor | None:
+        if self.within is not None:
+            return self.within.delta(name, index, site)
         base_norm = site.norm.norm if isinstance(site.norm, _MixedNorm) else site.norm
         norm_name = {"attention": "layer_norm", "feed_forward": "final_layer_norm"}.get(name, "")
 
@@ -226,6 +233,9 @@ class _MixedNorm:
         self.mixed, self.index, self.name, self.norm = mixed, index, name, norm
 
     def __call__(self, hidden: Tensor) -> Tensor:
+        if self.mixed.within is not None:
+            return (self.mixed.within.norm(self.index, self.name, self.norm) or self.norm)(hidden)
+
         def run(places: Places, row: Tensor) -> Tensor | None:
             own = places.norm(self.index, self.name, self.norm)
             return None if own is None else own(row)

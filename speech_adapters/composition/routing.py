@@ -63,6 +63,10 @@ class RouterModule(LearnedModule):
         if config.top_k is not None and config.top_k > len(members):
             raise ConfigError(f"{value!r}: top_k={config.top_k} of {len(members)} members; choose fewer.")
         check_members(members, repr(value), encoder.num_layers)
+        if min(member.first_layer for member in members) < -1:
+            raise ConfigError(
+                f"{value!r}: a member acts inside the CNN, whose output the gate reads; use Average or Fuse."
+            )
         size = encoder.config.conv_dim[-1] * (2 if config.per == "utterance" else 1)
         self.norm, self.gate = nn.LayerNorm(size), nn.Linear(size, len(members))
         nn.init.zeros_(self.gate.weight)
