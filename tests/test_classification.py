@@ -27,6 +27,8 @@ from speech_adapters.evaluation.report import write_report
 from speech_adapters.evaluation.uar import ClassificationResult, score_classification
 from speech_adapters.heads.base import HeadConfig, HeadModule, HeadOutput
 from speech_adapters.manifest import Manifest, Utterance
+from speech_adapters.model import SpeechAdapterModel
+from speech_adapters.training.data import SpeechDataset, evaluation_loader
 
 ROOT = Path(__file__).parents[1]
 LABELS = ("high", "low", "middle")
@@ -128,6 +130,33 @@ def test_what_cannot_be_evaluated_is_said_before_the_work(model, manifest):
     model.set_head(None)
     with pytest.raises(ConfigError, match="the active head has no labels"):
         evaluate_classification(model, manifest, progress=False)
+
+
+@pytest.mark.slow
+def test_real_speech_with_a_linear_probe(real_data):
+    """The evaluator gives the predictions of the probe that its head was filled with, far above chance."""
+    from sklearn.linear_model import LogisticRegression
+
+    read = (Manifest.read(real_data / "manifests" / f"ser_emodb_{split}.jsonl") for split in ("train", "test"))
+    train, test = (manifest.subset(size=size) for manifest, size in zip(read, (140, 70), strict=True))
+    model = SpeechAdapterModel.from_pretrained("tiny-wavlm")
+    means = []
+    for manifest in (train, test):
+        rows = np.zeros((len(manifest), model.feature_size))
+        for batch in evaluation_loader(SpeechDataset(manifest), 60.0):
+            with torch.no_grad():
+                output = model(batch["waveforms"], batch["lengths"])
+            for index, features, frames in zip(batch["indices"], output.features, output.frame_lengths, strict=True):
+                rows[index] = features[:frames].mean(0)
+        means.append(rows)
+    probe = LogisticRegression(max_iter=2000).fit(means[0], [u.emotion for u in train])
+    model.add_head("emotion", MeanHead(labels=tuple(probe.classes_)))
+    with torch.no_grad():
+        model.head.linear.weight.copy_(torch.from_numpy(probe.coef_))
+        model.head.linear.bias.copy_(torch.from_numpy(probe.intercept_))
+    result = evaluate_classification(model, test, batch_seconds=60.0, progress=False).result
+    assert [u.prediction for u in result.runs[0]] == probe.predict(means[1]).tolist()
+    assert result.ua.value > 2 / 7 and result.ua.resampled == "speaker"
 
 
 # Files of predictions
