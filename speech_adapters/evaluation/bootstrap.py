@@ -28,7 +28,7 @@ class Interval:
     low: float
     high: float
     resampled: str = "speaker"
-    """What was drawn: ``speaker``, or ``utterance`` where fewer than two speakers are known."""
+    """What was drawn: ``speaker``, or ``utterance`` (of trials: ``trial``) where fewer than two are known."""
 
     def to_dict(self) -> dict[str, Any]:
         values = {"value": self.value, "low": self.low, "high": self.high}
@@ -75,7 +75,7 @@ def bootstrap(
     value = numerators.sum() / denominators.sum()
     drawn_bottom = draws @ bottom
     valid = drawn_bottom > 0
-    return _interval(value, (draws @ top)[valid] / drawn_bottom[valid], level, resampled)
+    return percentile_interval(value, (draws @ top)[valid] / drawn_bottom[valid], level, resampled)
 
 
 def bootstrap_statistic(
@@ -98,7 +98,7 @@ def bootstrap_statistic(
     figures = figures[~np.isnan(figures)]
     if np.isnan(value) or not len(figures):
         raise InputError("the statistic is NaN on the whole test set; give one on which it is defined")
-    return _interval(value, figures, level, resampled)
+    return percentile_interval(value, figures, level, resampled)
 
 
 def bootstrap_sums(
@@ -127,7 +127,7 @@ def bootstrap_sums(
         column = column[~np.isnan(column)]
         if np.isnan(value) or not len(column):
             raise InputError("the statistic is NaN on the whole test set; give one on which it is defined")
-        intervals.append(_interval(value, column, level, resampled))
+        intervals.append(percentile_interval(value, column, level, resampled))
     return intervals
 
 
@@ -149,7 +149,8 @@ def _draws(
     return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=n), member, resampled
 
 
-def _interval(value: float, figures: np.ndarray, level: float, resampled: str) -> Interval:
+def percentile_interval(value: float, figures: np.ndarray, level: float, resampled: str) -> Interval:
+    """The middle part, ``level`` of it, of the figures of all draws."""
     low, high = np.quantile(figures, [(1 - level) / 2, (1 + level) / 2])
     # On a handful of skewed groups the value itself can fall outside; an interval that excludes it would mislead.
     return Interval(float(value), float(min(low, value)), float(max(high, value)), resampled)
