@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from test_emotion_corpora import speak
+from small_corpora import speak
 
 from speech_adapters.audio import read_audio
 from speech_adapters.corpora import prepare_fluent_speech_commands, prepare_harper_valley, prepare_voxceleb, voxceleb
