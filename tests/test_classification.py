@@ -19,7 +19,7 @@ from test_report import Page
 
 from speech_adapters.audio import read_audio, write_audio
 from speech_adapters.config import parse_cli
-from speech_adapters.errors import ConfigError, InputError, ManifestError
+from speech_adapters.errors import CheckpointError, ConfigError, InputError, ManifestError
 from speech_adapters.evaluation.classification import confident_mistakes, evaluate_classification
 from speech_adapters.evaluation.confusion_chart import confusion_chart
 from speech_adapters.evaluation.predictions import read_predictions, write_predictions
@@ -124,6 +124,9 @@ def test_what_cannot_be_evaluated_is_said_before_the_work(model, manifest):
         evaluate_classification(model, manifest, label_field="pitch", progress=False)
     with pytest.raises(ManifestError, match="lacks 'label'"):
         evaluate_classification(model, manifest, label_field="label", progress=False)
+    torch.nn.init.constant_(model.head.linear.bias, float("nan"))
+    with pytest.raises(CheckpointError, match="the logits of 'u.*' are not finite"):
+        evaluate_classification(model, manifest, progress=False)
     model.add_head("frames", MeanHead(flat=False))
     with pytest.raises(ConfigError, match="expected \\(B, 3\\), one column a label"):
         evaluate_classification(model, manifest, progress=False)
@@ -189,7 +192,7 @@ def test_a_table_is_read_too(result, tmp_path):
         rows.writerows([u.speaker, u.id, u.prediction, u.label, "x"] for u in result.runs[0])
     table = read_predictions(tmp_path / "p.csv")
     assert (table.ua, table.macro_f1) == (result.ua, result.macro_f1)
-    assert table.runs[0][0].probabilities is None and table.mistakes(1)[0].confidence is None
+    assert table.runs[0][0].probabilities is None and table.probability(table.runs[0][0], "high") is None
 
 
 GOOD = '{"id": "a", "label": "x", "prediction": "x"}\n'
