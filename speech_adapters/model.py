@@ -37,6 +37,7 @@ class ModelOutput:
         features: (B, T, F), what the head reads (the L-adapters' sum, or the last hidden state).
         frame_lengths: (B,) real frames; mask: (B, T) True on real frames, or None when nothing is padded.
         logits: the active head's output, None without a head. loss: scalar, when targets were given.
+        embedding: (B, E) of a speaker head, else None.
     """
 
     last_hidden_state: Tensor
@@ -46,6 +47,7 @@ class ModelOutput:
     mask: Tensor | None
     logits: Tensor | None = None
     loss: Tensor | None = None
+    embedding: Tensor | None = None
 
 
 class SpeechAdapterModel(nn.Module):
@@ -277,6 +279,7 @@ class SpeechAdapterModel(nn.Module):
             if self.head is not None:
                 scored = self.head(features, frames)
                 result.logits = scored.logits
+                result.embedding = getattr(scored, "embedding", None)
                 if targets is not None:
                     result.loss = self.head.loss(scored, targets)
                     if self.training and (penalty := plan.penalty()) is not None:

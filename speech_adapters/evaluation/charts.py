@@ -55,8 +55,7 @@ def line_chart(lines: Sequence[Line], x_label: str, y_label: str, percent: bool 
         parts.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.8"{dash}/>')
         if len(line.points) <= 30:
             parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.6" fill="{color}"/>' for x, y in places]
-    legend = "".join(map(_legend_entry, lines))
-    return f'{_svg(parts, x_label, y_label)}<p class="legend">{legend}</p>'
+    return _svg(parts, x_label, y_label) + legend(lines)
 
 
 def bar_chart(values: Mapping[str, float], x_label: str, y_label: str, color: int = 0) -> str:
@@ -137,6 +136,11 @@ def number(value: float) -> str:
     if abs(value) >= 10_000:
         return f"{value / 1000:g}k"
     return f"{value:.6g}"
+
+
+def legend(lines: Sequence[Line]) -> str:
+    """The names of curves beside a sample of their lines."""
+    return f'<p class="legend">{"".join(map(_legend_entry, lines))}</p>'
 
 
 def _legend_entry(line: Line) -> str:
