@@ -238,7 +238,7 @@ class AdapterPlan(Plan):
         for adapter in self.adapters if name == "cnn" else self.at(index):
             delta = adapter.delta(name, index, site._replace(output=output))
             if delta is not None:
-                output = output + delta
+                output = output + delta.to(output.dtype)  # adapters compute in float32 on a half-precision base
         return output
 
     def penalty(self) -> Tensor | None:

@@ -80,6 +80,7 @@ class CombineModule(AdapterModule):
             output = site.output if total is None else site.output + total
             added = part.delta(name, index, site._replace(output=output))
             if added is not None:
+                added = added.to(site.output.dtype)
                 total = added if total is None else total + added
         return total
 
