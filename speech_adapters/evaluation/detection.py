@@ -7,7 +7,7 @@ the result does not depend on their order: K distinct scores give K + 1 operatin
     EER      where that line crosses p_miss = p_fa; no threshold grid, no averaging of two rates. This is the figure of
              scikit-learn's ``roc_curve`` with linear interpolation. The EER of the ROC's convex hull is never higher.
     DCF      [c_miss P p_miss + c_fa (1 - P) p_fa] / min(c_miss P, c_fa (1 - P)): 1 is what a system gets that accepts
-             nothing, or everything (NIST SRE 2016 evaluation plan, section 3; VoxSRC). minDCF is the least over all
+             nothing, or everything (NIST SRE evaluation plans; VoxSRC). minDCF is the least over all
              operating points; the actual DCF takes the Bayes threshold, log(c_fa (1 - P) / (c_miss P)), which is
              meaningful for log-likelihood ratios only.
     Cllr     [mean over targets of log2(1 + exp(-s)) + mean over non-targets of log2(1 + exp(s))] / 2, in bits, for
