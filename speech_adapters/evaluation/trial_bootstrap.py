@@ -24,7 +24,7 @@ from speech_adapters.errors import InputError
 from speech_adapters.evaluation.bootstrap import Interval, percentile_interval
 
 MOST_WORK = 500_000_000
-"""Trials times draws, about half a minute: longer lists get fewer draws, which their narrow intervals can bear."""
+"""Trials times draws, under a minute: longer lists get fewer draws, which their narrow intervals can bear."""
 
 FEWEST_DRAWS = 100
 

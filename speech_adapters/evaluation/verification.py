@@ -16,7 +16,14 @@ import torch
 from speech_adapters.errors import ConfigError, InputError
 from speech_adapters.evaluation.bootstrap import Interval
 from speech_adapters.evaluation.calibration import Calibration
-from speech_adapters.evaluation.detection import DetectionCurve, RankedTrials, actual_dcf, cllr
+from speech_adapters.evaluation.detection import (
+    DetectionCurve,
+    RankedTrials,
+    check_trials,
+    cllr_losses,
+    dcf_losses,
+    mean_loss,
+)
 from speech_adapters.evaluation.embeddings import Embeddings, average_embeddings, extract_embeddings
 from speech_adapters.evaluation.plda import PLDA
 from speech_adapters.evaluation.scoring import cosine_scores, normalize_scores
@@ -87,11 +94,14 @@ def verification_result(
     Raises:
         InputError: no trials, one kind only, a NaN, lengths that differ.
     """
-    ranked = RankedTrials(scores, labels)
-    order = ranked.order  # in this order no draw needs to look up scattered trials
-    ranked, scores = RankedTrials(np.asarray(scores)[order], ranked.is_target), np.asarray(scores)
+    scores, is_target = check_trials(scores, labels)
+    order = np.argsort(scores)  # in this order no draw needs to look up scattered trials
     in_order = None if speakers is None else (speakers[0][order], speakers[1][order])
-    llrs = scores[order]
+    ranked = RankedTrials(scores[order], is_target[order])
+    losses = {}
+    if llr:
+        losses["cllr"] = cllr_losses(scores[order], ranked.is_target)
+        losses |= {f"actual_dcf_{p:g}": dcf_losses(scores[order], ranked.is_target, p) for p in p_targets}
 
     def figures(weights: np.ndarray | None) -> Mapping[str, float] | None:
         curve = ranked.curve(weights)
@@ -100,13 +110,10 @@ def verification_result(
         found = {"eer": curve.eer().value}
         found |= {f"min_dcf_{p:g}": curve.min_dcf(p).value for p in p_targets}
         found["min_cllr"] = curve.min_cllr()
-        if llr:
-            found["cllr"] = cllr(llrs, ranked.is_target, weights=weights)
-            found |= {f"actual_dcf_{p:g}": actual_dcf(llrs, ranked.is_target, p, weights=weights) for p in p_targets}
-        return found
+        return found | {name: mean_loss(loss, ranked.is_target, weights) for name, loss in losses.items()}
 
     metrics = bootstrap_trials(figures, ranked.is_target, in_order, n=draws, seed=seed)
-    return VerificationResult(metrics, scores, np.asarray(labels).astype(bool), ranked.curve())
+    return VerificationResult(metrics, scores, is_target, ranked.curve())
 
 
 def evaluate_verification(
