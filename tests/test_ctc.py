@@ -123,6 +123,9 @@ def test_a_new_head_is_one_class(monkeypatch):
         def build(self, input_size):
             return nn.Linear(input_size, self.classes)
 
+        def target(self, utterance):
+            return [int(utterance.label)]
+
     assert head_from_dict({"head_type": "toy", "classes": 3}) == Toy(classes=3)
     with pytest.raises(ConfigError, match="'toy' needs the setting 'classes'"):
         head_from_dict({"head_type": "toy"})

@@ -22,7 +22,7 @@ from speech_adapters.objectives.distillation import HiddenStateDistillation
 from speech_adapters.objectives.whisper_student import mel_gabor, save_encoder, whisper_student
 from speech_adapters.objectives.whisper_teacher import WhisperTeacher
 
-FIELD = 780  # samples under one frame of the default student
+FIELD = 1040  # samples under one frame of the default student
 
 
 def states(layers: int = 3, batch: int = 4, frames: int = 50, width: int = 8, seed: int = 0) -> list[Tensor]:

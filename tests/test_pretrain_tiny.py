@@ -65,7 +65,8 @@ def arguments(data: Path, out: Path, *more: str) -> list[str]:
     return [
         f"data={data}", f"out={out}", "train=manifests/train.jsonl", "teacher=teacher.safetensors",
         "heard.noise_manifest=manifests/noise.jsonl", "heard.noise_probability=0.5",
-        "student.conv_dim=16,32,48", "student.position_kernel=8", "student.position_groups=4",
+        "student.conv_dim=16,32,48", "student.conv_kernel=320,8,3", "student.conv_stride=20,8,2",
+        "student.position_kernel=8", "student.position_groups=4",
         "statistics_batches=3", "crops=2", "bf16=false", "log_steps=1", "speeds=0.9,1.1",
         f"front.hours={1.5 * second}", "front.crop_seconds=0.5", "front.warmup_steps=1",
         f"joint.hours={2.5 * second}", "joint.crop_seconds=0.5", "joint.layer_weights=1,1,2",
@@ -114,7 +115,7 @@ def test_a_run_trains_all_stages_and_exports_a_stock_encoder(uninterrupted: Path
 
 
 def test_stages_train_what_they_say(recipe: ModuleType, data: Path, tmp_path: Path, monkeypatch) -> None:
-    """After ``front`` alone the teacher's layers are untouched; ``joint`` leaves the first filters alone."""
+    """``front`` trains the front-end alone, ``joint`` everything."""
     start = recipe.main(arguments(data, tmp_path / "none", "front.hours=0", "joint.hours=0", "anneal.hours=0"))
     recipe.main(arguments(data, tmp_path / "front", "joint.hours=0", "anneal.hours=0"))
     recipe.main(arguments(data, tmp_path / "joint", "front.hours=0", "anneal.hours=0"))
@@ -123,7 +124,17 @@ def test_stages_train_what_they_say(recipe: ModuleType, data: Path, tmp_path: Pa
     moved = lambda after: {name for name in begun if not torch.equal(begun[name], after[name])}  # noqa: E731
     never = {"masked_spec_embed"}
     assert moved(front) == {name for name in begun if any(part in name for part in recipe.FRONT_PARTS)}
-    assert moved(joint) == {n for n in begun if "conv_layers.0." not in n} - never
+    assert moved(joint) == set(begun) - never
+
+
+def test_layers_come_from_a_student_with_another_front_end(recipe: ModuleType, data: Path, uninterrupted, tmp_path):
+    more = (f"layers_from={uninterrupted}", "student.conv_dim=8,32,48", "front.hours=0", "joint.hours=0")
+    recipe.main(arguments(data, tmp_path / "new", *more, "anneal.hours=0"))
+    old, new = weights(uninterrupted), weights(tmp_path / "new")
+    layers = [name for name in old if name.startswith("encoder.layer")]
+    assert layers and all(torch.equal(old[name], new[name]) for name in layers)
+    position = "encoder.pos_conv_embed.conv.bias"
+    assert not torch.equal(old[position], new[position])
 
 
 def test_resumed_runs_end_at_the_same_weights(

@@ -21,7 +21,7 @@ from speech_adapters.errors import AudioError, ConfigError, InputError, TextErro
 from speech_adapters.heads import CTCHead
 from speech_adapters.manifest import Manifest, Utterance
 from speech_adapters.model import SpeechAdapterModel
-from speech_adapters.training.data import LengthBatches, SpeechDataset, check_before_training, collate, ctc_target
+from speech_adapters.training.data import LengthBatches, SpeechDataset, check_before_training, collate
 from speech_adapters.training.run_folder import RunFolder
 from speech_adapters.training.settings import TrainingConfig
 from speech_adapters.training.trainer import rate_factor, train
@@ -64,8 +64,8 @@ def run_training(manifest, folder, model=None, dev=None, resume=False, **changes
     model = model or make_model()
     run = RunFolder(folder) if Path(folder).is_dir() else RunFolder.create("test", path=folder)
     config = TrainingConfig(**{**QUIET, **changes})
-    dev = dev and SpeechDataset(dev, ctc_target(HEAD))
-    result = train(model, SpeechDataset(manifest, ctc_target(HEAD)), config, run, dev, method="m", resume=resume)
+    dev = dev and SpeechDataset(dev, HEAD.target)
+    result = train(model, SpeechDataset(manifest, HEAD.target), config, run, dev, method="m", resume=resume)
     return model, run, result
 
 
@@ -103,7 +103,7 @@ def test_processes_take_turns_through_the_same_batches():
 
 
 def test_collate_pads(manifest):
-    batch = collate([SpeechDataset(manifest, ctc_target(HEAD))[i] for i in (0, 5)])
+    batch = collate([SpeechDataset(manifest, HEAD.target)[i] for i in (0, 5)])
     assert batch["waveforms"].shape == (2, max(batch["lengths"]))
     assert (batch["waveforms"][0, batch["lengths"][0] :] == 0).all()
     assert batch["targets"].tolist()[0] == HEAD.encode("YES")[:3] + [-100] * (batch["targets"].shape[1] - 3)
@@ -227,13 +227,13 @@ sys.path.insert(0, {tests!r})
 from pathlib import Path
 from test_training import HEAD, QUIET, make_model
 from speech_adapters.manifest import Manifest
-from speech_adapters.training.data import SpeechDataset, ctc_target
+from speech_adapters.training.data import SpeechDataset
 from speech_adapters.training.run_folder import RunFolder
 from speech_adapters.training.settings import TrainingConfig
 from speech_adapters.training.trainer import train
 config = TrainingConfig(**QUIET, updates=4, accumulation={accumulation})
 manifest = Manifest.read({manifest!r}, require=("text",))
-train(make_model(), SpeechDataset(manifest, ctc_target(HEAD)), config, RunFolder({folder!r}), method="m")
+train(make_model(), SpeechDataset(manifest, HEAD.target), config, RunFolder({folder!r}), method="m")
 """
 
 

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from speech_adapters.errors import ConfigError
+from speech_adapters.manifest import Utterance
 
 HEADS: dict[str, type[HeadConfig]] = {}
 """Head configs by ``head_type``; a subclass that sets its own ``head_type`` registers itself."""
@@ -33,6 +34,10 @@ class HeadConfig(ABC):
     @abstractmethod
     def build(self, input_size: int) -> HeadModule:
         """A freshly initialised head for features of width ``input_size``."""
+
+    @abstractmethod
+    def target(self, utterance: Utterance) -> list[int]:
+        """What the head learns from an utterance, as ids that its loss takes; raises an InputError that names it."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that JSON holds, ``head_type`` among them; :func:`head_from_dict` reads them back."""

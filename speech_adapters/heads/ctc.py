@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from speech_adapters.errors import ConfigError, TextError
 from speech_adapters.heads.base import HeadConfig, HeadModule, HeadOutput
 from speech_adapters.heads.decoding import greedy_decode
+from speech_adapters.manifest import Utterance
 from speech_adapters.text import Vocabulary, normalize, utterance_names
 
 IGNORE = -100
@@ -56,6 +57,10 @@ class CTCHead(HeadConfig):
     def encode(self, text: str, source: str = "") -> list[int]:
         """A transcript, normalised, as target ids; ``source`` (an utterance id) is named in the error."""
         return self.vocabulary.encode(normalize(text, self.normalizer), source)
+
+    def target(self, utterance: Utterance) -> list[int]:
+        """The transcript's token ids."""
+        return self.encode(utterance.text, source=utterance.id)
 
     def build(self, input_size: int) -> CTCHeadModule:
         return CTCHeadModule(self, input_size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -61,21 +62,31 @@ class SpeechDataset(Dataset):
         if self.augmentation is not None:
             audio = self.augmentation(audio, np.random.default_rng((self.seed, self.epoch, index)))
         check_waveform(audio, self.manifest[index].audio_filepath)
-        target = None if self.target is None else torch.tensor(self.target(self.manifest[index]))
-        return {"waveform": audio, "target": target, "index": index}
+        return {"waveform": audio, "target": self.encoded(index), "index": index}
+
+    def encoded(self, index: int) -> Tensor | None:
+        """What the head learns from an utterance, as ids."""
+        return None if self.target is None else torch.tensor(self.target(self.manifest[index]))
 
 
 def collate(items: Sequence[dict]) -> dict[str, Tensor]:
-    """Pad to ``waveforms`` (B, S), ``lengths`` (B,), ``targets`` (B, U) padded with -100, ``indices`` (B,)."""
-    lengths = torch.tensor([len(item["waveform"]) for item in items])
-    batch = {
-        "waveforms": torch.nn.utils.rnn.pad_sequence([item["waveform"] for item in items], batch_first=True),
-        "lengths": lengths,
-        "indices": torch.tensor([item["index"] for item in items]),
-    }
+    """Pad to ``waveforms`` (B, S), ``lengths`` (B,), ``targets`` (B, U) padded with -100, ``indices`` (B,).
+
+    Cached activations come as the model's ``hidden`` or ``cnn_output`` (B, T, D) with ``frames`` (B,) and
+    ``start_layer`` in place of the first two.
+    """
+    pad = partial(torch.nn.utils.rnn.pad_sequence, batch_first=True)
+    batch = {"indices": torch.tensor([item["index"] for item in items])}
+    if "cached" in items[0]:
+        start = items[0]["start"]
+        batch["cnn_output" if start is None else "hidden"] = pad([item["cached"] for item in items])
+        batch["frames"] = torch.tensor([len(item["cached"]) for item in items])
+        batch |= {} if start is None else {"start_layer": start}
+    else:
+        batch["waveforms"] = pad([item["waveform"] for item in items])
+        batch["lengths"] = torch.tensor([len(item["waveform"]) for item in items])
     if items[0]["target"] is not None:
-        targets = [item["target"] for item in items]
-        batch["targets"] = torch.nn.utils.rnn.pad_sequence(targets, batch_first=True, padding_value=IGNORE)
+        batch["targets"] = pad([item["target"] for item in items], padding_value=IGNORE)
     return batch
 
 
@@ -153,16 +164,11 @@ def evaluation_loader(dataset: SpeechDataset, batch_seconds: float) -> DataLoade
     return DataLoader(dataset, batch_sampler=batches, collate_fn=collate)
 
 
-def ctc_target(head: CTCHead) -> Callable[[Utterance], list[int]]:
-    """Transcript -> token ids, by the head's normaliser and vocabulary."""
-    return lambda utterance: head.encode(utterance.text, source=utterance.id)
-
-
 def check_before_training(manifest: Manifest, encoder: Encoder, head: HeadConfig) -> None:
-    """Find what would fail hours later: short audio, unknown symbols, transcripts longer than their frames.
+    """Find what would fail hours later: short audio, unknown symbols or labels, transcripts longer than their frames.
 
     Raises:
-        AudioError, TextError: naming the utterances.
+        AudioError, TextError, ManifestError: naming the utterances.
     """
     samples = torch.tensor([round(utterance.duration * SAMPLE_RATE) for utterance in manifest])
     short = [u.id for u, n in zip(manifest, samples, strict=True) if n < encoder.receptive_field]
@@ -173,6 +179,6 @@ def check_before_training(manifest: Manifest, encoder: Encoder, head: HeadConfig
         )
     if isinstance(head, CTCHead):
         manifest.require("text")
-        encode = ctc_target(head)
-        targets = [encode(utterance) for utterance in manifest]
+    targets = [head.target(utterance) for utterance in manifest]
+    if isinstance(head, CTCHead):
         check_ctc_lengths(targets, encoder.frame_lengths(samples).tolist(), [utterance.id for utterance in manifest])

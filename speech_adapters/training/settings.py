@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from speech_adapters.augmentation import Augmentation
@@ -45,7 +46,7 @@ class TrainingConfig:
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """bf16 is autocast: weights, loss and optimizer stay in fp32. auto: bf16 where the hardware computes in it (GPUs
-    since Ampere, CPUs with AMX), else fp32."""
+    since Ampere, CPUs with AMX or AVX512-BF16), else fp32."""
 
     gradient_checkpointing: bool = False
     """Recompute layers in the backward pass: less memory, about a third more time."""
@@ -61,6 +62,11 @@ class TrainingConfig:
 
     save_every: int = 0
     """Updates between checkpoints to resume from; 0 saves none."""
+
+    cache: Path | None = None
+    """Folder for activations below the lowest adapter, computed once for all epochs, methods, seeds and runs: a head
+    alone trains many times faster, adapters in upper layers up to twice. Needs no augmentation; null caches nothing.
+    """
 
     workers: int = 0
     """Processes that read and augment audio; 0 does it in the training process."""
@@ -80,14 +86,16 @@ class TrainingConfig:
             raise ConfigError("training.warmup and training.time_mask_probability must lie in [0, 1).")
         if self.precision == "auto":
             self.precision = "bf16" if fast_bfloat16() else "fp32"
+        if self.cache is not None and (self.augmentation is not None or self.time_mask_probability):
+            raise ConfigError("training.cache: augmentation and time masks change what is cached; turn one off.")
         if self.patience and not self.evaluate_every:
             raise ConfigError("training.patience needs training.evaluate_every: early stopping watches evaluations.")
 
 
 def fast_bfloat16() -> bool:
-    """True where bf16 is faster than fp32: a GPU that supports it, or a CPU with matrix units (AMX)."""
+    """True where bf16 is faster than fp32: a GPU or CPU with instructions for it (AMX, AVX512-BF16)."""
     import torch
 
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.cpu._is_amx_tile_supported()
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()

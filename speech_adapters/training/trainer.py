@@ -18,8 +18,10 @@ from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from speech_adapters.audio import SAMPLE_RATE
 from speech_adapters.errors import ConfigError
 from speech_adapters.model import SpeechAdapterModel
+from speech_adapters.training.cache import CachedDataset
 from speech_adapters.training.data import EpochLoader, LengthBatches, SpeechDataset, collate, evaluation_loader
 from speech_adapters.training.run_folder import RunFolder, peak_memory_bytes, reset_peak_memory
 from speech_adapters.training.settings import TrainingConfig
@@ -65,6 +67,9 @@ def train(
         raise ConfigError("train: nothing is trainable; call model.train_adapter(name, head=...) first.")
     if config.evaluate_every and dev is None:
         raise ConfigError("train: training.evaluate_every needs a dev set.")
+    if config.cache is not None:
+        cached = partial(CachedDataset, model=model, folder=config.cache, batch_seconds=config.batch_seconds)
+        dataset, dev = cached(dataset), None if dev is None else cached(dev)
     model.gradient_checkpointing = config.gradient_checkpointing
     checkpoints = run.path / "checkpoints" / method
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.tensorboard / method)
@@ -154,10 +159,13 @@ class AdapterTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inputs.pop("indices", None)
-        lengths = inputs["lengths"]
-        if model.training:
-            self.audio_seconds += float(lengths.sum()) / 16_000 * self.args.world_size
+        if model.training and "waveforms" in inputs:
+            lengths = inputs["lengths"]
+            self.audio_seconds += float(lengths.sum()) / SAMPLE_RATE * self.args.world_size
             inputs["time_mask"] = self._time_mask(lengths, inputs["waveforms"].shape[1])
+        elif model.training:
+            samples = float(inputs["frames"].sum()) * self.adapter_model.encoder.stride
+            self.audio_seconds += samples / SAMPLE_RATE * self.args.world_size
         output = model(**inputs)
         return (output.loss, output) if return_outputs else output.loss
 
@@ -203,7 +211,7 @@ class AdapterTrainer(Trainer):
         model.eval()
         for batch in evaluation_loader(self.eval_dataset, self.config.batch_seconds):
             batch = self._prepare_inputs(batch)
-            size = len(batch["lengths"])
+            size = len(batch["indices"])
             with self.compute_loss_context_manager():
                 total += float(self.compute_loss(model, batch)) * size
             count += size

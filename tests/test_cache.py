@@ -1,0 +1,60 @@
+"""Training from cached activations equals training from waveforms."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from small_encoders import small_encoder
+from test_training import HEAD, QUIET, manifest  # noqa: F401  (a fixture)
+
+from speech_adapters.adapters import Bottleneck
+from speech_adapters.augmentation import Augmentation
+from speech_adapters.errors import ConfigError
+from speech_adapters.model import SpeechAdapterModel
+from speech_adapters.training.data import SpeechDataset
+from speech_adapters.training.run_folder import RunFolder
+from speech_adapters.training.settings import TrainingConfig
+from speech_adapters.training.trainer import TrainingResult, train
+
+START = {"head-only": 3, "l": 0, "elp": None, "top": 2}  # the layer where training starts; None: the CNN's output
+
+
+def losses(folder, manifest, method, style, **settings) -> tuple[list[float], TrainingResult]:  # noqa: F811
+    """Losses by update, and what training cost."""
+    torch.manual_seed(0)
+    model = SpeechAdapterModel(small_encoder("wavlm", style))
+    model.add_adapter("a", Bottleneck(layers=(-1,)) if method == "top" else method)
+    model.add_head("asr", HEAD)
+    model.train_adapter("a", head="asr")
+    data = SpeechDataset(manifest, HEAD.target)
+    run = RunFolder.create("test", root=folder)
+    result = train(model, data, TrainingConfig(updates=6, **{**QUIET, **settings}), run, data)
+    return [line["loss"] for line in run.read_metrics() if "loss" in line], result
+
+
+@pytest.mark.parametrize("style", ["pre-norm", "post-norm"])
+@pytest.mark.parametrize("method", START)
+def test_the_same_losses_as_from_waveforms(tmp_path, manifest, method, style):  # noqa: F811
+    # Padding changes what a group-norm CNN computes: there one utterance a batch is the figure to compare with.
+    alone = {"batch_seconds": 0.1, "accumulation": 4} if style == "post-norm" else {}
+    settings = {"evaluate_every": 3, **alone}
+    expected, plain = losses(tmp_path / "plain", manifest, method, style, **settings)
+    cache = tmp_path / "cache"
+    found, cached = losses(tmp_path / "cached", manifest, method, style, cache=cache, **settings)
+    files = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
+    again, _ = losses(tmp_path / "again", manifest, method, style, cache=cache, **settings)
+    assert len(expected) == 6
+    torch.testing.assert_close(found, expected, atol=5e-3, rtol=5e-3)  # half precision on disk
+    assert again == found and {path: path.stat().st_mtime_ns for path in cache.iterdir()} == files
+    assert abs(cached.best_dev_loss - plain.best_dev_loss) < 5e-3 * plain.best_dev_loss
+    assert (
+        0.9 < cached.audio_seconds_per_second * cached.seconds / (plain.audio_seconds_per_second * plain.seconds) <= 1
+    )
+    assert len(files) == 2  # train and dev are one manifest here: one file of values, one of lengths
+
+
+def test_what_would_change_the_activations_is_refused(tmp_path, manifest):  # noqa: F811
+    with pytest.raises(ConfigError, match="training.cache: augmentation and time masks"):
+        TrainingConfig(cache=tmp_path, time_mask_probability=0.05)
+    with pytest.raises(ConfigError, match="training.cache"):
+        TrainingConfig(cache=tmp_path, augmentation=Augmentation())
