@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
-from speech_adapters.errors import InputError
+from speech_adapters.errors import ConfigError, InputError
 from speech_adapters.evaluation.bootstrap import Interval, percentile_interval
 
 MOST_WORK = 500_000_000
@@ -46,8 +46,11 @@ def bootstrap_trials(
         n: draws; fewer, but no fewer than 100, where draws times trials exceed :data:`MOST_WORK`.
 
     Raises:
+        ConfigError: no draws.
         InputError: draws that all lack targets or non-targets.
     """
+    if n < 1:
+        raise ConfigError(f"draws={n}: a bootstrap needs at least one draw.")
     value = statistics(None)
     n = min(n, max(FEWEST_DRAWS, MOST_WORK // len(labels)))
     draws, resampled = _draws(labels, speakers, n, np.random.default_rng(seed))
