@@ -17,6 +17,7 @@ from small_encoders import stock_model
 from speech_adapters.audio import write_audio
 from speech_adapters.config import parse_cli
 from speech_adapters.errors import InputError
+from speech_adapters.evaluation.verification import mean_metrics, verification_result
 from speech_adapters.manifest import Manifest, Utterance
 from speech_adapters.training.experiment import run_experiment
 
@@ -216,6 +217,25 @@ def test_presets_are_valid(name):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             parse_cli(module.Config, [f"--config={path}"])
+
+
+def test_means_over_seeds_see_the_same_draws():
+    """One result is its own mean; a duplicate changes neither value nor interval; two differ and average."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 300)
+    speakers = (rng.integers(0, 8, 300), rng.integers(8, 16, 300))
+    scores = [labels + rng.normal(0, 1, 300) for _ in range(2)]
+    first, second = (verification_result(s, labels, speakers, draws=50) for s in scores)
+    for results in ([first], [first, first]):
+        means = mean_metrics(results, speakers, draws=50)
+        assert (means["trials"], means["targets"]) == (300, labels.sum())
+        for name, interval in first.metrics.items():
+            assert means[name] == pytest.approx(interval.to_dict())
+    both = mean_metrics([first, second], speakers, draws=50)
+    for name in ("eer", "min_dcf_0.01", "min_cllr"):
+        mean = (first.metrics[name].value + second.metrics[name].value) / 2
+        assert both[name]["value"] == pytest.approx(mean)
+        assert both[name]["low"] <= mean <= both[name]["high"]
 
 
 @pytest.mark.slow
