@@ -106,6 +106,7 @@ def test_models_of_several_utterances(corpora):
         (["--trials={test}/trials.txt", "--scores=a", "--embeddings=b"], "--embeddings or --scores, not both"),
         (["--trials={test}/trials.txt", "--scores=a", "--head=h"], "--adapter and --head belong to a model"),
         (["--trials={test}/trials.txt", "--scores=a", "--dev-trials=d"], "give --dev-scores"),
+        (["--trials={test}/trials.txt", "--scores=a", "--dev-trials={test}/trials.txt"], "would flatter the figures"),
         (["--trials={test}/trials.txt", "--scores={test}/none.txt"], "none.txt: the score file cannot be read"),
         (
             ["--trials={test}/trials.txt", "--manifest={dev}/test.jsonl", "--encoder={folder}/encoder"],

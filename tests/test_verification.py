@@ -85,6 +85,9 @@ class Sums(HeadConfig):
     def build(self, input_size: int) -> HeadModule:
         return SumsModule(self, input_size)
 
+    def target(self, utterance):
+        raise NotImplementedError
+
 
 @dataclass
 class Embedding(HeadOutput):

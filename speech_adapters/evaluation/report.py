@@ -39,7 +39,8 @@ def write_report(run_folder: str | os.PathLike[str], *, most_audio_bytes: int = 
     folder = Path(run_folder)
     results = _read(folder / "results.json", dict, needed=True)
     config = folder / "config.yaml"
-    title = f"{results.get('task', 'run')}: {results.get('adapter', '')} on {results.get('encoder', '')}"
+    title = f"{results.get('task', 'run')}: {results.get('adapter', '')}"
+    title += f" on {results['encoder']}" if results.get("encoder") else ""  # ready scores come from nowhere
     sections = (
         f"<h1>{escape(title)}</h1>",
         _facts(results, folder.resolve().name),
