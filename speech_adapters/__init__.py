@@ -18,7 +18,7 @@ _PUBLIC = {
         "LoRA", "PAdapter", "PiSSA", "Prefix", "VeRA", "WeightedSum",
     ],
     "speech_adapters.encoders": ["Encoder", "load_encoder", "packaged_encoders"],
-    "speech_adapters.heads": ["CTCHead"],
+    "speech_adapters.heads": ["CTCHead", "ClassificationHead", "SlotsHead", "SpeakerHead"],
     "speech_adapters.manifest": ["Manifest", "Utterance"],
     "speech_adapters.text": ["Vocabulary", "normalize"],
 }  # fmt: skip

@@ -116,6 +116,35 @@ def verification_result(
     return VerificationResult(metrics, scores, is_target, ranked.curve())
 
 
+def mean_metrics(
+    results: Sequence[VerificationResult],
+    speakers: tuple[np.ndarray, np.ndarray] | None = None,
+    *,
+    p_targets: Sequence[float] = P_TARGETS,
+    draws: int = 1000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Means over results of one trial list (seeds of one method), as :meth:`VerificationResult.to_dict` writes them.
+
+    All results see the same draws of speakers, so the intervals are those of the means. Arguments as in
+    :func:`verification_result`.
+    """
+    ranked = [RankedTrials(result.scores, result.labels) for result in results]
+
+    def figures(weights: np.ndarray | None) -> Mapping[str, float] | None:
+        curves = [trials.curve(weights) for trials in ranked]
+        if any(curve is None for curve in curves):
+            return None
+        found = {"eer": np.mean([curve.eer().value for curve in curves])}
+        found |= {f"min_dcf_{p:g}": np.mean([curve.min_dcf(p).value for curve in curves]) for p in p_targets}
+        return found | {"min_cllr": np.mean([curve.min_cllr() for curve in curves])}
+
+    labels = results[0].labels
+    metrics = bootstrap_trials(figures, labels, speakers, n=draws, seed=seed)
+    counts = {"trials": len(labels), "targets": int(np.count_nonzero(labels))}
+    return {**{name: interval.to_dict() for name, interval in metrics.items()}, **counts}
+
+
 def evaluate_verification(
     source: SpeechAdapterModel | Embeddings | np.ndarray,
     trials: TrialList,

@@ -4,7 +4,8 @@
         config.yaml        the resolved configuration; ``--config`` with it repeats the run
         metrics.jsonl      one line a logged step
         results.json       figures with intervals, parameters, seconds, versions
-        adapters/<name>/   heads/<name>/   trn/<name>/   scores/<name>.txt   tensorboard/   report.html
+        adapters/<name>/   heads/<name>/   trn/<name>/   predictions/<name>.jsonl   scores/<name>.txt
+        tensorboard/   report.html
     runs/asr_librispeech/latest -> the newest
 
 In a multi-process run the main process creates the folder and is the only one that writes to it.
@@ -130,6 +131,10 @@ class RunFolder:
     def trn(self, name: str) -> Path:
         """The folder of ``ref.trn`` and ``hyp.trn`` of one method or test set."""
         return self.path / "trn" / _file_name(name)
+
+    def predictions(self, name: str) -> Path:
+        """The predicted classes of one method or test set, in JSON Lines."""
+        return self.path / "predictions" / f"{_file_name(name)}.jsonl"
 
     def scores(self, name: str) -> Path:
         """The scores of one trial list, ``enrol test score`` a line."""
