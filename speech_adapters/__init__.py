@@ -21,7 +21,7 @@ _PUBLIC = {
         "Average", "Fuse", "FusionConfig", "Parallel", "Route", "RouterConfig", "Stack",
     ],
     "speech_adapters.encoders": ["Encoder", "load_encoder", "packaged_encoders"],
-    "speech_adapters.heads": ["CTCHead"],
+    "speech_adapters.heads": ["CTCHead", "ClassificationHead", "SlotsHead", "SpeakerHead"],
     "speech_adapters.manifest": ["Manifest", "Utterance"],
     "speech_adapters.text": ["Vocabulary", "normalize"],
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Waveform augmentation: playing speed, additive noise, telephone channels. 1-D float32 tensors at 16 kHz, on the CPU.
+"""Waveform augmentation: speed, additive noise, telephone channels, lost packets. 1-D float32 at 16 kHz, on the CPU.
 
 The telephone codecs are the real ones (libsndfile encodes and decodes in memory), so that a model trained on simulated
 calls meets their true artefacts.
@@ -24,18 +24,26 @@ CODECS = {"mu-law": "ULAW", "a-law": "ALAW", "gsm": "GSM610"}
 
 TELEPHONE_RATE = 8_000
 
+TELEPHONE_BAND = (300.0, 3400.0)
+"""Hz that a telephone line passes (ITU-T G.712)."""
 
-def telephone(waveform: torch.Tensor, codec: str = "mu-law") -> torch.Tensor:
-    """Pass ``(samples,)`` through a telephone channel: 8 kHz, 300 to 3400 Hz (ITU-T G.712), encode, decode, 16 kHz.
 
-    The length is kept. Raises ConfigError for an unknown codec.
+def telephone(
+    waveform: torch.Tensor, codec: str = "mu-law", band: tuple[float, float] = TELEPHONE_BAND
+) -> torch.Tensor:
+    """Pass ``(samples,)`` through a telephone channel: 8 kHz, the ``band`` in Hz, encode, decode, 16 kHz.
+
+    The length is kept. Raises ConfigError for an unknown codec or a band that 8 kHz cannot hold.
     """
     if codec not in CODECS:
         raise ConfigError(f"codec={codec!r} is unknown; use one of {', '.join(CODECS)}")
+    low, high = band
+    if not 0 < low < high < TELEPHONE_RATE / 2:
+        raise ConfigError(f"band={band} must be (low, high) in Hz with 0 < low < high < {TELEPHONE_RATE // 2}")
     from scipy.signal import sosfilt
 
     narrow = resample(waveform.cpu(), SAMPLE_RATE, TELEPHONE_RATE).numpy()
-    narrow = sosfilt(_telephone_band(), narrow.astype(np.float64))
+    narrow = sosfilt(_band_pass(float(low), float(high)), narrow.astype(np.float64))
     with io.BytesIO() as buffer:
         soundfile.write(buffer, narrow, TELEPHONE_RATE, format="WAV", subtype=CODECS[codec])
         buffer.seek(0)
@@ -43,6 +51,35 @@ def telephone(waveform: torch.Tensor, codec: str = "mu-law") -> torch.Tensor:
     wide = resample(torch.from_numpy(decoded), TELEPHONE_RATE, SAMPLE_RATE)
     # GSM codes whole blocks of 320 samples: cut its padding.
     return torch.nn.functional.pad(wide, (0, len(waveform) - len(wide))).to(waveform.device)
+
+
+def lose_packets(
+    waveform: torch.Tensor, rate: float, rng: np.random.Generator, max_burst: int = 3, packet_seconds: float = 0.02
+) -> torch.Tensor:
+    """Lose a share ``rate`` of the packets of ``(samples,)``, in bursts of 1 to ``max_burst`` packets, each as likely.
+
+    Bursts stand apart by a packet at least, so that none is longer. A lost packet is concealed as telephones do it (in
+    the manner of GSM 06.11): by the last one that arrived, halved for each packet lost since. The length is kept.
+
+    Raises:
+        ConfigError: a rate outside of 0 to what such bursts can make up.
+    """
+    mean_burst = (1 + max_burst) / 2
+    highest = mean_burst / (mean_burst + 1) if max_burst >= 1 else 0.0
+    if not 0 <= rate <= highest:
+        raise ConfigError(f"packet loss {rate} must lie between 0 and {highest:.2f} for bursts of up to {max_burst}")
+    size = round(packet_seconds * SAMPLE_RATE)
+    result = waveform.clone()
+    start = rate / (mean_burst * (1 - rate))  # of a burst, after a packet that arrived: gives the rate on average
+    position = size  # the first packet always arrives
+    while position < len(waveform):
+        burst = int(rng.integers(1, max_burst + 1)) if rng.random() < start else 0
+        arrived = waveform[position - size : position]
+        for lost in range(burst):
+            piece = result[position + lost * size : position + (lost + 1) * size]
+            piece.copy_(arrived[: len(piece)] * 0.5**lost)
+        position += (burst + 1) * size
+    return result
 
 
 def add_noise(
@@ -141,8 +178,8 @@ class Augmentation:
 
 
 @cache
-def _telephone_band() -> np.ndarray:
+def _band_pass(low: float, high: float) -> np.ndarray:
     """Butterworth band pass of order 8: recursive filters give the same bits on every processor, FFTs do not."""
     from scipy.signal import butter
 
-    return butter(4, (300, 3400), "bandpass", fs=TELEPHONE_RATE, output="sos")
+    return butter(4, (low, high), "bandpass", fs=TELEPHONE_RATE, output="sos")

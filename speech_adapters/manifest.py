@@ -1,4 +1,4 @@
-"""JSON Lines manifests and verification trial lists: the schema, its checks, reading and writing.
+"""JSON Lines manifests: the schema, its checks, reading and writing.
 
 A manifest has one JSON object a line, with the keys of NVIDIA NeMo's manifests so that existing ones load:
 ``audio_filepath`` (relative to the manifest's folder, or absolute) and ``duration`` (seconds) always; ``offset``
@@ -300,42 +300,6 @@ def check_disjoint(first: Manifest, second: Manifest, key: str = "speaker") -> N
             f"{first.name}: {len(shared)} {key} value(s) are also in {second.name}: {shown}; "
             f"scores would be flattered: move each {key} into one split"
         )
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One verification trial: is ``test`` spoken by the speaker of ``enrol``? ``label`` is 1 for yes, 0 for no."""
-
-    label: int
-    enrol: str
-    test: str
-
-
-def read_trials(path: str | os.PathLike[str]) -> list[Trial]:
-    """Read a trial list in VoxCeleb's format, ``1 enrol test`` a line (1: same speaker, 0: different).
-
-    Raises:
-        ManifestError: with ``file:line``: not three columns, a label other than 0 or 1, a repeated pair, no trials.
-    """
-    path = Path(path)
-    trials: list[Trial] = []
-    first_line: dict[tuple[str, str], int] = {}
-    for number, line in enumerate(_read_text(path, "trial list").split("\n"), start=1):
-        columns = line.split()
-        if not columns:
-            continue
-        where = f"{path}:{number}"
-        if len(columns) != 3:
-            raise ManifestError(f'{where}: {len(columns)} columns, expected 3: "1 enrol test"')
-        label, enrol, test = columns
-        if label not in ("0", "1"):
-            raise ManifestError(f"{where}: label {label!r}; expected 1 (same speaker) or 0 (different), in column 1")
-        if (seen := first_line.setdefault((enrol, test), number)) != number:
-            raise ManifestError(f"{where}: repeats the pair of line {seen}; remove one of the two")
-        trials.append(Trial(int(label), enrol, test))
-    if not trials:
-        raise ManifestError(f'{path}:1: empty trial list; write "1 enrol test" lines')
-    return trials
 
 
 _UNIQUE = "give each line its own id (by default the audio file's stem)"

@@ -39,6 +39,7 @@ class ModelOutput:
         features: (B, T, F), what the head reads (the L-adapters' sum, or the last hidden state).
         frame_lengths: (B,) real frames; mask: (B, T) True on real frames, or None when nothing is padded.
         logits: the active head's output, None without a head. loss: scalar, when targets were given.
+        embedding: (B, E) of a speaker head, else None.
         cnn_output: (B, T, C) before the feature projection; None when the run started later.
         attention: what Fuse and Route weighed their members with, by "name.place": (B, T, N), or (B, 1, N) of a gate
             an utterance; T includes pseudo frames, of which ``pseudo_frames`` stand before the real ones.
@@ -54,6 +55,7 @@ class ModelOutput:
     mask: Tensor | None
     logits: Tensor | list[Tensor | None] | None = None
     loss: Tensor | None = None
+    embedding: Tensor | None = None
     cnn_output: Tensor | None = None
     attention: dict[str, Tensor] = field(default_factory=dict)
     pseudo_frames: int = 0
@@ -330,7 +332,7 @@ class SpeechAdapterModel(Composing, Saving, nn.Module):
         """Fill in the active head's logits, and its loss where there are targets."""
         if self.head is not None:
             scored = self.head(result.features, result.frame_lengths)
-            result.logits = scored.logits
+            result.logits, result.embedding = scored.logits, getattr(scored, "embedding", None)
             if targets is not None:
                 result.loss = self.head.loss(scored, targets)
         elif targets is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -22,6 +23,16 @@ def pytest_configure(config: pytest.Config) -> None:
         import torch
 
         torch.set_num_threads(1)
+
+
+def pytest_runtest_setup() -> None:
+    """Forget speechbrain's placeholders of optional packages: they raise when hypothesis looks through all modules."""
+    if "speechbrain" in sys.modules:
+        from speechbrain.utils.importutils import LazyModule
+
+        for name, module in list(sys.modules.items()):
+            if isinstance(module, LazyModule):
+                del sys.modules[name]
 
 
 def pytest_collection_modifyitems(items: Iterable[pytest.Item]) -> None:

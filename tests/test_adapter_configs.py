@@ -120,6 +120,10 @@ def test_presets_take_the_task_and_changed_settings():
     rates = small_model(method="elp", head=True).learning_rates()
     assert rates == {"e": 1e-3, "l": 1e-3, "norm": 1e-3, "p": 1e-3, "head": 2e-3}
     assert small_model(method="e", head=True).learning_rates({"e": 3e-4})["e"] == 3e-4
+    assert preset("full", "emotion").learning_rate == 5e-5 and preset("full").learning_rate == 1e-4
+    conventional = preset("houlsby-speech", "speaker")
+    assert [part.learning_rate for part in conventional.parts] == [1e-5, 1e-5]
+    assert (conventional.head_learning_rate, preset("houlsby-speech").head_learning_rate) == (5e-4, 1e-3)
 
 
 BAD = {

@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from speech_adapters.audio import write_audio
-from speech_adapters.augmentation import CODECS, Augmentation, add_noise, speed, telephone
+from speech_adapters.augmentation import CODECS, Augmentation, add_noise, lose_packets, speed, telephone
 from speech_adapters.errors import ConfigError
 from speech_adapters.manifest import Manifest, Utterance
 
@@ -42,6 +44,44 @@ def test_codecs_are_real():
     assert not torch.equal(mu, a)
     assert decibel(mu - a, a) < -30
     assert decibel(gsm - a, a) > -20
+
+
+def test_band_is_a_choice():
+    wide = telephone(tone(100), band=(50, 3800))
+    assert abs(decibel(wide, tone(100))) < 1.5 and decibel(telephone(tone(100)), tone(100)) < -15
+    for band in ((0, 3400), (3400, 300), (300, 4000)):
+        with pytest.raises(ConfigError, match="with 0 < low < high < 4000"):
+            telephone(tone(440), band=band)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.floats(0, 0.5), st.integers(1, 5), st.integers(0, 2**32), st.integers(320, 5000))
+def test_lost_packets_come_in_bounded_bursts(rate, max_burst, seed, length):
+    waveform = torch.from_numpy(np.random.default_rng(0).normal(0, 0.1, length)).float()
+    lossy = lose_packets(waveform, rate, np.random.default_rng(seed), max_burst)
+    assert len(lossy) == length
+    burst = 0
+    for start in range(0, length, 320):
+        before, after = waveform[start : start + 320], lossy[start : start + 320]
+        burst = 0 if torch.equal(before, after) else burst + 1
+        assert burst <= max_burst
+        if burst:
+            arrived = waveform[start - 320 * burst :][: len(after)]
+            assert torch.equal(after, arrived * 0.5 ** (burst - 1)), "the last packet that arrived, fading"
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.05, 0.3])
+def test_lost_packets_have_the_asked_rate(rate: float):
+    waveform = torch.from_numpy(np.random.default_rng(0).normal(0, 0.1, 320 * 20_000)).float()
+    lossy = lose_packets(waveform, rate, np.random.default_rng(1))
+    lost = (waveform != lossy).reshape(-1, 320).any(1).float().mean()
+    assert float(lost) == pytest.approx(rate, abs=0.01)
+
+
+def test_rates_that_bursts_cannot_reach():
+    for rate, max_burst in ((0.51, 1), (-0.1, 3), (0.1, 0)):
+        with pytest.raises(ConfigError, match="packet loss .* must lie between 0 and"):
+            lose_packets(tone(440), rate, np.random.default_rng(0), max_burst)
 
 
 def test_unknown_codec():

@@ -54,7 +54,7 @@ def test_the_same_losses_as_from_waveforms(tmp_path, manifest, method, style):  
 
 
 def test_what_would_change_the_activations_is_refused(tmp_path, manifest):  # noqa: F811
-    with pytest.raises(ConfigError, match="training.cache: augmentation and time masks"):
+    with pytest.raises(ConfigError, match="training.cache: augmentation, time masks and crops"):
         TrainingConfig(cache=tmp_path, time_mask_probability=0.05)
     with pytest.raises(ConfigError, match="training.cache"):
         TrainingConfig(cache=tmp_path, augmentation=Augmentation())

@@ -35,4 +35,4 @@ def test_every_method_and_preset_has_its_place(pages):
         for link in re.findall(r"\]\(([\w./-]+\.md)\)", text):
             assert ((DOCS / name).parent / link).resolve().is_file(), (name, link)
         if name != "methods.md":
-            assert "## Settings" in text and re.search(r"\b[Uu]se (it|them|the)\b|baseline", text), name
+            assert "## Settings" in text and re.search(r"\b[Uu]se\s(it|them|the)\b|baseline", text), name

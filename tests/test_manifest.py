@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from speech_adapters.audio import write_audio
 from speech_adapters.errors import ManifestError
-from speech_adapters.manifest import Manifest, Trial, Utterance, check_disjoint, read_trials
+from speech_adapters.manifest import Manifest, Utterance, check_disjoint
 
 
 def line(**changes: object) -> str:
@@ -224,27 +224,6 @@ def test_from_csv(tmp_path: Path):
         Manifest.from_csv(table, {"text": "sentence"})
 
 
-def test_trials(tmp_path: Path):
-    path = write_lines(tmp_path, "1 a.wav b.wav", "", "0 a.wav c.wav", name="trials.txt")
-    assert read_trials(path) == [Trial(1, "a.wav", "b.wav"), Trial(0, "a.wav", "c.wav")]
-
-
-@pytest.mark.parametrize(
-    "bad, message",
-    [
-        ("a.wav b.wav", "2 columns, expected 3"),
-        ("2 a.wav b.wav", "label '2'; expected 1 .* or 0"),
-        ("0 x.wav y.wav", "repeats the pair of line 1"),
-    ],
-)
-def test_bad_trials(tmp_path: Path, bad: str, message: str):
-    path = write_lines(tmp_path, "1 x.wav y.wav", bad, name="trials.txt")
-    with pytest.raises(ManifestError, match=f"trials.txt:2: .*{message}"):
-        read_trials(path)
-    with pytest.raises(ManifestError, match="empty trial list"):
-        read_trials(write_lines(tmp_path, "", name="none.txt"))
-
-
 @pytest.mark.skipif("SPEECH_ADAPTERS_DATA" not in os.environ, reason="SPEECH_ADAPTERS_DATA names no real speech")
 def test_real_manifests():
     folder = Path(os.environ["SPEECH_ADAPTERS_DATA"]) / "manifests"
@@ -255,4 +234,3 @@ def test_real_manifests():
     check_disjoint(train, dev)
     check_disjoint(train, test)
     assert 0.9 < train.subset(hours=1, seed=1).hours <= 1
-    assert {trial.label for trial in read_trials(folder / "sv_librispeech_test_trials.txt")} == {0, 1}

@@ -44,7 +44,7 @@ def test_few_cells_are_refusals():
     assert all(method in METHODS and promise in PROMISES for method, promise in REFUSALS)
 
 
-@pytest.mark.parametrize("method", ["elp", "houlsby", "pfeiffer", "lora", "dora", "weighted-sum", "full", "p-proj"])
+@pytest.mark.parametrize("method", METHODS)
 def test_trains_in_float32_on_a_half_precision_base(method):
     waveforms, lengths = batch()
     full = small_model("wavlm", "pre-norm", method)

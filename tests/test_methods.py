@@ -125,6 +125,17 @@ def test_adalora_prunes_to_its_budget_where_it_matters_least():
         adapter.after_update(done + 1, updates)
     ranks = adapter.ranks()
     assert len(ranks) == 6 and sum(ranks.values()) <= 2 * 6 and len(set(ranks.values())) > 1
+    # A run resumed after the last pruning keeps what is pruned.
+    again = small_model("wav2vec2", "post-norm")
+    again.add_adapter("a", adapter.config)
+    resumed = again.adapters["a"]
+    resumed.load_tensors(adapter.tensors())
+    resumed.before_update(9, updates)
+    with torch.no_grad():
+        for part in resumed.parts.values():
+            part.lora_E += 0.1
+    resumed.after_update(10, updates)
+    assert resumed.ranks() == ranks
     # The penalty is peft's own.
     theirs = get_peft_model(stock_model("wav2vec2"), adapter.config.peft_config(model.encoder))
     assert isinstance(theirs.base_model, AdaLoraModel)

@@ -109,6 +109,21 @@ def test_collate_pads(manifest):
     assert batch["targets"].tolist()[0] == HEAD.encode("YES")[:3] + [-100] * (batch["targets"].shape[1] - 3)
 
 
+def test_crops_are_random_pieces_that_come_back_alike(manifest, tmp_path):
+    dataset = SpeechDataset(manifest, HEAD.target, seed=1, crop_seconds=0.7)
+    assert dataset.durations[0] == 0.6 and dataset.durations[-1] == 0.7
+    whole, piece = dataset.waveform(11), dataset[11]["waveform"]
+    assert len(piece) == 11200 and len(dataset[0]["waveform"]) == 9600  # a short one stays whole
+    assert any(torch.equal(piece, whole[start : start + 11200]) for start in range(len(whole) - 11200 + 1))
+    assert torch.equal(piece, dataset[11]["waveform"])
+    dataset.epoch = 1
+    assert not torch.equal(piece, dataset[11]["waveform"])
+    with pytest.raises(ConfigError, match="crop_seconds cuts speech but not its text"):
+        train(make_model(), dataset, TrainingConfig(**QUIET), RunFolder.create("test", path=tmp_path / "run"))
+    with pytest.raises(ConfigError, match="crop_seconds=0.0"):
+        TrainingConfig(crop_seconds=0.0)
+
+
 def test_training_learns_and_leaves_the_base_alone(manifest, tmp_path):
     model = make_model("el")
     before = {name: tensor.clone() for name, tensor in model.encoder.model.state_dict().items()}

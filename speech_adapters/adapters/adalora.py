@@ -107,6 +107,7 @@ class AdaLoRAModule(ProjectionModule):
         super().__init__(config, encoder)
         self.peft_config = config.peft_config(encoder)
         self._allocator = None
+        self._kept: dict[str, list[bool]] | None = None
 
     def part(self, linear: nn.Linear, target: str) -> nn.Module:
         return Triplets(linear, self.config)
@@ -117,6 +118,10 @@ class AdaLoRAModule(ProjectionModule):
             for gram in (part.lora_A @ part.lora_A.T, part.lora_B.T @ part.lora_B):
                 total.append(torch.linalg.norm(gram - torch.eye(len(gram), device=gram.device)))
         return self.config.orthogonality * torch.stack(total).mean()
+
+    def before_update(self, done: int, total: int) -> None:
+        if self._kept is None and done >= total - round(self.config.settle * total):  # a resumed run: already pruned
+            self._kept = {f"{key}.lora_E.own": (p.lora_E != 0).flatten().tolist() for key, p in self.parts.items()}
 
     def after_update(self, done: int, total: int) -> None:
         from peft.tuners.adalora.layer import RankAllocator

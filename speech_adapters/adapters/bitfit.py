@@ -74,4 +74,5 @@ class BitFitModule(AdapterModule):
 
 
 def _shifted(norm: Norm, shift: Tensor, hidden: Tensor) -> Tensor:
-    return norm(hidden) + shift
+    hidden = norm(hidden)
+    return hidden + shift.to(hidden.dtype)

@@ -99,6 +99,7 @@ class Stacked(Places):
         for member in self.members:
             added = member.delta(name, index, seen)
             if added is not None:
+                added = added.to(site.output.dtype)  # adapters compute in float32 on a half-precision base
                 total = added if total is None else total + added
                 seen = site._replace(output=site.output + total)
         return total
@@ -158,7 +159,7 @@ class AdapterPlan(Plan):
     def site(self, name: str, index: int, site: Site) -> Tensor:
         skipped = name != "cnn" and index < self.skip_layers
         added = None if skipped else self.root.delta(name, index, site)
-        return site.output if added is None else site.output + added
+        return site.output if added is None else site.output + added.to(site.output.dtype)
 
     def read(self, encoder: Encoder, output: EncoderOutput) -> Tensor:
         """What the head reads: the composition's own features if it gives any, else the last hidden state."""

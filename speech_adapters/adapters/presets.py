@@ -60,6 +60,17 @@ RATES = {
     },
 }
 
+#: (head, adapters, LayerNorm) of "conventional" adapters by task.
+HOULSBY_RATES = {
+    "asr": (1e-3, 1e-5, 1e-5),
+    "emotion": (5e-4, 1e-5, 1e-5),
+    "speaker": (5e-4, 1e-5, 1e-5),
+    "intent": (5e-4, 1e-5, 1e-5),
+}
+
+#: Of the encoder's layers in full fine-tuning.
+FINE_TUNING_RATES = {"asr": 1e-4, "emotion": 5e-5, "speaker": 1e-4, "intent": 1e-4}
+
 
 def _rates(preset: str, task: Task) -> tuple:
     if task not in ACTIVATIONS:
@@ -120,8 +131,13 @@ def E(task: Task = "asr", *, e_size: int = 256) -> Combine:
 
 def houlsby_speech(task: Task = "asr", *, size: int = 256) -> Combine:
     """Two bottlenecks of 256 a layer with LayerNorm inside, and LayerNorms: "conventional" in Otake et al. (2023)."""
+    head, adapter_rate, norm_rate = HOULSBY_RATES[task]
     return Combine(
-        parts=(EAdapter(size=size, sites=SITES, activation=ACTIVATIONS[task]), LayerNorms()),
+        parts=(
+            EAdapter(size=size, sites=SITES, activation=ACTIVATIONS[task], learning_rate=adapter_rate),
+            LayerNorms(learning_rate=norm_rate),
+        ),
+        head_learning_rate=head,
     )
 
 
@@ -166,10 +182,12 @@ PRESETS: dict[str, Callable[..., AdapterConfig]] = {
     "layer-norms": lambda task, **o: LayerNorms(**o),
     "head-only": lambda task, **o: HeadOnly(**o),
     "weighted-sum": lambda task, **o: WeightedSum(**o),
-    "full": lambda task, **o: FineTuning(**o),
-    "last-2": lambda task, **o: FineTuning(**{"layers": (-2, -1)} | o),
-    "gradual": lambda task, **o: FineTuning(**{"gradual": True} | o),
-    "hybrid": lambda task, **o: Combine(parts=(Bottleneck(**{"skip_top": 1} | o), FineTuning(layers=(-1,)))),
+    "full": lambda task, **o: FineTuning(**{"learning_rate": FINE_TUNING_RATES[task]} | o),
+    "last-2": lambda task, **o: FineTuning(**{"layers": (-2, -1), "learning_rate": FINE_TUNING_RATES[task]} | o),
+    "gradual": lambda task, **o: FineTuning(**{"gradual": True, "learning_rate": FINE_TUNING_RATES[task]} | o),
+    "hybrid": lambda task, **o: Combine(
+        parts=(Bottleneck(**{"skip_top": 1} | o), FineTuning(layers=(-1,), learning_rate=FINE_TUNING_RATES[task]))
+    ),
 }
 
 #: The names that carry the paper, for presets whose short name several papers use.

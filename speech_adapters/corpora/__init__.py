@@ -11,6 +11,13 @@ from typing import Any
 CORPORA: dict[str, tuple[str, ...]] = {
     "demo": ("prepare_demo", "demo_root", "DemoCorpus"),
     "librispeech": ("download_librispeech", "prepare_librispeech"),
+    "iemocap": ("prepare_iemocap",),
+    "crema_d": ("prepare_crema_d",),
+    "ravdess": ("download_ravdess", "prepare_ravdess"),
+    "emodb": ("download_emodb", "prepare_emodb"),
+    "voxceleb": ("prepare_voxceleb",),
+    "fluent_speech_commands": ("prepare_fluent_speech_commands",),
+    "harper_valley": ("download_harper_valley", "prepare_harper_valley"),
 }
 """Name of a corpus, which is its module here -> its public functions."""
 

@@ -16,19 +16,16 @@ Layout of the corpus as the archives unpack::
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import tarfile
 import tempfile
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Sequence
-from http.client import HTTPException, HTTPResponse
 from itertools import combinations
 from pathlib import Path
 
 from speech_adapters.audio import audio_info
+from speech_adapters.corpora.download import check_md5, fetch
 from speech_adapters.errors import AudioError, InputError, ManifestError
 from speech_adapters.manifest import Manifest, Utterance, check_disjoint
 
@@ -44,9 +41,6 @@ MD5 = {
     "train-other-500": "d1a0fd59409feb2c614ce4d30c387708",
 }
 """Subset -> MD5 of its archive, from the official md5sum.txt beside the archives."""
-
-TIMEOUT = 8.0
-"""Seconds without an answer after which the network counts as absent."""
 
 
 def download_librispeech(
@@ -70,9 +64,8 @@ def download_librispeech(
             continue
         archive = root / f"{subset}.tar.gz"
         if not archive.exists():
-            _download(f"{base_url}/{subset}.tar.gz", archive)
-        if (md5 := _md5(archive)) != MD5[subset]:
-            raise InputError(f"{archive}: MD5 {md5}, expected {MD5[subset]}; remove the file and run this again")
+            fetch(f"{base_url}/{subset}.tar.gz", archive)
+        check_md5(archive, MD5[subset])
         _unpack(archive, root, subset)
         complete.touch()
         archive.unlink()
@@ -157,50 +150,6 @@ def _genders(path: Path) -> dict[str, str]:
         return {}
     rows = (line.split("|") for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith(";"))
     return {row[0].strip(): row[1].strip() for row in rows if len(row) > 1}
-
-
-def _download(url: str, archive: Path) -> None:
-    """Fetch into ``<archive>.part``, going on from what is there, and rename it when it is whole."""
-    from tqdm import tqdm
-
-    part = archive.with_name(archive.name + ".part")
-    done = part.stat().st_size if part.exists() else 0
-    try:
-        try:
-            response = _request(url, done)
-        except urllib.error.HTTPError as error:
-            if error.code != 416 or not done:
-                raise
-            response, done = _request(url, 0), 0  # asked for more than there is: the part is not of this file
-        with response:
-            if response.status != 206:  # the server sends all of it again
-                done = 0
-            total = done + int(response.headers.get("Content-Length", 0))
-            with (
-                part.open("ab" if done else "wb") as file,
-                tqdm(desc=archive.name, total=total, initial=done, unit="B", unit_scale=True) as bar,
-            ):
-                while block := response.read(1 << 20):
-                    file.write(block)
-                    bar.update(len(block))
-        if part.stat().st_size < total:
-            raise OSError(f"connection closed at {part.stat().st_size} of {total} bytes")
-    except (OSError, HTTPException) as error:  # URLError and timeouts are among the OSErrors
-        raise InputError(
-            f"{url}: cannot be downloaded ({getattr(error, 'reason', None) or error}). Run this again when online: it "
-            f"resumes; or fetch the file by hand and put it at {archive}; or name a mirror with base_url="
-        ) from error
-    os.replace(part, archive)
-
-
-def _request(url: str, start: int) -> HTTPResponse:
-    request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
-    return urllib.request.urlopen(request, timeout=TIMEOUT)
-
-
-def _md5(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "md5").hexdigest()
 
 
 def _unpack(archive: Path, root: Path, subset: str) -> None:

@@ -142,6 +142,7 @@ def encode_layer(layer: nn.Module, index: int, hidden: Tensor, mask, bias, plan:
         return plan.site(name, index, Site(frames, module(frames), mask))
 
     def project(frames: Tensor) -> tuple[Tensor, Tensor]:
+        frames = frames.to(layer_input.dtype)
         normed = attention_norm(frames) if pre_norm else frames
         # No mask: these frames stand beside the utterances, not in them.
         return tuple(

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.sparse import csr_array, sparray
 
 from speech_adapters.errors import InputError
 
@@ -27,7 +28,7 @@ class Interval:
     low: float
     high: float
     resampled: str = "speaker"
-    """What was drawn: ``speaker``, or ``utterance`` where fewer than two speakers are known."""
+    """What was drawn: ``speaker``, or ``utterance`` (of trials: ``trial``) where fewer than two are known."""
 
     def to_dict(self) -> dict[str, Any]:
         values = {"value": self.value, "low": self.low, "high": self.high}
@@ -74,7 +75,7 @@ def bootstrap(
     value = numerators.sum() / denominators.sum()
     drawn_bottom = draws @ bottom
     valid = drawn_bottom > 0
-    return _interval(value, (draws @ top)[valid] / drawn_bottom[valid], level, resampled)
+    return percentile_interval(value, (draws @ top)[valid] / drawn_bottom[valid], level, resampled)
 
 
 def bootstrap_statistic(
@@ -97,7 +98,37 @@ def bootstrap_statistic(
     figures = figures[~np.isnan(figures)]
     if np.isnan(value) or not len(figures):
         raise InputError("the statistic is NaN on the whole test set; give one on which it is defined")
-    return _interval(value, figures, level, resampled)
+    return percentile_interval(value, figures, level, resampled)
+
+
+def bootstrap_sums(
+    statistic: Callable[[np.ndarray], np.ndarray],
+    counts: ArrayLike | sparray,
+    groups: Sequence[str | None] | None = None,
+    *,
+    n: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> list[Interval]:
+    """Several figures at once that depend on sums over the utterances only, such as those of a confusion matrix.
+
+    ``counts`` (N, K), dense or sparse, is what each utterance adds; ``statistic`` turns sums (D, K) of D draws into M
+    figures each (D, M). Draws on which a figure is NaN are left out of its interval. The draws are those of
+    :func:`bootstrap_statistic`, at the cost of a matrix product.
+    """
+    counts = csr_array(counts)
+    items = np.arange(counts.shape[0])
+    draws, member, resampled = _draws(len(items), groups, items, n, seed)
+    membership = csr_array((np.ones(len(items)), (member, items)), shape=(draws.shape[1], len(items)))
+    values = statistic(np.asarray(counts.sum(axis=0), dtype=float)[None])[0]
+    figures = statistic(draws @ (membership @ counts))
+    intervals = []
+    for value, column in zip(values, figures.T, strict=True):
+        column = column[~np.isnan(column)]
+        if np.isnan(value) or not len(column):
+            raise InputError("the statistic is NaN on the whole test set; give one on which it is defined")
+        intervals.append(percentile_interval(value, column, level, resampled))
+    return intervals
 
 
 def _draws(
@@ -118,7 +149,8 @@ def _draws(
     return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=n), member, resampled
 
 
-def _interval(value: float, figures: np.ndarray, level: float, resampled: str) -> Interval:
+def percentile_interval(value: float, figures: np.ndarray, level: float, resampled: str) -> Interval:
+    """The middle part, ``level`` of it, of the figures of all draws."""
     low, high = np.quantile(figures, [(1 - level) / 2, (1 + level) / 2])
     # On a handful of skewed groups the value itself can fall outside; an interval that excludes it would mislead.
     return Interval(float(value), float(min(low, value)), float(max(high, value)), resampled)

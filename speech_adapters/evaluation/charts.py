@@ -1,4 +1,4 @@
-"""Line and bar charts as inline SVG: no file beside the page, sharp at any size, readable on light and dark."""
+"""Charts as inline SVG: no file beside the page, sharp at any size, readable on light and dark."""
 
 from __future__ import annotations
 
@@ -55,8 +55,7 @@ def line_chart(lines: Sequence[Line], x_label: str, y_label: str, percent: bool 
         parts.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.8"{dash}/>')
         if len(line.points) <= 30:
             parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.6" fill="{color}"/>' for x, y in places]
-    legend = "".join(map(_legend_entry, lines))
-    return f'{_svg(parts, x_label, y_label)}<p class="legend">{legend}</p>'
+    return _svg(parts, x_label, y_label) + legend(lines)
 
 
 def bar_chart(values: Mapping[str, float], x_label: str, y_label: str, color: int = 0) -> str:
@@ -149,6 +148,37 @@ def scatter_chart(points: Mapping[str, tuple[float, float]], x_label: str, y_lab
     return _svg(parts, x_label, y_label)
 
 
+def histogram(
+    edges: Sequence[float], kinds: Mapping[str, Sequence[float]], x_label: str, y_label: str, mark: tuple[str, float]
+) -> str:
+    """One see-through outline a kind over the bins between ``edges``, and a dashed line at the named place."""
+    y_ticks = ticks(0.0, max(map(max, kinds.values())))
+
+    def across(x: float) -> float:
+        return _LEFT + (x - edges[0]) / (edges[-1] - edges[0]) * (_WIDTH - _LEFT - _RIGHT)
+
+    def up(y: float) -> float:
+        return _HEIGHT - _BOTTOM - y / y_ticks[-1] * (_HEIGHT - _TOP - _BOTTOM)
+
+    parts = [_horizontal(up(y), number(y)) for y in y_ticks]
+    parts += [_below(across(x), number(x)) for x in ticks(edges[0], edges[-1]) if edges[0] <= x <= edges[-1]]
+    for index, heights in enumerate(kinds.values()):
+        places = [(across(edges[0]), up(0))]
+        for height, left, right in zip(heights, edges[:-1], edges[1:], strict=True):
+            places += [(across(left), up(height)), (across(right), up(height))]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in [*places, (across(edges[-1]), up(0))])
+        color = COLORS[index % len(COLORS)]
+        parts.append(f'<polygon points="{path}" fill="{color}" fill-opacity="0.35" stroke="{color}"/>')
+    name, x = mark
+    if edges[0] <= x <= edges[-1]:
+        parts.append(
+            f'<line x1="{across(x):.1f}" x2="{across(x):.1f}" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}" '
+            f'stroke="currentColor" stroke-dasharray="4 3"/>'
+            f'<text x="{across(x) + 5:.1f}" y="{_TOP + 10}">{escape(name)}</text>'
+        )
+    return _svg(parts, x_label, y_label) + legend([Line(name, (), index) for index, name in enumerate(kinds)])
+
+
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
     """Round numbers that cover ``low`` to ``high``, at least two."""
     if high - low <= max(1e-10, 1e-9 * max(abs(low), abs(high))):
@@ -176,6 +206,11 @@ def number(value: float) -> str:
     if abs(value) >= 10_000:
         return f"{value / 1000:g}k"
     return f"{value:.6g}"
+
+
+def legend(lines: Sequence[Line]) -> str:
+    """The names of curves beside a sample of their lines."""
+    return f'<p class="legend">{"".join(map(_legend_entry, lines))}</p>'
 
 
 def _legend_entry(line: Line) -> str:

@@ -2,9 +2,10 @@
 
 Made from the run folder's ``results.json`` and, where they are there, ``config.yaml``, ``metrics.jsonl``,
 ``worst.json`` (utterances: ``id``, ``speaker``, ``audio_filepath``, ``offset``, ``duration``, ``reference``,
-``hypothesis``, ``alignment``, ``errors``, ``words``) and ``layer_weights.json``
-(``{"adapter": [weight of layer 1, ...]}``, or ``{"adapter": {"name": weight}}``). A run over domains adds
-``domains.json`` (``metric`` and ``cells``: method -> domain -> ``{value, low, high}``) and ``attention.json``
+``hypothesis``, ``alignment``, ``errors``, ``words``), ``layer_weights.json``
+(``{"adapter": [weight of layer 1, ...]}``, or ``{"adapter": {"name": weight}}``) and ``detection.json``
+(``{"system": what`` :func:`~speech_adapters.evaluation.detection_charts.chart_data` ``gives}``). A run over domains
+adds ``domains.json`` (``metric`` and ``cells``: method -> domain -> ``{value, low, high}``) and ``attention.json``
 (domain -> place -> member -> mean weight).
 """
 
@@ -23,6 +24,8 @@ from speech_adapters.audio import SAMPLE_RATE, read_audio
 from speech_adapters.errors import InputError
 from speech_adapters.evaluation.bootstrap import Interval
 from speech_adapters.evaluation.charts import Line, bar_chart, heat_map, line_chart, scatter_chart
+from speech_adapters.evaluation.confusion_chart import confusion_chart
+from speech_adapters.evaluation.detection_charts import det_chart, score_histogram
 from speech_adapters.evaluation.summary import RATES, columns_of, figure, method_rows, summary_table
 from speech_adapters.files import read_json, read_log, write_text
 
@@ -39,7 +42,8 @@ def write_report(run_folder: str | os.PathLike[str], *, most_audio_bytes: int = 
     folder = Path(run_folder)
     results = _read(folder / "results.json", dict, needed=True)
     config = folder / "config.yaml"
-    title = f"{results.get('task', 'run')}: {results.get('adapter', '')} on {results.get('encoder', '')}"
+    title = f"{results.get('task', 'run')}: {results.get('adapter', '')}"
+    title += f" on {results['encoder']}" if results.get("encoder") else ""  # ready scores come from nowhere
     sections = (
         f"<h1>{escape(title)}</h1>",
         _facts(results, folder.resolve().name),
@@ -47,9 +51,11 @@ def write_report(run_folder: str | os.PathLike[str], *, most_audio_bytes: int = 
         _section("Domains", _domains(_read(folder / "domains.json", dict))),
         _section("Attention of each place", _attention(_read(folder / "attention.json", dict))),
         _section("Figures against parameters", _against_parameters(method_rows(results))),
+        _section("Classes", _classes(method_rows(results))),
         _section("Data", _data_table(results.get("data"))),
         _section("Training", _curves(read_log(folder / "metrics.jsonl"), str(results.get("adapter") or "this run"))),
         _section("Weight of each layer", _layer_weights(_read(folder / "layer_weights.json", dict))),
+        _section("Detection", _detection(_read(folder / "detection.json", dict))),
         _section("Worst utterances", _worst(_read(folder / "worst.json", list), folder, most_audio_bytes)),
         _details("Configuration", config.read_text(encoding="utf-8") if config.exists() else ""),
         _details("Environment", _environment(results)),
@@ -106,6 +112,33 @@ def _against_parameters(rows: Sequence[Mapping[str, Any]]) -> str:
             points[str(row.get("method", ""))] = (trained, 100 * value)
     chart = scatter_chart(points, "trained parameters, head included", f"{name.upper()} %")
     return chart if len(points) >= 3 else ""
+
+
+def _classes(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Of each method that classified: its confusion matrix, and recall, precision and F1 of each class."""
+    figures = []
+    for row in rows:
+        metrics = row.get("metrics") or {}
+        confusion, per_class = metrics.get("confusion"), metrics.get("per_class")
+        if not confusion or not per_class:
+            continue
+        keys = ("recall", "precision", "f1")
+        cells = [
+            [escape(name), str(entry["support"]), *(_rate(entry[key]) for key in keys)]
+            for name, entry in per_class.items()
+        ]
+        titles = ["class", "utterances", "recall %", "precision %", "F1 %"]
+        figures.append(
+            f"<h3>{escape(str(row['method']))}</h3>{confusion_chart(confusion['labels'], confusion['counts'])}"
+            + _table(titles, cells, [False, True, True, True, True])
+        )
+    return _side_by_side(*figures)
+
+
+def _rate(entry: Mapping[str, float]) -> str:
+    """``61.2 [50.1, 70.3]``"""
+    value, low, high = (f"{100 * entry[key]:.1f}" for key in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
 
 
 def _data_table(data: Any) -> str:
@@ -186,6 +219,12 @@ def _attention(attention: Mapping[str, Any]) -> str:
         values = [[weights[member] for member in members] for weights in places.values()]
         figures.append(f"<h3>{escape(domain)}</h3>{heat_map(list(places), members, values, 'adapter', 'weight')}")
     return _side_by_side(*figures)
+
+
+def _detection(systems: Mapping[str, Any]) -> str:
+    """One DET chart of all systems, and a histogram of scores for each."""
+    histograms = [f"<h3>{escape(name)}</h3>{score_histogram(data)}" for name, data in systems.items()]
+    return _side_by_side(det_chart(systems), *histograms)
 
 
 def _worst(utterances: Any, folder: Path, most_audio_bytes: int) -> str:
@@ -279,6 +318,7 @@ th:first-child, td:first-child { padding-left: 0; }
 th { font-weight: 600; } .number { text-align: right; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 1.5rem; }
 figure { margin: 0; min-width: 0; } .chart { width: 100%; max-width: 40rem; height: auto; }
+.square { max-width: 28rem; }
 .chart text { font-size: 12px; fill: currentColor; opacity: .75; } .grid { stroke: var(--line); }
 .legend { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; margin: .2rem 0 0 2rem; font-size: .85rem; }
 article { border: 1px solid var(--line); border-radius: 8px; padding: .7rem .9rem; margin: .7rem 0; }

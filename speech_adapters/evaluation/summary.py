@@ -53,7 +53,7 @@ def columns_of(rows: Sequence[Mapping[str, Any]]) -> list[Column]:
     names = dict.fromkeys(name for row in rows for name, entry in _metrics(row).items() if figure(entry) is not None)
     columns = [Column("method", [str(row.get("method", "")) for row in rows], numeric=False)]
     for name in names:
-        if name in _COUNTS or name in ("words", "characters", "utterances"):
+        if name in _COUNTS or name in ("words", "characters", "utterances", "trials", "targets"):
             continue
         entries = [_metrics(row).get(name) for row in rows]
         values = [figure(entry) for entry in entries]

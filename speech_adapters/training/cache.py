@@ -32,23 +32,23 @@ class CachedDataset(Dataset):
     and runs share; it is named after the encoder's fingerprint, the start and the manifest.
 
     Args:
-        dataset: without augmentation.
+        dataset: without augmentation and crops.
         model: its active adapters decide the start.
         batch_seconds: audio per batch while computing. Encoders whose CNN normalises over time (group norm) change
             with padding; they compute one utterance at a time.
 
     Raises:
-        ConfigError: an augmented dataset, or activations that half precision cannot hold.
+        ConfigError: an augmented or cropped dataset, or activations that half precision cannot hold.
     """
 
     def __init__(
         self, dataset: SpeechDataset, model: SpeechAdapterModel, folder: str | os.PathLike[str], batch_seconds: float
     ) -> None:
-        if dataset.augmentation is not None:
-            raise ConfigError("training.cache: augmentation changes what is cached; set one of the two to null.")
+        if dataset.augmentation is not None or dataset.crop_seconds is not None:
+            raise ConfigError("training.cache: augmentation and crops change what is cached; set one of them to null.")
         if model.first_layer < -1:
             raise ConfigError("training.cache: an active adapter acts inside the CNN; set training.cache to null.")
-        self.dataset, self.manifest, self.epoch = dataset, dataset.manifest, 0
+        self.dataset, self.manifest, self.durations, self.epoch = dataset, dataset.manifest, dataset.durations, 0
         self.start = None if model.first_layer < 0 else model.first_layer
         encoder = model.encoder
         self.width = encoder.config.conv_dim[-1] if self.start is None else encoder.hidden_size

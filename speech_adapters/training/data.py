@@ -29,6 +29,7 @@ class SpeechDataset(Dataset):
         target: what the head learns from an utterance, as a tensor of ids; None for audio alone.
         augmentation: applied on reading; the random numbers follow from the seed, the epoch and the utterance, so that
             a resumed run or another number of workers sees the same.
+        crop_seconds: a piece of each utterance of at most this length, its place drawn likewise; None for all of it.
         keep_in_memory: hold decoded audio (as 16-bit samples: 115 MB an hour).
     """
 
@@ -38,14 +39,22 @@ class SpeechDataset(Dataset):
         target: Callable[[Utterance], list[int]] | None = None,
         augmentation: Augmentation | None = None,
         seed: int = 0,
+        crop_seconds: float | None = None,
         keep_in_memory: bool = True,
     ) -> None:
         self.manifest, self.target, self.augmentation, self.seed = manifest, target, augmentation, seed
+        self.crop_seconds = crop_seconds
         self.epoch = 0
         self._kept: dict[int, Tensor] | None = {} if keep_in_memory else None
 
     def __len__(self) -> int:
         return len(self.manifest)
+
+    @property
+    def durations(self) -> list[float]:
+        """Seconds of each utterance, crops taken into account."""
+        longest = self.crop_seconds or float("inf")
+        return [min(utterance.duration, longest) for utterance in self.manifest]
 
     def waveform(self, index: int) -> Tensor:
         """(samples,) at 16 kHz, as recorded."""
@@ -60,8 +69,13 @@ class SpeechDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict:
         audio = self.waveform(index)
+        rng = np.random.default_rng((self.seed, self.epoch, index))
         if self.augmentation is not None:
-            audio = self.augmentation(audio, np.random.default_rng((self.seed, self.epoch, index)))
+            audio = self.augmentation(audio, rng)
+        if self.crop_seconds is not None:
+            size = round(self.crop_seconds * SAMPLE_RATE)
+            start = int(rng.integers(max(len(audio) - size, 0) + 1))
+            audio = audio[start : start + size]
         check_waveform(audio, self.manifest[index].audio_filepath)
         return {"waveform": audio, "target": self.encoded(index), "index": index}
 
@@ -180,12 +194,14 @@ class EpochLoader(DataLoader):
 
 def evaluation_loader(dataset: SpeechDataset, batch_seconds: float) -> DataLoader:
     """Every utterance once, sorted by length, at most ``batch_seconds`` a batch."""
-    batches = LengthBatches([u.duration for u in dataset.manifest], batch_seconds, shuffle=False)
+    batches = LengthBatches(dataset.durations, batch_seconds, shuffle=False)
     return DataLoader(dataset, batch_sampler=batches, collate_fn=collate)
 
 
-def check_before_training(manifest: Manifest, encoder: Encoder, head: HeadConfig) -> None:
+def check_before_training(manifest: Manifest, encoder: Encoder, head: HeadConfig | None = None) -> None:
     """Find what would fail hours later: short audio, unknown symbols or labels, transcripts longer than their frames.
+
+    Without a head the audio alone is checked.
 
     Raises:
         AudioError, TextError, ManifestError: naming the utterances.
@@ -197,6 +213,8 @@ def check_before_training(manifest: Manifest, encoder: Encoder, head: HeadConfig
             f"{manifest.name}: {len(short)} utterance(s) are shorter than the encoder's receptive field of "
             f"{encoder.receptive_field / 16:.0f} ms, such as {', '.join(short[:3])}; remove them from the manifest."
         )
+    if head is None:
+        return
     if isinstance(head, CTCHead):
         manifest.require("text")
     targets = [head.target(utterance) for utterance in manifest]

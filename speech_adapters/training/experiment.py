@@ -23,12 +23,16 @@ from speech_adapters.manifest import Manifest, check_disjoint
 from speech_adapters.training.settings import TrainingConfig
 
 if TYPE_CHECKING:  # the rest is imported where it is used, so that a recipe's --help answers at once
+    from speech_adapters.encoders import Encoder
     from speech_adapters.heads import HeadConfig
     from speech_adapters.model import SpeechAdapterModel
     from speech_adapters.training.run_folder import RunFolder
     from speech_adapters.training.trainer import TrainingResult
 
 R = TypeVar("R")
+
+KEPT_HOURS = 50.0
+"""Training sets below this stay decoded in memory (6 GB at most); larger ones are read anew each epoch."""
 
 
 @dataclass(kw_only=True)
@@ -123,6 +127,18 @@ class Task(ABC, Generic[R]):
     def combine(self, results: Sequence[R]) -> dict[str, Any]:
         """``metrics`` (``{name: {value, low, high}}``), and other entries, of one method over seeds and folds."""
 
+    def check(self, corpus: Corpus, encoder: Encoder) -> None:
+        """Find what would fail hours later; raises an InputError that names the utterances."""
+        from speech_adapters.training.data import check_before_training
+
+        head = self.head(corpus)
+        for manifest in corpus.splits.values():
+            check_before_training(manifest, encoder, head)
+
+    def untrained(self, encoder: Encoder, corpora: Sequence[Corpus], run: RunFolder) -> dict[str, dict[str, Any]]:
+        """Baselines that need no training: name -> ``metrics`` and costs, as ``results.json`` holds them."""
+        return {}
+
     def keep(self, result: R, corpus: Corpus, run: RunFolder) -> None:
         """Write what the report shows of the adapter's first result, such as its worst utterances."""
         return
@@ -135,7 +151,14 @@ class Task(ABC, Generic[R]):
         from speech_adapters.training.trainer import train
 
         target = model.head.config.target
-        data = SpeechDataset(corpus.train, target, settings.augmentation, settings.seed)
+        data = SpeechDataset(
+            corpus.train,
+            target,
+            settings.augmentation,
+            settings.seed,
+            settings.crop_seconds,
+            keep_in_memory=corpus.train.hours < KEPT_HOURS,
+        )
         dev = None if corpus.dev is None else SpeechDataset(corpus.dev, target)
         return train(model, data, settings, run, dev, method=name)
 
@@ -166,7 +189,6 @@ def run_experiment(recipe: str, task: Task) -> dict[str, Any]:
     from speech_adapters.encoders import load_encoder
     from speech_adapters.evaluation.report import method_rows, summary_table, write_report
     from speech_adapters.files import write_json
-    from speech_adapters.training.data import check_before_training
     from speech_adapters.training.run_folder import RunFolder, environment
 
     config = task.config
@@ -175,9 +197,7 @@ def run_experiment(recipe: str, task: Task) -> dict[str, Any]:
     with processes.main_process_first():
         corpora = task.corpora()
     for corpus in corpora:
-        head = task.head(corpus)
-        for manifest in corpus.splits.values():
-            check_before_training(manifest, encoder, head)
+        task.check(corpus, encoder)
     methods = {config.adapter: config.adapter_options}
     methods |= {name: config.baseline_options.get(name, {}) for name in config.baselines if name not in methods}
     adapters = {name: preset(name, task.name, **options) for name, options in methods.items()}
@@ -187,7 +207,9 @@ def run_experiment(recipe: str, task: Task) -> dict[str, Any]:
     processes.print("\n".join([f"{encoder!r}", *facts, f"run   {run.path}\n"]))
 
     started = time.perf_counter()
-    figures: dict[str, dict[str, Any]] = {}
+    figures = task.untrained(encoder, corpora, run) if processes.is_main_process else {}
+    for method, entry in figures.items():
+        print(_line(method, task, entry))
     for method, adapter in adapters.items():
         trained = [
             _train_and_score(task, corpora, fold, encoder, method, adapter, seed, run)
@@ -197,9 +219,7 @@ def run_experiment(recipe: str, task: Task) -> dict[str, Any]:
         if not processes.is_main_process:
             continue
         figures[method] = _combine(task, trained)
-        main, seconds = figures[method]["metrics"][task.metric], figures[method]["seconds"]
-        shown = f"{main['value']:.1%} [{main['low']:.1%}, {main['high']:.1%}]"
-        print(f"{method}: {task.metric.upper()} {shown}, {seconds:.0f} s")
+        print(_line(method, task, figures[method]))
         if method == config.adapter:
             task.keep(trained[0].result, corpora[0], run)
             if trained[0].layer_weights:
@@ -223,6 +243,12 @@ def run_experiment(recipe: str, task: Task) -> dict[str, Any]:
     report = write_report(run.path)
     print(f"\n{summary_table(method_rows(results))}\n\nreport  {report}\nadapter {run.path / 'adapters'}")
     return results
+
+
+def _line(method: str, task: Task, entry: dict[str, Any]) -> str:
+    main = entry["metrics"][task.metric]
+    shown = f"{main['value']:.1%} [{main['low']:.1%}, {main['high']:.1%}]"
+    return f"{method}: {task.metric.upper()} {shown}, {entry['seconds']:.0f} s"
 
 
 def _train_and_score(task, corpora, fold, encoder, method, adapter, seed, run) -> _Trained | None:
@@ -264,11 +290,11 @@ def _combine(task: Task, trained: Sequence[_Trained]) -> dict[str, Any]:
         return [task.combine(results)["metrics"][task.metric]["value"] for results in groups.values()]
 
     costs = [run.training for run in trained]
-    folds = by("fold")
+    several = len({run.fold for run in trained}) > 1
     return {
         **task.combine([run.result for run in trained]),
         f"{task.metric}_by_seed": by("seed"),
-        **({f"{task.metric}_by_fold": folds} if len(folds) > 1 else {}),
+        **({f"{task.metric}_by_fold": by("fold")} if several else {}),
         "parameters": trained[0].parameters,
         "seconds": sum(cost.seconds for cost in costs) / len(costs),
         "audio_seconds_per_second": sum(cost.audio_seconds_per_second for cost in costs) / len(costs),

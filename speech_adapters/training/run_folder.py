@@ -4,7 +4,8 @@
         config.yaml        the resolved configuration; ``--config`` with it repeats the run
         metrics.jsonl      one line a logged step
         results.json       figures with intervals, parameters, seconds, versions
-        adapters/<name>/   heads/<name>/   trn/<name>/   tensorboard/   report.html
+        adapters/<name>/   heads/<name>/   trn/<name>/   predictions/<name>.jsonl   scores/<name>.txt
+        tensorboard/   report.html
     runs/asr_librispeech/latest -> the newest
 
 In a multi-process run the main process creates the folder and is the only one that writes to it.
@@ -109,6 +110,11 @@ class RunFolder:
         return self.path / "layer_weights.json"
 
     @property
+    def detection_file(self) -> Path:
+        """What the report draws DET curves and score histograms from, by system."""
+        return self.path / "detection.json"
+
+    @property
     def report_file(self) -> Path:
         return self.path / "report.html"
 
@@ -125,6 +131,14 @@ class RunFolder:
     def trn(self, name: str) -> Path:
         """The folder of ``ref.trn`` and ``hyp.trn`` of one method or test set."""
         return self.path / "trn" / _file_name(name)
+
+    def predictions(self, name: str) -> Path:
+        """The predicted classes of one method or test set, in JSON Lines."""
+        return self.path / "predictions" / f"{_file_name(name)}.jsonl"
+
+    def scores(self, name: str) -> Path:
+        """The scores of one trial list, ``enrol test score`` a line."""
+        return self.path / "scores" / f"{_file_name(name)}.txt"
 
     def save_config(self, config: Any) -> None:
         save_config(config, self.config_file)

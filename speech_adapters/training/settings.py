@@ -20,6 +20,10 @@ class TrainingConfig:
     batch_seconds: float = 60.0
     """Audio per batch and process, in seconds, padding included; utterances of like length share a batch."""
 
+    crop_seconds: float | None = None
+    """Train on a random piece of at most this length; None on whole utterances. Otake et al. (2023) cut at 12.5 for
+    emotion and speakers, margin losses are usually trained on 3; not for recognition, whose text would not fit."""
+
     accumulation: int = 1
     """Batches per update; two processes with 1 give the same update as one process with 2."""
 
@@ -65,8 +69,8 @@ class TrainingConfig:
 
     cache: Path | None = None
     """Folder for activations below the lowest adapter, computed once for all epochs, methods, seeds and runs: a head
-    alone trains many times faster, adapters in upper layers up to twice. Needs no augmentation; null caches nothing.
-    """
+    alone trains many times faster, adapters in upper layers up to twice. Goes with no augmentation, no crops; null
+    caches nothing."""
 
     workers: int = 0
     """Processes that read and augment audio; 0 does it in the training process."""
@@ -82,12 +86,20 @@ class TrainingConfig:
                 raise ConfigError(f"training.{name}={getattr(self, name)}: must be at least 1.")
         if self.batch_seconds <= 0:
             raise ConfigError(f"training.batch_seconds={self.batch_seconds}: must be above 0.")
+        if self.crop_seconds is not None and self.crop_seconds < 0.1:
+            raise ConfigError(
+                f"training.crop_seconds={self.crop_seconds}: must be at least 0.1, or null for no crops."
+            )
         if not 0 <= self.warmup < 1 or not 0 <= self.time_mask_probability < 1:
             raise ConfigError("training.warmup and training.time_mask_probability must lie in [0, 1).")
         if self.precision == "auto":
             self.precision = "bf16" if fast_bfloat16() else "fp32"
-        if self.cache is not None and (self.augmentation is not None or self.time_mask_probability):
-            raise ConfigError("training.cache: augmentation and time masks change what is cached; turn one off.")
+        if self.cache is not None and (
+            self.augmentation is not None or self.time_mask_probability or self.crop_seconds
+        ):
+            raise ConfigError(
+                "training.cache: augmentation, time masks and crops change what is cached; turn one off."
+            )
         if self.patience and not self.evaluate_every:
             raise ConfigError("training.patience needs training.evaluate_every: early stopping watches evaluations.")
 

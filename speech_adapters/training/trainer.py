@@ -20,6 +20,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from speech_adapters.audio import SAMPLE_RATE
 from speech_adapters.errors import ConfigError
+from speech_adapters.heads.ctc import CTCHeadModule
 from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.training.cache import CachedDataset
 from speech_adapters.training.data import EpochLoader, LengthBatches, SpeechDataset, collate, evaluation_loader
@@ -41,6 +42,19 @@ class TrainingResult:
     final_loss: float
     best_dev_loss: float | None
 
+    def __add__(self, later: TrainingResult) -> TrainingResult:
+        """Two stages of one training."""
+        seconds = self.seconds + later.seconds
+        audio = sum(stage.audio_seconds_per_second * stage.seconds for stage in (self, later))
+        return TrainingResult(
+            updates=self.updates + later.updates,
+            seconds=seconds,
+            audio_seconds_per_second=audio / max(seconds, 1e-9),
+            peak_memory_bytes=max(self.peak_memory_bytes, later.peak_memory_bytes),
+            final_loss=later.final_loss,
+            best_dev_loss=later.best_dev_loss,
+        )
+
 
 def train(
     model: SpeechAdapterModel,
@@ -58,7 +72,7 @@ def train(
         resume: go on from the run's last checkpoint of this method (``config.save_every``).
 
     Raises:
-        ConfigError: nothing to train, no active head, or nothing to resume from.
+        ConfigError: nothing to train, no active head, crops for a CTC head, or nothing to resume from.
         RuntimeError: a trainable tensor without gradient after two updates.
     """
     if model.head is None:
@@ -67,6 +81,8 @@ def train(
         raise ConfigError("train: nothing is trainable; call model.train_adapter(name, head=...) first.")
     if config.evaluate_every and dev is None:
         raise ConfigError("train: training.evaluate_every needs a dev set.")
+    if dataset.crop_seconds is not None and isinstance(model.head, CTCHeadModule):
+        raise ConfigError("train: training.crop_seconds cuts speech but not its text; a CTC head needs it whole.")
     if config.cache is not None:
         cached = partial(CachedDataset, model=model, folder=config.cache, batch_seconds=config.batch_seconds)
         dataset, dev = cached(dataset), None if dev is None else cached(dev)
@@ -140,7 +156,7 @@ class AdapterTrainer(Trainer):
 
     def get_train_dataloader(self) -> EpochLoader:
         batches = LengthBatches(
-            [utterance.duration for utterance in self.train_dataset.manifest],
+            self.train_dataset.durations,
             self.config.batch_seconds,
             seed=self.config.seed,
             rank=self.args.process_index,
@@ -236,8 +252,10 @@ class AdapterTrainer(Trainer):
     # -- checkpoints hold what trains, not the frozen base
 
     def _trainable(self) -> dict[str, Tensor]:
+        """What training changes: parameters, and the running statistics of a head with batch norm."""
         chosen = {id(p) for group in self.adapter_model.parameter_groups().values() for p in group}
-        return {name: p for name, p in self.adapter_model.named_parameters() if id(p) in chosen}
+        parameters = {name: p for name, p in self.adapter_model.named_parameters() if id(p) in chosen}
+        return parameters | {f"head/{name}": buffer for name, buffer in self.adapter_model.head.named_buffers()}
 
     def _save(self, output_dir=None, state_dict=None) -> None:
         folder = Path(output_dir or self.args.output_dir)

@@ -1,0 +1,125 @@
+"""Score a saved adapter and classification head on any manifest, or any classifier's file of predictions.
+
+    python recipes/evaluate_emotion.py --encoder tiny-wavlm --adapter runs/emotion_recognition/latest/adapters/elp \\
+        --head runs/emotion_recognition/latest/heads/elp --manifest test.jsonl
+    python recipes/evaluate_emotion.py --predictions theirs.csv --manifest test.jsonl
+
+Any label works, not emotions alone: --label-field names its key in the manifest. A file of predictions holds id, label
+and prediction, and speaker for the intervals (JSON Lines or CSV); with --manifest the report also plays the most
+confident mistakes. Runs on the GPU when there is one (--precision bf16 for speed), else on the CPU. Writes
+results.json, predictions.jsonl, worst.json and report.html.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from speech_adapters.config import option, parse_cli, run_main
+from speech_adapters.errors import ConfigError, InputError
+from speech_adapters.manifest import Manifest
+
+
+@dataclass(kw_only=True)
+class Config:
+    """What to score on what."""
+
+    encoder: str = option("tiny-wavlm", "packaged name, local folder or hub id")
+    adapter: Path | None = option(None, "folder of a saved adapter; none scores the head on the frozen encoder")
+    head: Path | None = option(None, "folder of a saved classification head; required without --predictions")
+    manifest: Path | None = option(None, "JSON Lines manifest with labels (and speaker, for the intervals)")
+    label_field: str = option("emotion", "key of the manifest that holds the class: emotion, label, or one of its own")
+    predictions: Path | None = option(None, "score this file of predictions (JSON Lines or CSV) instead of a model")
+    batch_seconds: float = option(120.0, "audio per batch, padding included")
+    precision: Literal["fp32", "bf16"] = option("fp32", "bf16: autocast")
+    device: str = option("auto", "auto, cpu, cuda, cuda:1, ...")
+    output: Path | None = option(None, "run folder; runs/evaluate_emotion/<time> by default")
+
+
+def evaluate_model(config: Config, manifest: Manifest):
+    """The result of the model on the manifest, and what ``results.json`` says of the model and its cost."""
+    import torch
+
+    from speech_adapters.evaluation.classification import evaluate_classification
+    from speech_adapters.model import SpeechAdapterModel
+    from speech_adapters.training.data import check_before_training
+    from speech_adapters.training.run_folder import environment
+
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
+    model = SpeechAdapterModel.from_pretrained(config.encoder, device=device)
+    name = "frozen encoder" if config.adapter is None else model.load_adapter(config.adapter)
+    model.load_head(config.head)
+    check_before_training(manifest, model.encoder, model.head.config)
+    scored = evaluate_classification(
+        model,
+        manifest,
+        label_field=config.label_field,
+        batch_seconds=config.batch_seconds,
+        precision=config.precision,
+    )
+    facts = {
+        "encoder": config.encoder,
+        "adapter": name,
+        "parameters": model.count_parameters(),
+        "seconds": scored.seconds,
+        "audio_seconds_per_second": scored.audio_seconds_per_second,
+        "peak_memory_bytes": scored.peak_memory_bytes,
+        **environment(device),
+    }
+    return scored.result, facts
+
+
+def check_same_utterances(result, manifest: Manifest, label_field: str, source: Path) -> None:
+    """Predictions must be of exactly the manifest's utterances, with its labels: no subset is scored unnoticed."""
+    labels = {utterance.id: str(utterance.get(label_field)) for utterance in manifest}
+    for utterance in result.runs[0]:
+        if labels.get(utterance.id) != utterance.label:
+            found = f"has the label {labels[utterance.id]!r}" if utterance.id in labels else "does not stand"
+            raise InputError(f"{source}: {utterance.id!r}, labelled {utterance.label!r}, {found} in {manifest.name}")
+    if missing := labels.keys() - {utterance.id for utterance in result.runs[0]}:
+        raise InputError(
+            f"{source}: {len(missing)} utterances of {manifest.name} are missing, such as {min(missing)!r}"
+        )
+
+
+def main(config: Config) -> None:
+    from speech_adapters.evaluation.classification import confident_mistakes
+    from speech_adapters.evaluation.predictions import read_predictions, write_predictions
+    from speech_adapters.evaluation.report import method_rows, summary_table, write_report
+    from speech_adapters.files import write_json
+    from speech_adapters.training.run_folder import RunFolder
+
+    if config.predictions is not None and (config.head or config.adapter):
+        raise ConfigError("give --predictions, or --head and --adapter: one or the other is scored.")
+    if config.predictions is None and not (config.head and config.manifest):
+        raise ConfigError("give --head and --manifest to score a model, or --predictions to score a file.")
+    manifest = None
+    if config.manifest is not None:
+        manifest = Manifest.read(config.manifest, require=(config.label_field,), check_files=True)
+    facts: dict[str, Any]
+    if config.predictions is not None:
+        result = read_predictions(config.predictions)
+        if manifest is not None:
+            check_same_utterances(result, manifest, config.label_field, config.predictions)
+        facts = {"adapter": config.predictions.name, "predictions": str(config.predictions)}
+    else:
+        result, facts = evaluate_model(config, manifest)
+    run = RunFolder.create("evaluate_emotion", path=config.output)
+    run.save_config(config)
+    write_predictions(run.path / "predictions.jsonl", result)
+    if manifest is not None:
+        write_json(run.worst_file, confident_mistakes(result, manifest))
+    results = {
+        "task": config.label_field,
+        **facts,
+        "data": {"test": manifest.describe()} if manifest is not None else {},
+        "metrics": result.to_dict(),
+    }
+    run.write_results(results)
+    report = write_report(run.path)
+    print(f"{result}\n\n{summary_table(method_rows(results))}\n\nreport {report}")
+
+
+if __name__ == "__main__":
+    run_main(lambda: main(parse_cli(Config, description=__doc__)))

@@ -1,0 +1,235 @@
+"""Score speaker verification: from audio and a model, from saved embeddings, or from a score file.
+
+    python recipes/evaluate_verification.py                       # the demo corpus, frozen mean-pooled baseline
+    python recipes/evaluate_verification.py --trials trials.txt --manifest test.jsonl --encoder tiny-wavlm \\
+        --adapter runs/speaker_verification/latest/adapters/l --head runs/speaker_verification/latest/heads/l
+    python recipes/evaluate_verification.py --trials trials.txt --embeddings test.npz --manifest test.jsonl
+    python recipes/evaluate_verification.py --trials trials.txt --scores scores.txt --manifest test.jsonl
+
+Without a head the embedding is the mean of the features. A manifest with speakers makes the intervals bootstrap by
+speaker. Cllr and actual DCF want log-likelihood ratios: calibrate on development trials (--dev-trials), or say --llr
+for a score file that holds them. Writes results.json, scores/, embeddings.npz, calibration.json and report.html with
+the DET curve.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from speech_adapters.config import option, parse_cli, run_main
+from speech_adapters.errors import ConfigError
+from speech_adapters.manifest import Manifest, check_disjoint
+
+if TYPE_CHECKING:
+    from speech_adapters.evaluation.calibration import Calibration
+    from speech_adapters.evaluation.embeddings import Embeddings
+    from speech_adapters.model import SpeechAdapterModel
+
+
+@dataclass(kw_only=True)
+class Config:
+    """What to score on what."""
+
+    trials: Path | None = option(None, 'trial list, "1 enrol test" a line; the demo corpus without one')
+    manifest: Path | None = option(
+        None, "JSON Lines manifest of the trials' utterances (with speaker, for the intervals)"
+    )
+    enrolment: Path | None = option(None, 'models of several utterances, "model utterance utterance ..." a line')
+    allow_repeats: bool = option(False, "score pairs that the trial list repeats as often as it does")
+
+    encoder: str = option("tiny-wavlm", "packaged name, local folder or hub id")
+    adapter: Path | None = option(None, "folder of a saved adapter; none scores the frozen encoder")
+    head: Path | None = option(None, "folder of a saved speaker head; none takes the mean of the features")
+    embeddings: Path | None = option(None, ".npz or .safetensors of saved embeddings, in place of a model")
+    scores: Path | None = option(None, 'score file ("enrol test score" lines, .npy or .npz), in place of a model')
+    llr: bool = option(False, "the score file holds log-likelihood ratios")
+
+    cohort: Path | None = option(None, "manifest with speakers, or embeddings, for score normalisation")
+    top: int | None = option(300, "nearest cohort members of adaptive s-norm; none for s-norm over all")
+    plda: Path | None = option(None, "manifest with speakers to train PLDA on, which replaces the cosine")
+    plda_rank: int = option(100, "dimensions of PLDA's speaker space")
+
+    calibration: Path | None = option(None, "saved calibration.json")
+    dev_trials: Path | None = option(None, "trial list to fit a calibration on, scored in the same way")
+    dev_manifest: Path | None = option(None, "manifest of the dev trials' utterances; none takes --manifest")
+    dev_enrolment: Path | None = option(None, "enrolment map of the dev trials")
+    dev_embeddings: Path | None = option(None, "embeddings of the dev utterances, with --embeddings")
+    dev_scores: Path | None = option(None, "scores of the dev trials, with --scores")
+    p_target: float = option(0.5, "prior that the calibration is fitted for")
+
+    draws: int = option(1000, "bootstrap draws; lists of more than half a million trials get fewer, at least 100")
+    batch_seconds: float = option(120.0, "audio per batch, padding included")
+    precision: Literal["fp32", "bf16"] = option("fp32", "bf16: autocast")
+    device: str = option("auto", "auto, cpu, cuda, cuda:1, ...")
+    output: Path | None = option(None, "run folder; runs/evaluate_verification/<time> by default")
+
+    def __post_init__(self) -> None:
+        if self.embeddings is not None and self.scores is not None:
+            raise ConfigError("give --embeddings or --scores, not both.")
+        if (self.embeddings or self.scores) and (self.adapter or self.head):
+            raise ConfigError("--adapter and --head belong to a model; leave them out with --embeddings or --scores.")
+        if self.trials is None and any((self.manifest, self.embeddings, self.scores)):
+            raise ConfigError("give --trials: the list of trials to score.")
+        if self.trials is not None and not any((self.manifest, self.embeddings, self.scores)):
+            raise ConfigError("give --manifest: the utterances that the trials name.")
+        if self.calibration is not None and self.dev_trials is not None:
+            raise ConfigError("give --calibration or --dev-trials to fit one, not both.")
+        if self.dev_trials is not None and self.dev_trials == self.trials:
+            raise ConfigError("--dev-trials are the --trials: a calibration fitted on them would flatter the figures.")
+        for own, dev in (("embeddings", self.dev_embeddings), ("scores", self.dev_scores)):
+            if self.dev_trials is not None and getattr(self, own) is not None and dev is None:
+                raise ConfigError(f"give --dev-{own}: the dev trials are scored as the others are.")
+
+
+def main(config: Config) -> None:
+    from speech_adapters.evaluation.calibration import Calibration
+    from speech_adapters.evaluation.detection_charts import chart_data
+    from speech_adapters.evaluation.embeddings import Embeddings
+    from speech_adapters.evaluation.report import method_rows, summary_table, write_report
+    from speech_adapters.evaluation.score_files import read_scores, write_scores
+    from speech_adapters.evaluation.verification import P_TARGETS, evaluate_verification
+    from speech_adapters.files import write_json
+    from speech_adapters.training.run_folder import RunFolder, environment
+    from speech_adapters.trials import read_enrolment, read_trials
+
+    if config.trials is None:
+        from speech_adapters.corpora import prepare_demo
+
+        demo = prepare_demo()
+        config.trials, config.manifest = demo.trials("test"), demo.test
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
+    trials = read_trials(config.trials, allow_repeats=config.allow_repeats)
+    manifest = None if config.manifest is None else Manifest.read(config.manifest)
+    enrolment = None if config.enrolment is None else read_enrolment(config.enrolment)
+    calibration = None if config.calibration is None else Calibration.load(config.calibration)
+
+    model, name = None, "scores"
+    if config.scores is not None:
+        source: Any = read_scores(config.scores, trials)
+    elif config.embeddings is not None:
+        source, name = Embeddings.load(config.embeddings), "embeddings"
+    else:
+        manifest.check_audio()
+        source = model = load_model(config, device)
+        name = "+".join(model.active_adapters) or "frozen encoder"
+    run = RunFolder.create("evaluate_verification", path=config.output)
+    run.save_config(config)
+
+    options = {
+        "enrolment": enrolment,
+        "cohort": load_cohort(config, model, manifest),
+        "top": config.top,
+        "plda": train_plda(config, model, manifest),
+        "batch_seconds": config.batch_seconds,
+        "precision": config.precision,
+        "device": device,
+    }
+    if config.dev_trials is not None:
+        calibration = fit_calibration(config, source, manifest, options)
+        calibration.save(run.path / "calibration.json")
+    scored = evaluate_verification(
+        source, trials, manifest, calibration=calibration, llr=config.llr, draws=config.draws, **options
+    )
+    result = scored.result
+    scores = run.scores(config.trials.stem)
+    write_scores(scores, trials, result.scores)
+    if model is not None:
+        scored.embeddings.save(run.path / "embeddings.npz")
+    write_json(run.detection_file, {name: chart_data(result.curve, P_TARGETS)})
+    results = {
+        "task": "speaker verification",
+        "encoder": None if model is None else config.encoder,
+        "adapter": name,
+        "data": {} if manifest is None else {"test": manifest.describe()},
+        "metrics": result.to_dict(),
+        "thresholds": {"eer": result.curve.eer().threshold},
+        "parameters": None if model is None else model.count_parameters(),
+        "seconds": scored.seconds,
+        "audio_seconds_per_second": scored.audio_seconds_per_second,
+        "peak_memory_bytes": scored.peak_memory_bytes,
+        **environment(device),
+    }
+    run.write_results(results)
+    report = write_report(run.path)
+    print(f"{result}\n\n{summary_table(method_rows(results))}\n\nreport {report}\nscores {scores}")
+
+
+def load_model(config: Config, device: str) -> SpeechAdapterModel:
+    """The encoder with the adapter and head that were asked for."""
+    from speech_adapters.model import SpeechAdapterModel
+
+    model = SpeechAdapterModel.from_pretrained(config.encoder, device=device)
+    if config.adapter is not None:
+        model.load_adapter(config.adapter)
+    if config.head is not None:
+        model.load_head(config.head)
+    return model
+
+
+def embed(config: Config, model: SpeechAdapterModel | None, manifest: Manifest, purpose: str) -> Embeddings:
+    """Embeddings of other utterances than the trials', which need the model."""
+    from speech_adapters.evaluation.embeddings import extract_embeddings
+
+    if model is None:
+        raise ConfigError(f"{purpose}: audio is embedded by a model; leave --embeddings and --scores out.")
+    manifest.require("speaker").check_audio()
+    return extract_embeddings(model, manifest, batch_seconds=config.batch_seconds, precision=config.precision)
+
+
+def load_cohort(config: Config, model: SpeechAdapterModel | None, test: Manifest | None) -> Embeddings | None:
+    """One embedding a speaker, of speakers that are not in the test."""
+    from speech_adapters.evaluation.embeddings import Embeddings
+    from speech_adapters.evaluation.verification import speaker_means
+
+    if config.cohort is None:
+        return None
+    if config.cohort.suffix in (".npz", ".safetensors"):
+        return Embeddings.load(config.cohort)
+    manifest = Manifest.read(config.cohort, require=("speaker",))
+    if test is not None:
+        check_disjoint(manifest, test)
+    return speaker_means(embed(config, model, manifest, "--cohort"), manifest)
+
+
+def train_plda(config: Config, model: SpeechAdapterModel | None, test: Manifest | None) -> Any:
+    """PLDA trained on speakers that are not in the test."""
+    if config.plda is None:
+        return None
+    from speech_adapters.evaluation.plda import PLDA
+
+    manifest = Manifest.read(config.plda, require=("speaker",))
+    if test is not None:
+        check_disjoint(manifest, test)
+    embeddings = embed(config, model, manifest, "--plda")
+    return PLDA.fit(embeddings, [utterance.speaker for utterance in manifest], rank=config.plda_rank)
+
+
+def fit_calibration(config: Config, source: Any, test: Manifest | None, options: dict[str, Any]) -> Calibration:
+    """A calibration from dev trials, scored by the same model, cohort and PLDA."""
+    from speech_adapters.evaluation.calibration import Calibration
+    from speech_adapters.evaluation.embeddings import Embeddings
+    from speech_adapters.evaluation.score_files import read_scores
+    from speech_adapters.evaluation.verification import score_verification
+    from speech_adapters.trials import read_enrolment, read_trials
+
+    trials = read_trials(config.dev_trials, allow_repeats=config.allow_repeats)
+    manifest = test
+    if config.dev_manifest is not None:
+        manifest = Manifest.read(config.dev_manifest)
+        if test is not None:
+            check_disjoint(manifest, test)
+    if config.scores is not None:
+        source = read_scores(config.dev_scores, trials)
+    elif config.embeddings is not None:
+        source = Embeddings.load(config.dev_embeddings)
+    enrolment = None if config.dev_enrolment is None else read_enrolment(config.dev_enrolment)
+    scored = score_verification(source, trials, manifest, **{**options, "enrolment": enrolment})
+    return Calibration.fit(scored.scores, trials.labels, config.p_target)
+
+
+if __name__ == "__main__":
+    run_main(lambda: main(parse_cli(Config, description=__doc__)))

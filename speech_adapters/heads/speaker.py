@@ -1,0 +1,178 @@
+"""Speaker embeddings, trained by telling the training speakers apart, compared by cosine.
+
+    linear   x_t -> W x_t + b -> pooling: the embedding itself for mean pooling (Otake et al., ICASSP 2023: 768, plain
+             softmax); behind pooling with deviations, W' [mu, sigma] + b'
+    xvector  five time-delay layers -> statistics -> linear (Snyder et al., ICASSP 2018; widths of SUPERB's head)
+    ecapa    ECAPA-TDNN (Desplanques et al., Interspeech 2020) from speechbrain
+
+The losses are in :mod:`speech_adapters.heads.margin`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from speech_adapters.errors import ConfigError
+from speech_adapters.heads.base import HeadConfig, HeadModule, HeadOutput
+from speech_adapters.heads.classification import check_labels, label_index
+from speech_adapters.heads.margin import LOSSES, CosineClassifier, margin_loss
+from speech_adapters.heads.pooling import POOLINGS, frame_mask, pooling
+from speech_adapters.manifest import Utterance
+
+
+@dataclass(kw_only=True)
+class SpeakerHead(HeadConfig):
+    """An embedding and a classifier of the training speakers: ``SpeakerHead(train.speakers)``; saved with them."""
+
+    head_type: ClassVar[str] = "speaker"
+
+    speakers: tuple[str, ...] = ()
+    """The training speakers, in the order of the logits; other speakers are compared by their embeddings."""
+    network: Literal["linear", "xvector", "ecapa"] = "linear"
+    """``linear`` is the published head over L-adapters; the others are networks of their own (4 to 6 M parameters)."""
+    embedding_size: int = 256
+    """Otake et al. use 768 (with mean pooling); x-vectors have 512, ECAPA-TDNN 192."""
+    pooling: str = "statistics"
+    """Of ``linear``: mean (as published), statistics or attentive; the other networks bring their own."""
+    channels: int = 512
+    """Width of ``xvector`` and ``ecapa`` layers; ECAPA-TDNN's large form has 1024."""
+    loss: Literal["ce", "am", "aam", "subcenter"] = "aam"
+    margin: float = 0.2
+    """Of the margin losses: 0.2 is the usual one; large-margin fine-tuning ends with 0.5."""
+    scale: float = 30.0
+    """Factor on cosines in the softmax."""
+    subcenters: int = 3
+    """Centres a speaker of the ``subcenter`` loss: the paper's K."""
+    dropout: float = 0.0
+    """On the features, while training."""
+
+    def __post_init__(self) -> None:
+        self.speakers = check_labels(self.speakers, "speakers")
+        for name, known in (("network", NETWORKS), ("pooling", POOLINGS), ("loss", LOSSES)):
+            if getattr(self, name) not in known:
+                raise ConfigError(f"{name}={getattr(self, name)!r} is unknown: choose {', '.join(known)}.")
+        for name in ("embedding_size", "channels", "subcenters"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)}: must be at least 1.")
+        if not 0 <= self.margin < 1.5 or self.scale <= 0:
+            raise ConfigError(f"margin={self.margin}, scale={self.scale}: choose 0 <= margin < 1.5 and scale above 0.")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout={self.dropout} is not a probability; choose 0 <= dropout < 1.")
+
+    @cached_property
+    def places(self) -> dict[str, int]:
+        """Index of each training speaker."""
+        return {speaker: index for index, speaker in enumerate(self.speakers)}
+
+    def target(self, utterance: Utterance) -> list[int]:
+        """[index of the utterance's speaker]; a ManifestError for one that was not trained on."""
+        return [label_index(utterance, "speaker", self.places)]
+
+    def build(self, input_size: int) -> SpeakerHeadModule:
+        return SpeakerHeadModule(self, input_size)
+
+
+@dataclass
+class SpeakerOutput(HeadOutput):
+    """``logits`` (B, S) of the training speakers, without margin; ``embedding`` (B, E), float32, not normalised."""
+
+    embedding: Tensor | None = None
+
+
+class SpeakerHeadModule(HeadModule):
+    """Features (B, T, D) to an embedding and to logits of the training speakers."""
+
+    config: SpeakerHead
+
+    def __init__(self, config: SpeakerHead, input_size: int) -> None:
+        super().__init__(config, input_size)
+        self.dropout = nn.Dropout(config.dropout)
+        self.network = NETWORKS[config.network](config, input_size)
+        classes, size = len(config.speakers), config.embedding_size
+        subcenters = config.subcenters if config.loss == "subcenter" else 1
+        self.classifier = (
+            nn.Linear(size, classes) if config.loss == "ce" else CosineClassifier(size, classes, subcenters)
+        )
+
+    def forward(self, features: Tensor, lengths: Tensor) -> SpeakerOutput:
+        embedding = self.network(self.dropout(features), lengths).float()
+        logits = self.classifier(embedding)
+        return SpeakerOutput(logits if self.config.loss == "ce" else self.config.scale * logits, embedding=embedding)
+
+    def loss(self, output: HeadOutput, targets: Tensor) -> Tensor:
+        """Mean loss of ``targets`` (B, 1), in fp32, with the margin that ``config`` has now."""
+        config, targets = self.config, targets[:, 0]
+        if config.loss == "ce":
+            return F.cross_entropy(output.logits.float(), targets)
+        return margin_loss(output.logits / config.scale, targets, config.loss, config.margin, config.scale)
+
+
+class LinearNetwork(nn.Module):
+    """A linear map of each frame, pooling, and a linear map back to the embedding's width where pooling widens."""
+
+    def __init__(self, config: SpeakerHead, input_size: int) -> None:
+        super().__init__()
+        size = config.embedding_size
+        self.frames = nn.Linear(input_size, size)
+        self.pooling = pooling(config.pooling, size)
+        self.embedding = nn.Linear(size * self.pooling.factor, size) if self.pooling.factor > 1 else nn.Identity()
+
+    def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
+        return self.embedding(self.pooling(self.frames(features), lengths))
+
+
+class XVectorNetwork(nn.Module):
+    """Time-delay layers of 5, 3, 3, 1, 1 frames (dilation 1, 2, 3, 1, 1), statistics, a linear map.
+
+    Each layer sees zeros beyond both ends, so that any length works and padding changes nothing.
+    """
+
+    def __init__(self, config: SpeakerHead, input_size: int) -> None:
+        super().__init__()
+        width, wide = config.channels, 3 * config.channels
+        sizes = ((input_size, width, 5, 1), (width, width, 3, 2), (width, width, 3, 3), (width, width, 1, 1))
+        self.layers = nn.ModuleList(
+            nn.Conv1d(before, after, kernel, dilation=dilation, padding=dilation * (kernel // 2))
+            for before, after, kernel, dilation in (*sizes, (width, wide, 1, 1))
+        )
+        self.pooling = pooling("statistics", wide)
+        self.embedding = nn.Linear(2 * wide, config.embedding_size)
+
+    def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
+        mask = frame_mask(lengths, features.shape[1]).unsqueeze(1)
+        hidden = features.transpose(1, 2)
+        for layer in self.layers:
+            hidden = layer(hidden.masked_fill(~mask, 0.0)).relu()
+        return self.embedding(self.pooling(hidden.transpose(1, 2), lengths))
+
+
+class ECAPANetwork(nn.Module):
+    """speechbrain's ECAPA-TDNN, its standard layout at any width."""
+
+    def __init__(self, config: SpeakerHead, input_size: int) -> None:
+        super().__init__()
+        from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN  # slow to import
+
+        width = config.channels
+        self.model = ECAPA_TDNN(
+            input_size, lin_neurons=config.embedding_size, channels=[width] * 4 + [3 * width], device="cpu"
+        )
+        # Softmax over time takes this bias out again: it would never learn.
+        self.model.asp.conv.conv.bias = None
+
+    def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
+        if self.training:  # batch norm needs the batch; crops of one length leave no padding
+            # half a frame less: rounding of shares must not let the first padded frame in
+            return self.model(features, (lengths - 0.5) / features.shape[1]).squeeze(1)
+        # Its convolutions carry padding into real frames: each utterance on its own is exact.
+        alone = zip(features, lengths.tolist(), strict=True)
+        return torch.cat([self.model(frames[:n].unsqueeze(0)).squeeze(1) for frames, n in alone])
+
+
+NETWORKS = {"linear": LinearNetwork, "xvector": XVectorNetwork, "ecapa": ECAPANetwork}

@@ -1,0 +1,253 @@
+"""The recipes for emotions, speakers and intents on small data, to the files they leave."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_encoders import stock_model
+
+from speech_adapters.audio import write_audio
+from speech_adapters.config import parse_cli
+from speech_adapters.errors import InputError
+from speech_adapters.evaluation.verification import mean_metrics, verification_result
+from speech_adapters.manifest import Manifest, Utterance
+from speech_adapters.training.experiment import run_experiment
+
+ROOT = Path(__file__).parent.parent
+SMALL = ("training.updates=4", "training.batch_seconds=8", "training.log_every=2", "training.trackers=none")
+TASKS = {"emotion_recognition": "Emotion", "speaker_verification": "Speaker", "intent_classification": "Intent"}
+
+
+def recipe(name: str):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "recipes" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(name: str, output: Path, *arguments: object) -> dict:
+    """Run a recipe as its command line does, in this process; returns results.json."""
+    module = recipe(name)
+    config = parse_cli(module.Config, [*map(str, arguments), f"--output={output}", *SMALL], presets=module.PRESETS)
+    run_experiment(name, getattr(module, TASKS[name])(config))
+    return json.loads((output / "results.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    """Tones: the pitch says the emotion, the overtones the speaker; six speakers train, three each watch and test."""
+    folder = tmp_path_factory.mktemp("corpus")
+    rng = np.random.default_rng(0)
+    everything = []
+    for split, speakers, each in (("train", 6, 6), ("dev", 3, 3), ("test", 3, 4)):
+        utterances = []
+        for number in range(speakers * each):
+            speaker, index = divmod(number, each)
+            time = np.arange(int((0.6 + 0.02 * index) * 16000)) / 16000
+            pitch = 2 * np.pi * (200 + 300 * (index % 3)) * time
+            tone = 0.3 * np.sin(pitch) + 0.1 * np.sin((speaker + 2) * pitch) + rng.normal(0, 0.01, len(time))
+            path = folder / "audio" / f"{split}{number}.wav"
+            path.parent.mkdir(exist_ok=True)
+            write_audio(path, torch.tensor(tone, dtype=torch.float32))
+            utterances.append(
+                Utterance(
+                    id=f"{split}{number}",
+                    audio_filepath=path,
+                    duration=len(time) / 16000,
+                    emotion=("low", "middle", "high")[index % 3],
+                    label=("stop", "go")[index % 2],
+                    speaker=f"{split}-{speaker}",
+                    extra={"action": ("on", "off")[index % 2], "object": ("lamp", "heat", "door")[index % 3]},
+                )
+            )
+        Manifest(utterances, split).write(folder / f"{split}.jsonl")
+        everything += utterances
+    Manifest(everything, "all").write(folder / "all.jsonl")
+    pairs = [(a, b) for a in range(12) for b in range(a)]
+    lines = [f"{int(a // 4 == b // 4)} audio/test{a}.wav audio/test{b}.wav" for a, b in pairs]
+    (folder / "trials.txt").write_text("\n".join(lines) + "\n")
+    stock_model("wavlm", "pre-norm").save_pretrained(folder / "encoder")
+    (folder / "encoder" / "preprocessor_config.json").write_text(json.dumps({"do_normalize": True}))
+    return folder
+
+
+def sets(corpus: Path) -> list[str]:
+    return [f"--{split}={corpus / split}.jsonl" for split in ("train", "dev", "test")] + [
+        f"--encoder={corpus / 'encoder'}"
+    ]
+
+
+def check_folder(output: Path, results: dict, names: tuple[str, ...]) -> None:
+    for file in ("config.yaml", "metrics.jsonl", "report.html"):
+        assert (output / file).stat().st_size > 0, file
+    for name in names:
+        assert (output / "adapters" / name / "adapter.json").is_file()
+        assert (output / "heads" / name / "head.json").is_file()
+    assert results["parameters"]["trainable"] > 0 and results["peak_memory_bytes"] > 0 and results["versions"]["torch"]
+
+
+@pytest.mark.slow
+def test_emotions_with_seeds(corpus, tmp_path):
+    output = tmp_path / "run"
+    results = run("emotion_recognition", output, *sets(corpus), "--seeds=0,1", "training.crop_seconds=0.5")
+    check_folder(output, results, ("l-seed0", "l-seed1", "head-only-seed0", "head-only-seed1"))
+    assert (results["task"], results["adapter"], results["updates"]) == ("emotion", "l", 4)
+    for metrics in (results["metrics"], results["baselines"]["head-only"]["metrics"]):
+        assert 0 <= metrics["ua"]["low"] <= metrics["ua"]["value"] <= metrics["ua"]["high"] <= 1
+        assert metrics["confusion"]["labels"] == ["high", "low", "middle"]
+    assert np.mean(results["ua_by_seed"]) == pytest.approx(results["metrics"]["ua"]["value"])
+    assert len((output / "predictions" / "l-seed1.jsonl").read_text().splitlines()) == 12
+    assert (output / "worst.json").is_file() and (output / "layer_weights.json").is_file()
+    head = json.loads((output / "heads" / "l-seed0" / "head.json").read_text())["config"]
+    assert head["labels"] == ["high", "low", "middle"] and len(head["class_weights"]) == 3
+
+
+@pytest.mark.slow
+def test_emotions_in_folds(corpus, tmp_path):
+    output = tmp_path / "run"
+    arguments = (f"--encoder={corpus / 'encoder'}", f"--manifest={corpus / 'all.jsonl'}", "--baselines=")
+    results = run("emotion_recognition", output, *arguments, "--folds=3-fold", "--network=conv")
+    check_folder(output, results, ("l-fold1", "l-fold2", "l-fold3"))
+    assert results["metrics"]["utterances"] == len(Manifest.read(corpus / "all.jsonl"))  # each one tested once
+    assert len(results["ua_by_fold"]) == 3 and len(results["ua_by_seed"]) == 1
+    assert results["ua_by_seed"][0] == pytest.approx(results["metrics"]["ua"]["value"])
+    assert set(results["data"]) >= {"fold 1 train", "fold 3 test"}
+
+
+@pytest.mark.slow
+def test_speakers_with_seeds_and_a_large_margin_stage(corpus, tmp_path):
+    output = tmp_path / "run"
+    arguments = [a for a in sets(corpus) if not a.startswith("--dev")] + [f"--trials={corpus / 'trials.txt'}"]
+    results = run(
+        "speaker_verification", output, *arguments, "--seeds=0,1", "--embedding-size=16", "training.crop_seconds=0.4",
+        "large_margin.updates=3", "large_margin.crop_seconds=0.5", "--cohort=12",
+    )  # fmt: skip
+    check_folder(output, results, ("l-seed0", "head-only-seed1"))
+    assert set(results["baselines"]) == {"frozen-mean", "head-only"}
+    for entry in (results, *results["baselines"].values()):
+        eer = entry["metrics"]["eer"]
+        assert 0 <= eer["low"] <= eer["value"] <= eer["high"] <= 1 and "min_dcf_0.01" in entry["metrics"]
+        assert entry["metrics"]["trials"] == 66
+    assert results["baselines"]["frozen-mean"]["parameters"]["trainable"] == 0
+    assert np.mean(results["eer_by_seed"]) == pytest.approx(results["metrics"]["eer"]["value"])
+    assert len((output / "scores" / "l-seed1.txt").read_text().splitlines()) == 66
+    assert set(json.loads((output / "detection.json").read_text())) == {"frozen-mean", "l"}
+    # the margin that training ended with is the one that is saved
+    assert json.loads((output / "heads" / "l-seed0" / "head.json").read_text())["config"]["margin"] == 0.5
+    methods = {json.loads(line)["method"] for line in (output / "metrics.jsonl").read_text().splitlines()}
+    assert "l-seed0-large-margin" in methods
+
+
+@pytest.mark.slow
+def test_intents_in_slots_and_as_one_label(corpus, tmp_path):
+    results = run("intent_classification", tmp_path / "slots", *sets(corpus), "--adapter=l", "--slots=action,object")
+    check_folder(tmp_path / "slots", results, ("l", "head-only"))
+    by_slot = results["metrics"]["by_slot"]
+    assert set(by_slot) == {"action", "object"}
+    assert results["metrics"]["accuracy"]["value"] <= min(slot["value"] for slot in by_slot.values())
+    results = run(
+        "intent_classification", tmp_path / "label", *sets(corpus), "--adapter=l", "--seeds=0,1", "--baselines="
+    )
+    assert np.mean(results["accuracy_by_seed"]) == pytest.approx(results["metrics"]["accuracy"]["value"])
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("emotion_recognition", ["--folds=5-fold"], "need --corpus or --manifest"),
+        ("emotion_recognition", ["--manifest={0}/all.jsonl"], "--manifest needs --folds"),
+        ("emotion_recognition", ["--corpus=ravdess"], "needs --corpus-root"),
+        ("emotion_recognition", ["--manifest={0}/all.jsonl", "--folds=5-folds"], "protocol '5-folds' is unknown"),
+        ("emotion_recognition", ["--train={0}/train.jsonl"], "--train, --dev and --test together"),
+        (
+            "emotion_recognition",
+            ["--train={0}/train.jsonl", "--dev={0}/dev.jsonl", "--test={0}/train.jsonl"],
+            "speaker value.s. are also in",
+        ),
+        (
+            "emotion_recognition",
+            ["--train={0}/train.jsonl", "--dev={0}/dev.jsonl", "--test={0}/test.jsonl", "--label-field=mood"],
+            "lacks 'mood'",
+        ),
+        ("speaker_verification", ["--train={0}/train.jsonl"], "--train, --test and --trials together"),
+        ("speaker_verification", ["training.evaluate_every=2"], "other speakers have no dev loss"),
+        ("speaker_verification", ["--loss=ce", "large_margin.updates=5"], "needs a loss with a margin"),
+        ("speaker_verification", ["--corpus-root={0}"], "--corpus-root takes --trials"),
+        ("speaker_verification", ["large_margin.rate=0"], "large_margin: .*rate=0"),
+        ("intent_classification", ["--train={0}/train.jsonl", "--corpus-root={0}"], "not both"),
+        ("intent_classification", ["--seeds="], "give one or more different numbers"),
+    ],
+)
+def test_mistakes_are_said_before_training(name, arguments, message, corpus, tmp_path):
+    arguments = [argument.format(corpus) for argument in arguments]
+    with pytest.raises(InputError, match=message):
+        run(name, tmp_path / "run", f"--encoder={corpus / 'encoder'}", *arguments)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_class_that_training_lacks_is_named(corpus, tmp_path):
+    train = Manifest.read(corpus / "train.jsonl").filter(lambda u: u.emotion != "high")
+    train.write(tmp_path / "train.jsonl")
+    arguments = [a for a in sets(corpus) if not a.startswith("--train")]
+    with pytest.raises(InputError, match="no utterance has emotion 'high'"):
+        run("emotion_recognition", tmp_path / "run", f"--train={tmp_path / 'train.jsonl'}", *arguments)
+
+
+def test_the_random_folds_warn(corpus):
+    module = recipe("emotion_recognition")
+    config = parse_cli(module.Config, [f"--manifest={corpus / 'all.jsonl'}", "--folds=otake2023"])
+    with pytest.warns(UserWarning, match="same speakers"):
+        assert len(module.Emotion(config).corpora()) == 5
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_presets_are_valid(name):
+    module = recipe(name)
+    assert "demo" in module.PRESETS
+    for path in module.PRESETS.values():
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            parse_cli(module.Config, [f"--config={path}"])
+
+
+def test_means_over_seeds_see_the_same_draws():
+    """One result is its own mean; a duplicate changes neither value nor interval; two differ and average."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 300)
+    speakers = (rng.integers(0, 8, 300), rng.integers(8, 16, 300))
+    scores = [labels + rng.normal(0, 1, 300) for _ in range(2)]
+    first, second = (verification_result(s, labels, speakers, draws=50) for s in scores)
+    for results in ([first], [first, first]):
+        means = mean_metrics(results, speakers, draws=50)
+        assert (means["trials"], means["targets"]) == (300, labels.sum())
+        for name, interval in first.metrics.items():
+            assert means[name] == pytest.approx(interval.to_dict())
+    both = mean_metrics([first, second], speakers, draws=50)
+    for name in ("eer", "min_dcf_0.01", "min_cllr"):
+        mean = (first.metrics[name].value + second.metrics[name].value) / 2
+        assert both[name]["value"] == pytest.approx(mean)
+        assert both[name]["low"] <= mean <= both[name]["high"]
+
+
+@pytest.mark.slow
+def test_a_frozen_head_is_above_chance_on_real_emotions(real_data, tmp_path):
+    """A part of RAVDESS, other actors in its test set, the cheapest method: the whole interval lies above 1 in 8."""
+    arguments = []
+    for split, size in (("train", 240), ("dev", 20), ("test", 120)):
+        part = Manifest.read(real_data / "manifests" / f"ser_ravdess_{split}.jsonl").subset(size=size, seed=0)
+        part.write(tmp_path / f"{split}.jsonl")
+        arguments.append(f"--{split}={tmp_path / split}.jsonl")
+    module = recipe("emotion_recognition")
+    arguments += [f"--output={tmp_path / 'run'}", "--adapter=head-only", "--baselines=", "training.updates=200"]
+    arguments += [f"training.cache={tmp_path / 'cache'}", "training.batch_seconds=40", "training.trackers=none"]
+    config = parse_cli(module.Config, [*arguments, "training.learning_rates.head=0.01"], presets=module.PRESETS)
+    results = run_experiment("emotion_recognition", module.Emotion(config))
+    assert results["metrics"]["ua"]["low"] > 1 / 8
