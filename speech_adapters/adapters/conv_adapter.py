@@ -37,7 +37,7 @@ class ConvAdapter(AdapterConfig):
     size: int | None = None
     """Bottleneck channels b, a divisor of the encoder's width; None takes half of the width, as published."""
     squeeze: int = 16
-    """Reduction of the gate's hidden layer."""
+    """Reduction of the gate's hidden layer, which has 8 units or more: fewer ReLUs may all start dead."""
     activation: str = "relu"
     layers: Layers = None
     """Layers that get one: None for all, indices (negative ones from the top), "top-4" or "every-2"."""
@@ -56,8 +56,9 @@ class ConvLayer(nn.Module):
         self.second = nn.Conv1d(size, size, 5, padding=2, groups=size, bias=False)
         self.third = nn.Conv1d(size, width, 3, padding=1, groups=size, bias=False)
         self.activation = activation(config.activation)
-        self.squeeze = nn.Linear(width, width // config.squeeze, bias=False)
-        self.excite = nn.Linear(width // config.squeeze, width, bias=False)
+        units = max(8, width // config.squeeze)
+        self.squeeze = nn.Linear(width, units, bias=False)
+        self.excite = nn.Linear(units, width, bias=False)
         nn.init.zeros_(self.third.weight)
 
     def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
