@@ -9,7 +9,7 @@ READY := .venv/.ready
 unexport PYTHONDONTWRITEBYTECODE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test lint format constraints clean
+.PHONY: help demo test lint format docs constraints clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -29,6 +29,9 @@ lint: $(READY)  ## check style and formatting
 format: $(READY)  ## mend style and formatting
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(READY)  ## write docs/methods.md and the methods' pages from the code
+	$(BIN)/python docs/generate.py
 
 constraints: $(READY)  ## renew constraints.txt from pyproject.toml (then run the tests before committing it)
 	$(BIN)/uv pip compile -q --upgrade --no-annotate --no-header --extra dev -o .venv/pins pyproject.toml

@@ -102,18 +102,9 @@ class ASR(Task):
 
     def combine(self, results):
         """Intervals by speaker over all seeds' errors; mean counts."""
-        from speech_adapters.evaluation.bootstrap import bootstrap
+        from speech_adapters.evaluation.asr import pooled_metrics
 
-        scores = [score for result in results for score in result.utterances]
-        speakers = [score.speaker for score in scores]
-        by = speakers if all(speakers) else None
-        metrics = {
-            "wer": bootstrap([s.errors for s in scores], [s.words for s in scores], by).to_dict(),
-            "cer": bootstrap([s.character_errors for s in scores], [s.characters for s in scores], by).to_dict(),
-        }
-        for count in ("words", "characters", "substitutions", "deletions", "insertions"):
-            metrics[count] = round(sum(getattr(result, count) for result in results) / len(results))
-        return {"metrics": metrics}
+        return {"metrics": pooled_metrics(results)}
 
     def keep(self, result, corpus: Corpus, run) -> None:
         from speech_adapters.evaluation.asr import worst_utterances

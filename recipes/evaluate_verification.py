@@ -56,11 +56,12 @@ class Config:
     calibration: Path | None = option(None, "saved calibration.json")
     dev_trials: Path | None = option(None, "trial list to fit a calibration on, scored in the same way")
     dev_manifest: Path | None = option(None, "manifest of the dev trials' utterances; none takes --manifest")
+    dev_enrolment: Path | None = option(None, "enrolment map of the dev trials")
     dev_embeddings: Path | None = option(None, "embeddings of the dev utterances, with --embeddings")
     dev_scores: Path | None = option(None, "scores of the dev trials, with --scores")
     p_target: float = option(0.5, "prior that the calibration is fitted for")
 
-    draws: int = option(1000, "bootstrap draws")
+    draws: int = option(1000, "bootstrap draws; lists of more than half a million trials get fewer, at least 100")
     batch_seconds: float = option(120.0, "audio per batch, padding included")
     precision: Literal["fp32", "bf16"] = option("fp32", "bf16: autocast")
     device: str = option("auto", "auto, cpu, cuda, cuda:1, ...")
@@ -77,6 +78,8 @@ class Config:
             raise ConfigError("give --manifest: the utterances that the trials name.")
         if self.calibration is not None and self.dev_trials is not None:
             raise ConfigError("give --calibration or --dev-trials to fit one, not both.")
+        if self.dev_trials is not None and self.dev_trials == self.trials:
+            raise ConfigError("--dev-trials are the --trials: a calibration fitted on them would flatter the figures.")
         for own, dev in (("embeddings", self.dev_embeddings), ("scores", self.dev_scores)):
             if self.dev_trials is not None and getattr(self, own) is not None and dev is None:
                 raise ConfigError(f"give --dev-{own}: the dev trials are scored as the others are.")
@@ -210,8 +213,8 @@ def fit_calibration(config: Config, source: Any, test: Manifest | None, options:
     from speech_adapters.evaluation.calibration import Calibration
     from speech_adapters.evaluation.embeddings import Embeddings
     from speech_adapters.evaluation.score_files import read_scores
-    from speech_adapters.evaluation.verification import evaluate_verification
-    from speech_adapters.trials import read_trials
+    from speech_adapters.evaluation.verification import score_verification
+    from speech_adapters.trials import read_enrolment, read_trials
 
     trials = read_trials(config.dev_trials, allow_repeats=config.allow_repeats)
     manifest = test
@@ -223,8 +226,9 @@ def fit_calibration(config: Config, source: Any, test: Manifest | None, options:
         source = read_scores(config.dev_scores, trials)
     elif config.embeddings is not None:
         source = Embeddings.load(config.dev_embeddings)
-    scored = evaluate_verification(source, trials, manifest, draws=1, **{**options, "enrolment": None})
-    return Calibration.fit(scored.result.scores, trials.labels, config.p_target)
+    enrolment = None if config.dev_enrolment is None else read_enrolment(config.dev_enrolment)
+    scored = score_verification(source, trials, manifest, **{**options, "enrolment": enrolment})
+    return Calibration.fit(scored.scores, trials.labels, config.p_target)
 
 
 if __name__ == "__main__":

@@ -143,21 +143,6 @@ def second_pass(config: Config, first: Pretraining, train: Manifest, held_out: M
     return {"subdomain": hardest, "losses": losses, **second.train()}
 
 
-def adapted_base(model, adapter: str):
-    """The stock encoder with the adapter's layers in place of its own."""
-    import copy
-
-    from speech_adapters.adapters.fine_tuning import FineTuningModule
-
-    module = model.adapters[adapter]
-    if not isinstance(module, FineTuningModule):
-        return model.merge_adapter(adapter)
-    base = copy.deepcopy(model.encoder.model)
-    for index, layer in module.layers.items():
-        base.encoder.layers[int(index)].load_state_dict(layer.state_dict())
-    return base
-
-
 def compare_downstream(config: Config, encoder, run) -> dict[str, Any]:
     """The task with and without the adapted start: same labels, seeds and updates."""
     task = config.downstream
@@ -213,10 +198,8 @@ def main(argv: list[str] | None = None) -> None:
     loss = passes["first"]["best"]["loss"]
     model.save_adapter("tapt", run.adapter("tapt"), objective=objective.name, held_out_loss=loss, data=train.name)
     torch.save(objective.state_dict(), run.path / "objective.pt")
-    if config.save_base:
-        from speech_adapters.objectives.whisper_student import save_encoder
-
-        save_encoder(adapted_base(model, "tapt"), run.path / "encoder")
+    if config.save_base and not (run.path / "encoder").exists():
+        model.save_merged("tapt", run.path / "encoder")
 
     results = {
         "task": "tapt",

@@ -13,8 +13,12 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "speech_adapters.model": ["ModelOutput", "SpeechAdapterModel"],
     "speech_adapters.adapters": [
-        "Bottleneck", "Combine", "E", "EAdapter", "EL", "ELP", "FineTuning", "HeadOnly", "L", "LAdapter", "LayerNorms",
-        "LoRA", "PAdapter", "WeightedSum",
+        "AdaLoRA", "AdapterBias", "BitFit", "Bottleneck", "CNNAdapter", "Combine", "Compacter", "ConvAdapter",
+        "DeepPrompts", "E", "EAdapter", "EL", "ELP", "FineTuning", "HeadOnly", "IA3", "L", "LAdapter", "LayerNorms",
+        "LoRA", "PAdapter", "PiSSA", "Prefix", "VeRA", "WeightedSum",
+    ],
+    "speech_adapters.composition": [
+        "Average", "Fuse", "FusionConfig", "Parallel", "Route", "RouterConfig", "Stack",
     ],
     "speech_adapters.encoders": ["Encoder", "load_encoder", "packaged_encoders"],
     "speech_adapters.heads": ["CTCHead", "ClassificationHead", "SlotsHead", "SpeakerHead"],

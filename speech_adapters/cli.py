@@ -3,6 +3,7 @@
 speech-adapters encoders                          packaged encoders and their sizes
 speech-adapters adapters --encoder tiny-wavlm     every preset: where it acts and what it trains
 speech-adapters check train.jsonl test.jsonl      validate manifests, files included, speakers disjoint
+speech-adapters prepare ravdess FOLDER manifests  a corpus as its publisher lays it out -> manifests
 speech-adapters transcribe --encoder tiny-wavlm --adapter DIR --head DIR call.wav ...
 """
 
@@ -13,6 +14,7 @@ from collections.abc import Sequence
 from itertools import combinations
 
 from speech_adapters.config import run_main
+from speech_adapters.corpora import CORPORA
 
 
 def encoders(arguments: argparse.Namespace) -> None:
@@ -50,6 +52,15 @@ def check(arguments: argparse.Namespace) -> None:
             print(f"{first.name} and {second.name} share no speaker")
 
 
+def prepare(arguments: argparse.Namespace) -> None:
+    from speech_adapters import corpora
+    from speech_adapters.manifest import Manifest
+
+    written = getattr(corpora, f"prepare_{arguments.corpus}")(arguments.root, arguments.output)
+    for path in written.values() if isinstance(written, dict) else [written]:
+        print(f"{path}: {Manifest.read(path).summary()}")
+
+
 def transcribe(arguments: argparse.Namespace) -> None:
     import torch
 
@@ -85,6 +96,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     command = commands.add_parser("check", help="validate manifests")
     command.add_argument("manifests", nargs="+", metavar="manifest.jsonl")
     command.set_defaults(run=check)
+    command = commands.add_parser("prepare", help="write the manifests of a corpus")
+    command.add_argument("corpus", choices=[name for name in CORPORA if name != "demo"])
+    command.add_argument(
+        "root", help="folder it was unpacked in; the layout stands in speech_adapters/corpora/<corpus>.py"
+    )
+    command.add_argument("output", help="folder for the manifests")
+    command.set_defaults(run=prepare)
     command = commands.add_parser("transcribe", help="recognise audio files")
     command.add_argument("--encoder", default="tiny-wavlm", help="packaged name, local folder or hub id")
     command.add_argument("--adapter", help="folder of a saved adapter")

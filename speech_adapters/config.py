@@ -145,7 +145,7 @@ class _Parser(argparse.ArgumentParser):
 def _add_flags(parser: argparse.ArgumentParser, cls: type) -> list[str]:
     """One flag for each top-level field that fits on a command line; nested configurations take ``key.sub=value``."""
     taken = {action.dest for action in parser._actions}
-    helps, names = _field_helps(cls), []
+    helps, names = field_helps(cls), []
     group = parser.add_argument_group("values")
     fields = {field.name: field for field in dataclasses.fields(cls)}
     for name, hint in field_types(cls).items():
@@ -164,7 +164,7 @@ def _add_flags(parser: argparse.ArgumentParser, cls: type) -> list[str]:
     return names
 
 
-def _field_helps(cls: type) -> dict[str, str]:
+def field_helps(cls: type) -> dict[str, str]:
     """The help of each field: ``option(help=...)``, or the docstring under the field in the class's source."""
     helps: dict[str, str] = {}
     for base in reversed([base for base in cls.__mro__ if dataclasses.is_dataclass(base)]):

@@ -165,7 +165,7 @@ def read_enrolment(path: str | os.PathLike[str]) -> Enrolment:
 
 @dataclass(frozen=True)
 class UtteranceIndex:
-    """Finds utterances by id, or by audio path: ``a/b.wav`` is the one whose path ends so.
+    """Finds utterances by id, or by audio path: ``a/b.wav`` is the one whose path ends so, or so but for the suffix.
 
     ``ids`` may be paths themselves, as in saved embeddings. ``name`` says where the utterances come from.
     """
@@ -173,8 +173,9 @@ class UtteranceIndex:
     ids: Sequence[str]
     paths: Sequence[str]
     name: str
+    remedy: str = "add it there, or correct the name"
     _by_id: dict[str, int] = field(init=False, repr=False)
-    _by_tail: dict[int, dict[tuple[str, ...], int]] = field(init=False, repr=False, default_factory=dict)
+    _by_tail: dict[tuple[int, bool], dict[tuple[str, ...], int]] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_by_id", {identity: number for number, identity in enumerate(self.ids)})
@@ -187,35 +188,45 @@ class UtteranceIndex:
     @classmethod
     def of_ids(cls, ids: Sequence[str], name: str) -> UtteranceIndex:
         """Utterances known by id alone; an id that is a path is found by its end as well."""
-        return cls(ids, ids, name)
+        return cls(ids, ids, name, "give the manifest of these ids too, which knows their paths, or correct the name")
 
     def find(self, name: str, error: Callable[[str], ManifestError]) -> int:
         """The number of an utterance; an unknown or ambiguous name raises ``error`` of what is wrong with it."""
-        if (number := self._by_id.get(name)) is not None:
-            return number
-        parts = PurePath(name).parts
-        if len(parts) not in self._by_tail:
-            tails: dict[tuple[str, ...], int] = {}
-            for number, path in enumerate(self.paths):
-                tail = PurePath(path).parts[-len(parts) :]
-                tails[tail] = -1 if tail in tails else number
-            self._by_tail[len(parts)] = tails
-        number = self._by_tail[len(parts)].get(parts)
+        number = self._by_id.get(name)
+        for with_suffix in (True, False):
+            if number is None:
+                number = self._find_tail(PurePath(name), with_suffix)
         if number is None:
-            raise error(
-                f"utterance {name!r} is not in {self.name}, neither as an id nor as the end of an audio path; "
-                "add it there, or correct the name"
-            )
+            what = "neither as an id nor as the end of an audio path"
+            raise error(f"utterance {name!r} is not in {self.name}, {what}; {self.remedy}")
         if number < 0:
             raise error(f"{name!r} is the end of several audio paths in {self.name}; name the utterance by its id")
         return number
+
+    def _find_tail(self, name: PurePath, with_suffix: bool) -> int | None:
+        """The number of the utterance whose path ends with ``name``; -1 for several."""
+
+        def parts(path: PurePath) -> tuple[str, ...]:
+            return path.parts if with_suffix else path.with_suffix("").parts
+
+        if not name.name:  # "." or "/"
+            return None
+        length = len(name.parts)
+        if (length, with_suffix) not in self._by_tail:
+            tails: dict[tuple[str, ...], int] = {}
+            for number, path in enumerate(self.paths):
+                tail = parts(PurePath(path))[-length:]
+                tails[tail] = -1 if tail in tails else number
+            self._by_tail[length, with_suffix] = tails
+        return self._by_tail[length, with_suffix].get(parts(name))
 
 
 def resolve(trials: TrialList, index: UtteranceIndex, enrolment: Enrolment | None = None) -> ResolvedTrials:
     """Find what the names of ``trials`` stand for.
 
     Raises:
-        ManifestError: with ``file:line``: an utterance or a model that is unknown.
+        ManifestError: with ``file:line``: an utterance or a model that is unknown, a test utterance that its model was
+            made from.
     """
 
     def at(numbers: np.ndarray, name: int) -> Callable[[str], ManifestError]:
@@ -233,7 +244,9 @@ def resolve(trials: TrialList, index: UtteranceIndex, enrolment: Enrolment | Non
         else:
             raise at(trials.enrol, number)(f"model {name!r} is not in {enrolment.name}; add its line there")
     tests = [index.find(name, at(trials.test, number)) for number, name in enumerate(trials.test_names)]
-    return ResolvedTrials(trials, tuple(models), np.array(tests))
+    resolved = ResolvedTrials(trials, tuple(models), np.array(tests))
+    _check_apart(resolved, len(index.ids))
+    return resolved
 
 
 def trial_speakers(resolved: ResolvedTrials, speakers: Sequence[str | None]) -> tuple[np.ndarray, np.ndarray] | None:
@@ -263,6 +276,17 @@ def trial_speakers(resolved: ResolvedTrials, speakers: Sequence[str | None]) -> 
         message = f"label {int(trials.labels[at])}, but the speakers are {who}; correct the label or the manifest"
         raise trials.error(at, message)
     return enrol, test
+
+
+def _check_apart(resolved: ResolvedTrials, count: int) -> None:
+    """No trial compares a recording with itself: ``count`` utterances numbered from 0."""
+    trials = resolved.trials
+    used = [number * count + utterance for number, model in enumerate(resolved.models) for utterance in model]
+    same = np.isin(trials.enrol.astype(np.int64) * count + resolved.tests[trials.test], used)
+    if same.any():
+        at = int(same.argmax())
+        message = f"{trials[at].test!r} is compared with itself; a recording is always like itself: remove the trial"
+        raise trials.error(at, message)
 
 
 def _check_repeats(trials: TrialList) -> None:

@@ -3,9 +3,22 @@
 from __future__ import annotations
 
 import torch
-from small_encoders import small_encoder
+from small_encoders import small_encoder, stock_model
 
-from speech_adapters.adapters import PRESETS, AdapterConfig, Bottleneck, Combine, LAdapter, LoRA, PAdapter
+from speech_adapters.adapters import (
+    IA3,
+    PRESETS,
+    AdaLoRA,
+    AdapterConfig,
+    Bottleneck,
+    Combine,
+    Compacter,
+    LAdapter,
+    LoRA,
+    PAdapter,
+    PiSSA,
+)  # fmt: skip
+from speech_adapters.encoders import Encoder
 from speech_adapters.heads.ctc import CTCHead
 from speech_adapters.model import SpeechAdapterModel
 
@@ -16,8 +29,12 @@ METHODS: dict[str, str | AdapterConfig] = {
     **{name: name for name in PRESETS},
     "lora+l": Combine(parts=(LoRA(), LAdapter())),
     "lora-all": LoRA(rank=4, targets=ALL_TARGETS, dropout=0.1),
-    "dora": LoRA(variant="dora", layers=(0, -1)),
-    "rslora": LoRA(variant="rslora", targets=("k_proj", "out_proj")),
+    "dora-two": LoRA(variant="dora", targets=("k_proj", "output_dense"), layers=(0, -1)),
+    "rslora-two": LoRA(variant="rslora", targets=("k_proj", "out_proj")),
+    "ia3-all": IA3(targets=ALL_TARGETS),
+    "pissa-all": PiSSA(rank=4, targets=ALL_TARGETS, layers=(-1,)),
+    "adalora-ffn": AdaLoRA(rank=2, init_rank=4, targets=("intermediate_dense", "output_dense")),
+    "compacter-pp": Compacter(sites=("feed_forward",), layers="top-1"),
     "p-append": PAdapter(side="append"),
     "p-proj": PAdapter(where="proj_out"),
     "p-proj-append": PAdapter(where="proj_out", side="append"),
@@ -66,3 +83,24 @@ def shake(model: SpeechAdapterModel, std: float = 0.02) -> SpeechAdapterModel:
         for parameter in parameters(model):
             parameter += std * torch.randn(parameter.shape, generator=generator)
     return model.eval()
+
+
+def meta_model(family: str, style: str, layers: int, width: int) -> SpeechAdapterModel:
+    """A published geometry without memory behind it."""
+    with torch.device("meta"):
+        stock = stock_model(
+            family, style, layers, width, intermediate_size=4 * width, num_attention_heads=width // 64,
+            conv_dim=(512,) * 7, conv_kernel=(10, 3, 3, 3, 3, 2, 2), conv_stride=(5, 2, 2, 2, 2, 2, 2),
+            num_feat_extract_layers=7, num_conv_pos_embeddings=128, num_conv_pos_embedding_groups=16,
+        )  # fmt: skip
+    encoder = Encoder(stock.to("meta"), "meta")
+    encoder._fingerprint = "meta"  # there are no weights to take it from
+    return SpeechAdapterModel(encoder)
+
+
+def counts(model: SpeechAdapterModel, config) -> dict[str, float]:
+    with torch.device("meta"):
+        model.add_adapter("a", config)
+    counted = model.count_parameters()
+    model.delete_adapter("a")
+    return counted

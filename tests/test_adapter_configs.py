@@ -6,8 +6,8 @@ import json
 
 import pytest
 import torch
-from small_encoders import FAMILIES, stock_model
-from small_models import METHODS, small_model
+from small_encoders import FAMILIES
+from small_models import METHODS, counts, meta_model, small_model
 
 from speech_adapters.adapters import (
     EL,
@@ -27,9 +27,7 @@ from speech_adapters.adapters import (
     preset,
 )
 from speech_adapters.adapters import METHODS as CONFIGS
-from speech_adapters.encoders import Encoder
 from speech_adapters.errors import CheckpointError, ConfigError
-from speech_adapters.model import SpeechAdapterModel
 
 # --- published sizes -----------------------------------------------------------------------------------------------
 
@@ -50,31 +48,28 @@ BASE_SIZES = {
     "lora-attention": (LoRA(targets=("q_proj", "k_proj", "v_proj", "out_proj")), 589_824),
     "lora-ffn-8": (LoRA(targets=("intermediate_dense", "output_dense")), 737_280),
     "lora-ffn": ("lora-ffn", 2 * 737_280),
+    "houlsby-light": ("slt2022-houlsby", 599_424),
+    "houlsby-2019": ("houlsby-2019", 2_379_264),
+    "prefix": ("sure-prefix", 552_960),
+    "prefix-mlp": ("prefix-mlp", 9_872_384),
+    "prompt": ("prompt", 10 * 768),
+    "deep-prompts": ("peft-ser-prompts", 12 * 5 * 768),
+    "cnn-adapter": ("cnn-adapter", 4_200_448),
+    "compacter": ("compacter", 4**3 + 24 * (2 * (768 + 24) + 24 + 768)),
+    "pissa": ("pissa", 294_912),
+    "dora": ("dora", 294_912 + 24 * 768),
+    "adalora": ("adalora", 24 * 12 * (2 * 768 + 1)),
+    "vera": ("vera", 24 * (256 + 768)),
+    "ia3": ("ia3", 12 * (2 * 768 + 3072)),
+    "bitfit": ("bitfit", 12 * (7 * 768 + 3072 - 768)),
+    "adapter-bias": ("adapter-bias", 12 * (768 + 3072 + 1)),
     "weighted-sum": ("weighted-sum", 13),
     "head-only": ("head-only", 0),
 }
-LARGE_SIZES = {"el": 24_853_272, "houlsby-speech": 25_423_872, "full": 302_309_376}
-
-
-def meta_model(family: str, style: str, layers: int, width: int) -> SpeechAdapterModel:
-    """A published geometry without memory behind it."""
-    with torch.device("meta"):
-        stock = stock_model(
-            family, style, layers, width, intermediate_size=4 * width, num_attention_heads=width // 64,
-            conv_dim=(512,) * 7, conv_kernel=(10, 3, 3, 3, 3, 2, 2), conv_stride=(5, 2, 2, 2, 2, 2, 2),
-            num_feat_extract_layers=7, num_conv_pos_embeddings=128, num_conv_pos_embedding_groups=16,
-        )  # fmt: skip
-    encoder = Encoder(stock.to("meta"), "meta")
-    encoder._fingerprint = "meta"  # there are no weights to take it from
-    return SpeechAdapterModel(encoder)
-
-
-def counts(model: SpeechAdapterModel, config) -> dict[str, float]:
-    with torch.device("meta"):
-        model.add_adapter("a", config)
-    counted = model.count_parameters()
-    model.delete_adapter("a")
-    return counted
+LARGE_SIZES = {
+    "el": 24_853_272, "houlsby-speech": 25_423_872, "full": 302_309_376, "conv-adapter": 24 * 141_824,
+    "prefix": 2 * 24 * 30 * 1024,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +146,7 @@ BAD = {
         lambda: Bottleneck(placement="pfeiffer", sites=("attention",)),
         "placement='pfeiffer' belongs to the feed-forward alone",
     ),
-    "where": (lambda: PAdapter(where="cnn"), "where='cnn'.*where is cnn_out or proj_out"),
+    "where": (lambda: PAdapter(where="cnn"), "where='cnn'.*where is cnn_out, proj_out or layers_in"),
     "side": (lambda: PAdapter(side="left"), "side='left'.*prepend or append"),
     "targets": (lambda: LoRA(targets=("query",)), r"targets=\('query',\); choose from q_proj"),
     "no-targets": (lambda: LoRA(targets=()), r"targets=\(\); choose from"),
@@ -181,8 +176,8 @@ def test_unknown_names_are_config_errors():
             make("singing")
     with pytest.raises(ConfigError, match="preset 'lora'.*rang"):
         preset("lora", rang=3)
-    with pytest.raises(ConfigError, match="unknown adapter method 'vera'; known: bottleneck"):
-        adapter_config({"method": "vera"})
+    with pytest.raises(ConfigError, match="unknown adapter method 'verra'; known: adalora"):
+        adapter_config({"method": "verra"})
     with pytest.raises(ConfigError, match="lora: unknown key 'rang'; it takes .*rank"):
         adapter_config({"method": "lora", "rang": 3})
     assert HeadOnly().to_dict() == {"method": "head_only", "learning_rate": None}

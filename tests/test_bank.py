@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small_models import METHODS, batch, shake, small_model
 
-from speech_adapters.adapters import Bottleneck
+from speech_adapters.adapters import Bottleneck, preset
 from speech_adapters.bank.storage import load_part, save_part
 from speech_adapters.errors import CheckpointError, ConfigError
 from speech_adapters.heads.ctc import CTCHead
@@ -127,8 +127,7 @@ def test_the_base_is_known_again_whatever_lives_in_it(tmp_path):
 def test_tensors_of_another_configuration_are_refused_and_leave_the_model_alone(tmp_path):
     model = small_model(method="houlsby")
     description = {"name": "b", "base": {"fingerprint": model.encoder.fingerprint}}
-    for config in (Bottleneck(size=3), METHODS["lora"], METHODS["lora+l"]):
-        config = METHODS["dora"] if isinstance(config, str) else config
+    for config in (Bottleneck(size=3), preset("dora"), METHODS["lora+l"]):
         save_part(tmp_path, "adapter", {**description, "config": config.to_dict()}, model.adapters["a"].tensors())
         with pytest.raises(CheckpointError, match="its tensors do not fit its configuration"):
             model.load_adapter(tmp_path)

@@ -19,7 +19,7 @@ from test_report import Page
 
 from speech_adapters.audio import read_audio, write_audio
 from speech_adapters.config import parse_cli
-from speech_adapters.errors import ConfigError, InputError, ManifestError
+from speech_adapters.errors import CheckpointError, ConfigError, InputError, ManifestError
 from speech_adapters.evaluation.classification import confident_mistakes, evaluate_classification
 from speech_adapters.evaluation.confusion_chart import confusion_chart
 from speech_adapters.evaluation.predictions import read_predictions, write_predictions
@@ -27,6 +27,8 @@ from speech_adapters.evaluation.report import write_report
 from speech_adapters.evaluation.uar import ClassificationResult, score_classification
 from speech_adapters.heads.base import HeadConfig, HeadModule, HeadOutput
 from speech_adapters.manifest import Manifest, Utterance
+from speech_adapters.model import SpeechAdapterModel
+from speech_adapters.training.data import SpeechDataset, evaluation_loader
 
 ROOT = Path(__file__).parents[1]
 LABELS = ("high", "low", "middle")
@@ -42,6 +44,9 @@ class MeanHead(HeadConfig):
 
     def build(self, input_size: int) -> HeadModule:
         return MeanHeadModule(self, input_size)
+
+    def target(self, utterance: Utterance) -> list[int]:
+        return [self.labels.index(utterance.emotion)]
 
 
 class MeanHeadModule(HeadModule):
@@ -122,12 +127,43 @@ def test_what_cannot_be_evaluated_is_said_before_the_work(model, manifest):
         evaluate_classification(model, manifest, label_field="pitch", progress=False)
     with pytest.raises(ManifestError, match="lacks 'label'"):
         evaluate_classification(model, manifest, label_field="label", progress=False)
+    torch.nn.init.constant_(model.head.linear.bias, float("nan"))
+    with pytest.raises(CheckpointError, match="the logits of 'u.*' are not finite"):
+        evaluate_classification(model, manifest, progress=False)
     model.add_head("frames", MeanHead(flat=False))
     with pytest.raises(ConfigError, match="expected \\(B, 3\\), one column a label"):
         evaluate_classification(model, manifest, progress=False)
     model.set_head(None)
     with pytest.raises(ConfigError, match="the active head has no labels"):
         evaluate_classification(model, manifest, progress=False)
+
+
+@pytest.mark.slow
+def test_real_speech_with_a_linear_probe(real_data):
+    """The evaluator gives the predictions of the probe that its head was filled with, far above chance."""
+    from sklearn.linear_model import LogisticRegression
+
+    read = (Manifest.read(real_data / "manifests" / f"ser_emodb_{split}.jsonl") for split in ("train", "test"))
+    short = (manifest.filter(lambda utterance: utterance.duration < 2.5) for manifest in read)
+    train, test = (manifest.subset(size=size) for manifest, size in zip(short, (90, 40), strict=True))
+    model = SpeechAdapterModel.from_pretrained("tiny-wavlm")
+    means = []
+    for manifest in (train, test):
+        rows = np.zeros((len(manifest), model.feature_size))
+        for batch in evaluation_loader(SpeechDataset(manifest), 60.0):
+            with torch.no_grad():
+                output = model(batch["waveforms"], batch["lengths"])
+            for index, features, frames in zip(batch["indices"], output.features, output.frame_lengths, strict=True):
+                rows[index] = features[:frames].mean(0)
+        means.append(rows)
+    probe = LogisticRegression(max_iter=2000).fit(means[0], [u.emotion for u in train])
+    model.add_head("emotion", MeanHead(labels=tuple(probe.classes_)))
+    with torch.no_grad():
+        model.head.linear.weight.copy_(torch.from_numpy(probe.coef_))
+        model.head.linear.bias.copy_(torch.from_numpy(probe.intercept_))
+    result = evaluate_classification(model, test, batch_seconds=60.0, progress=False).result
+    assert [u.prediction for u in result.runs[0]] == probe.predict(means[1]).tolist()
+    assert result.ua.value > 2 / 7 and result.ua.resampled == "speaker"
 
 
 # Files of predictions
@@ -160,7 +196,7 @@ def test_a_table_is_read_too(result, tmp_path):
         rows.writerows([u.speaker, u.id, u.prediction, u.label, "x"] for u in result.runs[0])
     table = read_predictions(tmp_path / "p.csv")
     assert (table.ua, table.macro_f1) == (result.ua, result.macro_f1)
-    assert table.runs[0][0].probabilities is None and table.mistakes(1)[0].confidence is None
+    assert table.runs[0][0].probabilities is None and table.probability(table.runs[0][0], "high") is None
 
 
 GOOD = '{"id": "a", "label": "x", "prediction": "x"}\n'

@@ -9,10 +9,11 @@ import zipfile
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import pytest
 import soundfile
+from small_corpora import speak
 
+from speech_adapters.cli import main
 from speech_adapters.corpora import (
     download_emodb,
     download_ravdess,
@@ -28,12 +29,6 @@ from speech_adapters.errors import ConfigError, InputError, ManifestError
 from speech_adapters.manifest import Manifest
 
 NOWHERE = "http://127.0.0.1:9/"
-
-
-def speak(path: Path, seconds: float = 0.1, rate: int = 16_000, channels: int = 1) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    noise = np.random.default_rng(len(path.stem)).uniform(-0.1, 0.1, (int(seconds * rate), channels))
-    soundfile.write(path, noise, rate)
 
 
 def read(path: Path) -> Manifest:
@@ -135,6 +130,17 @@ def test_ravdess(tmp_path):
         "training reads mono only"
     )
     assert read(prepare_ravdess(root, tmp_path / "m")) == manifest, "prepared again, nothing changes"
+
+
+def test_command_line(tmp_path, capsys):
+    make_ravdess(tmp_path / "r")
+    with pytest.raises(SystemExit) as stopped:
+        main(["prepare", "ravdess", str(tmp_path / "r"), str(tmp_path / "m")])
+    assert stopped.value.code == 0
+    assert f"{tmp_path / 'm' / 'ravdess.jsonl'}: 25 utterances" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stopped:
+        main(["prepare", "emodb", str(tmp_path / "none"), str(tmp_path / "m")])
+    assert stopped.value.code == 2 and "no EmoDB there" in capsys.readouterr().err
 
 
 def test_ravdess_bad_layouts(tmp_path):

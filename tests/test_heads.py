@@ -171,6 +171,19 @@ def test_bfloat16_autocast_is_close_and_its_loss_is_float32(name):
     assert all(p.grad.isfinite().all() for p in head.parameters())
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", HEADS)
+def test_a_gpu_gives_the_same(name):
+    head, x = built(name).eval(), features()
+    targets = TARGETS.get(name, torch.tensor([[0], [2], [1]]))
+    expected = head(x, LENGTHS)
+    loss = head.loss(expected, targets)
+    head.cuda()
+    output = head(x.cuda(), LENGTHS.cuda())
+    torch.testing.assert_close(output.logits.cpu(), expected.logits, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(head.loss(output, targets.cuda()).cpu(), loss, atol=1e-3, rtol=1e-3)
+
+
 TASK_HEADS = {"emotion": "linear-mean", "speaker": "speaker-statistics-aam", "intent": "slots"}
 
 

@@ -154,3 +154,20 @@ def test_an_adapter_beats_the_frozen_head_on_the_packaged_encoder(tmp_path):
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     adapter, head = results["metrics"]["cer"]["value"], results["baselines"]["head-only"]["metrics"]["cer"]["value"]
     assert adapter < 0.9 * head
+
+
+def test_comparing_methods_leaves_a_table_and_a_scatter_plot(corpus):
+    output = corpus / "compared"
+    sets = [f"--{split}={corpus / split}.jsonl" for split in ("train", "dev", "test")]
+    methods = ["lora", "prefix", "adalora", "gradual", "cnn-adapter"]
+    done = run(
+        "recipes/compare_methods.py", *sets, f"--encoder={corpus / 'encoder'}", f"--output={output}",
+        f"--methods={','.join(methods)}", "training.updates=8", "training.batch_seconds=6", "--quantize=int8",
+    )  # fmt: skip
+    results = json.loads((output / "results.json").read_text())
+    assert [results["adapter"], *results["baselines"]] == methods
+    assert all(re.search(rf"^{method} .*\d", done.stdout, re.M) for method in methods)
+    report = (output / "report.html").read_text()
+    assert "Figures against parameters" in report and ">cnn-adapter</text>" in report
+    wrong = run("recipes/compare_methods.py", "--methods=lora,lora", expect=2)
+    assert "give two or more different presets" in wrong.stderr

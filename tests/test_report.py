@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from speech_adapters.audio import SAMPLE_RATE, write_audio
 from speech_adapters.errors import InputError
-from speech_adapters.evaluation.charts import Line, bar_chart, line_chart, ticks
+from speech_adapters.evaluation.charts import Line, bar_chart, line_chart, scatter_chart, ticks
 from speech_adapters.evaluation.report import method_rows, summary_table, write_report
 
 VOID = {"meta", "br", "line", "circle", "rect", "polyline"}
@@ -211,8 +211,9 @@ def test_audio_that_cannot_be_shown_says_why(tmp_path: Path) -> None:
 def test_ticks_cover_the_range_in_few_even_steps(low: float, width: float) -> None:
     found = ticks(low, low + width)
     assert 2 <= len(found) <= 9
-    assert found[0] <= low + 1e-6 and found[-1] >= low + width - 1e-6
     steps = [b - a for a, b in zip(found, found[1:], strict=False)]
+    slack = 1e-6 + 1e-8 * max(steps)  # a value that close to a tick lies on it
+    assert found[0] <= low + slack and found[-1] >= low + width - slack
     assert max(steps) - min(steps) < 1e-6 + 1e-6 * max(steps) and min(steps) > 0
 
 
@@ -223,4 +224,10 @@ def test_charts_of_odd_data_stay_inside_the_frame() -> None:
         drawn = re.findall(r'points="([^"]*)"', chart)[0].split()
         for x, y in (map(float, point.split(",")) for point in drawn):
             assert 56 <= x <= 628 and 10 <= y <= 222
+    assert scatter_chart({}, "x", "y") == ""
+    for named in ({"a": (1.0, 5.0)}, {"a": (7.0, 0.0), "b": (9e7, 0.0)}, {"<b>": (3e5, -1.0), "c": (10.0, 40.0)}):
+        chart = scatter_chart(named, "x", "y")
+        assert "<b>" not in chart and chart.count("<circle") == len(named)
+        for x, y in re.findall(r'cx="([^"]*)" cy="([^"]*)"', chart):
+            assert 56 <= float(x) <= 628 and 10 <= float(y) <= 222
     assert 'height="0.0"' in bar_chart({"a": 0.0, "b": 1.0}, "x", "y")

@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from test_emotion_corpora import speak
+from small_corpora import speak
 
 from speech_adapters.audio import read_audio
 from speech_adapters.corpora import prepare_fluent_speech_commands, prepare_harper_valley, prepare_voxceleb, voxceleb
 from speech_adapters.corpora.calls import split_call
 from speech_adapters.corpora.folds import make_folds
 from speech_adapters.errors import AudioError, ConfigError, InputError, ManifestError
-from speech_adapters.manifest import Manifest, read_trials
+from speech_adapters.manifest import Manifest
+from speech_adapters.trials import read_trials
 
 # VoxCeleb
 
@@ -39,10 +40,11 @@ def make_voxceleb(root: Path, split: bool) -> Path:
 def test_voxceleb1(tmp_path, split):
     root = make_voxceleb(tmp_path / "vox1", split)
     paths = prepare_voxceleb(root, tmp_path / "m", [root / "trials.txt"])
-    assert set(paths) == {"voxceleb1_dev", "voxceleb1_test", "trials"}
+    assert set(paths) == {"voxceleb1_dev", "voxceleb1_test", "voxceleb1", "trials"}
     test = Manifest.read(paths["voxceleb1_test"], require=("speaker",), check_files=True)
     assert test.speakers == ("id10270", "id10309")
     assert Manifest.read(paths["voxceleb1_dev"]).speakers == ("id10001", "id11251")
+    assert len(Manifest.read(paths["voxceleb1"], check_files=True)) == 5, "dev and test, for Vox1-E and H"
     by_path = {f"{u.id}.wav": u for u in test}
     for trial in read_trials(paths["trials"]):
         same = by_path[trial.enrol].speaker == by_path[trial.test].speaker
@@ -70,15 +72,16 @@ def test_voxceleb_bad_layouts(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="is one path; write a list"):
         prepare_voxceleb(root, tmp_path / "m", root / "trials.txt")
     (root / "trials.txt").write_text(TRIAL + "\n" + OTHER.replace("00001.wav id1", "00009.wav id1"))
-    with pytest.raises(
-        ManifestError, match=r"trials.txt:3: id10270/x6uYqmx31kE/00009.wav is not among .*Vox1-O needs"
-    ):
+    with pytest.raises(ManifestError, match=r"trials.txt:3: utterance 'id10270/x6uYqmx31kE/00009.wav' is not in what"):
         prepare_voxceleb(root, tmp_path / "m", [root / "trials.txt"])
-    (root / "veri_test2.txt").write_text(TRIAL)
-    with pytest.raises(InputError, match="veri_test2.txt: 1 trials, the official list has 37611"):
+    (root / "trials.txt").write_text(TRIAL.replace("1 ", "0 ", 1) + OTHER.replace("0 ", "1 ", 1))
+    with pytest.raises(ManifestError, match=r"trials.txt:1: "):
+        prepare_voxceleb(root, tmp_path / "m", [root / "trials.txt"])
+    (root / "veri_test2.txt").write_text(TRIAL + OTHER)
+    with pytest.raises(InputError, match="veri_test2.txt: 2 trials, the official list has 37611"):
         prepare_voxceleb(root, tmp_path / "m", [root / "veri_test2.txt"])
-    monkeypatch.setitem(voxceleb.TRIALS, "veri_test2.txt", 1)
-    assert prepare_voxceleb(root, tmp_path / "m", [root / "veri_test2.txt"])["veri_test2"].read_text() == TRIAL
+    monkeypatch.setitem(voxceleb.TRIALS, "veri_test2.txt", 2)
+    assert prepare_voxceleb(root, tmp_path / "m", [root / "veri_test2.txt"])["veri_test2"].read_text() == TRIAL + OTHER
     (root / "dev" / "wav" / "id10002" / "video").mkdir(parents=True)
     with pytest.raises(InputError, match="id10002: no <video>/<utterance>.wav in it"):
         prepare_voxceleb(root, tmp_path / "m")

@@ -6,7 +6,6 @@ import importlib.util
 import json
 import sys
 import warnings
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from small_encoders import stock_model
 from speech_adapters.audio import write_audio
 from speech_adapters.config import parse_cli
 from speech_adapters.errors import InputError
+from speech_adapters.evaluation.verification import mean_metrics, verification_result
 from speech_adapters.manifest import Manifest, Utterance
 from speech_adapters.training.experiment import run_experiment
 
@@ -218,22 +218,36 @@ def test_presets_are_valid(name):
             parse_cli(module.Config, [f"--config={path}"])
 
 
+def test_means_over_seeds_see_the_same_draws():
+    """One result is its own mean; a duplicate changes neither value nor interval; two differ and average."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 300)
+    speakers = (rng.integers(0, 8, 300), rng.integers(8, 16, 300))
+    scores = [labels + rng.normal(0, 1, 300) for _ in range(2)]
+    first, second = (verification_result(s, labels, speakers, draws=50) for s in scores)
+    for results in ([first], [first, first]):
+        means = mean_metrics(results, speakers, draws=50)
+        assert (means["trials"], means["targets"]) == (300, labels.sum())
+        for name, interval in first.metrics.items():
+            assert means[name] == pytest.approx(interval.to_dict())
+    both = mean_metrics([first, second], speakers, draws=50)
+    for name in ("eer", "min_dcf_0.01", "min_cllr"):
+        mean = (first.metrics[name].value + second.metrics[name].value) / 2
+        assert both[name]["value"] == pytest.approx(mean)
+        assert both[name]["low"] <= mean <= both[name]["high"]
+
+
 @pytest.mark.slow
-def test_an_adapter_beats_the_frozen_head_on_real_emotions(real_data, tmp_path):
-    """A part of RAVDESS, few updates: the order is plain long before the figures are good."""
-    manifests = {}
-    for split, size in (("train", 400), ("dev", 40), ("test", 120)):
-        path = real_data / "manifests" / f"ser_ravdess_{split}.jsonl"
-        manifests[split] = tmp_path / f"{split}.jsonl"
-        part = Manifest.read(path).subset(size=size, seed=0)
-        part.map(lambda u: replace(u, duration=min(u.duration, 3.0))).write(manifests[split])
-    arguments = [f"--{split}={path}" for split, path in manifests.items()]
-    output = tmp_path / "run"
+def test_a_frozen_head_is_above_chance_on_real_emotions(real_data, tmp_path):
+    """A part of RAVDESS, other actors in its test set, the cheapest method: the whole interval lies above 1 in 8."""
+    arguments = []
+    for split, size in (("train", 240), ("dev", 20), ("test", 120)):
+        part = Manifest.read(real_data / "manifests" / f"ser_ravdess_{split}.jsonl").subset(size=size, seed=0)
+        part.write(tmp_path / f"{split}.jsonl")
+        arguments.append(f"--{split}={tmp_path / split}.jsonl")
     module = recipe("emotion_recognition")
-    config = parse_cli(
-        module.Config,
-        [*arguments, f"--output={output}", "--preset=demo", "training.updates=60", "training.trackers=none"],
-        presets=module.PRESETS,
-    )
+    arguments += [f"--output={tmp_path / 'run'}", "--adapter=head-only", "--baselines=", "training.updates=200"]
+    arguments += [f"training.cache={tmp_path / 'cache'}", "training.batch_seconds=40", "training.trackers=none"]
+    config = parse_cli(module.Config, [*arguments, "training.learning_rates.head=0.01"], presets=module.PRESETS)
     results = run_experiment("emotion_recognition", module.Emotion(config))
-    assert results["metrics"]["ua"]["value"] > results["baselines"]["head-only"]["metrics"]["ua"]["value"]
+    assert results["metrics"]["ua"]["low"] > 1 / 8

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from speech_adapters.errors import InputError
+from speech_adapters.errors import ConfigError, InputError
 from speech_adapters.evaluation import trial_bootstrap
 from speech_adapters.evaluation.detection import eer
 from speech_adapters.evaluation.trial_bootstrap import bootstrap_trials
@@ -98,3 +98,5 @@ def test_draws_without_one_kind_are_left_out():
     assert 0 <= result.metrics["eer"].low <= result.metrics["eer"].high <= 1
     with pytest.raises(InputError, match="no bootstrap draw"):
         bootstrap_trials(lambda w: {"x": 1.0} if w is None else None, np.array([True, False]), None, n=5)
+    with pytest.raises(ConfigError, match="draws=0"):
+        verification_result(np.array([2.0, 1.0]), np.array([1, 0]), draws=0)

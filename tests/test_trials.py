@@ -74,19 +74,25 @@ def test_names_are_ids_or_ends_of_paths(tmp_path, manifest):
 
 
 def test_ids_that_are_paths_are_found_by_their_end(tmp_path):
-    trials = read_trials(write(tmp_path / "t.txt", "1 0.wav y/1.wav", "0 0.wav 0.wav"))
+    trials = read_trials(write(tmp_path / "t.txt", "1 0.wav y/1.wav", "0 0.wav z/1.flac"))
     resolved = resolve(trials, UtteranceIndex.of_ids(["x/0.wav", "y/1.wav", "z/1.wav"], "e.npz"))
-    assert resolved.models == ((0,),) and resolved.tests.tolist() == [1, 0]
+    assert resolved.models == ((0,),) and resolved.tests.tolist() == [1, 2]
+    with pytest.raises(
+        ManifestError, match="t.txt:1: utterance '0.wav' is not in e.npz.*give the manifest of these ids"
+    ):
+        resolve(trials, UtteranceIndex.of_ids(["3", "4"], "e.npz"))
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
         ("0 a0 c.wav", "t.txt:3: utterance 'c.wav' is not in test.jsonl, neither as an id nor"),
+        ("0 / a0", "t.txt:3: utterance '/' is not in test.jsonl"),
         ("0 nobody a0", "t.txt:3: utterance 'nobody' is not in test.jsonl"),
         ("0 0.wav b1", "t.txt:3: '0.wav' is the end of several audio paths"),
         ("0 b0 b1", "t.txt:3: label 0, but the speakers are 'b' and 'b'"),
         ("1 b0 a0", "t.txt:3: label 1, but the speakers are 'b' and 'a'"),
+        ("1 b1 y/b/1.wav", "t.txt:3: 'y/b/1.wav' is compared with itself"),
     ],
 )
 def test_names_and_labels_that_do_not_fit_are_named_by_line(tmp_path, manifest, line, message):
@@ -98,9 +104,9 @@ def test_names_and_labels_that_do_not_fit_are_named_by_line(tmp_path, manifest, 
 def test_enrolment_of_several_utterances(tmp_path, manifest):
     index = UtteranceIndex.of_manifest(manifest)
     trials = read_trials(write(tmp_path / "t.txt", "1 anna a1", "0 anna b1"))
-    enrolment = read_enrolment(write(tmp_path / "map.txt", "anna a0 a/1.wav", "", "bert b0"))
+    enrolment = read_enrolment(write(tmp_path / "map.txt", "anna a0 x/b/0.wav", "", "bert b0"))
     resolved = resolve(trials, index, enrolment)
-    assert resolved.models == ((0, 1),)
+    assert resolved.models == ((0, 2),)
 
     def refused(*lines: str, message: str) -> None:
         with pytest.raises(ManifestError, match=message):
@@ -113,6 +119,7 @@ def test_enrolment_of_several_utterances(tmp_path, manifest):
     refused("anna a0 a0", message="map.txt:1: utterance 'a0' is there twice")
     refused("bert b0", "anna a0 zz", message="map.txt:2: utterance 'zz' is not in test.jsonl")
     refused("bert b0", message="t.txt:1: model 'anna' is not in .*map.txt")
+    refused("anna a0 a1", message="t.txt:1: 'a1' is compared with itself")
     refused("anna a0 b0", message="t.txt:1: model 'anna' mixes several speakers")
 
 

@@ -128,8 +128,9 @@ def test_mistakes_come_most_confident_first():
         ["a", "a", "a", "b"], ["a", "b", "b", "b"], ids=["w", "x", "y", "z"], labels=("a", "b"),
         probabilities=probabilities,
     )  # fmt: skip
-    assert [(wrong.id, wrong.confidence) for wrong in result.mistakes()] == [("y", 0.95), ("x", 0.6)]
+    assert [wrong.id for wrong in result.mistakes()] == ["y", "x"]
     assert [wrong.id for wrong in result.mistakes(1)] == ["y"]
+    assert result.probability(result.mistakes(1)[0], "a") == 0.05
 
 
 def test_table_and_dictionary():

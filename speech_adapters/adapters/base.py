@@ -1,23 +1,22 @@
 """What every adapter is: a keyword-only config that builds a module, and the places where that module may act.
 
 A method is one file: its config (a dataclass whose defaults are a published setup) and its module. The module
-overrides the places it needs and leaves the others alone; :class:`AdapterPlan` puts the active ones into the encoder's
-forward.
+overrides the places it needs and leaves the others alone.
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterable, Sequence
+import re
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from speech_adapters.encoders.forward import EncoderOutput, Frames, Plan, Site
+from speech_adapters.adapters.places import Places
 from speech_adapters.encoders.loading import Encoder
-from speech_adapters.errors import ConfigError
+from speech_adapters.errors import CheckpointError, ConfigError
 
 METHODS: dict[str, type[AdapterConfig]] = {}
 
@@ -41,7 +40,7 @@ class AdapterConfig:
             METHODS[cls.method] = cls
 
     def __post_init__(self) -> None:
-        for name in ("size", "rank", "frames", "reduction_factor"):
+        for name in ("size", "rank", "frames", "length", "reduction_factor"):
             value = getattr(self, name, None)
             if value is not None and value < 1:
                 raise ConfigError(f"{self.method}: {name}={value}; it must be at least 1.")
@@ -52,6 +51,10 @@ class AdapterConfig:
     def build(self, encoder: Encoder) -> AdapterModule:
         """Make the module for an encoder. Raises ConfigError for settings that do not fit it."""
         raise NotImplementedError
+
+    def peft_config(self, encoder: Encoder) -> Any:
+        """The equivalent config of ``peft`` when the saved file is one that ``peft`` reads, else None."""
+        return None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable; :func:`adapter_config` is its inverse."""
@@ -76,56 +79,32 @@ def adapter_config(values: dict[str, Any]) -> AdapterConfig:
     return METHODS[method].from_dict(values)
 
 
-class AdapterModule(nn.Module):
-    """The trainable part of an adapter. Every place below is optional: None means that nothing happens there.
-
-    Attributes:
-        output_size: width of what :meth:`read` gives the head, None when the head reads the last hidden state.
-        first_layer: the lowest layer it changes or reads; a forward may start at that layer's cached input or below,
-            not above. -1 when it acts before the layers.
-    """
-
-    output_size: int | None = None
-    first_layer: int = 0
+class AdapterModule(Places, nn.Module):
+    """The trainable part of an adapter: its :class:`~speech_adapters.adapters.places.Places`, and what is saved."""
 
     def __init__(self, config: AdapterConfig) -> None:
         super().__init__()
         self.config = config
-
-    # -- places in the encoder's forward (see ``encoders.forward.Plan``)
-
-    def pseudo_frames(self, where: str, frames: Tensor, mask: Tensor | None) -> Frames | None:
-        return None
-
-    def layer(self, index: int) -> nn.Module | None:
-        """A layer to run in place of the base's."""
-        return None
-
-    def norm(self, index: int, name: str) -> nn.Module | None:
-        """A LayerNorm to run in place of the base's."""
-        return None
-
-    def prefix(self, index: int) -> tuple[Tensor, Tensor] | None:
-        return None
-
-    def delta(self, name: str, index: int, site: Site) -> Tensor | None:
-        """What to add to the output of a sub-layer; (B, T, D)."""
-        return None
-
-    def read(self, encoder: Encoder, output: EncoderOutput) -> Tensor | None:
-        """What the head reads, (B, T, output_size), from all layers' hidden states."""
-        return None
 
     # -- life cycle
 
     def attach(self, encoder: Encoder, name: str) -> None:
         """Called once when the adapter is added under ``name``; for methods that live inside the base's modules."""
 
-    def set_enabled(self, enabled: bool) -> None:
-        """Called when the adapter becomes active or inactive."""
-
     def detach(self, encoder: Encoder) -> None:
         """Called when the adapter is deleted: leave the base as it was."""
+
+    # -- training
+
+    def penalty(self) -> Tensor | None:
+        """What the method adds to the loss."""
+        return None
+
+    def before_update(self, done: int, total: int) -> None:
+        """Called before the forward of update ``done`` (from 0) of ``total``; for schedules."""
+
+    def after_update(self, done: int, total: int) -> None:
+        """Called after ``done`` updates of ``total``, while their gradients are still there."""
 
     # -- what is saved and trained
 
@@ -148,65 +127,52 @@ class AdapterModule(nn.Module):
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Inverse of :meth:`tensors`; raises on any missing, unexpected or mis-shaped tensor."""
-        self.load_state_dict(tensors)
+        self.check_tensors(tensors)
+        with torch.no_grad():
+            for key, tensor in self.tensors().items():
+                tensor.copy_(tensors[key])
+
+    def check_tensors(self, tensors: dict[str, Tensor]) -> None:
+        own = self.tensors()
+        wrong = sorted(set(own) ^ set(tensors)) or [key for key in own if own[key].shape != tensors[key].shape]
+        if wrong:
+            raise CheckpointError(
+                f"{self.config.method}: tensor {wrong[0]!r} is missing, unexpected or of another shape."
+            )
+
+    def merged_weights(self, encoder: Encoder) -> dict[str, Tensor]:
+        """The stock model's tensors, by name, that this adapter changes, with it folded in.
+
+        Raises:
+            ConfigError: a method that no change of weights can stand for.
+        """
+        raise ConfigError(
+            f"{self.config.method}: cannot be merged, since no change of the base's weights stands for what it adds; "
+            "keep it as an adapter."
+        )
 
     def describe(self) -> list[str]:
         """One line a place, for ``print(model)``."""
         return [f"{self.config.group}: {sum(p.numel() for p in self.parameters()):,} parameters"]
 
 
-class AdapterPlan(Plan):
-    """The encoder's forward with some adapters in it, applied in order: each sees what the ones before it made."""
-
-    def __init__(self, adapters: Iterable[AdapterModule]) -> None:
-        self.adapters: Sequence[AdapterModule] = tuple(adapters)
-
-    def pseudo_frames(self, where: str, frames: Tensor, mask: Tensor | None) -> Frames:
-        result, before = Frames(frames, mask), 0
-        for adapter in self.adapters:
-            added = adapter.pseudo_frames(where, result.frames, result.mask)
-            if added is not None:
-                before += added.before
-                result = added
-        return result._replace(before=before)
-
-    def layer(self, index: int, layer: nn.Module) -> nn.Module:
-        for adapter in self.adapters:
-            layer = adapter.layer(index) or layer
-        return layer
-
-    def norm(self, index: int, name: str, norm: nn.Module) -> nn.Module:
-        for adapter in self.adapters:
-            norm = adapter.norm(index, name) or norm
-        return norm
-
-    def prefix(self, index: int) -> tuple[Tensor, Tensor] | None:
-        found = [prefix for adapter in self.adapters if (prefix := adapter.prefix(index)) is not None]
-        if not found:
-            return None
-        return torch.cat([keys for keys, _ in found], dim=1), torch.cat([values for _, values in found], dim=1)
-
-    def site(self, name: str, index: int, site: Site) -> Tensor:
-        output = site.output
-        for adapter in self.adapters:
-            delta = adapter.delta(name, index, site._replace(output=output))
-            if delta is not None:
-                output = output + delta
-        return output
-
-    def read(self, encoder: Encoder, output: EncoderOutput) -> Tensor:
-        """What the head reads: the last adapter's own features if one gives any, else the last hidden state."""
-        for adapter in reversed(self.adapters):
-            features = adapter.read(encoder, output)
-            if features is not None:
-                return features
-        return output.last_hidden_state
+#: Which layers an adapter takes: None for all, indices (negative ones count from the top), "top-4" or "every-2".
+Layers = tuple[int, ...] | str | None
 
 
-def choose_layers(layers: Sequence[int] | None, total: int, method: str) -> list[int]:
-    """Check a list of layer indices (negative ones count from the top); None means all."""
+def choose_layers(layers: Layers, total: int, method: str) -> list[int]:
+    """The layers' indices, in order. "top-K" is the K highest; "every-N" takes each N-th, the highest one included."""
     if layers is None:
         return list(range(total))
+    if isinstance(layers, str):
+        match = re.fullmatch(r"(top|every)-([1-9]\d*)", layers)
+        if match is None or int(match[2]) > total:
+            raise ConfigError(
+                f"{method}: layers={layers!r}; give indices, 'top-4' for the highest four or 'every-2' for each "
+                f"second one, on an encoder of {total} layers."
+            )
+        count = int(match[2])
+        return list(range(total - count, total)) if match[1] == "top" else list(range(total))[::-count][::-1]
     chosen = sorted({index + total if index < 0 else index for index in layers})
     if not chosen or chosen[0] < 0 or chosen[-1] >= total:
         raise ConfigError(f"{method}: layers={tuple(layers)} do not fit the encoder's layers 0 to {total - 1}.")
@@ -214,11 +180,14 @@ def choose_layers(layers: Sequence[int] | None, total: int, method: str) -> list
 
 
 def trainable_copy(module: nn.Module) -> nn.Module:
-    """A float32 copy of one of the base's modules, without what other adapters (LoRA) have put into it."""
+    """A float32 copy of one of the base's modules, out of 8 or 4 bits and without what LoRA has put into it."""
     twin = copy.deepcopy(module).float()
     for name, part in list(twin.named_modules()):
         if hasattr(part, "base_layer"):
             twin.set_submodule(name, part.base_layer)
+    for name, part in list(twin.named_modules()):
+        if hasattr(part, "unfolded"):
+            twin.set_submodule(name, part.unfolded())
     return twin.requires_grad_(True)
 
 

@@ -6,7 +6,9 @@ With ``f`` the sub-layer's output and ``x`` its input::
     parallel   f + s * W_up act(W_down x)
     pfeiffer   f + s * W_up act(W_down LN(f + residual))      (LN is the layer's own; the layer's residual follows)
 
-Parameters at one site: ``2 D b + b + D`` (D encoder width, b bottleneck).
+Parameters at one site: ``2 D b + b + D`` (D encoder width, b bottleneck). Use the serial form as the default adapter
+of any task, the parallel one for a wide bottleneck, and the Pfeiffer form for adapters that AdapterFusion will
+combine.
 
 Sources: Houlsby et al., "Parameter-Efficient Transfer Learning for NLP" (ICML 2019, section 2.1); Pfeiffer et al.,
 "AdapterFusion" (EACL 2021, section 4); He et al., "Towards a Unified View of Parameter-Efficient Transfer Learning"
@@ -20,7 +22,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
-from speech_adapters.adapters.base import AdapterConfig, AdapterModule, activation, choose_layers
+from speech_adapters.adapters.base import AdapterConfig, AdapterModule, Layers, activation, choose_layers
 from speech_adapters.encoders.forward import Site
 from speech_adapters.encoders.loading import Encoder
 from speech_adapters.errors import ConfigError
@@ -52,7 +54,7 @@ class Bottleneck(AdapterConfig):
     init_std: float | None = None
     """None starts exactly at the frozen encoder (up-projection zero); a number draws both projections N(0, std), the
     published start of the E-adapter (1e-3)."""
-    layers: tuple[int, ...] | None = None
+    layers: Layers = None
     """Layers that get an adapter; None means all, negative numbers count from the top."""
     skip_top: int = 0
     """So many layers at the encoder's top go without, whatever its depth."""
@@ -126,17 +128,19 @@ class BottleneckModule(AdapterModule):
         self.pre_norm = encoder.pre_norm
 
     def delta(self, name: str, index: int, site: Site) -> Tensor | None:
+        source = self.source(name, index, site)
+        return None if source is None else self.sites[name][str(index)](source)
+
+    def source(self, name: str, index: int, site: Site) -> Tensor | None:
         if name not in self.sites or str(index) not in self.sites[name]:
             return None
         if self.config.placement == "parallel":
-            source = site.input
-        elif self.config.placement == "pfeiffer":
+            return site.input
+        if self.config.placement == "pfeiffer":
             # Pre-norm layers have no LayerNorm after the addition: there the adapter reads the plain sum.
-            source = site.output + site.residual
-            source = source if self.pre_norm else site.norm(source)
-        else:
-            source = site.output
-        return self.sites[name][str(index)](source)
+            total = site.output + site.residual
+            return total if self.pre_norm else site.norm(total)
+        return site.output
 
     def describe(self) -> list[str]:
         layer = next(iter(next(iter(self.sites.values())).values()))

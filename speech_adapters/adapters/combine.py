@@ -1,6 +1,7 @@
 """Several methods in one adapter: E + L + P, LoRA + L, bottleneck + LayerNorms, ...
 
 The parts act in the order given: at a shared site each reads what the ones before it made of the sub-layer's output.
+Use it for what one method cannot do: adapters and LayerNorms, adapters and the last layer trained whole ("hybrid").
 """
 
 from __future__ import annotations
@@ -9,10 +10,13 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
-from speech_adapters.adapters.base import AdapterConfig, AdapterModule, AdapterPlan, adapter_config
-from speech_adapters.encoders.forward import EncoderOutput, Frames, Site
+from speech_adapters.adapters.base import AdapterConfig, AdapterModule, adapter_config
+from speech_adapters.adapters.places import Stacked
+from speech_adapters.encoders.attention import AttentionPrefix
+from speech_adapters.encoders.forward import EncoderOutput, Frames, Norm, Projection, Site
 from speech_adapters.encoders.loading import Encoder
 from speech_adapters.errors import CheckpointError, ConfigError
 
@@ -58,45 +62,59 @@ class CombineModule(AdapterModule):
         self.first_layer = min(part.first_layer for part in self.parts.values())
 
     @property
-    def plan(self) -> AdapterPlan:
-        return AdapterPlan(self.parts.values())
+    def stack(self) -> Stacked:
+        return Stacked(self.parts.values())
 
     def pseudo_frames(self, where: str, frames: Tensor, mask: Tensor | None) -> Frames | None:
-        return self.plan.pseudo_frames(where, frames, mask)
+        return self.stack.pseudo_frames(where, frames, mask)
 
     def layer(self, index: int) -> nn.Module | None:
-        return next((found for part in self.parts.values() if (found := part.layer(index)) is not None), None)
+        return self.stack.layer(index)
 
-    def norm(self, index: int, name: str) -> nn.Module | None:
-        return next((found for part in self.parts.values() if (found := part.norm(index, name)) is not None), None)
+    def norm(self, index: int, name: str, norm: Norm) -> Norm | None:
+        return self.stack.norm(index, name, norm)
 
-    def prefix(self, index: int) -> tuple[Tensor, Tensor] | None:
-        return self.plan.prefix(index)
+    def prefix(self, index: int, project: Projection) -> AttentionPrefix | None:
+        return self.stack.prefix(index, project)
 
     def delta(self, name: str, index: int, site: Site) -> Tensor | None:
-        total = None
-        for part in self.parts.values():
-            output = site.output if total is None else site.output + total
-            added = part.delta(name, index, site._replace(output=output))
-            if added is not None:
-                total = added if total is None else total + added
-        return total
+        return self.stack.delta(name, index, site)
+
+    def source(self, name: str, index: int, site: Site) -> Tensor | None:
+        return self.stack.source(name, index, site)
 
     def read(self, encoder: Encoder, output: EncoderOutput) -> Tensor | None:
-        found = (part.read(encoder, output) for part in self.parts.values())
-        return next((features for features in found if features is not None), None)
+        return self.stack.read(encoder, output)
 
     def attach(self, encoder: Encoder, name: str) -> None:
         for part in self.parts.values():
             part.attach(encoder, name)
 
-    def set_enabled(self, enabled: bool) -> None:
-        for part in self.parts.values():
-            part.set_enabled(enabled)
-
     def detach(self, encoder: Encoder) -> None:
         for part in self.parts.values():
             part.detach(encoder)
+
+    def penalty(self) -> Tensor | None:
+        penalties = [penalty for part in self.parts.values() if (penalty := part.penalty()) is not None]
+        return torch.stack(penalties).sum() if penalties else None
+
+    def before_update(self, done: int, total: int) -> None:
+        for part in self.parts.values():
+            part.before_update(done, total)
+
+    def after_update(self, done: int, total: int) -> None:
+        for part in self.parts.values():
+            part.after_update(done, total)
+
+    def merged_weights(self, encoder: Encoder) -> dict[str, Tensor]:
+        merged: dict[str, Tensor] = {}
+        for name, part in self.parts.items():
+            weights = part.merged_weights(encoder)
+            twice = sorted(set(weights) & set(merged))
+            if twice:
+                raise ConfigError(f"part {name!r} and one before it both change {twice[0]!r}; merge them one by one.")
+            merged |= weights
+        return merged
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
         return {name: parameters for part in self.parts.values() for name, parameters in part.groups().items()}

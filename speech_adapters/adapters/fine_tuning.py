@@ -1,5 +1,7 @@
 """Fine-tuning baselines: all encoder layers, or the top ones, train as the adapter's own copies.
 
+Use them as the ceiling that an adapter is compared with, and ``layers=(-1,)`` beside adapters for the last block.
+
 The base itself stays as it is, so that the baseline is saved, switched and compared like any adapter. Full fine-tuning
 trains the transformer layers (the CNN stays frozen, as in every published recipe for these encoders); WavLM's shared
 position bias and its gates stay frozen too, which makes the count the same in all families. Key biases are counted and
@@ -11,10 +13,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from speech_adapters.adapters.base import AdapterConfig, AdapterModule, choose_layers, trainable_copy
+from speech_adapters.adapters.base import AdapterConfig, AdapterModule, Layers, choose_layers, trainable_copy
 from speech_adapters.encoders.loading import Encoder
+from speech_adapters.errors import ConfigError
 
 POSITION_BIAS = ("rel_attn_embed", "gru_rel_pos")
 
@@ -26,7 +30,17 @@ class FineTuning(AdapterConfig):
     method: ClassVar[str] = "fine_tuning"
     group: ClassVar[str] = "layers"
 
-    layers: tuple[int, ...] | None = None
+    layers: Layers = None
+    gradual: bool = False
+    """Unfreeze from the top: the highest layer trains from the first update on, all of them from ``unfrozen_at`` on,
+    the others in equal steps between (ULMFiT, Howard and Ruder, ACL 2018, section 3.3)."""
+    unfrozen_at: float = 0.5
+    """Share of the updates after which every layer trains."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.unfrozen_at <= 1:
+            raise ConfigError(f"fine_tuning: unfrozen_at={self.unfrozen_at}; choose 0 < unfrozen_at <= 1.")
 
     def build(self, encoder: Encoder) -> FineTuningModule:
         return FineTuningModule(self, encoder)
@@ -47,14 +61,33 @@ class FineTuningModule(AdapterModule):
         return self.layers[str(index)] if str(index) in self.layers else None
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
-        trained = [p for n, p in self.named_parameters() if not any(part in n for part in POSITION_BIAS)]
+        trained = [p for n, p in self.named_parameters() if not _is_position_bias(n)]
         return {self.config.group: trained}
+
+    def before_update(self, done: int, total: int) -> None:
+        if not self.config.gradual:
+            return
+        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+            raise ConfigError("fine_tuning: gradual=True needs one process; torchrun wants the same gradients always.")
+        count = len(self.layer_indices)
+        unfrozen = min(count, 1 + int(count * done / (self.config.unfrozen_at * total)))
+        for index in self.layer_indices:
+            for name, parameter in self.layers[str(index)].named_parameters():
+                trains = index in self.layer_indices[count - unfrozen :] and not _is_position_bias(name)
+                parameter.requires_grad_(trains)
+
+    def merged_weights(self, encoder: Encoder) -> dict[str, Tensor]:
+        return {f"encoder.layers.{key}": tensor for key, tensor in self.layers.state_dict().items()}
 
     def replaced(self) -> int:
         return sum(p.numel() for p in self.parameters())
 
     def describe(self) -> list[str]:
         return [f"layers: copies of layers {', '.join(map(str, self.layer_indices))}, trained whole"]
+
+
+def _is_position_bias(name: str) -> bool:
+    return any(part in name for part in POSITION_BIAS)
 
 
 @dataclass(frozen=True, kw_only=True)

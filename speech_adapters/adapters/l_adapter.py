@@ -3,8 +3,9 @@
     a_l = LN(act(W_l h_l + b_l))          h_l the output of layer l, W_l: D -> size
     z   = sum_l softmax(s)_l a_l          the head reads z alone
 
-Parameters: ``L (D size + 3 size) + L``. In a pre-norm encoder ``h_l`` is taken through the encoder's (frozen) final
-LayerNorm, since the raw residual stream has no fixed scale.
+Parameters: ``L (D size + 3 size) + L``. Use them for tasks whose information lies in lower layers (speakers,
+emotion), and where training must be cheap: nothing is computed backwards through the encoder. In a pre-norm encoder
+``h_l`` is taken through the encoder's (frozen) final LayerNorm, since the raw residual stream has no fixed scale.
 
 Source: Otake et al., "Parameter Efficient Transfer Learning for Various Speech Processing Tasks" (ICASSP 2023), and
 its official code: size 512, s starting at 1/L, weights N(0, 1e-3), no up-projection and no residual.
@@ -18,7 +19,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from speech_adapters.adapters.base import AdapterConfig, AdapterModule, activation, choose_layers
+from speech_adapters.adapters.base import AdapterConfig, AdapterModule, Layers, activation, choose_layers
 from speech_adapters.encoders.forward import EncoderOutput
 from speech_adapters.encoders.loading import Encoder
 
@@ -34,7 +35,7 @@ class LAdapter(AdapterConfig):
     """Width that the head reads."""
     activation: str = "gelu"
     init_std: float = 1e-3
-    layers: tuple[int, ...] | None = None
+    layers: Layers = None
     """Layers with a path; None means all."""
 
     def build(self, encoder: Encoder) -> LAdapterModule:

@@ -1,7 +1,8 @@
 """LayerNorm tuning: the encoder layers' LayerNorms train, as the adapter's own copies.
 
-The base keeps its values; switching the adapter off restores them exactly. Parameters: ``4 D`` a layer. Trained beside
-E-, L- and Houlsby adapters in Otake et al. (ICASSP 2023, official code).
+The base keeps its values; switching the adapter off restores them exactly. Parameters: ``4 D`` a layer. Use it beside
+other methods, or alone for a change of channel or loudness. Trained beside E-, L- and Houlsby adapters in Otake et
+al. (ICASSP 2023, official code).
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
-from speech_adapters.adapters.base import AdapterConfig, AdapterModule, choose_layers, trainable_copy
+from speech_adapters.adapters.base import AdapterConfig, AdapterModule, Layers, choose_layers, trainable_copy
+from speech_adapters.encoders.forward import Norm
 from speech_adapters.encoders.loading import Encoder
 
 NORMS = ("layer_norm", "final_layer_norm")
@@ -24,7 +26,7 @@ class LayerNorms(AdapterConfig):
     method: ClassVar[str] = "layer_norms"
     group: ClassVar[str] = "norm"
 
-    layers: tuple[int, ...] | None = None
+    layers: Layers = None
 
     def build(self, encoder: Encoder) -> LayerNormsModule:
         return LayerNormsModule(self, encoder)
@@ -45,9 +47,14 @@ class LayerNormsModule(AdapterModule):
         )
         self.first_layer = self.layer_indices[0]
 
-    def norm(self, index: int, name: str) -> nn.Module | None:
+    def norm(self, index: int, name: str, norm: Norm) -> Norm | None:
         key = f"{index}_{name}"
         return self.norms[key] if key in self.norms else None
+
+    def merged_weights(self, encoder: Encoder) -> dict[str, Tensor]:
+        return {
+            f"encoder.layers.{key.replace('_', '.', 1)}": tensor for key, tensor in self.norms.state_dict().items()
+        }
 
     def replaced(self) -> int:
         return sum(p.numel() for p in self.parameters())

@@ -6,32 +6,33 @@
 as modules, so they train on WavLM too (on stock WavLM they train nothing). Files are ``peft``'s own: a saved adapter
 loads with ``PeftModel.from_pretrained`` onto stock wav2vec 2.0 and HuBERT.
 
-Parameters: ``r (D_in + D_out)`` a projection. Sources: Hu et al., "LoRA" (ICLR 2022); rsLoRA: Kalajdzievski (2023);
-DoRA: Liu et al. (ICML 2024). Defaults: r = alpha = 8 on queries and values, as in
-the `adapters` library; speech papers also use r = 16 on the feed-forward (PEFT-SER).
+Parameters: ``r (D_in + D_out)`` a projection. Use it when the adapter shall cost nothing at run time: it folds into
+the base. Sources: Hu et al., "LoRA" (ICLR 2022); rsLoRA: Kalajdzievski (2023); DoRA: Liu et al. (ICML 2024).
+Defaults: r = alpha = 8 on queries and values, as in the `adapters` library; speech papers also use r = 16 on the
+feed-forward (PEFT-SER).
 """
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor, nn
 
-from speech_adapters.adapters.base import AdapterConfig, AdapterModule, choose_layers
+from speech_adapters.adapters.base import AdapterModule
+from speech_adapters.adapters.projections import ProjectionConfig
+from speech_adapters.encoders.forward import Site
 from speech_adapters.encoders.loading import Encoder
-from speech_adapters.errors import CheckpointError, ConfigError
+from speech_adapters.errors import ConfigError
 
-ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
-FEED_FORWARD = ("intermediate_dense", "output_dense")
 VARIANTS = ("lora", "rslora", "dora")
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoRA(AdapterConfig):
+class LoRA(ProjectionConfig):
     """Low-rank updates of the chosen projections."""
 
     method: ClassVar[str] = "lora"
@@ -39,12 +40,9 @@ class LoRA(AdapterConfig):
 
     rank: int = 8
     alpha: float = 8
-    targets: tuple[str, ...] = ("q_proj", "v_proj")
-    """Any of q_proj, k_proj, v_proj, out_proj (attention) and intermediate_dense, output_dense (feed-forward)."""
     dropout: float = 0.0
     variant: Literal["lora", "rslora", "dora"] = "lora"
     """Plain, rank-stabilised scale, or weight-decomposed."""
-    layers: tuple[int, ...] | None = None
 
     def build(self, encoder: Encoder) -> LoRAModule:
         return LoRAModule(self, encoder)
@@ -64,15 +62,6 @@ class LoRA(AdapterConfig):
             revision=encoder.revision,
         )
 
-    def target_modules(self, encoder: Encoder) -> list[str]:
-        """Full names of the projections inside the stock model."""
-        places = {**dict.fromkeys(ATTENTION, "attention"), **dict.fromkeys(FEED_FORWARD, "feed_forward")}
-        unknown = [target for target in self.targets if target not in places]
-        if unknown or not self.targets:
-            raise ConfigError(f"lora: targets={self.targets}; choose from {', '.join(places)}.")
-        layers = choose_layers(self.layers, encoder.num_layers, self.method)
-        return [f"encoder.layers.{index}.{places[target]}.{target}" for index in layers for target in self.targets]
-
 
 class LoRAModule(AdapterModule):
     """Holds the ``peft`` layers of one adapter; their parameters also stand in the base's module tree."""
@@ -81,8 +70,8 @@ class LoRAModule(AdapterModule):
         super().__init__(config)
         if config.variant not in VARIANTS:
             raise ConfigError(f"lora: variant={config.variant!r}; choose from {', '.join(VARIANTS)}.")
-        self.targets = config.target_modules(encoder)
-        self.first_layer = choose_layers(config.layers, encoder.num_layers, config.method)[0]
+        self.chosen, self.targets = config.chosen(encoder), config.target_modules(encoder)
+        self.first_layer = min(index for index, _ in self.chosen)
         self.name = ""
         self.layers: list[nn.Module] = []  # peft's layers, which hold every LoRA adapter of the model
         self.parts = nn.ModuleList()  # this adapter's own A, B (and magnitudes)
@@ -98,21 +87,27 @@ class LoRAModule(AdapterModule):
         self.name = name
         self.layers = [encoder.model.get_submodule(target) for target in self.targets]
         self.parts = nn.ModuleList(part for _, part in self._own_parts()).float()  # trained in full precision
-        self.set_enabled(False)
+        for layer in self.layers:  # peft's own forward stays out: the plan adds the update, whatever the composition
+            layer._disable_adapters = True
 
     def _own_parts(self) -> Iterator[tuple[str, nn.Module]]:
         """This adapter's modules in ``peft``'s layers, with the names that ``peft`` gives them in files."""
-        for target, layer in zip(self.targets, self.layers, strict=True):
-            for kind in layer.adapter_layer_names:
+        for target, layer in zip(self.targets, self.layers, strict=bool(self.layers)):  # none before it is attached
+            for kind in dict.fromkeys(layer.adapter_layer_names):  # peft lists DoRA's magnitudes twice
                 container = getattr(layer, kind)
                 if isinstance(container, nn.ModuleDict) and self.name in container:
                     yield f"base_model.model.{target}.{kind}", container[self.name]
 
-    def set_enabled(self, enabled: bool) -> None:
-        for layer in self.layers:
-            others = [] if layer.disable_adapters else [name for name in layer.active_adapters if name != self.name]
-            layer._active_adapter = [*others, self.name] if enabled else others
-            layer._disable_adapters = not layer._active_adapter
+    def delta(self, name: str, index: int, site: Site) -> Tensor | None:
+        if (index, name) not in self.chosen:
+            return None
+        layer = self.layers[self.chosen.index((index, name))]
+        part = layer.lora_A[self.name]
+        hidden = site.input.to(part.weight.dtype)
+        if self.name in layer.lora_variant:
+            variant = layer.lora_variant[self.name]
+            return variant.forward(layer, active_adapter=self.name, x=hidden, result=site.output) - site.output
+        return layer.lora_B[self.name](part(layer.lora_dropout[self.name](hidden))) * layer.scaling[self.name]
 
     def train(self, mode: bool = True) -> LoRAModule:
         for layer in self.layers:  # where peft keeps the dropout
@@ -130,15 +125,13 @@ class LoRAModule(AdapterModule):
         if not encoder.model.peft_config:
             del encoder.model.peft_config
 
-    def merge(self) -> None:
-        """Fold the update into the base's weights; ``peft`` refuses with its reason where it cannot."""
-        for layer in self.layers:
-            layer.merge(safe_merge=True, adapter_names=[self.name])
-
-    def unmerge(self) -> None:
-        """Take a folded update out again."""
-        for layer in self.layers:
-            layer.unmerge()
+    def merged_weights(self, encoder: Encoder) -> dict[str, Tensor]:
+        merged = {}
+        for target, layer in zip(self.targets, self.layers, strict=True):
+            twin = copy.deepcopy(layer).float()
+            twin.merge(safe_merge=True, adapter_names=[self.name])  # peft refuses with its reason where it cannot
+            merged[f"{target}.weight"] = twin.base_layer.weight.detach()
+        return merged
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
         return {self.config.group: list(self.parts.parameters())}
@@ -150,15 +143,6 @@ class LoRAModule(AdapterModule):
             for name, part in self._own_parts()
             for key, tensor in part.state_dict().items()
         }
-
-    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
-        own = self.tensors()
-        wrong = sorted(set(own) ^ set(tensors)) or [key for key in own if own[key].shape != tensors[key].shape]
-        if wrong:
-            raise CheckpointError(f"lora: tensor {wrong[0]!r} is missing, unexpected or of another shape.")
-        with torch.no_grad():
-            for key, tensor in own.items():
-                tensor.copy_(tensors[key])
 
     def describe(self) -> list[str]:
         config = self.config

@@ -2,7 +2,9 @@
 
     X' = [P; X]      P in R^{N x C}; the frames P leave again before the head, and every attention may look at them
 
-Parameters: ``N C`` (C the CNN's width at "cnn_out", the encoder's at "proj_out").
+Parameters: ``N C`` (C the CNN's width at "cnn_out", the encoder's elsewhere).
+
+Use them beside E- and L-adapters (preset "elp"), or alone as the smallest adapter there is ("prompt").
 
 Source of the idea: "ELP-adapters" (Inoue et al., 2024, abstract): the P-adapter "appends pseudo features to CNN
 features". The number of frames, their start and their place are not stated there; those below are ours: N(0, 0.02),
@@ -34,8 +36,8 @@ class PAdapter(AdapterConfig):
 
     frames: int = 5
     """Pseudo frames N; 5 as the embedding prompts of PEFT-SER (Feng and Narayanan, 2023)."""
-    where: Literal["cnn_out", "proj_out"] = "cnn_out"
-    """Before or after the feature projection."""
+    where: Literal["cnn_out", "proj_out", "layers_in"] = "cnn_out"
+    """Before or after the feature projection, or right before the first layer (shallow prompt tuning)."""
     side: Literal["prepend", "append"] = "prepend"
     """Before the first frame, or right after each utterance's last real one."""
     init_std: float = 0.02
@@ -51,9 +53,9 @@ class PAdapterModule(AdapterModule):
 
     def __init__(self, config: PAdapter, encoder: Encoder) -> None:
         super().__init__(config)
-        if config.where not in ("cnn_out", "proj_out") or config.side not in ("prepend", "append"):
+        if config.where not in ("cnn_out", "proj_out", "layers_in") or config.side not in ("prepend", "append"):
             raise ConfigError(
-                f"P-adapter: where={config.where!r}, side={config.side!r}; where is cnn_out or proj_out, "
+                f"P-adapter: where={config.where!r}, side={config.side!r}; where is cnn_out, proj_out or layers_in, "
                 "side is prepend or append."
             )
         width = encoder.config.conv_dim[-1] if config.where == "cnn_out" else encoder.hidden_size

@@ -10,14 +10,26 @@ import difflib
 from collections.abc import Callable
 from typing import Any, Literal
 
+from speech_adapters.adapters.adalora import AdaLoRA
+from speech_adapters.adapters.adapter_bias import AdapterBias
 from speech_adapters.adapters.base import AdapterConfig
+from speech_adapters.adapters.bitfit import BitFit
 from speech_adapters.adapters.bottleneck import SITES, Bottleneck, EAdapter
+from speech_adapters.adapters.cnn_adapter import CNNAdapter
 from speech_adapters.adapters.combine import Combine
+from speech_adapters.adapters.compacter import Compacter
+from speech_adapters.adapters.conv_adapter import ConvAdapter
+from speech_adapters.adapters.deep_prompts import DeepPrompts
 from speech_adapters.adapters.fine_tuning import FineTuning, HeadOnly
+from speech_adapters.adapters.ia3 import IA3
 from speech_adapters.adapters.l_adapter import LAdapter
 from speech_adapters.adapters.layer_norms import LayerNorms
-from speech_adapters.adapters.lora import FEED_FORWARD, LoRA
+from speech_adapters.adapters.lora import LoRA
 from speech_adapters.adapters.p_adapter import PAdapter
+from speech_adapters.adapters.pissa import PiSSA
+from speech_adapters.adapters.prefix import Prefix
+from speech_adapters.adapters.projections import FEED_FORWARD
+from speech_adapters.adapters.vera import VeRA
 from speech_adapters.adapters.weighted_sum import WeightedSum
 from speech_adapters.errors import ConfigError
 
@@ -137,14 +149,59 @@ PRESETS: dict[str, Callable[..., AdapterConfig]] = {
     "e": lambda task, **o: E(task, **o),
     "houlsby": lambda task, **o: Bottleneck(**{"sites": SITES, "activation": "swish"} | o),
     "houlsby-speech": lambda task, **o: houlsby_speech(task, **o),
+    "houlsby-2019": lambda task, **o: Bottleneck(
+        **{"sites": SITES, "size": 64, "activation": "gelu", "init_std": 0.01} | o
+    ),
+    "houlsby-light": lambda task, **o: Bottleneck(**{"size": 32, "activation": "gelu"} | o),
     "pfeiffer": lambda task, **o: Bottleneck(**{"placement": "pfeiffer"} | o),
     "parallel": lambda task, **o: Bottleneck(**{"placement": "parallel", "reduction_factor": 2, "scale": 4.0} | o),
+    "peft-ser-parallel": lambda task, **o: Bottleneck(
+        **{"placement": "parallel", "size": 128, "scale": 0.1, "dropout": 0.1} | o
+    ),
+    "compacter": lambda task, **o: Compacter(**o),
+    "conv-adapter": lambda task, **o: ConvAdapter(**o),
+    "cnn-adapter": lambda task, **o: CNNAdapter(**o),
+    "chapter": lambda task, **o: Combine(parts=(CNNAdapter(**o), Bottleneck(size=32, activation="gelu"))),
+    "prefix": lambda task, **o: Prefix(**o),
+    "prefix-mlp": lambda task, **o: Prefix(**{"hidden": 512} | o),
+    "prompt": lambda task, **o: PAdapter(**{"where": "layers_in", "frames": 10} | o),
+    "deep-prompts": lambda task, **o: DeepPrompts(**o),
+    "ipet": lambda task, **o: Combine(
+        parts=(DeepPrompts(length=64), Bottleneck(**{"placement": "parallel", "size": 128, "scale": 0.1} | o)),
+    ),
     "lora": lambda task, **o: LoRA(**o),
     "lora-ffn": lambda task, **o: LoRA(**{"rank": 16, "alpha": 16, "targets": FEED_FORWARD} | o),
+    "dora": lambda task, **o: LoRA(**{"variant": "dora"} | o),
+    "rslora": lambda task, **o: LoRA(**{"variant": "rslora"} | o),
+    "pissa": lambda task, **o: PiSSA(**o),
+    "adalora": lambda task, **o: AdaLoRA(**o),
+    "vera": lambda task, **o: VeRA(**o),
+    "ia3": lambda task, **o: IA3(**o),
+    "bitfit": lambda task, **o: BitFit(**o),
+    "adapter-bias": lambda task, **o: AdapterBias(**o),
+    "layer-norms": lambda task, **o: LayerNorms(**o),
     "head-only": lambda task, **o: HeadOnly(**o),
     "weighted-sum": lambda task, **o: WeightedSum(**o),
     "full": lambda task, **o: FineTuning(**{"learning_rate": FINE_TUNING_RATES[task]} | o),
     "last-2": lambda task, **o: FineTuning(**{"layers": (-2, -1), "learning_rate": FINE_TUNING_RATES[task]} | o),
+    "gradual": lambda task, **o: FineTuning(**{"gradual": True, "learning_rate": FINE_TUNING_RATES[task]} | o),
+    "hybrid": lambda task, **o: Combine(
+        parts=(Bottleneck(**{"skip_top": 1} | o), FineTuning(layers=(-1,), learning_rate=FINE_TUNING_RATES[task]))
+    ),
+}
+
+#: The names that carry the paper, for presets whose short name several papers use.
+ALIASES = {
+    "otake2023-el": "el",
+    "otake2023-l": "l",
+    "otake2023-e": "e",
+    "otake2023-conventional": "houlsby-speech",
+    "slt2022-houlsby": "houlsby-light",
+    "mam-parallel": "parallel",
+    "sure-conv": "conv-adapter",
+    "sure-prefix": "prefix",
+    "peft-ser-lora": "lora-ffn",
+    "peft-ser-prompts": "deep-prompts",
 }
 
 
@@ -157,8 +214,9 @@ def preset(name: str, task: Task = "asr", **changes: Any) -> AdapterConfig:
     Raises:
         ConfigError: an unknown preset, task or setting.
     """
+    name = ALIASES.get(name, name)
     if name not in PRESETS:
-        near = difflib.get_close_matches(name, PRESETS, n=1)
+        near = difflib.get_close_matches(name, [*PRESETS, *ALIASES], n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ConfigError(f"unknown adapter preset {name!r}.{hint} Known: {', '.join(PRESETS)}.")
     if task not in ACTIVATIONS:

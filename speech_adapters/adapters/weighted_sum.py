@@ -2,8 +2,9 @@
 
     z = sum_l softmax(w)_l h_l,   l = 0 (the first layer's input) to L
 
-Parameters: L + 1. In a pre-norm encoder each ``h_l`` passes the encoder's final LayerNorm first. Source: Yang et al.,
-"SUPERB" (Interspeech 2021, section 3).
+Parameters: L + 1. Use it as the baseline that an adapter must beat, and to see which layers a task needs. In a
+pre-norm encoder each ``h_l`` passes the encoder's final LayerNorm first. Source: Yang et al., "SUPERB" (Interspeech
+2021, section 3).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from speech_adapters.adapters.base import AdapterConfig, AdapterModule
+from speech_adapters.adapters.base import AdapterConfig, AdapterModule, Layers, choose_layers
 from speech_adapters.encoders.forward import EncoderOutput
 from speech_adapters.encoders.loading import Encoder
 
@@ -26,6 +27,9 @@ class WeightedSum(AdapterConfig):
     method: ClassVar[str] = "weighted_sum"
     group: ClassVar[str] = "weights"
 
+    layers: Layers = None
+    """Layers whose outputs are summed; None takes all, and the first layer's input as SUPERB does."""
+
     def build(self, encoder: Encoder) -> WeightedSumModule:
         return WeightedSumModule(self, encoder)
 
@@ -35,11 +39,15 @@ class WeightedSumModule(AdapterModule):
 
     def __init__(self, config: WeightedSum, encoder: Encoder) -> None:
         super().__init__(config)
-        self.layer_weights = nn.Parameter(torch.zeros(encoder.num_layers + 1))
+        layers = choose_layers(config.layers, encoder.num_layers, config.method)
+        self.states = [*([0] if config.layers is None else []), *(index + 1 for index in layers)]
+        self.layer_weights = nn.Parameter(torch.zeros(len(self.states)))
+        self.first_layer = self.states[0] - 1 if config.layers is not None else 0
         self.output_size = encoder.hidden_size
 
     def read(self, encoder: Encoder, output: EncoderOutput) -> Tensor:
-        states = torch.stack(output.hidden_states)
+        total = encoder.num_layers + 1  # counted from the top: the run may start above layer 0
+        states = torch.stack([output.hidden_states[state - total] for state in self.states])
         if encoder.pre_norm:
             states = encoder.model.encoder.layer_norm(states)
         return torch.einsum("l,lbtd->btd", self.layer_weights.softmax(0).to(states.dtype), states)

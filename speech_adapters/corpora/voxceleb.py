@@ -27,9 +27,10 @@ from itertools import combinations
 from pathlib import Path
 
 from speech_adapters.corpora.layout import measure, write_manifest
-from speech_adapters.errors import InputError, ManifestError
+from speech_adapters.errors import InputError
 from speech_adapters.files import write_text
-from speech_adapters.manifest import Manifest, Utterance, check_disjoint, read_trials
+from speech_adapters.manifest import Manifest, Utterance, check_disjoint
+from speech_adapters.trials import UtteranceIndex, read_trials, resolve, trial_speakers
 
 TRIALS = {
     "veri_test.txt": 37_720,
@@ -52,25 +53,29 @@ def prepare_voxceleb(
 ) -> dict[str, Path]:
     """Write ``output/voxceleb{1,2}_{dev,test}.jsonl``, as far as they are there, and checked copies of trial lists.
 
-    Returns the name of each manifest (``voxceleb1_dev``) and trial list (``veri_test2``) -> its file.
+    Where VoxCeleb1 has both, ``voxceleb1.jsonl`` holds the two together, which Vox1-E and H test on. Returns the name
+    of each manifest (``voxceleb1_dev``) and trial list (``veri_test2``) -> its file.
 
     Raises:
         InputError: no VoxCeleb there, only .m4a files, or an official trial list of the wrong length.
-        ManifestError: a broken file, a speaker in dev and test, or a trial of an utterance that is not there.
+        ManifestError: a broken file, a speaker in dev and test, or with ``file:line`` a trial whose utterance is not
+            there or whose label contradicts the speakers.
     """
     if isinstance(trials, str | os.PathLike):
         raise InputError(f"trials={os.fspath(trials)!r} is one path; write a list: [{os.fspath(trials)!r}]")
     root, output = Path(root), Path(output)
     manifests: dict[str, Manifest] = {}
     for name, speakers in _sets(root).items():
-        path = output / f"{name}.jsonl"
-        manifests[name] = write_manifest(_utterances(speakers), path, ("speaker",), name=name)
+        manifests[name] = write_manifest(_utterances(speakers), output / f"{name}.jsonl", ("speaker",), name=name)
     for first, second in combinations(manifests.values(), 2):
         check_disjoint(first, second)
-    known = {utterance.id for manifest in manifests.values() for utterance in manifest}
+    everything = Manifest((u for manifest in manifests.values() for u in manifest), f"what {root} holds")
+    if {"voxceleb1_dev", "voxceleb1_test"} <= manifests.keys():
+        manifests["voxceleb1"] = manifests["voxceleb1_dev"] + manifests["voxceleb1_test"]
+        manifests["voxceleb1"].write(output / "voxceleb1.jsonl")
     paths = {name: output / f"{name}.jsonl" for name in manifests}
     for source in map(Path, trials):
-        _check_trials(source, known)
+        _check_trials(source, everything)
         paths[source.stem] = output / source.name
         write_text(paths[source.stem], source.read_text(encoding="utf-8-sig"))
     return paths
@@ -115,17 +120,9 @@ def _utterances(speakers: Sequence[Path]) -> Iterator[Utterance]:
             )
 
 
-def _check_trials(path: Path, known: set[str]) -> None:
-    trials = read_trials(path)
+def _check_trials(path: Path, manifest: Manifest) -> None:
     expected = TRIALS.get(path.name)
+    trials = read_trials(path, allow_repeats=expected is not None)  # an official list is what it is
     if expected is not None and len(trials) != expected:
         raise InputError(f"{path}: {len(trials)} trials, the official list has {expected}; get it again from {_SITE}")
-    for trial in trials:
-        for name in (trial.enrol, trial.test):
-            if name.rpartition(".")[0] not in known:
-                lines = path.read_text(encoding="utf-8-sig").splitlines()
-                number = next(i for i, line in enumerate(lines, start=1) if name in line.split())
-                raise ManifestError(
-                    f"{path}:{number}: {name} is not among the prepared utterances; Vox1-O needs the test folder, "
-                    "Vox1-E and H all of VoxCeleb1"
-                )
+    trial_speakers(resolve(trials, UtteranceIndex.of_manifest(manifest)), [u.speaker for u in manifest])

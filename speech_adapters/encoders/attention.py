@@ -10,9 +10,20 @@ the additive mask of ``scaled_dot_product_attention``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
+
+
+class AttentionPrefix(NamedTuple):
+    """Extra keys and values, each (B or 1, P, D), and a mask (B, P), True on those that stand, or None for all."""
+
+    keys: Tensor
+    values: Tensor
+    mask: Tensor | None = None
 
 
 def has_position_bias(attention: nn.Module) -> bool:
@@ -39,7 +50,8 @@ def self_attention(
     hidden: Tensor,
     mask: Tensor | None = None,
     bias: Tensor | None = None,
-    prefix: tuple[Tensor, Tensor] | None = None,
+    prefix: tuple[Tensor, ...] | None = None,
+    run: Callable[[str, nn.Module, Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Multi-head self-attention over the stock module's projections.
 
@@ -48,8 +60,9 @@ def self_attention(
         hidden: (B, T, D).
         mask: (B, 1, 1, T) boolean, True on frames that may be attended to; None when nothing is padded.
         bias: (1, heads, T, T), WavLM's shared relative position bias before gating.
-        prefix: extra keys and values, each (B or 1, P, D), put before the frames' own; every frame sees them, with
-            position bias 0 (they stand at no position).
+        prefix: an :class:`AttentionPrefix`, or its keys and values, put before the frames' own; every frame sees them,
+            with position bias 0 (they stand at no position).
+        run: ``run(name, module, input) -> output`` in place of a plain call of each projection.
 
     Returns: (B, T, D), after ``out_proj``.
     """
@@ -59,8 +72,12 @@ def self_attention(
     def split(projected: Tensor) -> Tensor:
         return projected.view(projected.shape[0], projected.shape[1], heads, -1).transpose(1, 2)
 
-    query = split(attention.q_proj(hidden))
-    key, value = attention.k_proj(hidden), attention.v_proj(hidden)
+    def project(name: str, frames: Tensor) -> Tensor:
+        module = getattr(attention, name)
+        return module(frames) if run is None else run(name, module, frames)
+
+    query = split(project("q_proj", hidden))
+    key, value = project("k_proj", hidden), project("v_proj", hidden)
 
     additive = None
     if bias is not None:
@@ -70,13 +87,26 @@ def self_attention(
     elif mask is not None:
         additive = mask
     if prefix is not None:
-        extra = prefix[0].shape[1]
-        key = torch.cat([prefix[0].to(key.dtype).expand(batch, -1, -1), key], dim=1)
-        value = torch.cat([prefix[1].to(value.dtype).expand(batch, -1, -1), value], dim=1)
-        if additive is not None:
-            seen = True if additive.dtype == torch.bool else 0.0
-            additive = nn.functional.pad(additive, (extra, 0), value=seen)
+        prefix = AttentionPrefix(*prefix)
+        key = torch.cat([prefix.keys.to(key.dtype).expand(batch, -1, -1), key], dim=1)
+        value = torch.cat([prefix.values.to(value.dtype).expand(batch, -1, -1), value], dim=1)
+        additive = _with_prefix(additive, prefix, batch, frames)
 
     dropout = attention.dropout if attention.training else 0.0
     context = scaled_dot_product_attention(query, split(key), split(value), attn_mask=additive, dropout_p=dropout)
-    return attention.out_proj(context.transpose(1, 2).reshape(batch, frames, width))
+    return project("out_proj", context.transpose(1, 2).reshape(batch, frames, width))
+
+
+def _with_prefix(additive: Tensor | None, prefix: AttentionPrefix, batch: int, frames: int) -> Tensor | None:
+    """The mask (B, 1 or heads, 1 or T, T), boolean or additive, with the prefix's columns in front."""
+    extra = prefix.keys.shape[1]
+    if prefix.mask is None:
+        if additive is None:
+            return None
+        return nn.functional.pad(additive, (extra, 0), value=True if additive.dtype == torch.bool else 0.0)
+    seen = prefix.mask[:, None, None, :]
+    if additive is None:
+        return nn.functional.pad(seen, (0, frames), value=True)
+    if additive.dtype != torch.bool:
+        seen = torch.zeros_like(seen, dtype=additive.dtype).masked_fill(~seen, float("-inf"))
+    return torch.cat([seen.expand(batch, *additive.shape[1:3], extra), additive.expand(batch, -1, -1, -1)], dim=-1)

@@ -15,52 +15,75 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from speech_adapters.encoders.attention import has_position_bias, position_bias, self_attention
+from speech_adapters.encoders.attention import AttentionPrefix, has_position_bias, position_bias, self_attention
 from speech_adapters.errors import ConfigError
+
+#: Frames (B, T, D) -> frames of the same shape.
+Norm = Callable[[Tensor], Tensor]
+
+#: Frames (B, T, D) -> the keys and values (B, T, D) that a layer's attention makes of them.
+Projection = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 class Site(NamedTuple):
-    """What a sub-layer (attention or feed-forward) hands to the adapters beside it; tensors are (B, T, D).
+    """What a part of the encoder hands to the adapters beside it; tensors are (B, T, width) unless said otherwise.
 
-    ``input`` goes into the sub-layer, ``output`` comes out of it, ``residual`` is what it will be added to, and
-    ``norm`` is the LayerNorm that follows the addition (post-norm layers) or precedes the sub-layer (pre-norm layers).
+    The parts by name, with their index:
+
+    - "cnn", a block: ``input`` and ``output`` are (B, channels, time), and no mask is known yet;
+    - "q_proj", "k_proj", "v_proj", "out_proj", "intermediate_dense", "intermediate_act", "output_dense" of a layer:
+      what goes into the projection (or activation) and what comes out of it;
+    - "attention" and "feed_forward" of a layer: ``residual`` is what the output will be added to, and ``norm`` the
+      LayerNorm that follows the addition (post-norm layers) or precedes the sub-layer (pre-norm layers);
+    - "layer": the input and output of the whole layer.
+
+    ``mask`` (B, T) is True on real and pseudo frames, None when nothing is padded.
     """
 
     input: Tensor
     output: Tensor
-    residual: Tensor
-    norm: Callable[[Tensor], Tensor]
+    mask: Tensor | None = None
+    residual: Tensor | None = None
+    norm: Norm | None = None
 
 
 class Frames(NamedTuple):
-    """Frames (B, T, D), their mask (B, T) or None, and how many pseudo frames stand before them."""
+    """Frames (B, T, D), their mask (B, T) or None, and how many pseudo frames stand before them, in all or (B,)."""
 
     frames: Tensor
     mask: Tensor | None
-    before: int = 0
+    before: int | Tensor = 0
+
+    def real(self, frames: Tensor, count: int) -> Tensor:
+        """``count`` frames behind the pseudo frames, of ``frames`` (B, T, ...)."""
+        if isinstance(self.before, int):
+            return frames[:, self.before : self.before + count]
+        index = self.before[:, None] + torch.arange(count, device=frames.device)
+        return frames[torch.arange(len(frames), device=frames.device)[:, None], index]
 
 
 class Plan:
     """What adapters may change on the way through the encoder. This one changes nothing: the frozen base."""
 
     def pseudo_frames(self, where: str, frames: Tensor, mask: Tensor | None) -> Frames:
-        """Add pseudo frames at ``where``: "cnn_out" (before the feature projection) or "proj_out" (after it)."""
+        """Add pseudo frames at ``where``: "cnn_out" and "proj_out" (before and after the feature projection), or
+        "layers_in" (after the positions, right before the first layer)."""
         return Frames(frames, mask)
 
     def layer(self, index: int, layer: nn.Module) -> nn.Module:
         """The transformer layer to run in place of the base's."""
         return layer
 
-    def norm(self, index: int, name: str, norm: nn.Module) -> nn.Module:
-        """The LayerNorm to run in place of the base's ``name`` ("layer_norm" or "final_layer_norm") in a layer."""
+    def norm(self, index: int, name: str, norm: Norm) -> Norm:
+        """What to run in place of LayerNorm ``name`` ("layer_norm" or "final_layer_norm") of a layer."""
         return norm
 
-    def prefix(self, index: int) -> tuple[Tensor, Tensor] | None:
-        """Extra attention keys and values for a layer, each (B or 1, P, D)."""
+    def prefix(self, index: int, project: Projection) -> AttentionPrefix | None:
+        """Extra attention keys and values for a layer; ``project`` gives those of frames."""
         return None
 
     def site(self, name: str, index: int, site: Site) -> Tensor:
-        """The output of sub-layer ``name`` ("attention" or "feed_forward"), adapters included."""
+        """The output of the part ``name`` (see :class:`Site`), adapters included."""
         return site.output
 
 
@@ -110,24 +133,47 @@ def frame_mask(lengths: Tensor, frames: int) -> Tensor:
 
 
 def encode_layer(layer: nn.Module, index: int, hidden: Tensor, mask, bias, plan: Plan, pre_norm: bool) -> Tensor:
-    """One transformer layer (B, T, D) -> (B, T, D), adapters at their places."""
-    layer = plan.layer(index, layer)
+    """One transformer layer (B, T, D) -> (B, T, D), adapters at their places; ``mask`` is (B, T)."""
+    layer, layer_input = plan.layer(index, layer), hidden
     attention_norm = plan.norm(index, "layer_norm", layer.layer_norm)
     final_norm = plan.norm(index, "final_layer_norm", layer.final_layer_norm)
 
+    def run(name: str, module: nn.Module, frames: Tensor) -> Tensor:
+        return plan.site(name, index, Site(frames, module(frames), mask))
+
+    def project(frames: Tensor) -> tuple[Tensor, Tensor]:
+        frames = frames.to(layer_input.dtype)
+        normed = attention_norm(frames) if pre_norm else frames
+        # No mask: these frames stand beside the utterances, not in them.
+        return tuple(
+            plan.site(name, index, Site(normed, getattr(layer.attention, name)(normed)))
+            for name in ("k_proj", "v_proj")
+        )
+
     normed = attention_norm(hidden) if pre_norm else hidden
-    output = layer.dropout(self_attention(layer.attention, normed, mask, bias, plan.prefix(index)))
-    hidden = hidden + plan.site("attention", index, Site(normed, output, hidden, attention_norm))
+    attention_mask = None if mask is None else mask[:, None, None, :]
+    output = self_attention(layer.attention, normed, attention_mask, bias, plan.prefix(index, project), run)
+    output = layer.dropout(output)
+    hidden = hidden + plan.site("attention", index, Site(normed, output, mask, hidden, attention_norm))
     if not pre_norm:
         hidden = attention_norm(hidden)
 
     normed = final_norm(hidden) if pre_norm else hidden
-    output = layer.feed_forward(normed)
-    hidden = hidden + plan.site("feed_forward", index, Site(normed, output, hidden, final_norm))
+    output = feed_forward(layer.feed_forward, normed, run)
+    hidden = hidden + plan.site("feed_forward", index, Site(normed, output, mask, hidden, final_norm))
     if not pre_norm:
-        return final_norm(hidden)
+        hidden = final_norm(hidden)
     language_adapter = getattr(layer, "adapter_layer", None)  # of MMS checkpoints; part of the base here
-    return hidden if language_adapter is None else hidden + language_adapter(hidden)
+    if pre_norm and language_adapter is not None:
+        hidden = hidden + language_adapter(hidden)
+    return plan.site("layer", index, Site(layer_input, hidden, mask))
+
+
+def feed_forward(module: nn.Module, hidden: Tensor, run: Callable[[str, nn.Module, Tensor], Tensor]) -> Tensor:
+    """The stock feed-forward (B, T, D) -> (B, T, D), with ``run`` around each of its parts."""
+    hidden = run("intermediate_dense", module.intermediate_dense, hidden)
+    hidden = module.intermediate_dropout(run("intermediate_act", module.intermediate_act_fn, hidden))
+    return module.output_dropout(run("output_dense", module.output_dense, hidden))
 
 
 def encode(
@@ -180,9 +226,12 @@ def encode(
     pre_norm = bool(getattr(config, "do_stable_layer_norm", False))
 
     if waveforms is not None:
-        cnn_output = model.feature_extractor(waveforms).transpose(1, 2)
+        signal = waveforms.unsqueeze(1)
+        for index, block in enumerate(model.feature_extractor.conv_layers):
+            signal = plan.site("cnn", index, Site(signal, block(signal)))
+        cnn_output = signal.transpose(1, 2)
         frames = None if lengths is None else frame_lengths(config, lengths)
-    before = 0
+    extended = Frames(torch.empty(0), None)
     if hidden is None:
         assert cnn_output is not None
         real_frames = cnn_output.shape[1]
@@ -190,39 +239,44 @@ def encode(
         real_mask = mask
         extended = plan.pseudo_frames("cnn_out", cnn_output, mask)
         hidden, _ = _project(model, extended.frames)
-        before, mask = extended.before, extended.mask
         if time_mask is not None:
-            where = time_mask.new_zeros(hidden.shape[:2])
-            where[:, before : before + real_frames] = time_mask
+            position = torch.arange(real_frames, device=hidden.device).expand(len(hidden), -1)
+            before = extended.before if isinstance(extended.before, int) else extended.before[:, None]
+            where = time_mask.new_zeros(hidden.shape[:2]).scatter_(1, position + before, time_mask)
             embedding = model.masked_spec_embed if mask_embedding is None else mask_embedding
             hidden = torch.where(where.unsqueeze(-1), embedding.to(hidden.dtype), hidden)
-        extended = plan.pseudo_frames("proj_out", hidden, mask)
-        hidden, mask, before = extended.frames, extended.mask, before + extended.before
+        extended = _extend(plan, "proj_out", extended._replace(frames=hidden))
+        hidden, mask = extended.frames, extended.mask
         if mask is not None:
             hidden = hidden.masked_fill(~mask.unsqueeze(-1), 0)
         hidden = hidden + encoder.pos_conv_embed(hidden)
         if not pre_norm:
             hidden = encoder.layer_norm(hidden)
-        hidden = encoder.dropout(hidden)
+        extended = _extend(plan, "layers_in", extended._replace(frames=encoder.dropout(hidden)))
+        hidden, mask = extended.frames, extended.mask
     else:
         real_frames = hidden.shape[1]
         real_mask = mask = None if frames is None else frame_mask(frames, real_frames)
 
     first = encoder.layers[0].attention
     bias = position_bias(first, hidden.shape[1]) if has_position_bias(first) else None
-    attention_mask = None if mask is None else mask[:, None, None, :]
     states = [hidden]
     for index in range(start_layer, stop):
-        arguments = (encoder.layers[index], index, hidden, attention_mask, bias, plan, pre_norm)
+        arguments = (encoder.layers[index], index, hidden, mask, bias, plan, pre_norm)
         if gradient_checkpointing and torch.is_grad_enabled():
             hidden = checkpoint(encode_layer, *arguments, use_reentrant=False)
         else:
             hidden = encode_layer(*arguments)
         states.append(hidden)
     if hidden.shape[1] != real_frames:
-        states = [state[:, before : before + real_frames] for state in states]
+        states = [extended.real(state, real_frames) for state in states]
     last = encoder.layer_norm(states[-1]) if pre_norm and stop == total else states[-1]
     return EncoderOutput(last, tuple(states), frames, real_mask, cnn_output)
+
+
+def _extend(plan: Plan, where: str, found: Frames) -> Frames:
+    added = plan.pseudo_frames(where, found.frames, found.mask)
+    return added._replace(before=found.before + added.before)
 
 
 def _project(model: nn.Module, features: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ import difflib
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from speech_adapters.encoders.forward import EncoderOutput, encode, frame_lengths, receptive_field
+from speech_adapters.encoders.pickling import let_pickle
+from speech_adapters.encoders.quantization import Quantization, quantize_model
 from speech_adapters.errors import CheckpointError, ConfigError
 
 FAMILIES = {
@@ -49,6 +51,8 @@ class Encoder(nn.Module):
         name, revision: where it came from; family: a key of ``FAMILIES``.
         normalize: whether waveforms are brought to zero mean and unit variance first (``preprocessor_config.json``).
         ctc: the checkpoint's own CTC head, or None.
+        num_parameters: of the stock model, however it is held.
+        quantization: "int8", "int4" or "nf4" when :meth:`quantize` was called, else None.
         fingerprint: SHA-256 of all its frozen weights, as they were loaded.
     """
 
@@ -64,7 +68,10 @@ class Encoder(nn.Module):
         self.model = model.requires_grad_(False).eval()
         self.name, self.revision = name, revision
         self.normalize, self.ctc = normalize, ctc
+        self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
+        self.quantization: Quantization | None = None
         self._fingerprint: str | None = None
+        let_pickle(model)
 
     @property
     def config(self):
@@ -77,6 +84,10 @@ class Encoder(nn.Module):
     @property
     def hidden_size(self) -> int:
         return self.config.hidden_size
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
 
     @property
     def num_layers(self) -> int:
@@ -108,8 +119,21 @@ class Encoder(nn.Module):
     @property
     def fingerprint(self) -> str:
         if self._fingerprint is None:
-            self._fingerprint = fingerprint(self.model)
+            self._fingerprint = fingerprint(self.model.state_dict())
         return self._fingerprint
+
+    def quantize(self, kind: Quantization) -> Encoder:
+        """Hold the weights in 8 or 4 bits from now on; the fingerprint stays that of the weights as loaded.
+
+        Raises:
+            ConfigError: an unknown kind, or an encoder that is quantised or has LoRA layers in it already.
+        """
+        if self.quantization is not None or getattr(self.model, "peft_config", None):
+            raise ConfigError(f"{self.name}: quantise an encoder once, before adapters are added.")
+        _ = self.fingerprint
+        quantize_model(self.model, kind)
+        self.quantization = kind
+        return self
 
     def frame_lengths(self, samples: Tensor | int) -> Tensor | int:
         """Frames made of so many samples; number or tensor (B,)."""
@@ -143,7 +167,7 @@ class Encoder(nn.Module):
         cnn = "group-norm CNN" if self.group_norm else "layer-norm CNN"
         return (
             f"{self.name}: {FAMILIES.get(self.family, self.family)}, {self.num_layers} layers x {self.hidden_size}, "
-            f"{norms}, {cnn}, frozen"
+            f"{norms}, {cnn}, frozen{f', {self.quantization}' if self.quantization else ''}"
         )
 
     def __repr__(self) -> str:
@@ -161,6 +185,7 @@ def load_encoder(
     revision: str | None = None,
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
+    quantize: Quantization | None = None,
 ) -> Encoder:
     """Load a frozen encoder.
 
@@ -169,6 +194,7 @@ def load_encoder(
             ("microsoft/wavlm-base-plus").
         revision: branch, tag or commit on the hub.
         dtype: of the frozen weights, e.g. ``torch.bfloat16`` on a GPU. The fingerprint is taken before the cast.
+        quantize: "int8", "int4" or "nf4": hold the frozen weights in so many bits; adapters stay as they are.
 
     Raises:
         ConfigError: no such name or folder, an unsupported family, or a hub id that is neither cached nor reachable.
@@ -188,14 +214,16 @@ def load_encoder(
     encoder = Encoder(model, name, revision, bool(normalize), _ctc_weights(folder))
     if dtype != torch.float32:
         _ = encoder.fingerprint
+    if quantize is not None:
+        encoder.quantize(quantize)
     encoder.model.to(device=device, dtype=dtype)
     return encoder
 
 
-def fingerprint(model: nn.Module) -> str:
-    """SHA-256 over the names, shapes and bytes of a model's parameters, in the order of their names."""
+def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over the names, shapes and bytes of tensors, in the order of their names."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         data = tensor.detach().cpu().contiguous()
         digest.update(f"{name}:{tuple(data.shape)}:".encode())
         digest.update(data.view(-1).view(torch.uint8).numpy().data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from tqdm.auto import tqdm
 
 from speech_adapters.errors import ConfigError
+from speech_adapters.evaluation.bootstrap import bootstrap
 from speech_adapters.evaluation.wer import WERResult, word_error_rate
 from speech_adapters.heads.ctc import CTCHead, CTCHeadModule
 from speech_adapters.heads.decoding import BeamSearch, greedy_decode
@@ -85,6 +87,20 @@ def evaluate_asr(
         normalizer=head.config.normalizer,
     )
     return ASREvaluation(result, seconds, manifest.hours * 3600 / seconds, peak_memory_bytes(device))
+
+
+def pooled_metrics(results: Sequence[WERResult]) -> dict[str, Any]:
+    """``wer`` and ``cer`` of several runs or test sets taken together, intervals by speaker, and mean counts."""
+    scores = [score for result in results for score in result.utterances]
+    speakers = [score.speaker for score in scores]
+    by = speakers if all(speakers) else None
+    metrics: dict[str, Any] = {
+        "wer": bootstrap([s.errors for s in scores], [s.words for s in scores], by).to_dict(),
+        "cer": bootstrap([s.character_errors for s in scores], [s.characters for s in scores], by).to_dict(),
+    }
+    for count in ("words", "characters", "substitutions", "deletions", "insertions"):
+        metrics[count] = round(sum(getattr(result, count) for result in results) / len(results))
+    return metrics
 
 
 def use_own_ctc_head(model: SpeechAdapterModel, normalizer: str = "librispeech", name: str = "ctc") -> None:

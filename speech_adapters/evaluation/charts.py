@@ -1,4 +1,4 @@
-"""Line and bar charts as inline SVG: no file beside the page, sharp at any size, readable on light and dark."""
+"""Charts as inline SVG: no file beside the page, sharp at any size, readable on light and dark."""
 
 from __future__ import annotations
 
@@ -88,6 +88,102 @@ def bar_chart(values: Mapping[str, float], x_label: str, y_label: str, color: in
         if index % every == 0:
             parts.append(_below(left + 0.35 * slot, name))
     return _svg(parts, x_label, y_label)
+
+
+def heat_map(
+    rows: Sequence[str],
+    columns: Sequence[str],
+    values: Sequence[Sequence[float]],
+    x_label: str,
+    y_label: str,
+    percent: bool = False,
+    color: int = 0,
+) -> str:
+    """A table of shaded cells, the largest value darkest; each cell carries its figure."""
+    if not rows or not columns:
+        return ""
+    left, top, cell = 190, 26, 26
+    width = (_WIDTH - left - _RIGHT) / len(columns)
+    height = top + cell * len(rows) + _BOTTOM
+    low, high = min(map(min, values)), max(map(max, values))
+    parts = []
+    for index, name in enumerate(columns):
+        parts.append(f'<text x="{left + (index + 0.5) * width:.1f}" y="16" text-anchor="middle">{escape(name)}</text>')
+    for y, (name, row) in enumerate(zip(rows, values, strict=True)):
+        middle = top + (y + 0.65) * cell
+        parts.append(f'<text x="{left - 8}" y="{middle:.1f}" text-anchor="end">{escape(name)}</text>')
+        for x, value in enumerate(row):
+            shade = 0.08 + 0.72 * ((value - low) / (high - low) if high > low else 0.0)
+            label = f"{100 * value:.1f}" if percent else f"{value:.2f}"
+            parts.append(
+                f'<rect x="{left + x * width:.1f}" y="{top + y * cell}" width="{width - 2:.1f}" height="{cell - 2}" '
+                f'fill="{COLORS[color % len(COLORS)]}" fill-opacity="{shade:.2f}">'
+                f"<title>{escape(name)}, {escape(columns[x])}: {label}</title></rect>"
+                f'<text x="{left + (x + 0.5) * width:.1f}" y="{middle:.1f}" text-anchor="middle">{label}</text>'
+            )
+    return (
+        f'<svg class="chart" viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{escape(y_label)}">'
+        f"{''.join(parts)}"
+        f'<text x="{(left + _WIDTH - _RIGHT) / 2}" y="{height - 8}" text-anchor="middle">{escape(x_label)}</text>'
+        f'<text transform="translate(12 {height / 2}) rotate(-90)" text-anchor="middle">{escape(y_label)}</text></svg>'
+    )
+
+
+def scatter_chart(points: Mapping[str, tuple[float, float]], x_label: str, y_label: str) -> str:
+    """One named point each, over a logarithmic x axis; every x is above 0."""
+    if not points:
+        return ""
+    xs, ys = [x for x, _ in points.values()], [y for _, y in points.values()]
+    x_ticks = [10.0**e for e in range(math.floor(math.log10(min(xs))), math.floor(math.log10(max(xs))) + 2)]
+    y_ticks = ticks(min(ys), max(ys))
+    x_low, x_high = math.log(x_ticks[0]), math.log(x_ticks[-1])
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        right, up = (math.log(x) - x_low) / (x_high - x_low), (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
+        return _LEFT + right * (_WIDTH - _LEFT - _RIGHT), _HEIGHT - _BOTTOM - up * (_HEIGHT - _TOP - _BOTTOM)
+
+    parts = [_horizontal(place(x_ticks[0], y)[1], number(y)) for y in y_ticks]
+    parts += [_below(place(x, y_ticks[0])[0], number(x)) for x in x_ticks]
+    for name, (x, y) in points.items():
+        left, top = place(x, y)
+        anchor, shift = ("end", -6) if left > 0.75 * _WIDTH else ("start", 6)
+        parts.append(
+            f'<circle cx="{left:.1f}" cy="{top:.1f}" r="3.5" fill="{COLORS[0]}"><title>{escape(name)}: {number(x)}, '
+            f'{y:.4g}</title></circle><text x="{left + shift:.1f}" y="{top + 4:.1f}" text-anchor="{anchor}">'
+            f"{escape(name)}</text>"
+        )
+    return _svg(parts, x_label, y_label)
+
+
+def histogram(
+    edges: Sequence[float], kinds: Mapping[str, Sequence[float]], x_label: str, y_label: str, mark: tuple[str, float]
+) -> str:
+    """One see-through outline a kind over the bins between ``edges``, and a dashed line at the named place."""
+    y_ticks = ticks(0.0, max(map(max, kinds.values())))
+
+    def across(x: float) -> float:
+        return _LEFT + (x - edges[0]) / (edges[-1] - edges[0]) * (_WIDTH - _LEFT - _RIGHT)
+
+    def up(y: float) -> float:
+        return _HEIGHT - _BOTTOM - y / y_ticks[-1] * (_HEIGHT - _TOP - _BOTTOM)
+
+    parts = [_horizontal(up(y), number(y)) for y in y_ticks]
+    parts += [_below(across(x), number(x)) for x in ticks(edges[0], edges[-1]) if edges[0] <= x <= edges[-1]]
+    for index, heights in enumerate(kinds.values()):
+        places = [(across(edges[0]), up(0))]
+        for height, left, right in zip(heights, edges[:-1], edges[1:], strict=True):
+            places += [(across(left), up(height)), (across(right), up(height))]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in [*places, (across(edges[-1]), up(0))])
+        color = COLORS[index % len(COLORS)]
+        parts.append(f'<polygon points="{path}" fill="{color}" fill-opacity="0.35" stroke="{color}"/>')
+    name, x = mark
+    if edges[0] <= x <= edges[-1]:
+        parts.append(
+            f'<line x1="{across(x):.1f}" x2="{across(x):.1f}" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}" '
+            f'stroke="currentColor" stroke-dasharray="4 3"/>'
+            f'<text x="{across(x) + 5:.1f}" y="{_TOP + 10}">{escape(name)}</text>'
+        )
+    return _svg(parts, x_label, y_label) + legend([Line(name, (), index) for index, name in enumerate(kinds)])
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from speech_adapters.errors import ConfigError
+from speech_adapters.errors import CheckpointError, ConfigError
 from speech_adapters.evaluation.uar import ClassificationResult, ClassifiedUtterance, score_classification
 from speech_adapters.manifest import Manifest
 from speech_adapters.model import SpeechAdapterModel
@@ -50,6 +50,7 @@ def evaluate_classification(
 
     Raises:
         ConfigError: the active head does not choose among labels.
+        CheckpointError: the model's logits are not finite.
         InputError: the manifest holds a label that the head does not know, or a single class.
     """
     labels = getattr(model.head and model.head.config, "labels", None)
@@ -76,6 +77,12 @@ def evaluate_classification(
                 f"evaluate_classification: the head's logits have shape {tuple(logits.shape)}, expected (B, "
                 f"{len(labels)}), one column a label; load a head that classifies whole utterances."
             )
+        if not logits.isfinite().all():
+            index = int(batch["indices"][~logits.isfinite().all(1).cpu()][0])
+            raise CheckpointError(
+                f"evaluate_classification: the logits of {ids[index]!r} are not finite; its weights are broken, or "
+                "need fp32"
+            )
         probabilities[batch["indices"]] = logits.float().softmax(1).cpu()
     seconds = time.perf_counter() - started
     predictions = [labels[index] for index in probabilities.argmax(1).tolist()]
@@ -95,16 +102,15 @@ def confident_mistakes(result: ClassificationResult, manifest: Manifest, count: 
             "audio_filepath": str(by_id[wrong.id].audio_filepath),
             "offset": by_id[wrong.id].offset,
             "duration": by_id[wrong.id].duration,
-            "reference": wrong.label + _percent(result, wrong, wrong.label),
-            "hypothesis": wrong.prediction + _percent(result, wrong, wrong.prediction),
+            "reference": _shown(result, wrong, wrong.label),
+            "hypothesis": _shown(result, wrong, wrong.prediction),
         }
         for wrong in result.mistakes(count)
         if wrong.id in by_id
     ]
 
 
-def _percent(result: ClassificationResult, utterance: ClassifiedUtterance, label: str) -> str:
-    """`` (93 %)``, the probability that the model gave a label, or nothing where it is not known."""
-    if utterance.probabilities is None:
-        return ""
-    return f" ({100 * utterance.probabilities[result.labels.index(label)]:.0f} %)"
+def _shown(result: ClassificationResult, utterance: ClassifiedUtterance, label: str) -> str:
+    """``happy (93 %)``, with the probability that the model gave the label where it is known."""
+    probability = result.probability(utterance, label)
+    return label if probability is None else f"{label} ({100 * probability:.0f} %)"

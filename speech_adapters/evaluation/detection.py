@@ -7,7 +7,7 @@ the result does not depend on their order: K distinct scores give K + 1 operatin
     EER      where that line crosses p_miss = p_fa; no threshold grid, no averaging of two rates. This is the figure of
              scikit-learn's ``roc_curve`` with linear interpolation. The EER of the ROC's convex hull is never higher.
     DCF      [c_miss P p_miss + c_fa (1 - P) p_fa] / min(c_miss P, c_fa (1 - P)): 1 is what a system gets that accepts
-             nothing, or everything (NIST SRE 2016 evaluation plan, section 3; VoxSRC). minDCF is the least over all
+             nothing, or everything (NIST SRE evaluation plans; VoxSRC). minDCF is the least over all
              operating points; the actual DCF takes the Bayes threshold, log(c_fa (1 - P) / (c_miss P)), which is
              meaningful for log-likelihood ratios only.
     Cllr     [mean over targets of log2(1 + exp(-s)) + mean over non-targets of log2(1 + exp(s))] / 2, in bits, for
@@ -153,42 +153,51 @@ def min_cllr(scores: ArrayLike, labels: ArrayLike) -> float:
 
 
 def actual_dcf(
-    llrs: ArrayLike,
-    labels: ArrayLike,
-    p_target: float = 0.01,
-    c_miss: float = 1.0,
-    c_fa: float = 1.0,
-    *,
-    weights: np.ndarray | None = None,
+    llrs: ArrayLike, labels: ArrayLike, p_target: float = 0.01, c_miss: float = 1.0, c_fa: float = 1.0
 ) -> float:
     """The normalised detection cost of log-likelihood ratios (n,) at the Bayes threshold of ``p_target``.
 
     Raises:
         InputError: see :class:`RankedTrials`.
     """
-    miss, fa = _costs(p_target, c_miss, c_fa)
     llrs, is_target = check_trials(llrs, labels)
-    accepted = llrs >= log(c_fa * (1 - p_target) / (c_miss * p_target))
-    return float(miss * _mean(~accepted, is_target, weights) + fa * _mean(accepted, ~is_target, weights))
+    return mean_loss(dcf_losses(llrs, is_target, p_target, c_miss, c_fa), is_target)
 
 
-def cllr(llrs: ArrayLike, labels: ArrayLike, *, weights: np.ndarray | None = None) -> float:
+def cllr(llrs: ArrayLike, labels: ArrayLike) -> float:
     """The cost of log-likelihood ratios (n,), in bits: 0 is perfect, 1 is what knowing nothing (LLR 0) costs.
 
     Raises:
         InputError: see :class:`RankedTrials`.
     """
     llrs, is_target = check_trials(llrs, labels)
-    costs = cllr_costs(llrs, is_target)
-    return float((_mean(costs, is_target, weights) + _mean(costs, ~is_target, weights)) / 2)
+    return mean_loss(cllr_losses(llrs, is_target), is_target)
 
 
-def cllr_costs(llrs: np.ndarray, is_target: np.ndarray) -> np.ndarray:
-    """(n,) each trial's part of Cllr, in bits."""
-    costs = np.where(is_target, -llrs, llrs)
-    np.logaddexp(0.0, costs, out=costs)
-    costs /= log(2)
-    return costs
+def dcf_losses(
+    llrs: np.ndarray, is_target: np.ndarray, p_target: float, c_miss: float = 1.0, c_fa: float = 1.0
+) -> np.ndarray:
+    """(n,) what each trial's decision costs; :func:`mean_loss` of it is the actual DCF."""
+    miss, fa = _costs(p_target, c_miss, c_fa)
+    accepted = llrs >= log(c_fa * (1 - p_target) / (c_miss * p_target))
+    return np.where(is_target, miss * ~accepted, fa * accepted)
+
+
+def cllr_losses(llrs: np.ndarray, is_target: np.ndarray) -> np.ndarray:
+    """(n,) what each trial's ratio costs, in bits; :func:`mean_loss` of it is Cllr."""
+    losses = np.where(is_target, -llrs, llrs)
+    np.logaddexp(0.0, losses, out=losses)
+    losses /= 2 * log(2)
+    return losses
+
+
+def mean_loss(losses: np.ndarray, is_target: np.ndarray, weights: np.ndarray | None = None) -> float:
+    """The mean of ``losses`` (n,) over targets plus that over non-targets, each counted ``weights`` (n,) times."""
+    if weights is None:
+        return float(losses[is_target].mean(dtype=float) + losses[~is_target].mean(dtype=float))
+    on_targets = np.multiply(weights, is_target, dtype=float)
+    on_others = weights - on_targets
+    return float(losses @ on_targets / on_targets.sum() + losses @ on_others / on_others.sum())
 
 
 def check_trials(scores: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
@@ -246,10 +255,3 @@ def _cumulated(counts: np.ndarray) -> np.ndarray:
     sums[0] = 0
     np.cumsum(counts, out=sums[1:])
     return sums
-
-
-def _mean(values: np.ndarray, where: np.ndarray, weights: np.ndarray | None) -> float:
-    if weights is None:
-        return values[where].mean()
-    weights = weights[where]
-    return values[where] @ weights / weights.sum()

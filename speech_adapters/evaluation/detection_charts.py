@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from speech_adapters.evaluation.charts import COLORS, Line, legend, number, ticks
+from speech_adapters.evaluation.charts import COLORS, Line, histogram, legend, number
 from speech_adapters.evaluation.detection import DetectionCurve
 
 _SIZE, _LEFT, _RIGHT, _TOP, _BOTTOM = 400, 56, 12, 10, 38  # a DET plot is square
-_WIDTH, _HEIGHT = 640, 260
 _RATES = (0.0001, 0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 0.95)
 _MOST_POINTS, _BINS = 300, 60
 
@@ -102,48 +101,10 @@ def det_chart(systems: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def score_histogram(data: Mapping[str, Any]) -> str:
-    """Histograms of target and non-target scores, each as shares of its kind, with the threshold of the EER."""
+    """Histograms of non-target and target scores, each as percent of its kind, with the threshold of the EER."""
     edges = data["histogram"]["edges"]
-    kinds = {kind: data["histogram"][kind] for kind in ("non-target", "target")}
-    y_ticks = ticks(0.0, 100 * max(max(shares) for shares in kinds.values()))
-    side = _WIDTH - _LEFT - _RIGHT
-
-    def across(score: float) -> float:
-        return _LEFT + (score - edges[0]) / (edges[-1] - edges[0]) * side
-
-    def up(percent: float) -> float:
-        return _HEIGHT - _BOTTOM - percent / y_ticks[-1] * (_HEIGHT - _TOP - _BOTTOM)
-
-    parts = [
-        f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{up(y):.1f}" y2="{up(y):.1f}" class="grid"/>'
-        f'<text x="{_LEFT - 6}" y="{up(y) + 4:.1f}" text-anchor="end">{number(y)}</text>'
-        for y in y_ticks
-    ]
-    parts += [
-        f'<text x="{across(x):.1f}" y="{_HEIGHT - _BOTTOM + 16}" text-anchor="middle">{number(x)}</text>'
-        for x in ticks(edges[0], edges[-1])
-        if edges[0] <= x <= edges[-1]
-    ]
-    for index, shares in enumerate(kinds.values()):
-        color = COLORS[1 - index]
-        steps = [(across(edges[0]), up(0))]
-        for share, left, right in zip(shares, edges, edges[1:], strict=False):
-            steps += [(across(left), up(100 * share)), (across(right), up(100 * share))]
-        steps.append((across(edges[-1]), up(0)))
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in steps)
-        parts.append(f'<polygon points="{path}" fill="{color}" fill-opacity="0.35" stroke="{color}"/>')
-    if edges[0] <= data["threshold"] <= edges[-1]:
-        x = across(data["threshold"])
-        parts.append(
-            f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}" stroke="currentColor" '
-            f'stroke-dasharray="4 3"/><text x="{x + 5:.1f}" y="{_TOP + 10}">EER</text>'
-        )
-    return (
-        f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="scores">{"".join(parts)}'
-        f'<text x="{_LEFT + side / 2}" y="{_HEIGHT - 4}" text-anchor="middle">score</text>'
-        f'<text transform="translate(12 {(_HEIGHT - _BOTTOM + _TOP) / 2}) rotate(-90)" text-anchor="middle">'
-        f"% of its kind</text></svg>{legend([Line('non-target', (), 1), Line('target', (), 0)])}"
-    )
+    kinds = {kind: [100 * share for share in data["histogram"][kind]] for kind in ("target", "non-target")}
+    return histogram(edges, kinds, "score", "% of its kind", ("EER", data["threshold"]))
 
 
 def _evenly(p_miss: np.ndarray, p_fa: np.ndarray) -> np.ndarray:
@@ -182,5 +143,8 @@ def _marks(
                 f'stroke-width="1.8">{title}</rect>'
             )
         if system is None:
-            parts.append(f'<text x="{x + 9:.1f}" y="{y - 5:.1f}">{text}</text>')
+            left, down = x > _SIZE * 0.6, y < _TOP + 20  # beside the mark, and inside the frame
+            at = f'x="{x - 9 if left else x + 9:.1f}" y="{y + 16 if down else y - 5:.1f}"'
+            anchor = "end" if left else "start"
+            parts.append(f'<text {at} text-anchor="{anchor}">{text}</text>')
     return parts

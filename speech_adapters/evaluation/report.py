@@ -4,7 +4,9 @@ Made from the run folder's ``results.json`` and, where they are there, ``config.
 ``worst.json`` (utterances: ``id``, ``speaker``, ``audio_filepath``, ``offset``, ``duration``, ``reference``,
 ``hypothesis``, ``alignment``, ``errors``, ``words``), ``layer_weights.json``
 (``{"adapter": [weight of layer 1, ...]}``, or ``{"adapter": {"name": weight}}``) and ``detection.json``
-(``{"system": what`` :func:`~speech_adapters.evaluation.detection_charts.chart_data` ``gives}``).
+(``{"system": what`` :func:`~speech_adapters.evaluation.detection_charts.chart_data` ``gives}``). A run over domains
+adds ``domains.json`` (``metric`` and ``cells``: method -> domain -> ``{value, low, high}``) and ``attention.json``
+(domain -> place -> member -> mean weight).
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from typing import Any
 
 from speech_adapters.audio import SAMPLE_RATE, read_audio
 from speech_adapters.errors import InputError
-from speech_adapters.evaluation.charts import Line, bar_chart, line_chart
+from speech_adapters.evaluation.bootstrap import Interval
+from speech_adapters.evaluation.charts import Line, bar_chart, heat_map, line_chart, scatter_chart
 from speech_adapters.evaluation.confusion_chart import confusion_chart
 from speech_adapters.evaluation.detection_charts import det_chart, score_histogram
 from speech_adapters.evaluation.summary import RATES, columns_of, figure, method_rows, summary_table
@@ -39,11 +42,15 @@ def write_report(run_folder: str | os.PathLike[str], *, most_audio_bytes: int = 
     folder = Path(run_folder)
     results = _read(folder / "results.json", dict, needed=True)
     config = folder / "config.yaml"
-    title = f"{results.get('task', 'run')}: {results.get('adapter', '')} on {results.get('encoder', '')}"
+    title = f"{results.get('task', 'run')}: {results.get('adapter', '')}"
+    title += f" on {results['encoder']}" if results.get("encoder") else ""  # ready scores come from nowhere
     sections = (
         f"<h1>{escape(title)}</h1>",
         _facts(results, folder.resolve().name),
         _section("Methods", _method_table(method_rows(results))),
+        _section("Domains", _domains(_read(folder / "domains.json", dict))),
+        _section("Attention of each place", _attention(_read(folder / "attention.json", dict))),
+        _section("Figures against parameters", _against_parameters(method_rows(results))),
         _section("Classes", _classes(method_rows(results))),
         _section("Data", _data_table(results.get("data"))),
         _section("Training", _curves(read_log(folder / "metrics.jsonl"), str(results.get("adapter") or "this run"))),
@@ -90,6 +97,21 @@ def _method_table(rows: Sequence[Mapping[str, Any]]) -> str:
     ]
     note = "Rates in percent with 95 % bootstrap intervals; the best figure of a column is bold."
     return _table([c.title for c in columns], body, [c.numeric for c in columns]) + f'<p class="note">{note}</p>'
+
+
+def _against_parameters(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The main metric over the trained parameters, one point a method, where there are three or more."""
+    name = next((key for row in rows for key in row.get("metrics") or {} if key.lower() in RATES), None)
+    if name is None:
+        return ""
+    points = {}
+    for row in rows:
+        trained = figure((row.get("parameters") or {}).get("trainable"))
+        value = figure((row.get("metrics") or {}).get(name))
+        if trained and value is not None:
+            points[str(row.get("method", ""))] = (trained, 100 * value)
+    chart = scatter_chart(points, "trained parameters, head included", f"{name.upper()} %")
+    return chart if len(points) >= 3 else ""
 
 
 def _classes(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -170,6 +192,32 @@ def _layer_weights(weights: Any) -> str:
         named = values if isinstance(values, Mapping) else {str(i): value for i, value in enumerate(values, 1)}
         known = {str(name): value for name, value in named.items() if figure(value) is not None}
         figures.append(f"<h3>{escape(adapter)}</h3>{bar_chart(known, 'layer', 'weight', index)}")
+    return _side_by_side(*figures)
+
+
+def _domains(matrix: Mapping[str, Any]) -> str:
+    """Every method on every domain: a heat map, and a table with intervals."""
+    cells = matrix.get("cells")
+    if not cells:
+        return ""
+    domains = list(next(iter(cells.values())))
+    values = [[row[domain]["value"] for domain in domains] for row in cells.values()]
+    metric = str(matrix.get("metric", "")).upper()
+    chart = heat_map(list(cells), domains, values, "tested on", f"{metric}, %", percent=True, color=3)
+    body = [
+        [escape(method), *(Interval.from_dict(row[domain]).percent() for domain in domains)]
+        for method, row in cells.items()
+    ]
+    return chart + _table([f"{metric}, %", *domains], body, [False, *[True] * len(domains)])
+
+
+def _attention(attention: Mapping[str, Any]) -> str:
+    """Where a fusion looks on each domain's test set."""
+    figures = []
+    for domain, places in attention.items():
+        members = list(next(iter(places.values())))
+        values = [[weights[member] for member in members] for weights in places.values()]
+        figures.append(f"<h3>{escape(domain)}</h3>{heat_map(list(places), members, values, 'adapter', 'weight')}")
     return _side_by_side(*figures)
 
 

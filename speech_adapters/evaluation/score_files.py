@@ -16,8 +16,8 @@ from speech_adapters.trials import TrialList, read_rows
 def write_scores(path: str | os.PathLike[str], trials: TrialList, scores: np.ndarray) -> None:
     """Write ``enrol test score`` lines in the order of the trials, with digits enough to read the same scores back."""
     enrol, test = trials.enrol_names, trials.test_names
-    rows = zip(trials.enrol.tolist(), trials.test.tolist(), scores.tolist(), strict=True)
-    write_text(path, "".join(f"{enrol[i]} {test[j]} {score:.9g}\n" for i, j, score in rows))
+    rows = zip(trials.enrol, trials.test, scores, strict=True)
+    write_text(path, (f"{enrol[i]} {test[j]} {score:.9g}\n" for i, j, score in rows))
 
 
 def read_scores(path: str | os.PathLike[str], trials: TrialList) -> np.ndarray:

@@ -74,7 +74,7 @@ def normalize_scores(
         )
     if len(cohort) < 2 or (top is not None and not 2 <= top <= len(cohort)):
         raise ConfigError(
-            f"score normalisation: top={top} of a cohort of {len(cohort)}; take at least 2 of at least 2."
+            f"score normalisation: top={top} of a cohort of {len(cohort)}; take 2 or more, at most the whole cohort."
         )
     cohort = normalize(cohort.to(device), dim=1)
     normalized = np.zeros(len(scores))

@@ -3,8 +3,9 @@
 A trial joins two speakers, so that trials are not independent: one speaker with an odd voice spoils many of them.
 Speakers are drawn with replacement, S of S, and the trials follow them: a non-target trial of speakers i and j counts
 c_i * c_j times where i was drawn c_i and j c_j times, a target trial of speaker i counts c_i times. (Two copies of one
-speaker would be two people in the new world; pairs between the copies are left out, as in Snijders and Borgatti,
-"Non-parametric standard errors and tests for network statistics", Connections 1999.) The interval spans the middle
+speaker would be two people in the new world; pairs between the copies are left out. This is the vertex bootstrap of
+Snijders and Borgatti, "Non-parametric standard errors and tests for network statistics", Connections 1999, which fills
+such pairs at random.) The interval spans the middle
 95 % of the figures. Like all such intervals it is too narrow for few speakers: where they differ much, those of 12 or
 24 speakers hold the truth four times in five, those of 60 as often as they say (simulated; drawing single trials does
 worse, and the worse the more utterances a speaker has).
@@ -19,11 +20,11 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
-from speech_adapters.errors import InputError
+from speech_adapters.errors import ConfigError, InputError
 from speech_adapters.evaluation.bootstrap import Interval, percentile_interval
 
 MOST_WORK = 500_000_000
-"""Trials times draws, about half a minute: longer lists get fewer draws, which their narrow intervals can bear."""
+"""Trials times draws, under a minute: longer lists get fewer draws, which their narrow intervals can bear."""
 
 FEWEST_DRAWS = 100
 
@@ -45,8 +46,11 @@ def bootstrap_trials(
         n: draws; fewer, but no fewer than 100, where draws times trials exceed :data:`MOST_WORK`.
 
     Raises:
+        ConfigError: no draws.
         InputError: draws that all lack targets or non-targets.
     """
+    if n < 1:
+        raise ConfigError(f"draws={n}: a bootstrap needs at least one draw.")
     value = statistics(None)
     n = min(n, max(FEWEST_DRAWS, MOST_WORK // len(labels)))
     draws, resampled = _draws(labels, speakers, n, np.random.default_rng(seed))

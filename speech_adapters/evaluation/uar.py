@@ -33,11 +33,6 @@ class ClassifiedUtterance:
     prediction: str
     probabilities: tuple[float, ...] | None = None
 
-    @property
-    def confidence(self) -> float | None:
-        """Probability of the prediction, where probabilities are known."""
-        return None if self.probabilities is None else max(self.probabilities)
-
 
 @dataclass(frozen=True)
 class ClassScores:
@@ -102,7 +97,12 @@ class ClassificationResult:
     def mistakes(self, n: int = 10) -> list[ClassifiedUtterance]:
         """Wrong predictions of the first run, the most confident first: mislabelled, or what the model cannot hear."""
         wrong = [utterance for utterance in self.runs[0] if utterance.prediction != utterance.label]
-        return sorted(wrong, key=lambda utterance: (-(utterance.confidence or 0.0), utterance.id))[:n]
+        return sorted(wrong, key=lambda u: (-(self.probability(u, u.prediction) or 0.0), u.id))[:n]
+
+    def probability(self, utterance: ClassifiedUtterance, label: str) -> float | None:
+        """What the model gave to a label, where probabilities are known."""
+        probabilities = utterance.probabilities
+        return None if probabilities is None else probabilities[self.labels.index(label)]
 
     def to_dict(self) -> dict[str, Any]:
         """The figures, without the utterances, in plain values; ``ua_by_run`` where there are several runs."""

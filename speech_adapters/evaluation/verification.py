@@ -16,7 +16,14 @@ import torch
 from speech_adapters.errors import ConfigError, InputError
 from speech_adapters.evaluation.bootstrap import Interval
 from speech_adapters.evaluation.calibration import Calibration
-from speech_adapters.evaluation.detection import DetectionCurve, RankedTrials, actual_dcf, cllr
+from speech_adapters.evaluation.detection import (
+    DetectionCurve,
+    RankedTrials,
+    check_trials,
+    cllr_losses,
+    dcf_losses,
+    mean_loss,
+)
 from speech_adapters.evaluation.embeddings import Embeddings, average_embeddings, extract_embeddings
 from speech_adapters.evaluation.plda import PLDA
 from speech_adapters.evaluation.scoring import cosine_scores, normalize_scores
@@ -87,11 +94,14 @@ def verification_result(
     Raises:
         InputError: no trials, one kind only, a NaN, lengths that differ.
     """
-    ranked = RankedTrials(scores, labels)
-    order = ranked.order  # in this order no draw needs to look up scattered trials
-    ranked, scores = RankedTrials(np.asarray(scores)[order], ranked.is_target), np.asarray(scores)
+    scores, is_target = check_trials(scores, labels)
+    order = np.argsort(scores)  # in this order no draw needs to look up scattered trials
     in_order = None if speakers is None else (speakers[0][order], speakers[1][order])
-    llrs = scores[order]
+    ranked = RankedTrials(scores[order], is_target[order])
+    losses = {}
+    if llr:
+        losses["cllr"] = cllr_losses(scores[order], ranked.is_target)
+        losses |= {f"actual_dcf_{p:g}": dcf_losses(scores[order], ranked.is_target, p) for p in p_targets}
 
     def figures(weights: np.ndarray | None) -> Mapping[str, float] | None:
         curve = ranked.curve(weights)
@@ -100,13 +110,10 @@ def verification_result(
         found = {"eer": curve.eer().value}
         found |= {f"min_dcf_{p:g}": curve.min_dcf(p).value for p in p_targets}
         found["min_cllr"] = curve.min_cllr()
-        if llr:
-            found["cllr"] = cllr(llrs, ranked.is_target, weights=weights)
-            found |= {f"actual_dcf_{p:g}": actual_dcf(llrs, ranked.is_target, p, weights=weights) for p in p_targets}
-        return found
+        return found | {name: mean_loss(loss, ranked.is_target, weights) for name, loss in losses.items()}
 
     metrics = bootstrap_trials(figures, ranked.is_target, in_order, n=draws, seed=seed)
-    return VerificationResult(metrics, scores, np.asarray(labels).astype(bool), ranked.curve())
+    return VerificationResult(metrics, scores, is_target, ranked.curve())
 
 
 def mean_metrics(
@@ -156,7 +163,59 @@ def evaluate_verification(
     seed: int = 0,
     progress: bool = True,
 ) -> VerificationEvaluation:
-    """Score a trial list with a model, with saved embeddings, or with ready scores.
+    """Score a trial list with a model, with saved embeddings, or with ready scores, and give every figure.
+
+    Args:
+        source, trials, manifest and options: as for :func:`score_verification`.
+        calibration: turns scores into log-likelihood ratios; fitted on other trials.
+        llr: ready scores that are log-likelihood ratios already.
+        draws, seed: of the bootstrap.
+
+    Raises:
+        ConfigError, ManifestError: see :func:`score_verification`.
+    """
+    if isinstance(source, SpeechAdapterModel):
+        device = next(source.encoder.model.parameters()).device
+    reset_peak_memory(device)
+    started = time.perf_counter()
+    scored = score_verification(
+        source, trials, manifest, enrolment=enrolment, cohort=cohort, top=top, plda=plda, batch_seconds=batch_seconds,
+        precision=precision, device=device, progress=progress,
+    )  # fmt: skip
+    scores = scored.scores if calibration is None else calibration(scored.scores)
+    is_llr = llr or calibration is not None or plda is not None
+    result = verification_result(scores, trials.labels, scored.speakers, llr=is_llr, draws=draws, seed=seed)
+    seconds = time.perf_counter() - started
+    speed = scored.audio_seconds_per_second
+    return VerificationEvaluation(result, scored.embeddings, seconds, speed, peak_memory_bytes(device))
+
+
+@dataclass(frozen=True)
+class ScoredTrials:
+    """(n,) ``scores`` in the order of the trials; ``speakers`` of both sides of each trial where they are known; the
+    ``embeddings`` that the trials needed, and how fast they were extracted, where a model did it."""
+
+    scores: np.ndarray
+    speakers: tuple[np.ndarray, np.ndarray] | None
+    embeddings: Embeddings | None = None
+    audio_seconds_per_second: float | None = None
+
+
+def score_verification(
+    source: SpeechAdapterModel | Embeddings | np.ndarray,
+    trials: TrialList,
+    manifest: Manifest | None = None,
+    *,
+    enrolment: Enrolment | None = None,
+    cohort: Embeddings | None = None,
+    top: int | None = 300,
+    plda: PLDA | None = None,
+    batch_seconds: float = 120.0,
+    precision: str = "fp32",
+    device: str | torch.device = "cpu",
+    progress: bool = True,
+) -> ScoredTrials:
+    """The scores of a trial list, higher for targets, before any calibration.
 
     Args:
         source: a model (its active speaker head, or mean-pooled features without a head), embeddings by utterance id,
@@ -166,42 +225,31 @@ def evaluate_verification(
         enrolment: which utterances make up the trials' models; without it each ``enrol`` names one utterance.
         cohort: embeddings, one a speaker, for score normalisation, over the ``top`` nearest of them (None: over all).
         plda: scores in place of the cosine.
-        calibration: turns scores into log-likelihood ratios; fitted on other trials.
-        llr: ready scores that are log-likelihood ratios already.
-        device: where embeddings are scored; a model runs where it is.
+        device: where embeddings are scored; a model runs, and scores, where it is.
 
     Raises:
         ConfigError: a model without a manifest, or options that do not go together.
         ManifestError: with ``file:line``: names and labels of trials that do not fit the utterances.
     """
+    ready = isinstance(source, np.ndarray)
     if plda is not None and cohort is not None:
         raise ConfigError("score normalisation takes cosine scores: give a cohort or PLDA, not both.")
-    ready = isinstance(source, np.ndarray)
     if ready and (plda is not None or cohort is not None):
         raise ConfigError("ready scores take no cohort and no PLDA: give embeddings or a model for these.")
-    if isinstance(source, SpeechAdapterModel):
-        device = next(source.encoder.model.parameters()).device
-    reset_peak_memory(device)
-    started = time.perf_counter()
     resolved = _resolve(source, trials, manifest, enrolment)
     speakers = None
     if resolved is not None and manifest is not None:
         speakers = trial_speakers(resolved, [utterance.speaker for utterance in manifest])
     if ready:
-        embeddings, speed, scores = None, None, source
-    else:
-        embeddings = _embeddings(source, resolved, manifest, batch_seconds, precision, progress)
-        speed = None
-        if isinstance(source, SpeechAdapterModel):
-            heard = sum(manifest[number].duration for number in resolved.utterances())
-            speed = heard / (time.perf_counter() - started)
-        scores = score_trials(resolved, embeddings, cohort=cohort, top=top, plda=plda, device=device)
-    if calibration is not None:
-        scores = calibration(scores)
-    is_llr = llr or calibration is not None or plda is not None
-    result = verification_result(scores, trials.labels, speakers, llr=is_llr, draws=draws, seed=seed)
-    seconds = time.perf_counter() - started
-    return VerificationEvaluation(result, embeddings, seconds, speed, peak_memory_bytes(device))
+        return ScoredTrials(source, speakers)
+    started, speed = time.perf_counter(), None
+    embeddings = _embeddings(source, resolved, manifest, batch_seconds, precision, progress)
+    if isinstance(source, SpeechAdapterModel):
+        device = next(source.encoder.model.parameters()).device
+        heard = sum(manifest[number].duration for number in resolved.utterances())
+        speed = heard / (time.perf_counter() - started)
+    scores = score_trials(resolved, embeddings, cohort=cohort, top=top, plda=plda, device=device)
+    return ScoredTrials(scores, speakers, embeddings, speed)
 
 
 def score_trials(
@@ -214,7 +262,7 @@ def score_trials(
     device: str | torch.device = "cpu",
 ) -> np.ndarray:
     """(n,) scores of trials from the embeddings of ``resolved.utterances()``, in that order; see
-    :func:`evaluate_verification` for the options."""
+    :func:`score_verification` for the options."""
     trials, needed = resolved.trials, resolved.utterances()
     groups = [np.searchsorted(needed, model).tolist() for model in resolved.models]
     enrol = average_embeddings(embeddings, groups, trials.enrol_names).vectors

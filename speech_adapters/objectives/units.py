@@ -47,12 +47,7 @@ class KMeansUnits(nn.Module):
         """(B, T, F) of the base without adapters, one row a frame of the encoder."""
         encoder = model.encoder
         if self.source != MFCC:
-            active = model.active_adapters
-            model.set_active()  # LoRA lives in the base's own modules
-            try:
-                return encoder(waveforms, lengths, stop_layer=self.source).hidden_states[-1].float()
-            finally:
-                model.set_active(*active)
+            return encoder(waveforms, lengths, stop_layer=self.source).hidden_states[-1].float()
         with torch.autocast(waveforms.device.type, enabled=False):
             coefficients = self.mfcc(encoder.normalized(waveforms, lengths).float())
             delta = torchaudio.functional.compute_deltas(coefficients)

@@ -46,6 +46,8 @@ class CachedDataset(Dataset):
     ) -> None:
         if dataset.augmentation is not None or dataset.crop_seconds is not None:
             raise ConfigError("training.cache: augmentation and crops change what is cached; set one of them to null.")
+        if model.first_layer < -1:
+            raise ConfigError("training.cache: an active adapter acts inside the CNN; set training.cache to null.")
         self.dataset, self.manifest, self.durations, self.epoch = dataset, dataset.manifest, dataset.durations, 0
         self.start = None if model.first_layer < 0 else model.first_layer
         encoder = model.encoder

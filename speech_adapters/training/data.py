@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -83,8 +84,25 @@ class SpeechDataset(Dataset):
         return None if self.target is None else torch.tensor(self.target(self.manifest[index]))
 
 
+class GuidedDataset(SpeechDataset):
+    """A dataset that also gives ``guide``: the place of each utterance's domain in ``domains``, -100 for others.
+
+    For the guide loss of ``Fuse(*domains)`` and ``Route(*domains)``.
+    """
+
+    def __init__(self, manifest: Manifest, domains: Sequence[str], **options: Any) -> None:
+        super().__init__(manifest, **options)
+        self.domains = list(domains)
+
+    def __getitem__(self, index: int) -> dict:
+        domain = self.manifest[index].domain
+        guide = self.domains.index(domain) if domain in self.domains else IGNORE
+        return {**super().__getitem__(index), "guide": guide}
+
+
 def collate(items: Sequence[dict]) -> dict[str, Tensor]:
-    """Pad to ``waveforms`` (B, S), ``lengths`` (B,), ``targets`` (B, U) padded with -100, ``indices`` (B,).
+    """Pad to ``waveforms`` (B, S), ``lengths`` (B,), ``targets`` (B, U) padded with -100, ``indices`` (B,); with
+    ``guide`` (B,) where the dataset has one.
 
     Cached activations come as the model's ``hidden`` or ``cnn_output`` (B, T, D) with ``frames`` (B,) and
     ``start_layer`` in place of the first two.
@@ -101,6 +119,8 @@ def collate(items: Sequence[dict]) -> dict[str, Tensor]:
         batch["lengths"] = torch.tensor([len(item["waveform"]) for item in items])
     if items[0]["target"] is not None:
         batch["targets"] = pad([item["target"] for item in items], padding_value=IGNORE)
+    if "guide" in items[0]:
+        batch["guide"] = torch.tensor([item["guide"] for item in items])
     return batch
 
 

@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
 import torch
 
@@ -40,6 +40,7 @@ class ExperimentConfig:
     """What every training recipe is asked: an adapter and its baselines on one encoder."""
 
     encoder: str = option("tiny-wavlm", "packaged name, local folder or hub id")
+    quantize: Literal["int8", "int4", "nf4"] | None = option(None, "hold the frozen base in so many bits; null: as is")
     adapter: str = option("elp", "preset of the adapter: elp, el, l, e, lora, houlsby, pfeiffer, parallel, ...")
     adapter_options: dict[str, Any] = field(default_factory=dict)
     """Settings of the preset to change, such as ``e_size`` or ``rank``."""
@@ -192,7 +193,7 @@ def run_experiment(recipe: str, task: Task) -> dict[str, Any]:
 
     config = task.config
     processes = PartialState(cpu=not torch.cuda.is_available())
-    encoder = load_encoder(config.encoder)
+    encoder = load_encoder(config.encoder, quantize=config.quantize)
     with processes.main_process_first():
         corpora = task.corpora()
     for corpus in corpora:

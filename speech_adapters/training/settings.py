@@ -69,8 +69,8 @@ class TrainingConfig:
 
     cache: Path | None = None
     """Folder for activations below the lowest adapter, computed once for all epochs, methods, seeds and runs: a head
-    alone trains many times faster, adapters in upper layers up to twice. Needs no augmentation and no crops; null caches nothing.
-    """
+    alone trains many times faster, adapters in upper layers up to twice. Goes with no augmentation, no crops; null
+    caches nothing."""
 
     workers: int = 0
     """Processes that read and augment audio; 0 does it in the training process."""

@@ -253,7 +253,8 @@ class AdapterTrainer(Trainer):
 
     def _trainable(self) -> dict[str, Tensor]:
         """What training changes: parameters, and the running statistics of a head with batch norm."""
-        parameters = {name: p for name, p in self.adapter_model.named_parameters() if p.requires_grad}
+        chosen = {id(p) for group in self.adapter_model.parameter_groups().values() for p in group}
+        parameters = {name: p for name, p in self.adapter_model.named_parameters() if id(p) in chosen}
         return parameters | {f"head/{name}": buffer for name, buffer in self.adapter_model.head.named_buffers()}
 
     def _save(self, output_dir=None, state_dict=None) -> None:
@@ -297,6 +298,14 @@ class _Follow(TrainerCallback):
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         if state.global_step == 1:  # the second update: what a zero start hides in the first is alive by now
             self.trainer.adapter_model.check_alive()
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        for name in self.trainer.adapter_model.trained_adapters:
+            self.trainer.adapter_model.adapters[name].before_update(state.global_step, state.max_steps)
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        for name in self.trainer.adapter_model.trained_adapters:
+            self.trainer.adapter_model.adapters[name].after_update(state.global_step + 1, state.max_steps)
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.bar is not None:

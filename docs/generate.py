@@ -1,0 +1,147 @@
+"""Write docs/methods.md and a page a method from the code: docstrings, settings, presets, sizes, the support table.
+
+make docs                   # or: python docs/generate.py
+python docs/generate.py --check    # exit code 1 when a committed page is not what the code says
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from matrix import PROMISES, REFUSALS  # noqa: E402
+from small_encoders import FAMILIES, STYLES  # noqa: E402
+from small_models import METHODS as ROWS  # noqa: E402
+from small_models import counts, meta_model  # noqa: E402
+
+from speech_adapters.adapters import ALIASES, METHODS, PRESETS, AdapterConfig, Combine, preset  # noqa: E402
+from speech_adapters.config import field_helps  # noqa: E402
+from speech_adapters.files import write_text  # noqa: E402
+
+GENERATED = "<!-- Written by docs/generate.py from the code; change that, then run `make docs`. -->"
+
+
+def pages() -> dict[str, str]:
+    """Path below docs -> text."""
+    sizes = _sizes()
+    texts = {f"methods/{_page(config)}": _method(config, sizes) for config in METHODS.values()}
+    return {"methods.md": _index(sizes), **texts}
+
+
+def _page(config: type[AdapterConfig]) -> str:
+    return f"{config.method.replace('_', '-')}.md"
+
+
+def _sizes() -> dict[str, tuple[int, int, float]]:
+    """Trainable parameters on a Base and a Large encoder, and the percentage on Base, by preset."""
+    base, large = meta_model("wavlm", "post-norm", 12, 768), meta_model("wavlm", "pre-norm", 24, 1024)
+    sizes = {}
+    for name in PRESETS:
+        on_base = counts(base, name)
+        sizes[name] = int(on_base["trainable"]), int(counts(large, name)["trainable"]), on_base["percent"]
+    return sizes
+
+
+def _method(config: type[AdapterConfig], sizes: dict) -> str:
+    module = inspect.getmodule(config)
+    shared = sum(inspect.getmodule(other) is module for other in METHODS.values()) > 1
+    own = inspect.getdoc(config) if shared else None
+    lines = [GENERATED, f"# {config.__name__}", ""]
+    lines += [_markdown(own), ""] if own else []
+    lines += [_markdown(inspect.getdoc(module)), "", "## Settings", "", "| setting | default | |", "|---|---|---|"]
+    helps = field_helps(config)
+    for field in dataclasses.fields(config):
+        lines.append(f"| `{field.name}` | `{_default(field)}` | {_cell(helps.get(field.name, ''))} |")
+    names = [name for name in PRESETS if _uses(preset(name), config)]
+    if names:
+        lines += ["", "## Presets", "", *_table(names, sizes, folder="")]
+    call = f'"{names[0]}"' if names else f"{config.__name__}()"
+    lines += ["", "```python", f'model.add_adapter("mine", {call})', "```", "", "[All methods](../methods.md)"]
+    return "\n".join(lines) + "\n"
+
+
+def _index(sizes: dict) -> str:
+    cells = len(ROWS) * len(PROMISES)
+    lines = [
+        GENERATED,
+        "# Methods",
+        "",
+        "Every preset, with the parameters that it trains on a Base (12 x 768) and a Large (24 x 1024) encoder, its "
+        "share of a Base WavLM, and the page of its method.",
+        "",
+        *_table(list(PRESETS), sizes, folder="methods/"),
+        "",
+        "Names that carry the paper: " + ", ".join(f"`{alias}` is `{name}`" for alias, name in ALIASES.items()) + ".",
+        "",
+        'Every method with layers takes `layers=`: indices, `"top-4"`, or `"every-2"`. '
+        "`model.set_active(name, skip_layers=4)` leaves the adapters of the lowest layers out at run time.",
+        "",
+        "## What is tested",
+        "",
+        f"{len(ROWS)} rows x {len(PROMISES)} promises, each on {', '.join(FAMILIES)} in {' and '.join(STYLES)} "
+        f"layers: {cells * len(FAMILIES) * len(STYLES):,} tests (`pytest tests/test_matrix.py`). "
+        f"{len(REFUSALS)} of {cells} cells are refusals.",
+        "",
+        *(f"- **{name}**: {_markdown(inspect.getdoc(check))}" for name, check in PROMISES.items()),
+        "",
+        f"| method | {' | '.join(PROMISES)} |",
+        f"|---|{'---|' * len(PROMISES)}",
+    ]
+    for method in ROWS:
+        marks = ["refused" if (method, promise) in REFUSALS else "yes" for promise in PROMISES]
+        lines.append(f"| `{method}` | {' | '.join(marks)} |")
+    lines += [f"\n`{method}`, {promise}: {reason}" for (method, promise), reason in REFUSALS.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _table(names: list[str], sizes: dict, folder: str) -> list[str]:
+    lines = ["| preset | method | Base | Large | % of Base |", "|---|---|---|---|---|"]
+    for name in names:
+        base, large, percent = sizes[name]
+        config = preset(name)
+        parts = config.parts if isinstance(config, Combine) else (config,)
+        methods = " + ".join(f"[{type(part).__name__}]({folder}{_page(type(part))})" for part in parts)
+        lines.append(f"| `{name}` | {methods} | {base:,} | {large:,} | {percent:.2f} |")
+    return lines
+
+
+def _uses(config: AdapterConfig, wanted: type[AdapterConfig]) -> bool:
+    parts = config.parts if isinstance(config, Combine) else ()
+    return type(config) is wanted or any(type(part) is wanted for part in parts)
+
+
+def _default(field: dataclasses.Field) -> str:
+    return repr(field.default) if field.default is not dataclasses.MISSING else repr(field.default_factory())
+
+
+def _cell(text: str) -> str:
+    return _markdown(text).replace("|", "\\|")
+
+
+def _markdown(text: str) -> str:
+    """A docstring's roles and double backticks as Markdown's backticks."""
+    text = re.sub(r":\w+:`~?(?:[\w.]*\.)?(\w+)`", r"`\1`", text)
+    return re.sub(r"``(.+?)``", r"`\1`", text, flags=re.S)
+
+
+def main() -> int:
+    stale = []
+    for name, text in pages().items():
+        path = ROOT / "docs" / name
+        if "--check" not in sys.argv:
+            write_text(path, text)
+        elif not path.is_file() or path.read_text(encoding="utf-8") != text:
+            stale.append(f"docs/{name}")
+    if stale:
+        print(f"not what the code says: {', '.join(stale)}; run `make docs` and commit what it writes.")
+    return 1 if stale else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

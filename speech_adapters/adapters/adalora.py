@@ -1,0 +1,155 @@
+"""AdaLoRA: LoRA in the form of a singular value decomposition, whose ranks are given to the layers that need them.
+
+    y = W x + (alpha / r) P diag(E) Q x        Q: D_in -> r, P: r -> D_out, E starts at 0
+
+While it trains, the importance of each singular triplet (its smoothed sensitivity times its uncertainty) decides which
+entries of E stay; the budget falls from ``init_rank`` to ``rank`` a projection on a cubic schedule. The loss gains
+``orthogonality`` times the mean of ``||P'P - I|| + ||QQ' - I||``.
+
+Parameters while training: ``init_rank (D_in + D_out + 1)`` a projection. Use it when the memory of a served adapter
+counts and the layers differ in what they need. Files are those of ``peft``'s AdaLoRA; its own allocator is at work.
+
+Source: Zhang et al., "AdaLoRA: Adaptive Budget Allocation" (ICLR 2023, sections 3.1 to 3.3). Defaults: ``peft``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from speech_adapters.adapters.projections import ProjectionConfig, ProjectionModule
+from speech_adapters.encoders.forward import Site
+from speech_adapters.encoders.loading import Encoder
+from speech_adapters.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaLoRA(ProjectionConfig):
+    """Low-rank updates with ranks that move between projections."""
+
+    method: ClassVar[str] = "adalora"
+    group: ClassVar[str] = "adalora"
+
+    rank: int = 8
+    """Mean rank at the end."""
+    init_rank: int = 12
+    """Rank of every projection at the start."""
+    alpha: float = 8
+    warmup: float = 0.1
+    """Share of the updates before the first pruning."""
+    settle: float = 0.3
+    """Share of the updates after the last pruning."""
+    every: int = 10
+    """Updates between prunings."""
+    orthogonality: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.init_rank <= self.rank:
+            raise ConfigError(f"adalora: init_rank={self.init_rank} must be above rank={self.rank}.")
+        if not (0 <= self.warmup and 0 <= self.settle and self.warmup + self.settle < 1 and self.every >= 1):
+            raise ConfigError(
+                f"adalora: warmup={self.warmup}, settle={self.settle}, every={self.every}; the two shares must leave "
+                "updates between them, and every must be at least 1."
+            )
+
+    def build(self, encoder: Encoder) -> AdaLoRAModule:
+        return AdaLoRAModule(self, encoder)
+
+    def peft_config(self, encoder: Encoder, updates: int = 1000):
+        """The equivalent ``peft.AdaLoraConfig`` for a training of so many updates."""
+        from peft import AdaLoraConfig
+
+        return AdaLoraConfig(
+            init_r=self.init_rank,
+            target_r=self.rank,
+            lora_alpha=self.alpha,
+            tinit=round(self.warmup * updates),
+            tfinal=round(self.settle * updates),
+            deltaT=self.every,
+            total_step=updates,
+            orth_reg_weight=self.orthogonality,
+            target_modules=self.target_modules(encoder),
+            base_model_name_or_path=encoder.name,
+            revision=encoder.revision,
+        )
+
+
+class Triplets(nn.Module):
+    """Q (r, D_in), E (r, 1) and P (D_out, r) under ``peft``'s names."""
+
+    def __init__(self, linear: nn.Linear, config: AdaLoRA) -> None:
+        super().__init__()
+        rank = config.init_rank
+        self.lora_A = nn.Parameter(0.02 * torch.randn(rank, linear.in_features))
+        self.lora_E = nn.Parameter(torch.zeros(rank, 1))
+        self.lora_B = nn.Parameter(0.02 * torch.randn(linear.out_features, rank))
+        self.scale = config.alpha / (rank + 1e-5)  # as peft computes it
+
+    def forward(self, site: Site) -> Tensor:
+        hidden = site.input.to(self.lora_A.dtype)
+        inner = nn.functional.linear(hidden, self.lora_A * self.lora_E)
+        return self.scale * nn.functional.linear(inner, self.lora_B)
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return weight + self.scale * self.lora_B @ (self.lora_A * self.lora_E), bias
+
+
+class AdaLoRAModule(ProjectionModule):
+    """Triplets by projection."""
+
+    config: AdaLoRA
+
+    def __init__(self, config: AdaLoRA, encoder: Encoder) -> None:
+        super().__init__(config, encoder)
+        self.peft_config = config.peft_config(encoder)
+        self._allocator = None
+        self._kept: dict[str, list[bool]] | None = None
+
+    def part(self, linear: nn.Linear, target: str) -> nn.Module:
+        return Triplets(linear, self.config)
+
+    def penalty(self) -> Tensor:
+        total = []
+        for part in self.parts.values():
+            for gram in (part.lora_A @ part.lora_A.T, part.lora_B.T @ part.lora_B):
+                total.append(torch.linalg.norm(gram - torch.eye(len(gram), device=gram.device)))
+        return self.config.orthogonality * torch.stack(total).mean()
+
+    def before_update(self, done: int, total: int) -> None:
+        if self._kept is None and done >= total - round(self.config.settle * total):  # a resumed run: already pruned
+            self._kept = {f"{key}.lora_E.own": (p.lora_E != 0).flatten().tolist() for key, p in self.parts.items()}
+
+    def after_update(self, done: int, total: int) -> None:
+        from peft.tuners.adalora.layer import RankAllocator
+
+        if self._allocator is None or self.peft_config.total_step != total:
+            fractions = {"tinit": self.config.warmup, "tfinal": self.config.settle}
+            for name, share in fractions.items():
+                setattr(self.peft_config, name, round(share * total))
+            self.peft_config.total_step = total
+            self._allocator = RankAllocator(self._view(), self.peft_config, "own")
+        last = total - self.peft_config.tfinal
+        if done < last:
+            self._allocator.update_and_allocate(self._view(), done)
+        elif done == last:
+            self._kept = self._allocator.update_and_allocate(self._view(), done, force_mask=True)[1]
+        else:
+            self._allocator.mask_using_rank_pattern(self._view(), self._kept)
+
+    def ranks(self) -> dict[str, int]:
+        """Entries of E that are not zero, by projection of the stock model."""
+        return {name: int((part.lora_E != 0).sum()) for name, part in self.named_parts()}
+
+    def _view(self) -> nn.Module:
+        """This adapter's tensors under the names that ``peft``'s allocator looks for."""
+        view = nn.Module()
+        for key, part in self.parts.items():
+            inner = nn.Module()
+            for name, parameter in part.named_parameters():
+                setattr(inner, name, nn.ParameterDict({"own": parameter}))
+            view.add_module(key, inner)
+        return view

@@ -1,0 +1,78 @@
+"""BitFit: only biases train.
+
+    y = W x + b + d        LN(x) + d        d starts at 0
+
+The shifts d stand beside the base's own biases, which stay as they are. Biases of queries, values, the attention's and
+the feed-forward's outputs, its hidden layer, and both LayerNorms: ``6 D + D_ff`` a layer. The bias of the keys is left
+out, since softmax takes it out again: it could learn nothing.
+
+Use it as the smallest sensible change of a whole encoder (0.1 % of a Base one). Source: Ben Zaken et al., "BitFit"
+(ACL 2022); on speech encoders: Chen et al. (SLT 2022).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from speech_adapters.adapters.base import AdapterConfig, AdapterModule, Layers, choose_layers
+from speech_adapters.adapters.layer_norms import NORMS
+from speech_adapters.adapters.projections import PARENTS, module_name
+from speech_adapters.encoders.forward import Norm, Site
+from speech_adapters.encoders.loading import Encoder
+
+TARGETS = tuple(target for target in PARENTS if target != "k_proj")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BitFit(AdapterConfig):
+    """The layers' biases."""
+
+    method: ClassVar[str] = "bitfit"
+    group: ClassVar[str] = "bias"
+
+    layers: Layers = None
+    """Layers whose biases train: None for all, indices (negative ones from the top), "top-4" or "every-2"."""
+
+    def build(self, encoder: Encoder) -> BitFitModule:
+        return BitFitModule(self, encoder)
+
+
+class BitFitModule(AdapterModule):
+    """Shifts of the biases, by layer and place."""
+
+    def __init__(self, config: BitFit, encoder: Encoder) -> None:
+        super().__init__(config)
+        self.layer_indices = choose_layers(config.layers, encoder.num_layers, config.method)
+        self.first_layer = self.layer_indices[0]
+        width, hidden = encoder.hidden_size, encoder.config.intermediate_size
+        sizes = {name: hidden if name == "intermediate_dense" else width for name in (*TARGETS, *NORMS)}
+        self.shifts = nn.ParameterDict(
+            {f"{i}_{name}": torch.zeros(size) for i in self.layer_indices for name, size in sizes.items()}
+        )
+
+    def delta(self, name: str, index: int, site: Site) -> Tensor | None:
+        key = f"{index}_{name}"
+        return self.shifts[key].expand_as(site.output) if key in self.shifts else None
+
+    def norm(self, index: int, name: str, norm: Norm) -> Norm | None:
+        key = f"{index}_{name}"
+        return partial(_shifted, norm, self.shifts[key]) if key in self.shifts else None
+
+    def merged_weights(self, encoder: Encoder) -> dict[str, Tensor]:
+        merged = {}
+        for key, shift in self.shifts.items():
+            index, name = key.split("_", 1)
+            place = f"encoder.layers.{index}.{name}" if name in NORMS else module_name(int(index), name)
+            module = encoder.model.get_submodule(place)
+            merged[f"{place}.bias"] = getattr(module, "base_layer", module).bias.float() + shift.detach()
+        return merged
+
+
+def _shifted(norm: Norm, shift: Tensor, hidden: Tensor) -> Tensor:
+    hidden = norm(hidden)
+    return hidden + shift.to(hidden.dtype)

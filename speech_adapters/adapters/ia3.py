@@ -1,0 +1,88 @@
+"""(IA)^3: one learnt factor a channel of keys, values and the feed-forward's hidden layer.
+
+    k' = l_k * k        v' = l_v * v        FFN(x) = W_out (l_ff * act(W_in x))        all l start at 1
+
+Parameters: ``2 D + D_ff`` a layer. Use it when an adapter must be tiny (0.06 % of a Base encoder) and fold into the
+base without cost. Files are those of ``peft``'s IA3: a saved adapter loads with ``PeftModel.from_pretrained``.
+
+Source: Liu et al., "Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context Learning"
+(NeurIPS 2022, section 3.3).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from speech_adapters.adapters.projections import ProjectionConfig, ProjectionModule
+from speech_adapters.encoders.forward import Site
+from speech_adapters.encoders.loading import Encoder
+
+
+@dataclass(frozen=True, kw_only=True)
+class IA3(ProjectionConfig):
+    """Learnt factors on the chosen projections."""
+
+    method: ClassVar[str] = "ia3"
+    group: ClassVar[str] = "ia3"
+
+    targets: tuple[str, ...] = ("k_proj", "v_proj", "output_dense")
+    """Projections whose output is scaled; "output_dense" means its input, the feed-forward's hidden layer."""
+
+    def build(self, encoder: Encoder) -> IA3Module:
+        return IA3Module(self, encoder)
+
+    def peft_config(self, encoder: Encoder):
+        """The equivalent ``peft.IA3Config``."""
+        from peft import IA3Config
+
+        names = self.target_modules(encoder)
+        return IA3Config(
+            target_modules=names,
+            feedforward_modules=[name for name in names if name.endswith("output_dense")],
+            base_model_name_or_path=encoder.name,
+            revision=encoder.revision,
+        )
+
+
+class OutputScale(nn.Module):
+    """Factors (D_out, 1) on a projection's output."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.ia3_l = nn.Parameter(torch.ones(linear.out_features, 1))
+
+    def forward(self, site: Site) -> Tensor:
+        return site.output * (self.ia3_l.flatten() - 1)  # what is added: zero at the start, to the last bit
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return weight * self.ia3_l, None if bias is None else bias * self.ia3_l.flatten()
+
+
+class InputScale(nn.Module):
+    """Factors (1, D_in) on a projection's input."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.ia3_l = nn.Parameter(torch.ones(1, linear.in_features))
+
+    def forward(self, site: Site) -> Tensor:
+        return site.output * (self.ia3_l.flatten() - 1)
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return weight * self.ia3_l, bias
+
+
+class IA3Module(ProjectionModule):
+    """Factors by projection."""
+
+    def part(self, linear: nn.Linear, target: str) -> nn.Module:
+        return InputScale(linear) if target == "output_dense" else OutputScale(linear)
+
+    def delta(self, name: str, index: int, site: Site) -> Tensor | None:
+        if name == "output_dense":  # done before it, on its input: the activation's output
+            return None
+        return super().delta("output_dense" if name == "intermediate_act" else name, index, site)

@@ -1,0 +1,109 @@
+"""What methods on projections share: how these are chosen, and the names that ``peft`` gives them in files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from speech_adapters.adapters.base import AdapterConfig, AdapterModule, Layers, choose_layers
+from speech_adapters.encoders.forward import Site
+from speech_adapters.encoders.loading import Encoder
+from speech_adapters.errors import ConfigError
+
+ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
+FEED_FORWARD = ("intermediate_dense", "output_dense")
+PARENTS = {**dict.fromkeys(ATTENTION, "attention"), **dict.fromkeys(FEED_FORWARD, "feed_forward")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProjectionConfig(AdapterConfig):
+    """Base of the configs that choose projections."""
+
+    known_targets: ClassVar[tuple[str, ...]] = tuple(PARENTS)
+
+    targets: tuple[str, ...] = ("q_proj", "v_proj")
+    """Any of q_proj, k_proj, v_proj, out_proj (attention) and intermediate_dense, output_dense (feed-forward)."""
+    layers: Layers = None
+    """Layers that are changed: None for all, indices (negative ones from the top), "top-4" or "every-2"."""
+
+    def chosen(self, encoder: Encoder) -> list[tuple[int, str]]:
+        """(layer, target) of every projection. Raises ConfigError for targets or layers that are not there."""
+        unknown = [target for target in self.targets if target not in self.known_targets]
+        if unknown or not self.targets:
+            raise ConfigError(f"{self.method}: targets={self.targets}; choose from {', '.join(self.known_targets)}.")
+        layers = choose_layers(self.layers, encoder.num_layers, self.method)
+        return [(index, target) for index in layers for target in self.targets]
+
+    def target_modules(self, encoder: Encoder) -> list[str]:
+        """Full names of the projections inside the stock model."""
+        return [module_name(index, target) for index, target in self.chosen(encoder)]
+
+
+def module_name(index: int, target: str) -> str:
+    """Name of a projection inside the stock model."""
+    return f"encoder.layers.{index}.{PARENTS[target]}.{target}"
+
+
+def projection(encoder: Encoder, index: int, target: str) -> nn.Linear:
+    """A projection of the frozen base, without what ``peft`` has put around it."""
+    module = encoder.model.get_submodule(module_name(index, target))
+    return getattr(module, "base_layer", module)
+
+
+class ProjectionModule(AdapterModule):
+    """One part a projection, called with the projection's :class:`Site`; saved under ``peft``'s names.
+
+    A subclass gives ``part(linear, target)``: a module from a :class:`Site` to what is added to the output, with
+    ``merged(weight, bias)``: the projection's weights with the part folded in.
+    """
+
+    config: ProjectionConfig
+
+    def __init__(self, config: ProjectionConfig, encoder: Encoder) -> None:
+        super().__init__(config)
+        chosen = config.chosen(encoder)
+        self.first_layer = min(index for index, _ in chosen)
+        self.parts = nn.ModuleDict(
+            {f"{index}_{target}": self.part(projection(encoder, index, target), target) for index, target in chosen}
+        )
+
+    def part(self, linear: nn.Linear, target: str) -> nn.Module:
+        raise NotImplementedError
+
+    def delta(self, name: str, index: int, site: Site) -> Tensor | None:
+        key = f"{index}_{name}"
+        return self.parts[key](site) if key in self.parts else None
+
+    def merged(self, part: nn.Module, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return part.merged(weight, bias)
+
+    def named_parts(self) -> list[tuple[str, nn.Module]]:
+        """(name of the projection inside the stock model, its part)."""
+        split = ((key.split("_", 1), part) for key, part in self.parts.items())
+        return [(module_name(int(index), target), part) for (index, target), part in split]
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {
+            f"base_model.model.{name}.{key}": tensor
+            for name, part in self.named_parts()
+            for key, tensor in part.state_dict().items()
+        }
+
+    def merged_weights(self, encoder: Encoder) -> dict[str, Tensor]:
+        weights = {}
+        with torch.no_grad():
+            for name, part in self.named_parts():
+                module = encoder.model.get_submodule(name)
+                linear = getattr(module, "base_layer", module)
+                changed = self.merged(
+                    part, linear.weight.float(), None if linear.bias is None else linear.bias.float()
+                )
+                weights |= {f"{name}.{key}": tensor for key, tensor in zip(("weight", "bias"), changed, strict=True)}
+        return {key: tensor for key, tensor in weights.items() if tensor is not None}
+
+    def describe(self) -> list[str]:
+        where = f"{', '.join(self.config.targets)} ({len(self.parts)} projections)"
+        return [f"{self.config.group}: {sum(p.numel() for p in self.parameters()):,} parameters on {where}"]

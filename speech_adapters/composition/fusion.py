@@ -1,0 +1,230 @@
+"""AdapterFusion: attention over trained adapters, at every place where they act.
+
+With ``x`` what the adapters read there, ``f`` the sub-layer's output and ``u_n`` what adapter n adds to it::
+
+    q = W_q x + b_q        k_n = W_k u_n + b_k        v_n = W_v u_n
+    a = softmax_n(q . k_n)                             (no 1 / sqrt(D), as in the official code; an option)
+    f + sum_n a_n v_n
+
+Start: ``W_q, W_k ~ N(0, 0.02)``, zero biases, ``W_v = I + 1e-6`` off the diagonal, drawn to the identity by
+``0.01 ||I - W_v||_F^2`` a place in the loss. Parameters a place: ``3 D^2 + 2 D``, 21,252,096 for 12 layers of 768:
+more than the adapters themselves, hence the low-rank variant (``W_q, W_k: D -> r``; ``W_v = I + U V`` with U zero at
+the start): ``4 D r + 2 r``.
+
+Two stages: first the adapters, each on its own domain; then, with them frozen, the fusion on all domains' data.
+
+A LayerNorm that the adapters tune is a place too, with ``u_n = LN_n(x) - LN(x)`` and ``f = LN(x)``; so are features
+for the head, with ``u_n`` the features, ``f = 0`` and ``x`` the last hidden state. Pseudo frames and prefixes of all
+members stand side by side: the encoder's own attention weighs them. An adapter that does not act at a place adds 0.
+
+Sources: Pfeiffer et al., "AdapterFusion" (EACL 2021, section 3.2) and its official code; the expert that adds nothing
+and the guide loss: Hou et al., "Exploiting Adapters for Cross-lingual Low-resource Speech Recognition" (SimAdapter,
+TASLP 2022).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from speech_adapters.adapters.places import Places, Stacked
+from speech_adapters.composition.learned import LearnedConfig, LearnedModule, guide_loss
+from speech_adapters.composition.values import Fuse
+from speech_adapters.composition.weighted import check_members
+from speech_adapters.encoders.forward import EncoderOutput, Frames, Norm, Plan, Site
+from speech_adapters.encoders.loading import Encoder
+from speech_adapters.errors import ConfigError
+
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj", "intermediate_dense", "output_dense")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FusionConfig(LearnedConfig):
+    """The defaults are the library's "dynamic" configuration."""
+
+    value: bool = True
+    """Transform the members' outputs by W_v; False is the "static" variant, which only weighs them."""
+    rank: int | None = None
+    """Rank r of the low-rank variant; None for full matrices, as published."""
+    scaled: bool = False
+    """Divide the scores by sqrt(D), or sqrt(r), as later attention does."""
+    none_expert: bool = False
+    """One more expert that adds nothing, so that a frame may choose the base (SimAdapter)."""
+    dropout: float = 0.0
+    """On the scores."""
+    regularization: float = 0.01
+    """Weight of ``||I - W_v||^2`` in the loss."""
+    learning_rate: float | None = 5e-5
+    """As in the library's documentation; SimAdapter uses 1e-3."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rank is not None and self.rank < 1:
+            raise ConfigError(f"FusionConfig: rank={self.rank}; it must be at least 1, or None for full matrices.")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"FusionConfig: dropout={self.dropout} is not a probability; choose 0 <= dropout < 1.")
+
+    def build(self, value: Fuse, members: Sequence[Places], encoder: Encoder) -> FusionModule:
+        return FusionModule(self, value, members, encoder)
+
+
+class FusionLayer(nn.Module):
+    """One place: query (B, T, Q) and values (B, T, N, D) -> (B, T, D) and attention (B, T, N)."""
+
+    def __init__(self, query_size: int, size: int, config: FusionConfig) -> None:
+        super().__init__()
+        inner = config.rank or size
+        self.query, self.key = nn.Linear(query_size, inner), nn.Linear(size, inner)
+        self.dropout = nn.Dropout(config.dropout)
+        self.scale = inner**-0.5 if config.scaled else 1.0
+        for linear in (self.query, self.key):
+            nn.init.normal_(linear.weight, std=0.02)
+            nn.init.zeros_(linear.bias)
+        self.value = self.value_up = None
+        if config.value and config.rank is None:
+            self.value = nn.Linear(size, size, bias=False)
+            nn.init.constant_(self.value.weight, 1e-6)
+            self.value.weight.data.fill_diagonal_(1.0)
+        elif config.value:
+            self.value, self.value_up = nn.Linear(size, inner, bias=False), nn.Linear(inner, size, bias=False)
+            nn.init.zeros_(self.value_up.weight)
+
+    def forward(self, query: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        # W_k and W_v are linear: applied to the query and to the weighted sum they cost the same for any number of
+        # members, q . (W_k u_n + b_k) = (W_k' q) . u_n + q . b_k.
+        query = self.query(query)
+        scores = torch.einsum("btd,btnd->btn", query @ self.key.weight, values)
+        scores = (scores + (query @ self.key.bias).unsqueeze(-1)) * self.scale
+        attention = self.dropout(scores).softmax(-1)
+        fused = torch.einsum("btn,btnd->btd", attention, values)
+        if self.value_up is not None:
+            fused = fused + self.value_up(self.value(fused))
+        elif self.value is not None:
+            fused = self.value(fused)
+        return fused, attention
+
+    def regularizer(self) -> Tensor:
+        """``||I - W_v||_F^2``."""
+        if self.value is None:
+            return self.query.weight.new_zeros(())
+        if self.value_up is not None:
+            up, down = self.value_up.weight, self.value.weight
+            return ((up.T @ up) * (down @ down.T)).sum()  # of an r x r trace, not of a D x D matrix
+        return (torch.eye(len(self.value.weight), device=self.value.weight.device) - self.value.weight).square().sum()
+
+
+class FusionModule(LearnedModule):
+    """One :class:`FusionLayer` a place; the places are found by one pass of silence through the encoder."""
+
+    group = "fusion"
+
+    def __init__(self, config: FusionConfig, value: Fuse, members: Sequence[Places], encoder: Encoder) -> None:
+        super().__init__(config, value)
+        check_members(members, repr(value), encoder.num_layers)
+        finder = _Finder(members)
+        with torch.no_grad():
+            silence = torch.zeros(1, 2 * encoder.receptive_field, device=encoder.device)
+            encoder(silence, plan=finder)
+        width, read = encoder.hidden_size, members[0].output_size
+        if any(place.startswith(PROJECTIONS) for place in finder.places):
+            raise ConfigError(
+                f"{value!r}: LoRA acts inside projections, where AdapterFusion is not defined; use Average, Route or "
+                "model.merge_adapters."
+            )
+        if not finder.places and read is None:
+            raise ConfigError(f"{value!r}: no member adds to a sub-layer's output, so there is nothing to attend to.")
+        self.layers = nn.ModuleDict({place: FusionLayer(width, width, config) for place in finder.places})
+        if read is not None:
+            self.layers["read"] = FusionLayer(width, read, config)
+
+    def places(self, members: Sequence[Places], layers: int) -> Fused:
+        return Fused(members, self)
+
+    def regularizer(self) -> Tensor:
+        """``0.01 sum ||I - W_v||_F^2`` over all places."""
+        return self.config.regularization * sum(layer.regularizer() for layer in self.layers.values())
+
+    def describe(self) -> list[str]:
+        rank = "" if self.config.rank is None else f" of rank {self.config.rank}"
+        return [f"{'dynamic' if self.config.value else 'static'} fusion{rank} at {len(self.layers)} places"]
+
+
+class Fused(Stacked):
+    """The members under one forward's attention, kept in ``attention`` by place, each (B, T, N)."""
+
+    def __init__(self, members: Sequence[Places], module: FusionModule) -> None:
+        super().__init__(members)
+        self.module, self.name = module, module.value.name
+        self.attention: dict[str, Tensor] = {}
+
+    def delta(self, name: str, index: int, site: Site) -> Tensor | None:
+        found = [member.delta(name, index, site) for member in self.members]
+        if all(one is None for one in found):
+            return None
+        source = self.source(name, index, site)
+        return self._fuse(f"{name}_{index}", site.output if source is None else source, found)
+
+    def norm(self, index: int, name: str, norm: Norm) -> Norm | None:
+        found = [member.norm(index, name, norm) for member in self.members]
+        if all(one is None for one in found):
+            return None
+
+        def fused(hidden: Tensor) -> Tensor:
+            own = norm(hidden)
+            added = [None if one is None else one(hidden) - own for one in found]
+            return own + self._fuse(f"{name}_{index}", own, added)
+
+        return fused
+
+    def read(self, encoder: Encoder, output: EncoderOutput) -> Tensor | None:
+        if self.output_size is None:
+            return None
+        return self._fuse("read", output.last_hidden_state, [m.read(encoder, output) for m in self.members])
+
+    def loss(self, guide: Tensor | None, mask: Tensor | None, before: int) -> Tensor:
+        """The regulariser, and the guide loss where ``guide`` (B,) gives each utterance's member."""
+        total = self.module.regularizer()
+        weight = self.module.config.guide_weight
+        if guide is not None and weight:
+            guided = [
+                guide_loss(attention if place == "read" else attention[:, before:], guide, mask)
+                for place, attention in self.attention.items()
+            ]
+            total = total + weight * sum(guided) / len(guided)
+        return total
+
+    def _fuse(self, place: str, query: Tensor, found: Sequence[Tensor | None]) -> Tensor:
+        some = next(one for one in found if one is not None)
+        values = [torch.zeros_like(some) if one is None else one for one in found]
+        if self.module.config.none_expert:
+            values.append(torch.zeros_like(some))
+        fused, self.attention[place] = self.module.layers[place](query, torch.stack(values, dim=2))
+        return fused
+
+
+class _Finder(Plan):
+    """Runs the frozen base, and notes the places where members would act."""
+
+    def __init__(self, members: Sequence[Places]) -> None:
+        self.members, self.places = members, []
+
+    def pseudo_frames(self, where: str, frames: Tensor, mask: Tensor | None) -> Frames:
+        for member in self.members:  # a gate among them reads the frames here
+            member.pseudo_frames(where, frames, mask)
+        return Frames(frames, mask)
+
+    def norm(self, index: int, name: str, norm: Norm) -> Norm:
+        self._note(f"{name}_{index}", [member.norm(index, name, norm) for member in self.members])
+        return norm
+
+    def site(self, name: str, index: int, site: Site) -> Tensor:
+        self._note(f"{name}_{index}", [member.delta(name, index, site) for member in self.members])
+        return site.output
+
+    def _note(self, place: str, found: Sequence[Any]) -> None:
+        if any(one is not None for one in found):
+            self.places.append(place)

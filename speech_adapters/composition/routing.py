@@ -1,0 +1,141 @@
+"""Routing: a mixture of experts whose gate reads what the CNN heard, and weighs whole adapters by it.
+
+    s = [mean_t c_t; std_t c_t]  (a gate per utterance)   or   s_t = c_t  (per frame)     c the CNN's output, (T, C)
+    g = softmax(W LN(s) + b)
+
+and at every place ``sum_n g_n d_n`` (see ``composition.weighted``): the same gate in all layers, so that a gate of one
+member alone is that adapter, exactly. W starts at zero, the uniform average. With ``top_k`` the k largest weights are
+kept and renormalised; for k = 1 the gradient passes straight through.
+
+The load-balance loss of Fedus et al., "Switch Transformers" (JMLR 2022, equation 4), ``N sum_n f_n p_n`` with ``f_n``
+the share of inputs whose largest weight is n and ``p_n`` the mean weight, keeps all experts in use. Experts: adapters
+trained before, as in fusion. Parameters: ``2 C N + 4 C + N`` (utterance), ``C N + 2 C + N`` (frame).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from speech_adapters.adapters.places import Places
+from speech_adapters.composition.learned import LearnedConfig, LearnedModule, guide_loss
+from speech_adapters.composition.values import Route
+from speech_adapters.composition.weighted import Weighted, Weights, check_members
+from speech_adapters.encoders.forward import Frames
+from speech_adapters.encoders.loading import Encoder
+from speech_adapters.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class RouterConfig(LearnedConfig):
+    """A gate an utterance over all members; ours, where the papers differ among themselves."""
+
+    per: Literal["utterance", "frame"] = "utterance"
+    """A recording has one channel and one speaker: one decision for all its frames is steadier than one a frame."""
+    top_k: int | None = None
+    """Members kept for each decision; None keeps all."""
+    balance: float = 0.01
+    """Weight of the load-balance loss, that of Switch Transformers."""
+    learning_rate: float | None = 1e-3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.per not in ("utterance", "frame"):
+            raise ConfigError(f"RouterConfig: per={self.per!r}; choose utterance or frame.")
+        if self.top_k is not None and self.top_k < 1:
+            raise ConfigError(f"RouterConfig: top_k={self.top_k}; it must be at least 1, or None for all members.")
+
+    def build(self, value: Route, members: Sequence[Places], encoder: Encoder) -> RouterModule:
+        return RouterModule(self, value, members, encoder)
+
+
+class RouterModule(LearnedModule):
+    """CNN frames (B, T, C) and their mask -> weights (B, 1 or T, N)."""
+
+    group = "router"
+
+    def __init__(self, config: RouterConfig, value: Route, members: Sequence[Places], encoder: Encoder) -> None:
+        super().__init__(config, value)
+        if config.top_k is not None and config.top_k > len(members):
+            raise ConfigError(f"{value!r}: top_k={config.top_k} of {len(members)} members; choose fewer.")
+        check_members(members, repr(value), encoder.num_layers)
+        if min(member.first_layer for member in members) < -1:
+            raise ConfigError(
+                f"{value!r}: a member acts inside the CNN, whose output the gate reads; use Average or Fuse."
+            )
+        size = encoder.config.conv_dim[-1] * (2 if config.per == "utterance" else 1)
+        self.norm, self.gate = nn.LayerNorm(size), nn.Linear(size, len(members))
+        nn.init.zeros_(self.gate.weight)
+        nn.init.zeros_(self.gate.bias)
+
+    def forward(self, frames: Tensor, mask: Tensor | None) -> Tensor:
+        frames = frames.float()
+        if self.config.per == "utterance":
+            frames = statistics(frames, mask).unsqueeze(1)
+        return self.gate(self.norm(frames)).softmax(-1)
+
+    def kept(self, gate: Tensor) -> Tensor:
+        """The ``top_k`` largest weights, renormalised; the others zero."""
+        if self.config.top_k is None or self.config.top_k == gate.shape[-1]:
+            return gate
+        top = gate.topk(self.config.top_k, dim=-1).indices
+        kept = gate * torch.zeros_like(gate).scatter(-1, top, 1.0)
+        weights = kept / kept.sum(-1, keepdim=True)
+        return weights + kept - kept.detach() if self.config.top_k == 1 else weights
+
+    def places(self, members: Sequence[Places], layers: int) -> Routed:
+        return Routed(members, self, layers)
+
+    def describe(self) -> list[str]:
+        top = "" if self.config.top_k is None else f", top {self.config.top_k}"
+        return [f"router: one gate {'an' if self.config.per == 'utterance' else 'a'} {self.config.per}{top}"]
+
+
+class Routed(Weighted):
+    """The members under the gate of one forward, which is kept in ``gate``, (B, 1 or T, N)."""
+
+    def __init__(self, members: Sequence[Places], module: RouterModule, layers: int) -> None:
+        super().__init__(members, (), repr(module.value), layers)
+        self.module, self.name, self.first_layer = module, module.value.name, -1
+        self.gate: Tensor | None = None
+
+    def pseudo_frames(self, where: str, frames: Tensor, mask: Tensor | None) -> Frames | None:
+        if where == "cnn_out":
+            self.gate, self.mask = self.module(frames, mask), mask
+        return super().pseudo_frames(where, frames, mask)
+
+    def weights(self, frames: int | None = None) -> Weights:
+        assert self.gate is not None  # the front-end ran: first_layer is -1
+        if self.gate.shape[1] not in (1, frames):
+            raise ConfigError(
+                f"{self.label}: a gate a frame cannot weigh pseudo frames or prefixes; use per='utterance'."
+            )
+        return self.module.kept(self.gate).unsqueeze(-1).unbind(2)
+
+    @property
+    def attention(self) -> dict[str, Tensor]:
+        """The gate as it weighs the members, by place like AdapterFusion's attention."""
+        return {} if self.gate is None else {"gate": self.module.kept(self.gate)}
+
+    def loss(self, guide: Tensor | None, mask: Tensor | None, before: int) -> Tensor:
+        """The load-balance loss, and the guide loss where ``guide`` (B,) gives each utterance's member."""
+        assert self.gate is not None
+        real = self.gate if self.mask is None or self.gate.shape[1] == 1 else self.gate[self.mask].unsqueeze(1)
+        decided = nn.functional.one_hot(real.argmax(-1), real.shape[-1]).float().mean((0, 1))
+        total = self.module.config.balance * real.shape[-1] * (decided * real.mean((0, 1))).sum()
+        if guide is not None and self.module.config.guide_weight:
+            total = total + self.module.config.guide_weight * guide_loss(self.gate, guide, self.mask)
+        return total
+
+
+def statistics(frames: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean and standard deviation over the real frames: (B, T, C) -> (B, 2 C)."""
+    real = torch.ones_like(frames[..., :1]) if mask is None else mask.unsqueeze(-1).to(frames.dtype)
+    count = real.sum(1)
+    mean = (frames * real).sum(1) / count
+    variance = ((frames - mean.unsqueeze(1)).square() * real).sum(1) / count
+    return torch.cat([mean, (variance + 1e-7).sqrt()], dim=-1)

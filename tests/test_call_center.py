@@ -1,0 +1,132 @@
+"""The call-center recipe: its domains, its command line to the files it leaves, and what it refuses."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_encoders import small_encoder
+
+from speech_adapters.audio import write_audio
+from speech_adapters.config import parse_cli
+from speech_adapters.errors import ConfigError, ManifestError
+from speech_adapters.manifest import Manifest, Utterance
+from speech_adapters.model import SpeechAdapterModel
+
+PATH = Path(__file__).parents[1] / "recipes" / "call_center.py"
+DOMAINS = ("studio", "telephone", "noisy")
+
+
+@pytest.fixture(scope="module")
+def recipe():
+    spec = importlib.util.spec_from_file_location("call_center", PATH)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """Noise with texts: a manifest a split, three domains in each, and a small encoder."""
+    folder, rng = tmp_path_factory.mktemp("domains"), np.random.default_rng(0)
+    small_encoder("wavlm", "pre-norm", layers=2).model.save_pretrained(folder / "encoder")
+    for split in ("train", "dev", "test"):
+        utterances = []
+        for index in range(12):
+            path, samples = folder / f"{split}{index}.wav", 9600 + 300 * index
+            write_audio(path, torch.tensor(rng.normal(0, 0.1, samples), dtype=torch.float32))
+            facts = {"text": "YES NO"[: 3 + 3 * (index % 2)].strip(), "domain": DOMAINS[index % 3]}
+            utterances.append(
+                Utterance(
+                    id=f"{split}{index}",
+                    audio_filepath=path,
+                    duration=samples / 16000,
+                    speaker=f"{split}{index % 4}",
+                    **facts,
+                )
+            )
+        Manifest(utterances, split).write(folder / f"{split}.jsonl")
+    return folder
+
+
+def configure(recipe, data, *arguments):
+    splits = [f"--{split}={data / split}.jsonl" for split in ("train", "dev", "test")]
+    quick = ["training.updates=2", "combination.updates=2", "training.batch_seconds=2", "combination.batch_seconds=2"]
+    options = {"presets": recipe.PRESETS, "default_preset": "demo", "description": recipe.__doc__}
+    return parse_cli(recipe.Config, [*splits, f"--encoder={data / 'encoder'}", *quick, *arguments], **options)
+
+
+@pytest.mark.slow
+def test_the_command_line_leaves_a_matrix_a_report_and_everything_that_was_trained(recipe, data, tmp_path, capsys):
+    config = configure(recipe, data, f"--output={tmp_path / 'run'}", "--seeds=0,1")
+    recipe.main(config)
+    run = tmp_path / "run"
+    results = json.loads((run / "results.json").read_text())
+    cells = json.loads((run / "domains.json").read_text())["cells"]
+    methods = {
+        *DOMAINS,
+        "average",
+        "oracle-routing",
+        "fusion",
+        "router",
+        "pooled",
+        *(f"full-after-{d}" for d in DOMAINS),
+    }
+    assert set(cells) == methods
+    for row in cells.values():
+        assert set(row) == set(DOMAINS) and all(c["low"] <= c["value"] <= c["high"] for c in row.values())
+    assert cells["oracle-routing"] == {domain: cells[domain][domain] for domain in DOMAINS}
+    assert results["adapter"] == "fusion" and set(results["baselines"]) == methods - {"fusion"}
+    assert results["baselines"]["oracle-routing"]["relative_to_oracle"] == 0
+    assert set(results["forgetting"]["full"]) == {"studio", "noisy"}
+    page = (run / "report.html").read_text()
+    assert "full-after-telephone" in page and "fusion.feed_forward_0" in page
+    model = SpeechAdapterModel.from_pretrained(data / "encoder")
+    for domain in DOMAINS:  # saved under "<domain>-seed0"; the fusion knows the adapters by the domain's name
+        model.load_adapter(run / "adapters" / f"{domain}-seed0", domain)
+    for name in ("fusion", "router"):
+        assert model.load_fusion(run / "fusions" / f"{name}-seed0") == name
+    assert "average" in capsys.readouterr().out
+
+
+def test_domains_come_from_fields_or_from_files_of_their_own(recipe, data):
+    domains = recipe.find_domains(configure(recipe, data, "--first=telephone"))
+    assert [domain.name for domain in domains] == ["telephone", "noisy", "studio"] and len(domains[0].test) == 4
+    files = {split: data / f"{split}.jsonl" for split in ("train", "test")}
+    config = replace(
+        configure(recipe, data), train=None, dev=None, test=None, first=None,
+        domains={name: recipe.DomainFiles(**files) for name in ("a", "b")},
+    )  # fmt: skip
+    domains = recipe.find_domains(config)
+    assert [domain.name for domain in domains] == ["a", "b"] and domains[1].dev is None
+    assert {utterance.domain for utterance in domains[1].train} == {"b"}
+
+
+def test_what_cannot_be_compared_is_refused(recipe, data, tmp_path):
+    Manifest.read(data / "test.jsonl").filter(lambda u: u.domain != "noisy").write(data / "two.jsonl")
+    Manifest.read(data / "train.jsonl").filter(lambda u: u.domain == "noisy").write(data / "one.jsonl")
+    for arguments, error, message in (
+        ((f"--test={data / 'two.jsonl'}",), ConfigError, "no utterance of domain 'noisy'"),
+        ((f"--train={data / 'one.jsonl'}",), ConfigError, r"1 domain\(s\) found; a comparison needs at least two"),
+        (("--first=studioo",), ConfigError, "first='studioo' is none of the domains"),
+        ((f"--test={data / 'train.jsonl'}",), ManifestError, "speaker"),
+        (("--test=null",), ConfigError, "give --train and --test together"),
+    ):
+        with pytest.raises(error, match=message):
+            recipe.find_domains(configure(recipe, data, *arguments))
+
+
+def test_forgetting_is_read_off_the_matrix(recipe):
+    cells = {
+        "full-after-a": {"a": {"value": 0.2}, "b": {"value": 0.9}},
+        "full-after-b": {"a": {"value": 0.5}, "b": {"value": 0.3}},
+    }
+    assert recipe.forgetting(cells, ["a", "b"]) == {"adapters": {"a": 0.0}, "full": {"a": pytest.approx(0.3)}}
+    assert recipe.forgetting({}, ["a", "b"]) == {"adapters": {"a": 0.0}}

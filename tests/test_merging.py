@@ -1,0 +1,147 @@
+"""Merging in weight space against hand-made sums, for every method and kind of adapter, and for heads."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from small_models import METHODS, batch, small_model
+from test_composition import drawer, features
+
+from speech_adapters.adapters import Bottleneck, LoRA
+from speech_adapters.composition.merging import METHODS as MERGES
+from speech_adapters.composition.merging import fixed_start, merge
+from speech_adapters.errors import ConfigError
+from speech_adapters.heads.ctc import CTCHead
+from speech_adapters.text import Vocabulary
+
+
+def tensors(model, name):
+    return {key: tensor.clone() for key, tensor in model.adapters[name].tensors().items()}
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_every_kind_averages_and_copies(kind):
+    model = drawer(kind, kind)
+    a, b = tensors(model, "a"), tensors(model, "b")
+    model.merge_adapters("copy", {"a": 1.0})
+    assert model.active == "copy"
+    assert all(torch.equal(tensor, a[key]) for key, tensor in tensors(model, "copy").items())
+    model.merge_adapters("mean", {"a": 0.25, "b": 0.75})
+    for key, tensor in tensors(model, "mean").items():
+        torch.testing.assert_close(tensor, 0.25 * a[key] + 0.75 * b[key])
+
+
+@pytest.mark.parametrize("method", [m for m in MERGES if m != "svd"])
+@pytest.mark.parametrize("kind", ["el", "lora", "full"])
+def test_methods_act_on_the_change_from_the_start(kind, method):
+    model = drawer(kind, kind)
+    start = fixed_start(model.adapters["a"].config, model.encoder)
+    if kind == "full":
+        assert set(start) == set(tensors(model, "a"))
+    options = {} if method == "linear" else {"density": 0.5}
+    model.merge_adapters("c", {"a": 0.6, "b": -0.3}, method, **options)
+    merged = tensors(model, "c")
+    key = next(key for key in merged if key.endswith(("norm.weight", "lora_B.weight")))
+    base = start.get(key, torch.zeros(()))
+    changes = [tensors(model, name)[key] - base for name in "ab"]
+    change = merged[key] - base
+    if method == "linear":
+        torch.testing.assert_close(change, 0.6 * changes[0] - 0.3 * changes[1], atol=1e-6, rtol=1e-4)
+    elif method == "magnitude_prune":
+        kept = [c * (c.abs() >= c.abs().flatten().sort(descending=True).values[c.numel() // 2 - 1]) for c in changes]
+        torch.testing.assert_close(change, 0.6 * kept[0] - 0.3 * kept[1], atol=1e-6, rtol=1e-4)
+    elif method == "dare_linear":
+        # Each value of each member is dropped or doubled.
+        sums = torch.stack([0.6 * changes[0] * i - 0.3 * changes[1] * j for i in (0, 2) for j in (0, 2)])
+        assert (change - sums).abs().amin(0).max() < 1e-6
+    assert torch.isfinite(change).all() and change.any()
+
+
+def test_dare_follows_its_seed_and_leaves_the_global_one_alone():
+    model = drawer("houlsby", "houlsby")
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    for name, seed in (("one", 0), ("same", 0), ("other", 1)):
+        members = {key: model.adapters[key] for key in "ab"}
+        merged = merge(members, {"a": 0.5, "b": 0.5}, "dare_ties", density=0.3, seed=seed).tensors
+        if name == "one":
+            first = merged
+        else:
+            equal = all(torch.equal(first[key], merged[key]) for key in first)
+            assert equal == (name == "same")
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_svd_is_the_best_low_rank_sum_of_updates():
+    model = drawer(LoRA(rank=2, alpha=4), LoRA(rank=2, alpha=4))
+    weights = {"a": 0.7, "b": 0.3}
+
+    def updates(name):
+        own = tensors(model, name)
+        scale = model.adapters[name].config.alpha / model.adapters[name].config.rank
+        return [scale * own[k.replace("lora_A", "lora_B")] @ own[k] for k in own if "lora_A" in k]
+
+    expected = [0.7 * a + 0.3 * b for a, b in zip(updates("a"), updates("b"), strict=True)]
+    model.merge_adapters("whole", weights, "svd", rank=4)
+    for one, other in zip(updates("whole"), expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+    model.merge_adapters("cut", weights, "svd")
+    assert model.adapters["cut"].config.rank == 2
+    for one, other in zip(updates("cut"), expected, strict=True):
+        tail = torch.linalg.svdvals(other)[2:]
+        torch.testing.assert_close((one - other).norm(), tail.norm(), atol=1e-5, rtol=1e-3)
+
+
+def test_task_arithmetic_from_a_common_start_adds_what_was_learnt():
+    model = drawer("houlsby")
+    model.merge_adapters("b", {"a": 1.0})
+    model.merge_adapters("c", {"a": 1.0})
+    with torch.no_grad():
+        for number, name in enumerate("bc", 1):
+            for parameter in model.adapters[name].parameters():
+                parameter += 0.01 * number
+    model.merge_adapters("sum", {"b": 1.0, "c": -1.0}, base="a")
+    for key, tensor in tensors(model, "sum").items():
+        torch.testing.assert_close(tensor, tensors(model, "a")[key] - 0.01, atol=1e-6, rtol=0)
+    assert not torch.allclose(features(model, "sum"), features(model, "a"))
+
+
+def test_heads_merge_too():
+    model = small_model()
+    for name in ("one", "two"):
+        model.add_head(name, CTCHead())
+    model.merge_heads("mean", {"one": 0.5, "two": 0.5})
+    assert model.active_head == "mean" and not model.head.training
+    mean = (model.heads["one"].linear.weight + model.heads["two"].linear.weight) / 2
+    torch.testing.assert_close(model.head.linear.weight, mean)
+    assert model(*batch()).logits.shape[-1] == 32
+    model.add_head("small", CTCHead(Vocabulary.from_texts(["ab"])))
+    with pytest.raises(ConfigError, match=r"'one' and 'small' have different configurations \(vocabulary\)"):
+        model.merge_heads("x", {"one": 0.5, "small": 0.5})
+
+
+def test_what_cannot_be_merged_is_refused():
+    model = drawer("houlsby", Bottleneck(size=3), "lora", LoRA(rank=8, learning_rate=1e-5), "dora")
+    for weights, options, message in (
+        (
+            {"a": 1.0, "b": 1.0},
+            {},
+            r"'a' and 'b' have different configurations \(.*sites.*\); only weights of the same",
+        ),
+        ({"a": 1.0, "c": 1.0}, {}, "have different configurations"),
+        ({"a": 1.0}, {"method": "mean"}, "method 'mean' is unknown; choose from linear, svd, ties"),
+        ({}, {}, "give at least one name with its weight"),
+        ({"a": 1.0}, {"method": "ties"}, "need density, a share above 0 and up to 1"),
+        ({"a": 1.0}, {"density": 0.5}, "the others take none"),
+        ({"a": 1.0}, {"method": "ties", "density": 0.0}, "need density"),
+        ({"a": 1.0}, {"rank": 2}, "it belongs to method='svd'"),
+        ({"a": 1.0}, {"method": "svd"}, "method='svd' is for LoRA and rsLoRA"),
+        ({"e": 1.0}, {"method": "svd"}, "method='svd' is for LoRA and rsLoRA"),
+        ({"c": 1.0}, {"method": "svd", "rank": 65}, "rank=65 is above the projections' own 64"),
+        ({"x": 1.0}, {}, "no adapter 'x'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            model.merge_adapters("new", weights, **options)
+    assert "new" not in model.adapters
+    model.merge_adapters("new", {"c": 0.5, "d": 0.5})  # learning rates do not matter
