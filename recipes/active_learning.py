@@ -208,29 +208,6 @@ def experiment(config: Config, encoder, pool: Manifest, test: Manifest, run) -> 
     return {"strategies": figures, "full": {"labels": full[0][0], **whole.to_dict()}, "target": target}
 
 
-def curve_chart(found: dict[str, Any], unit: str, score: str) -> str:
-    """The strategies' mean curves with their intervals, and the score of the whole pool."""
-    from speech_adapters.evaluation.charts import Line, line_chart
-
-    lines = []
-    for color, (name, figures) in enumerate(found["strategies"].items()):
-        points = figures["curve"]
-        lines.append(
-            Line(
-                name,
-                [(p["labels"], p["value"]) for p in points],
-                color,
-                band=[
-                    (p["labels"], max(p["low"], 0.0), min(p["high"], 1.0)) for p in points
-                ],  # of few seeds it is wide
-            )
-        )
-    ends = [p["labels"] for figures in found["strategies"].values() for p in figures["curve"]]
-    whole = [(min(ends), found["full"]["value"]), (max(ends), found["full"]["value"])]
-    lines.append(Line(f"whole pool ({found['full']['labels']:.0f} {unit})", whole, len(lines), dashed=True))
-    return line_chart(lines, f"labelled {unit}", f"{score}, %", percent=True)
-
-
 def run_sheet(config: Config, encoder, pool: Manifest, test: Manifest | None, run) -> None:
     """Take in a filled sheet if one is given, train, and write the next round's sheet."""
     from speech_adapters.active.sheet import read_sheet, sheet_rows, write_sheet
@@ -284,6 +261,7 @@ def main(argv: list[str] | None = None) -> None:
     config = parse_cli(Config, argv, presets=PRESETS, default_preset="demo", description=__doc__)
     import torch
 
+    from speech_adapters.active.curve_report import curve_page, curve_table
     from speech_adapters.encoders import load_encoder
     from speech_adapters.evaluation.report import write_report
     from speech_adapters.files import write_text
@@ -315,37 +293,10 @@ def main(argv: list[str] | None = None) -> None:
         "seeds": list(config.seeds),
         **environment(),
     })  # fmt: skip
-    chart = curve_chart(found, config.loop.unit, score)
-    write_text(run.path / "curves.html", CHART.format(chart=chart))
-    print_table(found, config.loop.unit, score)
+    write_text(run.path / "curves.html", curve_page(found, config.loop.unit, score))
+    print(curve_table(found, config.loop.unit, score))
     print(f"\nreport  {write_report(run.path)}\ncurves  {run.path / 'curves.html'}")
     return None
-
-
-CHART = """<!doctype html><meta charset="utf-8"><title>Label curves</title>
-<style>:root {{ color-scheme: light dark; }}
-body {{ font: 14px system-ui, sans-serif; max-width: 46rem; margin: 1rem; }}
-svg.chart text {{ fill: currentColor; font-size: 12px; }} svg.chart .grid {{ stroke: currentColor; opacity: .2; }}
-.legend span {{ margin-right: 1rem; white-space: nowrap; }}</style>
-{chart}
-"""
-
-
-def print_table(found: dict[str, Any], unit: str, score: str) -> None:
-    """One line a strategy: area, its difference from random, and the labels to reach the target."""
-    full = found["full"]
-
-    def shown(rate: dict[str, float] | None) -> str:
-        return "" if rate is None else f"{rate['value']:.1%} [{rate['low']:.1%}, {rate['high']:.1%}]"
-
-    print(f"\nwhole pool, {full['labels']:.0f} {unit}: {score} {shown(full)}")
-    goal = f"{unit} to {found['target']:.1%}"
-    print(f"{'strategy':18s} {'mean ' + score:>24s} {'minus random':>24s} {goal:>22s}")
-    for name, figures in found["strategies"].items():
-        needed = figures["metrics"]["labels_to_reach"]
-        reached = "not reached" if needed is None else f"{needed:.0f}"
-        area, gain = figures["metrics"]["area"], figures.get("area_minus_random")
-        print(f"{name:18s} {shown(area):>24s} {shown(gain):>24s} {reached:>22s}")
 
 
 if __name__ == "__main__":
