@@ -49,6 +49,7 @@ class Config:
     save_base: bool = option(False, "also write the adapted encoder")
     downstream_train: Path | None = option(None, "labelled manifest to train a task on, with and without")
     downstream_test: Path | None = option(None, "labelled manifest to score that task on")
+    downstream_also: tuple[Path, ...] = option((), "further labelled manifests to score both on, such as clean speech")
     downstream: Downstream = field(default_factory=Downstream)
     downstream_use: Literal["continue", "stack"] = option(
         "continue", "the task's adapter starts from the adapted one, or lies above it, which stays frozen"
@@ -59,6 +60,8 @@ class Config:
     def __post_init__(self) -> None:
         if (self.downstream_train is None) != (self.downstream_test is None):
             raise ConfigError("give --downstream-train and --downstream-test together, or neither.")
+        if self.downstream_also and self.downstream_test is None:
+            raise ConfigError("--downstream-also goes with --downstream-test.")
         if not self.seeds:
             raise ConfigError("seeds: give one or more, such as --seeds 0,1,2.")
         if self.save_base and self.adapter not in ("lora", "lora-ffn", "last-2", "full"):
@@ -150,23 +153,29 @@ def compare_downstream(config: Config, encoder, run) -> dict[str, Any]:
         task.adapter, task.adapter_options = config.adapter, config.adapter_options
     train = Manifest.read(config.downstream_train, task.required, check_files=True)
     test = Manifest.read(config.downstream_test, task.required, check_files=True)
+    others = [Manifest.read(path, task.required, check_files=True) for path in config.downstream_also]
     labels = sorted({*train.values(task.label_field), *test.values(task.label_field)}) if task.task != "asr" else ()
     figures = {}
     for method, start in (("tapt", run.adapter("tapt")), ("without", None)):
-        results = []
+        results, also = [], {manifest.name: [] for manifest in others}
         for seed in config.seeds:
             name = f"{method}-seed{seed}"
             model = task.train(encoder, task.head(train, labels), train, run, name, seed, start, config.downstream_use)
             results.append(task.score(model, test))
+            for manifest in others:
+                also[manifest.name].append(task.score(model, manifest))
             model.save_adapter("task", run.adapter(name))
             model.save_head(task.task, run.head(name))
         by_seed = [task.metrics([result])[task.metric]["value"] for result in results]
         figures[method] = {
             "metrics": task.metrics(results),
             f"{task.metric}_by_seed": by_seed,
+            "also": {name: task.metrics(found) for name, found in also.items()},
             "parameters": model.count_parameters(),
         }
-        print(f"{method}: {task.metric.upper()} {figures[method]['metrics'][task.metric]['value']:.1%}")
+        scored = {test.name: figures[method]["metrics"], **figures[method]["also"]}
+        shown = ", ".join(f"{name} {metrics[task.metric]['value']:.1%}" for name, metrics in scored.items())
+        print(f"{method}: {task.metric.upper()} on {shown}")
     return {"train": train.describe(), "test": test.describe(), "figures": figures}
 
 

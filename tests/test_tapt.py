@@ -169,7 +169,8 @@ def test_recipe(speech, tmp_path):
     command = [
         "recipes/tapt.py", "--train", speech / "speech.jsonl", "--encoder", speech / "encoder", "--output", out,
         "--objective", "wavlm", "--adapter", "last-2", "--save-base", "--seeds", "0",
-        "--downstream-train", speech / "speech.jsonl", "--downstream-test", speech / "speech.jsonl",
+        "--downstream-also", speech / "speech.jsonl", "--downstream-train", speech / "speech.jsonl",
+        "--downstream-test", speech / "speech.jsonl",
         "training.updates=4", "training.crops=2", "training.crop_seconds=0.6", "training.evaluate_every=2",
         "wavlm.units=1", "wavlm.clusters=5", "wav2vec2.entries=8", "wav2vec2.negatives=5",
         "second_pass.updates=2", "second_pass.crops=1", "second_pass.crop_seconds=0.6",
@@ -180,6 +181,7 @@ def test_recipe(speech, tmp_path):
     results = json.loads((out / "results.json").read_text())
     assert results["prediction_head"] == "new" and results["passes"]["second"]["subdomain"] in ("noisy", "clean")
     assert 0 <= results["metrics"]["wer"]["low"] <= results["metrics"]["wer"]["high"]
+    assert results["downstream"]["tapt"]["also"]["speech"]["wer"] == results["downstream"]["tapt"]["metrics"]["wer"]
     assert set(results["downstream"]) == {"tapt", "without"} and (out / "report.html").is_file()
     model = SpeechAdapterModel(load_encoder(speech / "encoder"))
     model.load_adapter(out / "adapters" / "tapt")
