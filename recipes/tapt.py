@@ -153,27 +153,27 @@ def compare_downstream(config: Config, encoder, run) -> dict[str, Any]:
         task.adapter, task.adapter_options = config.adapter, config.adapter_options
     train = Manifest.read(config.downstream_train, task.required, check_files=True)
     test = Manifest.read(config.downstream_test, task.required, check_files=True)
-    others = [Manifest.read(path, task.required, check_files=True) for path in config.downstream_also]
+    others = {str(path): Manifest.read(path, task.required, check_files=True) for path in config.downstream_also}
     labels = sorted({*train.values(task.label_field), *test.values(task.label_field)}) if task.task != "asr" else ()
     figures = {}
     for method, start in (("tapt", run.adapter("tapt")), ("without", None)):
-        results, also = [], {manifest.name: [] for manifest in others}
+        results, also = [], {path: [] for path in others}
         for seed in config.seeds:
             name = f"{method}-seed{seed}"
             model = task.train(encoder, task.head(train, labels), train, run, name, seed, start, config.downstream_use)
             results.append(task.score(model, test))
-            for manifest in others:
-                also[manifest.name].append(task.score(model, manifest))
+            for path, manifest in others.items():
+                also[path].append(task.score(model, manifest))
             model.save_adapter("task", run.adapter(name))
             model.save_head(task.task, run.head(name))
         by_seed = [task.metrics([result])[task.metric]["value"] for result in results]
         figures[method] = {
             "metrics": task.metrics(results),
             f"{task.metric}_by_seed": by_seed,
-            "also": {name: task.metrics(found) for name, found in also.items()},
+            "also": {path: task.metrics(found) for path, found in also.items()},
             "parameters": model.count_parameters(),
         }
-        scored = {test.name: figures[method]["metrics"], **figures[method]["also"]}
+        scored = {str(config.downstream_test): figures[method]["metrics"], **figures[method]["also"]}
         shown = ", ".join(f"{name} {metrics[task.metric]['value']:.1%}" for name, metrics in scored.items())
         print(f"{method}: {task.metric.upper()} on {shown}")
     return {"train": train.describe(), "test": test.describe(), "figures": figures}

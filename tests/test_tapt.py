@@ -181,7 +181,8 @@ def test_recipe(speech, tmp_path):
     results = json.loads((out / "results.json").read_text())
     assert results["prediction_head"] == "new" and results["passes"]["second"]["subdomain"] in ("noisy", "clean")
     assert 0 <= results["metrics"]["wer"]["low"] <= results["metrics"]["wer"]["high"]
-    assert results["downstream"]["tapt"]["also"]["speech"]["wer"] == results["downstream"]["tapt"]["metrics"]["wer"]
+    adapted = results["downstream"]["tapt"]
+    assert adapted["also"][str(speech / "speech.jsonl")]["wer"] == adapted["metrics"]["wer"]
     assert set(results["downstream"]) == {"tapt", "without"} and (out / "report.html").is_file()
     model = SpeechAdapterModel(load_encoder(speech / "encoder"))
     model.load_adapter(out / "adapters" / "tapt")
