@@ -7,9 +7,8 @@
 
 Whisper's layers fit the pre-norm layers of the three families tensor for tensor; its log-mel front-end and sinusoidal
 positions do not. So the student starts from the teacher's layers and learns a convolutional front-end that feeds them
-(``front``); then everything learns to give the teacher's hidden state in every layer (``joint`` at a
-constant learning rate, ``anneal`` with a falling one), hearing noisy and telephone speech where the teacher hears it
-clean.
+(``front``); then everything learns to give the teacher's hidden state in every layer (``joint`` at a constant learning
+rate, ``anneal`` with a falling one), hearing noisy and telephone speech where the teacher hears it clean.
 
 The run folder holds ``checkpoint.pt`` (written every few minutes and on Ctrl-C; the same command resumes it to the
 same weights), ``metrics.jsonl``, ``results.json`` and, in the end, ``encoder/`` in Hugging Face's format.
@@ -140,8 +139,11 @@ def normalized(waves: Tensor) -> Tensor:
     return centred / (centred.square().mean(1, keepdim=True) + 1e-7).sqrt()
 
 
-def load_weights(model: nn.Module, source: Path, part: str = "") -> None:
-    """Start from another run, or a folder in Hugging Face's format, maybe of another family; or a part of it."""
+def load_weights(model: nn.Module, key: str, source: Path, part: str = "") -> None:
+    """Start from another run, or a folder in Hugging Face's format, maybe of another family; or a part of it.
+
+    ``key`` is the configuration's, for the errors.
+    """
     from safetensors.torch import load_file
 
     if (source / "checkpoint.pt").is_file():
@@ -149,19 +151,15 @@ def load_weights(model: nn.Module, source: Path, part: str = "") -> None:
     elif (file := source / "model.safetensors").is_file():
         tensors = load_file(str(file))
     else:
-        raise CheckpointError(
-            f"init_from={source}: holds neither checkpoint.pt nor model.safetensors; give a run folder"
-        )
+        raise CheckpointError(f"{key}={source}: holds neither checkpoint.pt nor model.safetensors; give a run folder")
     tensors = {name: tensor.float() for name, tensor in tensors.items() if name.startswith(part)}
     try:
         missing, unexpected = model.load_state_dict(tensors, strict=False)
     except RuntimeError as error:
-        raise CheckpointError(
-            f"init_from={source}: other sizes than the student's; give it the same student"
-        ) from error
+        raise CheckpointError(f"{key}={source}: other sizes than the student's; give it the same student") from error
     differing = [name for name in (*missing, *unexpected) if name.startswith(part)]
     if wrong := [name for name in differing if "rel_attn_embed" not in name and "gru_rel" not in name]:
-        raise CheckpointError(f"init_from={source}: {wrong[0]} is not in both; it is another architecture")
+        raise CheckpointError(f"{key}={source}: {wrong[0]} is not in both; it is another architecture")
 
 
 def student_states(model: nn.Module, waves: Tensor, stop: int) -> tuple[Tensor, ...]:
@@ -204,9 +202,9 @@ class Run:
             if not 1 <= len(getattr(config, name).layer_weights) <= layers + 1:
                 raise ConfigError(f"{name}.layer_weights: give 1 to {layers + 1} weights, for states 0 to {layers}")
         if config.init_from is not None and not self.resumed:
-            load_weights(self.student, config.init_from)
+            load_weights(self.student, "init_from", config.init_from)
         if config.layers_from is not None and not self.resumed:
-            load_weights(self.student, config.layers_from, "encoder.layer")
+            load_weights(self.student, "layers_from", config.layers_from, "encoder.layer")
         self.student.to(config.device)
         width = self.student.config.hidden_size
         self.distillation = HiddenStateDistillation(width, width, [(i, i) for i in range(layers + 1)], None, 600)

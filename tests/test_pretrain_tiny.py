@@ -135,6 +135,8 @@ def test_layers_come_from_a_student_with_another_front_end(recipe: ModuleType, d
     assert layers and all(torch.equal(old[name], new[name]) for name in layers)
     position = "encoder.pos_conv_embed.conv.bias"
     assert not torch.equal(old[position], new[position])
+    with pytest.raises(CheckpointError, match="layers_from=.*neither checkpoint.pt"):
+        recipe.main(arguments(data, tmp_path / "none", f"layers_from={tmp_path}"))
 
 
 def test_resumed_runs_end_at_the_same_weights(
