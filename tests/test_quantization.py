@@ -8,6 +8,7 @@ from small_encoders import FAMILIES, STYLES, small_encoder
 from small_models import METHODS, TARGETS, batch, parameters, shake, small_model
 
 from speech_adapters.encoders import load_encoder
+from speech_adapters.encoders import quantization
 from speech_adapters.encoders.quantization import LEVELS, QuantizedConv1d, QuantizedLinear, weight_bytes
 from speech_adapters.errors import ConfigError
 from speech_adapters.heads.ctc import CTCHead
@@ -68,6 +69,16 @@ def test_codes_are_the_nearest_levels():
         nearest = table[((groups / scales).unsqueeze(-1) - table).abs().argmin(-1)] * scales
         torch.testing.assert_close(held.weight, nearest.flatten()[:6000].view(60, 100))
         assert held.codes.numel() == groups.numel() // 2 and held.codes.dtype == torch.uint8
+
+
+@pytest.mark.parametrize("shape", [(384, 1536), (60, 100)])  # 6000 weights: the last group of 64 is padded
+def test_bitsandbytes_reads_our_nf4(shape):
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes (the extra gpu) is not installed")
+    assert quantization.has_bitsandbytes()
+    torch.manual_seed(0)
+    held = QuantizedLinear(torch.nn.Linear(*reversed(shape)), "nf4")
+    found = quantization._by_bitsandbytes(held.codes, held.scales, "nf4", shape)
+    torch.testing.assert_close(found, held.weight)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -6,14 +6,17 @@
 
 Linear maps take the asked form; convolutions (a tenth of the weights, near the waveform) are kept in int8 in all
 three. Norms, biases and what is smaller than 4096 weights stay as they are. The backward pass unfolds the weights
-again rather than keeping them, so that training too holds one unfolded matrix at a time. Plain tensor code: it runs on
-CPU and GPU.
+again rather than keeping them, so that training too holds one unfolded matrix at a time. Plain tensor code, which runs
+on CPU and GPU; the codes of nf4 lie as bitsandbytes packs them, whose kernel unfolds them on a GPU where it is
+installed.
 
 Source: Dettmers et al., "QLoRA" (NeurIPS 2023, section 3 and appendix E for the levels).
 """
 
 from __future__ import annotations
 
+from functools import cache
+from importlib.util import find_spec
 from typing import Literal
 
 import torch
@@ -63,7 +66,7 @@ class QuantizedLinear(nn.Linear):
         nn.Module.__init__(self)  # not Linear's: it would make a weight of its own
         self.in_features, self.out_features, self.kind = linear.in_features, linear.out_features, kind
         weight = linear.weight.detach().float()
-        codes, scales = _to_int8(weight) if kind == "int8" else _to_4_bits(weight, LEVELS[kind])
+        codes, scales = _to_int8(weight) if kind == "int8" else _to_4_bits(weight, kind)
         self.register_buffer("codes", codes)
         self.register_buffer("scales", scales)
         self.bias = linear.bias
@@ -73,7 +76,8 @@ class QuantizedLinear(nn.Linear):
         """(D_out, D_in), float32."""
         if self.kind == "int8":
             return self.codes * self.scales.float()
-        return _from_4_bits(self.codes, self.scales, LEVELS[self.kind], (self.out_features, self.in_features))
+        unfold = _by_bitsandbytes if self.kind == "nf4" and self.codes.is_cuda and has_bitsandbytes() else _from_4_bits
+        return unfold(self.codes, self.scales, self.kind, (self.out_features, self.in_features))
 
     def forward(self, hidden: Tensor) -> Tensor:
         return _FrozenLinear.apply(hidden, self)
@@ -145,18 +149,34 @@ def _to_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
     return (weight / scales).round().to(torch.int8), scales
 
 
-def _to_4_bits(weight: Tensor, levels: tuple[float, ...]) -> tuple[Tensor, Tensor]:
-    """(D_out, D_in) -> two codes a byte, (groups, GROUP / 2), and scales (groups, 1)."""
+def _to_4_bits(weight: Tensor, kind: str) -> tuple[Tensor, Tensor]:
+    """(D_out, D_in) -> two codes a byte, the first in the upper half, (groups, GROUP / 2), and scales (groups, 1)."""
     flat = functional.pad(weight.flatten(), (0, -weight.numel() % GROUP)).view(-1, GROUP)
     scales = flat.abs().amax(1, keepdim=True).clamp_min(1e-6).half()
-    table = torch.tensor(levels, device=weight.device)
+    table = torch.tensor(LEVELS[kind], device=weight.device)
     between = (table[1:] + table[:-1]) / 2
     codes = torch.bucketize(flat / scales.float(), between).to(torch.uint8)
-    return codes[:, ::2] | codes[:, 1::2] << 4, scales
+    return codes[:, ::2] << 4 | codes[:, 1::2], scales
 
 
-def _from_4_bits(codes: Tensor, scales: Tensor, levels: tuple[float, ...], shape: tuple[int, int]) -> Tensor:
-    table = torch.tensor(levels, device=codes.device)
-    pairs = torch.stack([codes & 15, codes >> 4], dim=-1).flatten(1)
+def _from_4_bits(codes: Tensor, scales: Tensor, kind: str, shape: tuple[int, int]) -> Tensor:
+    table = torch.tensor(LEVELS[kind], device=codes.device)
+    pairs = torch.stack([codes >> 4, codes & 15], dim=-1).flatten(1)
     values = table[pairs.int()] * scales.float()
     return values.flatten()[: shape[0] * shape[1]].view(shape)
+
+
+@cache
+def has_bitsandbytes() -> bool:
+    """True where bitsandbytes can be imported; importing it defines the kernel that :func:`_by_bitsandbytes` calls."""
+    if find_spec("bitsandbytes") is None:
+        return False
+    import bitsandbytes  # noqa: F401
+
+    return True
+
+
+def _by_bitsandbytes(codes: Tensor, scales: Tensor, kind: str, shape: tuple[int, int]) -> Tensor:
+    unfold = torch.ops.bitsandbytes.dequantize_4bit
+    packed = codes.flatten()[: (shape[0] * shape[1] + 1) // 2]  # it takes no padding of the last group
+    return unfold(packed, scales.float().flatten(), GROUP, kind, list(shape), torch.float32)
