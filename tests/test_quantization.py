@@ -7,8 +7,7 @@ import torch
 from small_encoders import FAMILIES, STYLES, small_encoder
 from small_models import METHODS, TARGETS, batch, parameters, shake, small_model
 
-from speech_adapters.encoders import load_encoder
-from speech_adapters.encoders import quantization
+from speech_adapters.encoders import load_encoder, quantization
 from speech_adapters.encoders.quantization import LEVELS, QuantizedConv1d, QuantizedLinear, weight_bytes
 from speech_adapters.errors import ConfigError
 from speech_adapters.heads.ctc import CTCHead
