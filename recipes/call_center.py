@@ -6,12 +6,14 @@
 
 What is trained, on the same updates:
 
-1. an adapter and the head on the first domain: the start of everything below; from here on the head is shared, frozen;
+1. an adapter and the head on the first domain, or those that --start-adapter and --start-head name: the start of
+   everything below; from here on the head is shared, frozen;
 2. one adapter a domain, from that start;
 3. AdapterFusion and a router over them, on all domains' data, the adapters frozen (they are not told the domain when
    scored);
 4. beside them: one adapter on the pooled data with as many updates as a domain's, the domain adapters' uniform
-   average, oracle routing (each domain's own adapter), and full fine-tuning on one domain after the other.
+   average, oracle routing (each domain's own adapter), and full fine-tuning on one domain after the other (from the
+   bare encoder, also where a start is named: what it shows is forgetting).
 
 The report shows the matrix of WERs. Down a column: what each method makes of a domain. Along a row: transfer. An
 adapter forgets nothing when the next one comes, since its weights are its own; what full fine-tuning forgets is the
@@ -43,6 +45,8 @@ class DomainFiles:
     train: Path
     test: Path
     dev: Path | None = None
+    shared_speakers: bool = False
+    """The same voices read other texts in training and test, as in prompts of one voice; else that is refused."""
 
 
 @dataclass(kw_only=True)
@@ -59,6 +63,8 @@ class Config:
     dev: Path | None = option(None, "the same for dev losses")
     test: Path | None = option(None, "the same for scoring")
     first: str | None = option(None, "the domain to start from; the first one found by default")
+    start_adapter: Path | None = option(None, "saved adapter to start all domains from; then --start-head too")
+    start_head: Path | None = option(None, "saved CTC head of that adapter; its vocabulary and normaliser are taken")
     vocabulary: str = option("wav2vec2", "wav2vec2, or characters: built from the training text")
     normalizer: str = option("librispeech", "text normaliser, saved with the head")
     rank: int | None = option(16, "rank of the fusion's matrices; null for full ones, as published")
@@ -70,6 +76,17 @@ class Config:
     """Of each stage."""
     combination: TrainingConfig = field(default_factory=TrainingConfig)
     """Of the fusion and the router."""
+
+    def __post_init__(self) -> None:
+        if (self.start_adapter is None) != (self.start_head is None):
+            raise ConfigError(
+                "give --start-adapter and --start-head together: a head fits the adapter it learnt with."
+            )
+
+    @property
+    def shared_speakers(self) -> list[str]:
+        """Domains whose training and test speakers are the same."""
+        return [name for name, files in self.domains.items() if files.shared_speakers]
 
 
 @dataclass(frozen=True)
@@ -86,7 +103,8 @@ def find_domains(config: Config) -> list[Domain]:
     """The domains as configured, the one to start from first; speakers of training sets are in no test set.
 
     Raises:
-        ConfigError, ManifestError: fewer than two domains, a domain without a split, a speaker in two splits.
+        ConfigError, ManifestError: fewer than two domains, a domain without a split, a speaker in two splits (of any
+            two domains; of one and the same only where it does not say ``shared_speakers``).
     """
     if config.domains:
         if config.train or config.dev or config.test:
@@ -105,7 +123,8 @@ def find_domains(config: Config) -> list[Domain]:
         raise ConfigError(f"first={config.first!r} is none of the domains {', '.join(names)}.")
     for one in domains:
         for other in domains:
-            check_disjoint(one.train, other.test)
+            if one is not other or one.name not in config.shared_speakers:
+                check_disjoint(one.train, other.test)
     return sorted(domains, key=lambda domain: domain.name != (config.first or names[0]))
 
 
@@ -147,8 +166,9 @@ class Seed:
         self.all_train = sum(train[1:], train[0])
         self.all_dev = None if None in dev else sum(dev[1:], dev[0])
 
-    def model(self, adapter: str, **options: Any):
-        """A fresh model with adapter "start" and the head."""
+    def model(self, fresh: str | None = None):
+        """A model with adapter "start" and head "asr": those that were named, or untrained ones; with ``fresh``, an
+        untrained one of that preset."""
         import torch
 
         from speech_adapters.adapters import preset
@@ -156,7 +176,13 @@ class Seed:
 
         torch.manual_seed(self.seed)
         model = SpeechAdapterModel(copy.deepcopy(self.encoder))
-        model.add_adapter("start", preset(adapter, "asr", **options))
+        config = self.config
+        if fresh is None and config.start_adapter:
+            model.load_adapter(config.start_adapter, "start")
+            model.load_head(config.start_head, "asr")
+            return model
+        options = config.adapter_options if fresh is None else {}
+        model.add_adapter("start", preset(fresh or config.adapter, "asr", **options))
         model.add_head("asr", self.head)
         return model
 
@@ -205,10 +231,10 @@ class Seed:
         """Stages 1 and 2; returns the model that holds all domains' adapters."""
         from speech_adapters.composition import Average
 
-        config, first = self.config, self.domains[0]
-        model = self.model(config.adapter, **config.adapter_options)
-        model.train_adapter("start", head="asr")
-        self.train(model, first.train, first.dev, "start", config.training)
+        config, first, model = self.config, self.domains[0], self.model()
+        if config.start_adapter is None:
+            model.train_adapter("start", head="asr")
+            self.train(model, first.train, first.dev, "start", config.training)
         model.save_head("asr", self.run.head("asr" + self.suffix))
         for domain in self.domains:
             model.merge_adapters(domain.name, {"start": 1.0})
@@ -248,10 +274,11 @@ class Seed:
     def baselines(self) -> None:
         """Stage 4."""
         config = self.config
-        twice = replace(config.training, updates=2 * config.training.updates)
-        model = self.model(config.adapter, **config.adapter_options)
+        twice = replace(config.training, updates=2 * config.training.updates)  # the start's, and a domain's
+        model = self.model()
         model.train_adapter("start", head="asr")
-        self.train(model, self.all_train, self.all_dev, "pooled", twice)
+        pooled = config.training if config.start_adapter else twice
+        self.train(model, self.all_train, self.all_dev, "pooled", pooled)
         self.score(model, "pooled")
         if not config.full:
             return
@@ -288,6 +315,7 @@ def summarise(config: Config, domains: Sequence[Domain], seeds: Sequence[Seed]) 
         "data": {f"{d.name} {s}": getattr(d, s).describe() for d in domains for s in ("train", "test")},
         **figures.pop("fusion"),
         "baselines": figures,
+        "shared_speakers": config.shared_speakers,
         "forgetting": forgetting(cells, [domain.name for domain in domains]),
         "updates": config.training.updates,
         "seeds": list(config.seeds),
@@ -306,6 +334,16 @@ def forgetting(cells: dict[str, dict[str, dict[str, float]]], names: Sequence[st
 
 def make_head(config: Config, domains: Sequence[Domain]):
     """The CTC head that all domains share."""
+    if config.start_head is not None:
+        from speech_adapters.bank.storage import load_part
+        from speech_adapters.heads.base import head_from_dict
+
+        head = head_from_dict(load_part(config.start_head, "head")[0]["config"])
+        if head.head_type != "ctc":
+            raise ConfigError(
+                f"--start-head {config.start_head}: its type is {head.head_type!r}; recognition needs ctc."
+            )
+        return head
     from speech_adapters.heads import CTCHead
     from speech_adapters.text import Vocabulary, normalize
 

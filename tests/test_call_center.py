@@ -95,6 +95,13 @@ def test_the_command_line_leaves_a_matrix_a_report_and_everything_that_was_train
         assert model.load_fusion(run / "fusions" / f"{name}-seed0") == name
     assert "average" in capsys.readouterr().out
 
+    saved = [f"--start-adapter={run / 'adapters/noisy-seed1'}", f"--start-head={run / 'heads/asr-seed1'}"]
+    recipe.main(configure(recipe, data, *saved, f"--output={tmp_path / 'next'}", "full=false", "training.updates=1"))
+    trained = {path.name for path in (tmp_path / "next" / "tensorboard").iterdir()}
+    assert trained == {*DOMAINS, "fusion", "router", "pooled"}  # and no "start"
+    head = "heads/{}/head_model.safetensors"
+    assert (tmp_path / "next" / head.format("asr")).read_bytes() == (run / head.format("asr-seed1")).read_bytes()
+
 
 def test_domains_come_from_fields_or_from_files_of_their_own(recipe, data):
     domains = recipe.find_domains(configure(recipe, data, "--first=telephone"))
@@ -109,6 +116,22 @@ def test_domains_come_from_fields_or_from_files_of_their_own(recipe, data):
     assert {utterance.domain for utterance in domains[1].train} == {"b"}
 
 
+def test_one_voice_in_training_and_test_must_be_said_and_never_crosses_domains(recipe, data):
+    one_voice = {"train": data / "train.jsonl", "test": data / "train.jsonl"}
+    other = {"train": data / "dev.jsonl", "test": data / "test.jsonl"}
+    plain = replace(configure(recipe, data), train=None, dev=None, test=None, first=None)
+
+    def domains(**files):
+        return recipe.find_domains(replace(plain, domains={n: recipe.DomainFiles(**f) for n, f in files.items()}))
+
+    with pytest.raises(ManifestError, match="speaker"):
+        domains(prompts=one_voice, calls=other)
+    said = one_voice | {"shared_speakers": True}
+    assert [domain.name for domain in domains(prompts=said, calls=other)] == ["prompts", "calls"]
+    with pytest.raises(ManifestError, match="speaker"):
+        domains(prompts=said, calls={"train": data / "train.jsonl", "test": data / "test.jsonl"})
+
+
 def test_what_cannot_be_compared_is_refused(recipe, data, tmp_path):
     Manifest.read(data / "test.jsonl").filter(lambda u: u.domain != "noisy").write(data / "two.jsonl")
     Manifest.read(data / "train.jsonl").filter(lambda u: u.domain == "noisy").write(data / "one.jsonl")
@@ -118,6 +141,7 @@ def test_what_cannot_be_compared_is_refused(recipe, data, tmp_path):
         (("--first=studioo",), ConfigError, "first='studioo' is none of the domains"),
         ((f"--test={data / 'train.jsonl'}",), ManifestError, "speaker"),
         (("--test=null",), ConfigError, "give --train and --test together"),
+        (("--start-adapter=a",), ConfigError, "give --start-adapter and --start-head together"),
     ):
         with pytest.raises(error, match=message):
             recipe.find_domains(configure(recipe, data, *arguments))
