@@ -238,7 +238,7 @@ def test_report_shows_the_matrix_and_the_mistakes(result, manifest, tmp_path):
     (tmp_path / "worst.json").write_text(json.dumps(mistakes))
     page = write_report(tmp_path).read_text()
     Page(page)  # tags nest
-    assert page.count('aria-label="confusion matrix"') == 2 and "macro f1 %" in page
+    assert page.count('aria-label="confusion matrix"') == 2 and "macro F1 %" in page
     count = int(result.confusion[0, 1])
     assert f"high taken for low: {count} of {result.per_class['high'].support}" in page
     assert page.count("<audio") == len(mistakes) > 0

@@ -115,8 +115,8 @@ def test_table_of_metrics_that_are_no_error_rates() -> None:
         {"method": "b", "metrics": {"ua": None, "min_dcf": float("nan")}},
     ]
     lines = summary_table(rows).splitlines()
-    assert lines[0].split() == "method UA % 95 % interval min dcf".split()
-    assert lines[2].split() == ["a", "70.0", "[60.0,", "80.0]", "0.4321"]
+    assert lines[0].split() == "method UA % 95 % interval minDCF".split()
+    assert lines[2].split() == ["a", "70.0", "[60.0,", "80.0]", "0.432"]
     assert lines[3].split() == ["b"]
     assert summary_table([]).strip() == ""
 
@@ -230,4 +230,7 @@ def test_charts_of_odd_data_stay_inside_the_frame() -> None:
         assert "<b>" not in chart and chart.count("<circle") == len(named)
         for x, y in re.findall(r'cx="([^"]*)" cy="([^"]*)"', chart):
             assert 56 <= float(x) <= 628 and 10 <= float(y) <= 222
+    crowd = scatter_chart({f"method {i}": (2.1e6, 50 + 0.01 * i) for i in range(5)}, "x", "y")
+    names = sorted(float(y) for y in re.findall(r'y="([^"]*)" text-anchor="\w+">method', crowd))
+    assert all(below - above >= 11 for above, below in zip(names, names[1:], strict=False)) and ">5M<" in crowd
     assert 'height="0.0"' in bar_chart({"a": 0.0, "b": 1.0}, "x", "y")

@@ -134,7 +134,7 @@ def scatter_chart(points: Mapping[str, tuple[float, float]], x_label: str, y_lab
     if not points:
         return ""
     xs, ys = [x for x, _ in points.values()], [y for _, y in points.values()]
-    x_ticks = [10.0**e for e in range(math.floor(math.log10(min(xs))), math.floor(math.log10(max(xs))) + 2)]
+    x_ticks = _log_ticks(min(xs), max(max(xs), 1.01 * min(xs)))
     y_ticks = ticks(min(ys), max(ys))
     x_low, x_high = math.log(x_ticks[0]), math.log(x_ticks[-1])
 
@@ -144,12 +144,19 @@ def scatter_chart(points: Mapping[str, tuple[float, float]], x_label: str, y_lab
 
     parts = [_horizontal(place(x_ticks[0], y)[1], number(y)) for y in y_ticks]
     parts += [_below(place(x, y_ticks[0])[0], number(x)) for x in x_ticks]
-    for name, (x, y) in points.items():
+    labels: list[tuple[float, float, float]] = []  # left, right and height of those that stand
+    for name, (x, y) in sorted(points.items(), key=lambda point: -point[1][1]):  # from the top down
         left, top = place(x, y)
         anchor, shift = ("end", -6) if left > 0.75 * _WIDTH else ("start", 6)
+        wide = 6.5 * len(name) + 6
+        begin = left - wide if anchor == "end" else left
+        height = top + 4
+        while any(b < begin + wide and begin < e and abs(h - height) < 11 for b, e, h in labels):
+            height += 1
+        labels.append((begin, begin + wide, height))
         parts.append(
             f'<circle cx="{left:.1f}" cy="{top:.1f}" r="3.5" fill="{COLORS[0]}"><title>{escape(name)}: {number(x)}, '
-            f'{y:.4g}</title></circle><text x="{left + shift:.1f}" y="{top + 4:.1f}" text-anchor="{anchor}">'
+            f'{y:.4g}</title></circle><text x="{left + shift:.1f}" y="{height:.1f}" text-anchor="{anchor}">'
             f"{escape(name)}</text>"
         )
     return _svg(parts, x_label, y_label)
@@ -209,7 +216,9 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 
 def number(value: float) -> str:
-    """A short label: ``12k``, ``0.05``."""
+    """A short label: ``2M``, ``12k``, ``0.05``."""
+    if abs(value) >= 1_000_000:
+        return f"{value / 1e6:.4g}M"
     if abs(value) >= 10_000:
         return f"{value / 1000:g}k"
     return f"{value:.6g}"

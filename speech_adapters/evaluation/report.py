@@ -128,11 +128,10 @@ def _classes(rows: Sequence[Mapping[str, Any]]) -> str:
             for name, entry in per_class.items()
         ]
         titles = ["class", "utterances", "recall %", "precision %", "F1 %"]
-        figures.append(
-            f"<h3>{escape(str(row['method']))}</h3>{confusion_chart(confusion['labels'], confusion['counts'])}"
-            + _table(titles, cells, [False, True, True, True, True])
-        )
-    return _side_by_side(*figures)
+        chart = confusion_chart(confusion["labels"], confusion["counts"])
+        table = _table(titles, cells, [False, True, True, True, True])
+        figures.append(f'<h3>{escape(str(row["method"]))}</h3><div class="pair">{chart}{table}</div>')
+    return "".join(figures)
 
 
 def _rate(entry: Mapping[str, float]) -> str:
@@ -312,11 +311,13 @@ h3 { font-size: .95rem; margin: 0 0 .3rem; font-weight: 600; }
 .facts dt, .note, th, article header span { opacity: .68; font-size: .82rem; }
 .facts dd { margin: 0; font-weight: 600; }
 .scroll, pre { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; white-space: nowrap; }
-th, td { padding: .35rem .6rem; text-align: left; border-bottom: 1px solid var(--line); }
+table { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums; white-space: nowrap; }
+th, td { padding: .35rem .5rem; text-align: left; border-bottom: 1px solid var(--line); }
 th:first-child, td:first-child { padding-left: 0; }
 th { font-weight: 600; } .number { text-align: right; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 1.5rem; }
+.pair { display: flex; flex-wrap: wrap; gap: 1.5rem; align-items: center; margin-bottom: 1.5rem; }
+.pair .chart { flex: 1 1 24rem; } .pair .scroll { max-width: 100%; }
 figure { margin: 0; min-width: 0; } .chart { width: 100%; max-width: 40rem; height: auto; }
 .square { max-width: 28rem; }
 .chart text { font-size: 12px; fill: currentColor; opacity: .75; } .grid { stroke: var(--line); }

@@ -9,6 +9,7 @@ from typing import Any
 
 RATES = {"wer", "cer", "eer", "ua", "uar", "wa", "war", "accuracy", "f1", "macro_f1"}  # fractions, shown as percent
 _HIGHER_IS_BETTER = {"ua", "uar", "wa", "war", "accuracy", "f1", "macro_f1"}
+_WRITTEN = {"min dcf": "minDCF", "act dcf": "actDCF", "min cllr": "minCllr", "cllr": "Cllr", "macro f1": "macro F1"}
 _COUNTS = {"substitutions": "sub", "deletions": "del", "insertions": "ins"}
 
 
@@ -85,13 +86,15 @@ def figure(entry: Any) -> float | None:
 
 def _title(name: str) -> str:
     shown = name.upper() if len(name) <= 3 else name.replace("_", " ")
+    for plain, written in _WRITTEN.items():
+        shown = shown.replace(plain, written)
     return f"{shown} %" if name.lower() in RATES else shown
 
 
 def _show(name: str, value: float | None) -> str:
     if value is None:
         return ""
-    return f"{100 * value:.1f}" if name.lower() in RATES else f"{value:.4g}"
+    return f"{100 * value:.1f}" if name.lower() in RATES else f"{value:.3f}"
 
 
 def _interval(name: str, entry: Any) -> str:
