@@ -126,6 +126,21 @@ def test_presets_take_the_task_and_changed_settings():
     assert (conventional.head_learning_rate, preset("houlsby-speech").head_learning_rate) == (5e-4, 1e-3)
 
 
+def test_presets_joined_by_plus_are_one_adapter():
+    config = preset("lora+el", "speaker", lora={"rank": 16, "targets": ["q_proj"]}, el={"e_size": 32})
+    lora, e, l_part, norms = config.parts
+    assert (lora.rank, lora.targets, e.size, l_part.activation) == (16, ("q_proj",), 32, "relu")
+    assert config.head_learning_rate == preset("el", "speaker").head_learning_rate
+    assert len(preset("el+l").parts) == 3  # the L-adapters and LayerNorms of both are the same
+    for name, changes, message in (
+        ("lora+lo", {}, "unknown adapter preset 'lo'"),
+        ("lora+l", {"rank": 16}, r"preset 'lora\+l': give settings by preset, as in {lora: {...}}"),
+        ("lora+l", {"e": {"e_size": 3}}, "give settings by preset"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            preset(name, **changes)
+
+
 BAD = {
     "size": (lambda: Bottleneck(size=0), "bottleneck: size=0; it must be at least 1"),
     "reduction": (lambda: Bottleneck(reduction_factor=0), "reduction_factor=0; it must be at least 1"),

@@ -41,7 +41,7 @@ class ExperimentConfig:
 
     encoder: str = option("tiny-wavlm", "packaged name, local folder or hub id")
     quantize: Literal["int8", "int4", "nf4"] | None = option(None, "hold the frozen base in so many bits; null: as is")
-    adapter: str = option("elp", "preset of the adapter: elp, el, l, e, lora, houlsby, pfeiffer, parallel, ...")
+    adapter: str = option("elp", "preset of the adapter: elp, el, lora, houlsby, ..., or several as one: lora+l")
     adapter_options: dict[str, Any] = field(default_factory=dict)
     """Settings of the preset to change, such as ``e_size`` or ``rank``."""
     baselines: tuple[str, ...] = option(("head-only",), "presets trained beside it; add full for full fine-tuning")
@@ -258,9 +258,8 @@ def _train_and_score(task, corpora, fold, encoder, method, adapter, seed, run) -
     from speech_adapters.model import SpeechAdapterModel
 
     config, corpus = task.config, corpora[fold]
-    name = (
-        method + (f"-fold{fold + 1}" if len(corpora) > 1 else "") + (f"-seed{seed}" if len(config.seeds) > 1 else "")
-    )
+    name = method.replace("+", "-")  # "lora+l": a name of folders and adapters too
+    name += (f"-fold{fold + 1}" if len(corpora) > 1 else "") + (f"-seed{seed}" if len(config.seeds) > 1 else "")
     torch.manual_seed(seed)
     model = SpeechAdapterModel(copy.deepcopy(encoder))
     model.add_adapter(name, adapter)
