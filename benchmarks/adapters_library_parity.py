@@ -18,6 +18,7 @@ import argparse
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
@@ -92,7 +93,7 @@ def prepare(folder: Path, family: str, style: str, case: str) -> tuple[torch.Ten
     for site, layers in model.adapters["a"].sites.items():
         for index, layer in layers.items():
             for name, linear in (("adapter_down.0", layer.down), ("adapter_up", layer.up)):
-                weights[f"{PLACES[site]}|{index}|{name}"] = (linear.weight.detach(), linear.bias.detach())
+                weights[f"{PLACES[site]}|{index}|adapters.a.{name}"] = (linear.weight.detach(), linear.bias.detach())
     torch.save({"weights": weights, "waveforms": waveforms, "case": CASES[case][1]}, folder / "case.pt")
     encoder.normalize = False  # the waveforms are normalised already
     with torch.no_grad():
@@ -101,33 +102,51 @@ def prepare(folder: Path, family: str, style: str, case: str) -> tuple[torch.Ten
         return output, model(waveforms).last_hidden_state
 
 
-def other_side(folder: Path) -> None:
-    """In the library's environment: load, build, run, write the output of one case."""
+def library_model(folder: Path, given: dict):
+    """In the library's environment: the stock encoder with its interface, and the adapter config of one case."""
     import adapters
     from adapters import AdapterModelInterface
     from transformers import AutoModel
 
-    given = torch.load(folder / "case.pt", weights_only=True)
     model = AutoModel.from_pretrained(folder / "encoder")
     adapters.init(model, interface=AdapterModelInterface(**INTERFACE))
-    config, settings = given["case"]
-    model.add_adapter("a", config=getattr(adapters, config)(**settings))
-    model.set_active_adapters("a")
+    name, settings = given["case"]
+    return model.eval(), getattr(adapters, name)(**settings)
+
+
+@torch.no_grad()
+def write_output(model, given: dict, folder: Path) -> None:
+    """In the library's environment: take our weights, by "place|layer|part", run, write the output."""
+    import adapters
+
     modules = dict(model.named_modules())
-    with torch.no_grad():
-        for key, (weight, bias) in given["weights"].items():
-            place, index, part = key.split("|")
-            (name,) = (n for n in modules if f"layers.{index}." in n and f"{place}.adapters.a.{part}" in n)
-            linear = modules[name]
-            linear = linear[0] if isinstance(linear, torch.nn.Sequential) else linear
-            linear.weight.copy_(weight)
+    for key, (weight, bias) in given["weights"].items():
+        place, index, part = key.split("|")
+        (name,) = (n for n in modules if f"layers.{index}." in n and f"{place}.{part}" in n)
+        linear = modules[name]
+        linear = linear[0] if isinstance(linear, torch.nn.Sequential) else linear
+        linear.weight.copy_(weight)
+        if bias is not None:
             linear.bias.copy_(bias)
-        output = model.eval()(given["waveforms"]).last_hidden_state
+    output = model(given["waveforms"]).last_hidden_state
     torch.save({"output": output, "adapters": adapters.__version__}, folder / "output.pt")
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def other_side(folder: Path) -> None:
+    """One case in the library's environment."""
+    given = torch.load(folder / "case.pt", weights_only=True)
+    model, config = library_model(folder, given)
+    model.add_adapter("a", config=config)
+    model.set_active_adapters("a")
+    write_output(model, given, folder)
+
+
+def compare(script: str, description: str, prepare, other_side, cases: Sequence[str], effect: str) -> int:
+    """The command line of a comparison: every case here, then in the other environment; 1 where the bar is missed.
+
+    ``script`` is run there with ``--other-side``; ``effect`` names what stands beside the difference.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--python", type=Path, help="the interpreter of an environment with adapters 1.3.0")
     parser.add_argument("--other-side", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -137,22 +156,24 @@ def main() -> int:
         return 0
     if arguments.python is None or not arguments.python.exists():
         parser.error(f"--python {arguments.python}: give the interpreter of an environment with adapters 1.3.0")
-    names = [f"{family} {style} {case}" for family, style, case in product(FAMILIES, STYLES, CASES)]
+    names = [f"{family} {style} {case}" for family, style, case in product(FAMILIES, STYLES, cases)]
     with tempfile.TemporaryDirectory() as folder:
+        for name in names:
+            (Path(folder) / name).mkdir()
         ours = {name: prepare(Path(folder) / name, *name.split()) for name in names}
-        subprocess.run([str(arguments.python), __file__, "--other-side", folder], check=True)
+        subprocess.run([str(arguments.python), script, "--other-side", folder], check=True)
         found = {name: torch.load(Path(folder) / name / "output.pt", weights_only=True) for name in names}
-    print(f"{'case':32s} {'difference':>10s} {'effect of the adapter':>22s}")
+    print(f"{'case':32s} {'difference':>10s} {effect:>22s}")
     worst = 0.0
-    for name, (output, base) in ours.items():
+    for name, (output, other) in ours.items():
         difference = (output - found[name]["output"]).abs().max().item()
         apart = name.endswith(OTHER_FORMULA)
         note = "  another formula, not counted" if apart else ""
-        print(f"{name:32s} {difference:10.1e} {(output - base).abs().max().item():22.1e}{note}")
+        print(f"{name:32s} {difference:10.1e} {(output - other).abs().max().item():22.1e}{note}")
         worst = worst if apart else max(worst, difference)
     print(f"adapters {found[name]['adapters']}: greatest difference {worst:.1e}, bar {BAR:.0e}")
     return int(worst > BAR)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(compare(__file__, __doc__, prepare, other_side, tuple(CASES), "effect of the adapter"))

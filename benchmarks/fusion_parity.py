@@ -10,17 +10,13 @@ output; ours adds it to that output, as with one adapter.
 
 from __future__ import annotations
 
-import argparse
-import subprocess
 import sys
-import tempfile
-from itertools import product
 from pathlib import Path
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from adapters_library_parity import BAR, CASES, FAMILIES, INTERFACE, OTHER_FORMULA, PLACES, STYLES
+from adapters_library_parity import CASES, PLACES, compare, library_model, write_output
 
 MEMBERS = ("a", "b")
 FUSED = tuple(case for case in CASES if case != "parallel")
@@ -67,63 +63,17 @@ def prepare(folder: Path, family: str, style: str, case: str) -> tuple[torch.Ten
 
 
 def other_side(folder: Path) -> None:
-    """In the library's environment: load, build, run, write the output of one case."""
-    import adapters
-    from adapters import AdapterModelInterface
+    """One case in the library's environment."""
     from adapters.composition import Fuse
-    from transformers import AutoModel
 
     given = torch.load(folder / "case.pt", weights_only=True)
-    model = AutoModel.from_pretrained(folder / "encoder")
-    adapters.init(model, interface=AdapterModelInterface(**INTERFACE))
-    config, settings = given["case"]
+    model, config = library_model(folder, given)
     for name in MEMBERS:
-        model.add_adapter(name, config=getattr(adapters, config)(**settings))
+        model.add_adapter(name, config=config)
     model.add_adapter_fusion(Fuse(*MEMBERS))
     model.set_active_adapters(Fuse(*MEMBERS))
-    modules = dict(model.named_modules())
-    with torch.no_grad():
-        for key, (weight, bias) in given["weights"].items():
-            place, index, part = key.split("|")
-            (name,) = (n for n in modules if f"layers.{index}." in n and f"{place}.{part}" in n)
-            linear = modules[name]
-            linear = linear[0] if isinstance(linear, torch.nn.Sequential) else linear
-            linear.weight.copy_(weight)
-            if bias is not None:
-                linear.bias.copy_(bias)
-        output = model.eval()(given["waveforms"]).last_hidden_state
-    torch.save({"output": output, "adapters": adapters.__version__}, folder / "output.pt")
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--python", type=Path, help="the interpreter of an environment with adapters 1.3.0")
-    parser.add_argument("--other-side", type=Path, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.other_side:
-        for folder in sorted(arguments.other_side.iterdir()):
-            other_side(folder)
-        return 0
-    if arguments.python is None or not arguments.python.exists():
-        parser.error(f"--python {arguments.python}: give the interpreter of an environment with adapters 1.3.0")
-    names = [f"{family} {style} {case}" for family, style, case in product(FAMILIES, STYLES, FUSED)]
-    with tempfile.TemporaryDirectory() as folder:
-        for name in names:
-            (Path(folder) / name).mkdir()
-        ours = {name: prepare(Path(folder) / name, *name.split()) for name in names}
-        subprocess.run([str(arguments.python), __file__, "--other-side", folder], check=True)
-        found = {name: torch.load(Path(folder) / name / "output.pt", weights_only=True) for name in names}
-    print(f"{'case':32s} {'difference':>10s} {'fusion against average':>22s}")
-    worst = 0.0
-    for name, (output, average) in ours.items():
-        difference = (output - found[name]["output"]).abs().max().item()
-        apart = name.endswith(OTHER_FORMULA)
-        note = "   another formula, not counted" if apart else ""
-        print(f"{name:32s} {difference:10.1e} {(output - average).abs().max().item():22.1e}{note}")
-        worst = worst if apart else max(worst, difference)
-    print(f"adapters {found[name]['adapters']}: greatest difference {worst:.1e}, bar {BAR:.0e}")
-    return int(worst > BAR)
+    write_output(model, given, folder)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(compare(__file__, __doc__, prepare, other_side, FUSED, "fusion against average"))
