@@ -15,6 +15,7 @@ import base64
 import io
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -162,15 +163,23 @@ def _datum(key: str, value: Any) -> str:
 
 
 def _curves(log: Sequence[Mapping[str, Any]], own: str) -> str:
-    """Losses and held-out rates over steps; a log line may say which ``method`` it is of."""
-    methods = list(dict.fromkeys(str(line.get("method", own)) for line in log))
-    curves: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    """Losses and held-out rates over steps, the mean of a method's seeds; a log line may say its ``method``."""
+
+    def method_of(line: Mapping[str, Any]) -> str:
+        return re.sub(r"-seed\d+$", "", str(line.get("method", own)))
+
+    methods = list(dict.fromkeys(map(method_of, log)))
+    found: dict[tuple[str, str], dict[float, list[float]]] = {}
     for index, line in enumerate(log):
+        step = figure(line.get("step"))
         for key, value in line.items():
-            step = figure(line.get("step"))
             if figure(value) is not None:
-                point = (float(index if step is None else step), float(value))
-                curves.setdefault((str(line.get("method", own)), key), []).append(point)
+                steps = found.setdefault((method_of(line), key), {})
+                steps.setdefault(float(index if step is None else step), []).append(float(value))
+    curves = {
+        name: [(step, sum(values) / len(values)) for step, values in sorted(steps.items())]
+        for name, steps in found.items()
+    }
 
     def lines(wanted: Iterable[tuple[str, str]]) -> list[Line]:
         return [
