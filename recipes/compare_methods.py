@@ -19,7 +19,7 @@ from speech_adapters.config import option, parse_cli, run_main
 from speech_adapters.errors import ConfigError
 from speech_adapters.training.experiment import run_experiment
 
-PRESETS = {"demo": Path(__file__).with_suffix(".yaml")}
+PRESETS = {path.stem: path for path in (Path(__file__).parent / "compare_methods").glob("*.yaml")}
 
 
 @dataclass(kw_only=True)

@@ -160,15 +160,21 @@ def test_an_adapter_beats_the_frozen_head_on_the_packaged_encoder(tmp_path):
 def test_comparing_methods_leaves_a_table_and_a_scatter_plot(corpus):
     output = corpus / "compared"
     sets = [f"--{split}={corpus / split}.jsonl" for split in ("train", "dev", "test")]
-    methods = ["lora", "prefix", "adalora", "gradual", "cnn-adapter"]
+    methods = ["lora+l", "prefix", "adalora", "gradual", "cnn-adapter"]
     done = run(
         "recipes/compare_methods.py", *sets, f"--encoder={corpus / 'encoder'}", f"--output={output}",
         f"--methods={','.join(methods)}", "training.updates=8", "training.batch_seconds=6", "--quantize=int8",
+        "options.lora+l.lora.rank=2", "options.prefix.length=3", "options.houlsby.size=4",
     )  # fmt: skip
     results = json.loads((output / "results.json").read_text())
     assert [results["adapter"], *results["baselines"]] == methods
-    assert all(re.search(rf"^{method} .*\d", done.stdout, re.M) for method in methods)
+    assert all(re.search(rf"^{re.escape(method)} .*\d", done.stdout, re.M) for method in methods)
+    lora, *_ = json.loads((output / "adapters" / "lora-l" / "adapter.json").read_text())["config"]["parts"]
+    prefix = json.loads((output / "adapters" / "prefix" / "adapter.json").read_text())["config"]
+    assert lora["rank"] == 2 and prefix["length"] == 3
     report = (output / "report.html").read_text()
     assert "Figures against parameters" in report and ">cnn-adapter</text>" in report
     wrong = run("recipes/compare_methods.py", "--methods=lora,lora", expect=2)
     assert "give two or more different presets" in wrong.stderr
+    wrong = run("recipes/compare_methods.py", *sets, "--methods=lora,l", "options.lorra.rank=2", expect=2)
+    assert "unknown adapter preset 'lorra'. Did you mean 'lora'?" in wrong.stderr

@@ -43,10 +43,10 @@ class ExperimentConfig:
     quantize: Literal["int8", "int4", "nf4"] | None = option(None, "hold the frozen base in so many bits; null: as is")
     adapter: str = option("elp", "preset of the adapter: elp, el, lora, houlsby, ..., or several as one: lora+l")
     adapter_options: dict[str, Any] = field(default_factory=dict)
-    """Settings of the preset to change, such as ``e_size`` or ``rank``."""
+    """Settings of the adapter's preset to change, such as ``e_size`` or ``rank``."""
     baselines: tuple[str, ...] = option(("head-only",), "presets trained beside it; add full for full fine-tuning")
-    baseline_options: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """The same for baselines, by preset: ``{lora: {rank: 16}}``."""
+    options: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """The same by preset, for any of them: ``{lora: {rank: 16}}``; presets that this run leaves out may be named."""
     seeds: tuple[int, ...] = option((0,), "one training run a method and seed; figures are means over seeds")
     output: Path | None = option(None, "run folder; runs/<recipe>/<time> by default")
     training: TrainingConfig = field(default_factory=TrainingConfig)
@@ -54,9 +54,6 @@ class ExperimentConfig:
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ConfigError(f"seeds={list(self.seeds)}: give one or more different numbers, such as --seeds 0,1,2.")
-        for name in self.baseline_options:
-            if name not in self.baselines:
-                raise ConfigError(f"baseline_options: {name!r} is not among the baselines {list(self.baselines)}.")
 
 
 @dataclass(frozen=True)
@@ -198,9 +195,11 @@ def run_experiment(recipe: str, task: Task) -> dict[str, Any]:
         corpora = task.corpora()
     for corpus in corpora:
         task.check(corpus, encoder)
-    methods = {config.adapter: config.adapter_options}
-    methods |= {name: config.baseline_options.get(name, {}) for name in config.baselines if name not in methods}
+    methods = {name: config.options.get(name, {}) for name in (config.adapter, *config.baselines)}
+    methods[config.adapter] = methods[config.adapter] | config.adapter_options
     adapters = {name: preset(name, task.name, **options) for name, options in methods.items()}
+    for name in config.options.keys() - methods.keys():
+        preset(name, task.name, **config.options[name])  # a name that is no preset is a mistake
     run = RunFolder.create(recipe, path=config.output)
     run.save_config(config)
     facts = [f"{s:5s} {manifest.summary()}" for s, manifest in corpora[0].splits.items() if s != "dev"]
