@@ -5,7 +5,7 @@ that whatever wraps them (LoRA and its kin) is really run. Stock ``WavLMAttentio
 to one fused call instead: adapters on its projections then train nothing, without a word.
 
 WavLM's gated relative position bias (Chen et al., "WavLM", 2022, section III-B; gate of Chi et al., XLM-E) enters as
-the additive mask of ``scaled_dot_product_attention``.
+the additive mask of ``scaled_dot_product_attention``; on CPUs, whose fused kernel trains no such mask, of two products.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def self_attention(
 
 
 def _fused(query, key, value, mask, gate, bias, dropout: float) -> Tensor:
-    """PyTorch's fused attention, with the gated bias as its additive mask."""
+    """PyTorch's fused attention (B, heads, T, D / heads), with the gated bias as its additive mask."""
     if bias is not None:
         additive = (gate * bias).to(query.dtype)
         mask = additive if mask is None else additive.masked_fill(~mask, float("-inf"))
