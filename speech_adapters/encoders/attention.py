@@ -5,7 +5,8 @@ that whatever wraps them (LoRA and its kin) is really run. Stock ``WavLMAttentio
 to one fused call instead: adapters on its projections then train nothing, without a word.
 
 WavLM's gated relative position bias (Chen et al., "WavLM", 2022, section III-B; gate of Chi et al., XLM-E) enters as
-the additive mask of ``scaled_dot_product_attention``; on CPUs, whose fused kernel trains no such mask, of two products.
+the additive mask of ``scaled_dot_product_attention``; on CPUs, whose fused kernel trains no such mask, of two
+products.
 """
 
 from __future__ import annotations
