@@ -34,7 +34,7 @@ docs: $(READY)  ## write docs/methods.md and the methods' pages from the code
 	$(BIN)/python docs/generate.py
 
 constraints: $(READY)  ## renew constraints.txt from pyproject.toml (then run the tests before committing it)
-	$(BIN)/uv pip compile -q --upgrade --no-annotate --no-header --extra dev -o .venv/pins pyproject.toml
+	$(BIN)/uv pip compile -q --upgrade --no-annotate --no-header --extra dev --extra gpu -o .venv/pins pyproject.toml
 	{ echo "# The exact versions this project is tested with, extras included (Linux, Python 3.11)."; \
 	  echo "# Renew after a change of dependencies with: make constraints"; cat .venv/pins; } > constraints.txt
 
