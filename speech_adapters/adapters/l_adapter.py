@@ -60,7 +60,8 @@ class LAdapterModule(AdapterModule):
 
     def read(self, encoder: Encoder, output: EncoderOutput) -> Tensor:
         final_norm = encoder.model.encoder.layer_norm if encoder.pre_norm else None
-        weights = self.layer_weights.softmax(0)
+        # Of one dimension each: numbers of none would leave sum and gradient in bf16, too coarse to tell layers apart.
+        weights = self.layer_weights.softmax(0).split(1)
         total = 0
         for weight, index, path, norm in zip(weights, self.layer_indices, self.paths, self.norms, strict=True):
             hidden = output.hidden_states[index - encoder.num_layers]  # from the top: the run may start above layer 0
