@@ -164,7 +164,7 @@ def test_comparing_methods_leaves_a_table_and_a_scatter_plot(corpus):
     done = run(
         "recipes/compare_methods.py", *sets, f"--encoder={corpus / 'encoder'}", f"--output={output}",
         f"--methods={','.join(methods)}", "training.updates=8", "training.batch_seconds=6", "--quantize=int8",
-        "options.lora+l.lora.rank=2", "options.prefix.length=3", "options.houlsby.size=4",
+        "options.lora.rank=2", "options.prefix.length=3", "options.houlsby.size=4",
     )  # fmt: skip
     results = json.loads((output / "results.json").read_text())
     assert [results["adapter"], *results["baselines"]] == methods

@@ -46,7 +46,8 @@ class ExperimentConfig:
     """Settings of the adapter's preset to change, such as ``e_size`` or ``rank``."""
     baselines: tuple[str, ...] = option(("head-only",), "presets trained beside it; add full for full fine-tuning")
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """The same by preset, for any of them: ``{lora: {rank: 16}}``; presets that this run leaves out may be named."""
+    """The same by preset, for any of them: ``{lora: {rank: 16}}`` (also as part of ``lora+l``); presets that this run
+    leaves out may be named."""
     seeds: tuple[int, ...] = option((0,), "one training run a method and seed; figures are means over seeds")
     output: Path | None = option(None, "run folder; runs/<recipe>/<time> by default")
     training: TrainingConfig = field(default_factory=TrainingConfig)
@@ -195,7 +196,7 @@ def run_experiment(recipe: str, task: Task) -> dict[str, Any]:
         corpora = task.corpora()
     for corpus in corpora:
         task.check(corpus, encoder)
-    methods = {name: config.options.get(name, {}) for name in (config.adapter, *config.baselines)}
+    methods = {name: _settings(config.options, name) for name in (config.adapter, *config.baselines)}
     methods[config.adapter] = methods[config.adapter] | config.adapter_options
     adapters = {name: preset(name, task.name, **options) for name, options in methods.items()}
     for name in config.options.keys() - methods.keys():
@@ -242,6 +243,14 @@ def run_experiment(recipe: str, task: Task) -> dict[str, Any]:
     report = write_report(run.path)
     print(f"\n{summary_table(method_rows(results))}\n\nreport  {report}\nadapter {run.path / 'adapters'}")
     return results
+
+
+def _settings(options: dict[str, dict[str, Any]], method: str) -> dict[str, Any]:
+    """A preset's settings; those of presets joined by "+" go to their parts."""
+    if "+" not in method:
+        return options.get(method, {})
+    parts = {part: options[part] for part in method.split("+") if part in options}
+    return parts | options.get(method, {})
 
 
 def _line(method: str, task: Task, entry: dict[str, Any]) -> str:
