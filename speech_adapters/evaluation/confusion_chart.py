@@ -35,7 +35,7 @@ def confusion_chart(labels: Sequence[str], counts: Sequence[Sequence[float]]) ->
         parts.append(_text(x, foot, name, "start" if slanted else "middle", turn))
         for j, (guess, count) in enumerate(zip(labels, row, strict=True)):
             share = count / total if total else 0.0
-            tip = f"{label} taken for {guess}: {count:g} of {total:g}"
+            tip = f"{label} taken for {guess}: {round(count, 1):g} of {round(total, 1):g}"
             parts.append(
                 f'<rect x="{left + j * cell + 1:.1f}" y="{top + i * cell + 1:.1f}" width="{cell - 2:.1f}" '
                 f'height="{cell - 2:.1f}" fill="{COLORS[0]}" fill-opacity="{0.05 + 0.95 * share:.3f}">'
@@ -46,7 +46,7 @@ def confusion_chart(labels: Sequence[str], counts: Sequence[Sequence[float]]) ->
                 style = f' style="opacity:1{";fill:#fff" if share > 0.85 else ""}"'
                 middle = left + (j + 0.5) * cell
                 parts.append(_text(middle, y, f"{100 * share:.0f} %", "middle", style))
-                parts.append(_text(middle, y + 14, f"{count:.4g}", "middle", style))
+                parts.append(_text(middle, y + 14, f"{round(count, 1):g}", "middle", style))
     middle = top + side / 2
     parts.append(_text(left + side / 2, top - 14, "prediction", "middle"))
     parts.append(_text(0, 0, "true label", "middle", f' transform="translate(14 {middle:.1f}) rotate(-90)"'))
