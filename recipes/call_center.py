@@ -32,7 +32,7 @@ from typing import Any
 
 from speech_adapters.config import option, parse_cli, run_main
 from speech_adapters.errors import ConfigError
-from speech_adapters.manifest import Manifest, check_disjoint
+from speech_adapters.manifest import Manifest, Utterance, check_disjoint
 from speech_adapters.training.settings import TrainingConfig
 
 PRESETS = {path.stem: path for path in (Path(__file__).parent / "call_center").glob("*.yaml")}
@@ -111,9 +111,9 @@ def find_domains(config: Config) -> list[Domain]:
             raise ConfigError("give domains, or --train, --dev and --test, not both.")
         domains = []
         for name, files in config.domains.items():
-            rename = partial(replace, domain=name)
             paths = {"train": files.train, "dev": files.dev, "test": files.test}
-            domains.append(Domain(name, **{split: path and _read(path).map(rename) for split, path in paths.items()}))
+            sets = {split: path and _read(path).map(partial(_of_domain, name)) for split, path in paths.items()}
+            domains.append(Domain(name, **sets))
     else:
         domains = _by_field(config)
     if len(domains) < 2:
@@ -126,6 +126,11 @@ def find_domains(config: Config) -> list[Domain]:
             if one is not other or one.name not in config.shared_speakers:
                 check_disjoint(one.train, other.test)
     return sorted(domains, key=lambda domain: domain.name != (config.first or names[0]))
+
+
+def _of_domain(name: str, utterance: Utterance) -> Utterance:
+    """A corpus and its telephone-coded copy have the same ids; pooled, each needs its own."""
+    return replace(utterance, domain=name, id=f"{name}-{utterance.id}")
 
 
 def _by_field(config: Config) -> list[Domain]:
