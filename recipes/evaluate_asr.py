@@ -35,6 +35,8 @@ class Config:
     language_model: Path | None = option(
         None, "ARPA or KenLM file for the beam search (pip install 'speech-adapters[decode]')"
     )
+    alpha: float = option(0.5, "weight of the language model; tune it and beta on held-out speech")
+    beta: float = option(1.5, "added for each word, in natural logarithms")
     batch_seconds: float = option(120.0, "audio per batch, padding included")
     precision: Literal["fp32", "bf16"] = option("fp32", "bf16: autocast")
     device: str = option("auto", "auto, cpu, cuda, cuda:1, ...")
@@ -66,7 +68,13 @@ def main(config: Config) -> None:
     check_before_training(manifest, model.encoder, head)
     if config.language_model is not None and config.beam is None:
         raise ConfigError("--language-model needs --beam: a language model works in the beam search only.")
-    beam = config.beam and BeamSearch(head.vocabulary, beam_size=config.beam, lm_path=config.language_model)
+    beam = config.beam and BeamSearch(
+        head.vocabulary,
+        beam_size=config.beam,
+        lm_path=config.language_model,
+        alpha=config.alpha,
+        beta=config.beta,
+    )
     run = RunFolder.create("evaluate_asr", path=config.output)
     run.save_config(config)
     scored = evaluate_asr(model, manifest, batch_seconds=config.batch_seconds, precision=config.precision, beam=beam)

@@ -167,6 +167,13 @@ def test_language_model_decides_at_the_documented_weight(arpa):
         assert beam_search(logits, lengths, VOCABULARY, lm_path=arpa, alpha=alpha, beta=0.0) == [expected, "CAT"]
 
 
+def test_the_padded_counts_of_irstlm_are_read(arpa):
+    pytest.importorskip("flashlight", reason="the extra 'decode' is not installed")
+    arpa.write_text(ARPA.replace("ngram 1=6", "ngram  1=         6"))
+    logits, lengths = ambiguous()
+    assert beam_search(logits, lengths, VOCABULARY, lm_path=arpa, alpha=0.0, beta=0.0) == ["THE CAT", "CAT"]
+
+
 def test_only_words_of_the_lexicon_come_out(arpa, tmp_path):
     pytest.importorskip("flashlight", reason="the extra 'decode' is not installed")
     lexicon = tmp_path / "words.txt"

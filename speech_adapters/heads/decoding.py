@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import re
 import tempfile
 from dataclasses import dataclass
 from itertools import islice
@@ -265,7 +266,8 @@ def _arpa_words(path: Path) -> list[str]:
             header = next((line for line in file if line.strip()), "")
             if header.strip() != "\\data\\":
                 raise TextError(f"{path}: not an ARPA file (it must start with \\data\\); give an n-gram model")
-            count = next((int(line.split("=")[1]) for line in file if line.startswith("ngram 1=")), 0)
+            counts = (re.match(r"ngram\s+1\s*=\s*(\d+)", line) for line in file)  # IRSTLM pads with spaces
+            count = next((int(found[1]) for found in counts if found), 0)
             next((line for line in file if line.strip() == "\\1-grams:"), None)
             words = [line.split()[1] for line in islice(file, count)]
             whole = "\\end\\" in (line.strip() for line in file)
