@@ -114,6 +114,7 @@ def test_domains_come_from_fields_or_from_files_of_their_own(recipe, data):
     domains = recipe.find_domains(config)
     assert [domain.name for domain in domains] == ["a", "b"] and domains[1].dev is None
     assert {utterance.domain for utterance in domains[1].train} == {"b"}
+    assert len(domains[0].train + domains[1].train) == 24  # the same ids in both files, as in a coded copy
 
 
 def test_one_voice_in_training_and_test_must_be_said_and_never_crosses_domains(recipe, data):
