@@ -109,6 +109,23 @@ def test_a_killed_pass_goes_on_as_if_it_had_not_been(speech, tmp_path, monkeypat
     assert again.run.read_metrics() == lines
 
 
+def test_the_new_head_can_learn_first_alone(speech, tmp_path):
+    one = pretraining(speech, tmp_path / "run", updates=4, head_first=4, evaluate_every=4)
+    adapter = {n: p.clone() for n, p in one.model.adapters.named_parameters()}
+    head = {n: p.clone() for n, p in one.objective.named_parameters()}
+    changed, evaluate = [], one._evaluate
+
+    def compare():
+        evaluate()
+        now = dict(one.model.adapters.named_parameters()), dict(one.objective.named_parameters())
+        changed.append([any(not torch.equal(p, new[n]) for n, p in old.items())
+                        for old, new in zip((adapter, head), now, strict=True)])  # fmt: skip
+
+    one._evaluate = compare
+    assert one.train()["step"] == 8
+    assert changed == [[False, False], [False, True], [True, True]]
+
+
 def test_early_stopping(speech, tmp_path):
     one = pretraining(speech, tmp_path / "run", updates=400, evaluate_every=1, patience=2, objective_rate=0.0,
                       learning_rates={"e": 1.0, "norm": 1.0}, warmup=0.0)  # fmt: skip
@@ -124,7 +141,7 @@ def test_a_damaged_checkpoint_and_nothing_to_train_are_refused(speech, tmp_path)
         pretraining(speech, tmp_path / "run", updates=2, evaluate_every=2)
     with pytest.raises(ConfigError, match="nothing is trainable"):
         pretraining(speech, tmp_path / "other", "head-only")
-    for bad in ({"updates": 0}, {"crop_seconds": 0}, {"warmup": 1}, {"precision": "fp8"}):
+    for bad in ({"updates": 0}, {"head_first": -1}, {"crop_seconds": 0}, {"warmup": 1}, {"precision": "fp8"}):
         with pytest.raises(ConfigError):
             PretrainingConfig(**bad)
 

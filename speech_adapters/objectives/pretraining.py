@@ -46,6 +46,9 @@ class PretrainingConfig:
     """By parameter group, over the adapter's own published rates."""
     objective_rate: float = 1e-3
     """Of the objective's head and mask embedding, which start from nothing."""
+    head_first: int = 0
+    """Further updates, before all others, in which the objective's head and mask embedding learn alone. A new head's
+    gradients are noise, which destroys features that are good already (Kumar et al., ICLR 2022)."""
     warmup: float = 0.1
     """Share of the updates in which the rates rise; then they fall to zero along a cosine."""
     weight_decay: float = 0.01
@@ -65,6 +68,8 @@ class PretrainingConfig:
         for name in ("updates", "crops", "evaluate_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"training.{name}={getattr(self, name)}: must be at least 1.")
+        if self.head_first < 0:
+            raise ConfigError(f"training.head_first={self.head_first}: must be at least 0.")
         if self.crop_seconds <= 0 or not 0 <= self.warmup < 1:
             raise ConfigError("training.crop_seconds must be above 0, training.warmup in [0, 1).")
         if self.precision not in ("auto", "fp32", "bf16"):
@@ -117,7 +122,12 @@ class Pretraining:
 
     @property
     def finished(self) -> bool:
-        return self.progress["stopped"] or self.progress["step"] >= self.config.updates
+        return self.progress["stopped"] or self.progress["step"] >= self.total
+
+    @property
+    def total(self) -> int:
+        """Updates, those of the head alone included."""
+        return self.config.head_first + self.config.updates
 
     def crops(self, speech: Speech, *key: int) -> Crops:
         config = self.config
@@ -132,7 +142,7 @@ class Pretraining:
         config, progress = self.config, self.progress
         if progress["best"] is None:
             self._evaluate()  # what training has to beat
-        bar = tqdm(total=config.updates, initial=progress["step"], desc=self.name, unit="update", leave=False)
+        bar = tqdm(total=self.total, initial=progress["step"], desc=self.name, unit="update", leave=False)
         while not self.finished:
             crops = self.crops(self.speech, progress["epoch"])
             for clean, _ in crop_batches(crops, progress["place"]):
@@ -187,14 +197,15 @@ class Pretraining:
         self.model.train()
         self.objective.train()
         self.objective.set_step(step)
-        factor = rate_factor("cosine", round(config.warmup * config.updates), config.updates, step)
+        alone = step < config.head_first
+        factor = rate_factor("cosine", round(config.warmup * config.updates), config.updates, step - config.head_first)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-            group["lr"] = rate * factor
+            group["lr"] = rate * (factor if not alone else group["name"] == "objective")
         with self._precision():
             output = self.objective(self.model, waveforms, None, np.random.default_rng((config.seed, step)))
         self.optimizer.zero_grad()
         output.loss.backward()
-        if step == 1:  # the second update: what a zero start hides in the first is alive by now
+        if step == config.head_first + 1:  # the second update: what a zero start hides in the first is alive by now
             self.model.check_alive()
         nn.utils.clip_grad_norm_([p for g in self.optimizer.param_groups for p in g["params"]], config.max_grad_norm)
         self.optimizer.step()
