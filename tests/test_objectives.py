@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -282,6 +284,28 @@ def test_the_same_seed_draws_the_same_loss_and_bad_settings_are_refused():
     for bad in ({"negatives": 0}, {"groups": 3}):
         with pytest.raises(ConfigError):
             Wav2Vec2ObjectiveConfig(**bad)
+
+
+def test_alpha_weighs_hidden_against_seen_frames():
+    """The seen frames are what the mask leaves: swapping the two swaps the losses; padding counts in neither."""
+    model = small_model("hubert", "pre-norm", "e").eval()
+    learnt = objective("hubert", model).eval()
+    (waveforms, lengths), rng = batch(), np.random.default_rng(0)
+    frames = model.encoder.frame_lengths(lengths).tolist()
+    hidden = span_mask(frames, max(frames), 0.5, 3, rng)
+    real = torch.arange(max(frames)) < torch.tensor(frames)[:, None]
+
+    def loss(alpha: float, mask: torch.Tensor) -> float:
+        learnt.config = replace(learnt.config, alpha=alpha)
+        with torch.no_grad():
+            output = model(waveforms, lengths)  # nothing hidden: both parts read the same features
+            return float(learnt.score(model, output, waveforms, lengths, mask, rng).loss)
+
+    masked, seen = loss(1.0, hidden), loss(1.0, ~hidden & real)
+    assert loss(0.3, hidden) == pytest.approx(0.3 * masked + 0.7 * seen, rel=1e-5)
+    assert loss(0.3, torch.ones_like(hidden)) == pytest.approx(loss(1.0, torch.ones_like(hidden)))
+    with pytest.raises(ConfigError, match="alpha"):
+        HuBERTObjectiveConfig(alpha=0.0)
 
 
 @pytest.mark.gpu

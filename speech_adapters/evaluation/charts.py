@@ -34,9 +34,7 @@ def line_chart(lines: Sequence[Line], x_label: str, y_label: str, percent: bool 
     ys = [y * (100 if percent else 1) for y in ys]
     logarithmic = not percent and min(ys) > 0 and max(ys) / min(ys) > 20
     x_ticks = ticks(min(xs), max(xs))
-    y_ticks = (
-        _log_ticks(min(ys), max(ys)) if logarithmic else ticks(min(0.0, min(ys)) if percent else min(ys), max(ys))
-    )
+    y_ticks = (_log_ticks if logarithmic else ticks)(min(ys), max(ys))
     x_low, x_high = min(xs), max(max(xs), min(xs) + 1e-9)
     scale = math.log if logarithmic else float
     y_low, y_high = scale(y_ticks[0]), scale(y_ticks[-1])

@@ -1,10 +1,11 @@
 """HuBERT: predict each hidden frame's k-means unit (Hsu et al., IEEE/ACM TASLP 2021, section II-A).
 
-    p(c | t) = softmax_c( sim(A o_t, e_c) / 0.1 ),    L = - mean over hidden frames of log p(z_t | t)
+    p(c | t) = softmax_c( sim(A o_t, e_c) / 0.1 ),    L_s = - mean over the frames of s of log p(z_t | t)
+    L = alpha L_hidden + (1 - alpha) L_seen
 
 ``o`` is the model's output, ``A`` a projection, ``e_c`` an embedding a unit, ``z_t`` the frame's unit (see
-:mod:`~speech_adapters.objectives.units`). Frames that are not hidden do not count (alpha = 1). Hugging Face's HuBERT
-and WavLM checkpoints come without ``A`` and ``e``, so both are always new.
+:mod:`~speech_adapters.objectives.units`). Hugging Face's HuBERT and WavLM checkpoints come without ``A`` and ``e``, so
+both are always new.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from speech_adapters.encoders.loading import Encoder
 from speech_adapters.errors import ConfigError
@@ -34,6 +35,9 @@ class HuBERTObjectiveConfig(MaskingConfig):
     """Width in which outputs and units are compared."""
     temperature: float = 0.1
     """Of the similarity."""
+    alpha: float = 1.0
+    """Weight of the hidden frames' mean; the rest is of the seen ones' (the paper weights sums). Below 1 the features
+    stay close to the units, also in a model that has never filled gaps; for units that are good enough to keep."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -41,6 +45,8 @@ class HuBERTObjectiveConfig(MaskingConfig):
             raise ConfigError(
                 f"clusters={self.clusters}, projection_size={self.projection_size}: give 2 and 1 or more."
             )
+        if not 0 < self.alpha <= 1:
+            raise ConfigError(f"alpha={self.alpha}: must lie in (0, 1].")
 
 
 class HuBERTObjective(Objective):
@@ -56,9 +62,20 @@ class HuBERTObjective(Objective):
         self.embeddings = nn.Parameter(torch.empty(config.clusters, config.projection_size).uniform_())
 
     def score(self, model, output, waveforms, lengths, time_mask, rng):
-        wanted = self.units(model, waveforms, lengths)[time_mask]
-        with torch.autocast(time_mask.device.type, enabled=False):
-            found = F.normalize(self.projection(output.features[time_mask].float()), dim=-1)
+        units = self.units(model, waveforms, lengths)
+        loss, accuracy = self._predict(output.features[time_mask], units[time_mask])
+        figures, alpha = {"accuracy": accuracy}, self.config.alpha
+        if alpha < 1 and not time_mask.all():
+            frames = torch.arange(units.shape[1], device=units.device)
+            real = torch.full((len(units),), len(frames)) if lengths is None else model.encoder.frame_lengths(lengths)
+            seen = ~time_mask & (frames < real.to(frames)[:, None])
+            seen_loss, figures["seen_accuracy"] = self._predict(output.features[seen], units[seen])
+            loss = alpha * loss + (1 - alpha) * seen_loss
+        return ObjectiveOutput(loss, int(time_mask.sum()), figures)
+
+    def _predict(self, features: Tensor, units: Tensor) -> tuple[Tensor, Tensor]:
+        """Cross-entropy and accuracy of frames (N, size) with units (N,)."""
+        with torch.autocast(features.device.type, enabled=False):
+            found = F.normalize(self.projection(features.float()), dim=-1)
             logits = found @ F.normalize(self.embeddings, dim=-1).T / self.config.temperature
-            loss = F.cross_entropy(logits, wanted)
-        return ObjectiveOutput(loss, len(wanted), {"accuracy": (logits.argmax(-1) == wanted).float().mean()})
+            return F.cross_entropy(logits, units), (logits.argmax(-1) == units).float().mean()
