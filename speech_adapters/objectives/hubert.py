@@ -1,4 +1,4 @@
-"""HuBERT: predict each hidden frame's k-means unit (Hsu et al., IEEE/ACM TASLP 2021, section II-A).
+"""HuBERT: predict each hidden frame's k-means unit (Hsu et al., IEEE/ACM TASLP 2021, II-B, masked prediction).
 
     p(c | t) = softmax_c( sim(A o_t, e_c) / 0.1 ),    L_s = - mean over the frames of s of log p(z_t | t)
     L = alpha L_hidden + (1 - alpha) L_seen

@@ -1,5 +1,5 @@
 """Discrete units of speech: k-means clusters of MFCCs, or of a layer of the frozen base (Hsu et al., "HuBERT", 2021,
-section II-B: 39 MFCC dimensions in the first iteration, a hidden layer in the next).
+IV-B, unit discovery: 39 MFCC dimensions in the first iteration, a hidden layer in the next).
 
 Units are computed on the way, from the clean waveform that the model hears a version of, so that random crops need no
 files beside the audio. Features come from the model's device; clustering is scikit-learn's minibatch k-means.
