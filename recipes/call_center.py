@@ -9,10 +9,10 @@ What is trained, on the same updates:
 1. an adapter and the head on the first domain, or those that --start-adapter and --start-head name: the start of
    everything below; from here on the head is shared, frozen;
 2. one adapter a domain, from that start;
-3. AdapterFusion and a router over them, on all domains' data, the adapters frozen (they are not told the domain when
-   scored);
-4. beside them: one adapter on the pooled data with as many updates as a domain's, the domain adapters' uniform
-   average, oracle routing (each domain's own adapter), and full fine-tuning on one domain after the other (from the
+3. AdapterFusion and a router over them, on equal shares of all domains' data, the adapters frozen (they are not told
+   the domain when scored);
+4. beside them: one adapter on such a pool with as many updates as a domain's, the domain adapters' uniform average,
+   oracle routing (each domain's own adapter), and full fine-tuning on one domain after the other (from the
    bare encoder, also where a start is named: what it shows is forgetting).
 
 The report shows the matrix of WERs. Down a column: what each method makes of a domain. Along a row: transfer. An
@@ -32,7 +32,7 @@ from typing import Any
 
 from speech_adapters.config import option, parse_cli, run_main
 from speech_adapters.errors import ConfigError
-from speech_adapters.manifest import Manifest, Utterance, check_disjoint
+from speech_adapters.manifest import Manifest, Utterance, check_disjoint, equal_shares
 from speech_adapters.training.settings import TrainingConfig
 
 PRESETS = {path.stem: path for path in (Path(__file__).parent / "call_center").glob("*.yaml")}
@@ -167,8 +167,7 @@ class Seed:
         self.scores: dict[str, dict[str, Any]] = {}
         self.costs: dict[str, dict[str, Any]] = {}
         self.suffix = "" if len(config.seeds) == 1 else f"-seed{seed}"
-        train, dev = ([getattr(domain, split) for domain in domains] for split in ("train", "dev"))
-        self.all_train = sum(train[1:], train[0])
+        dev = [domain.dev for domain in domains]
         self.all_dev = None if None in dev else sum(dev[1:], dev[0])
 
     def model(self, fresh: str | None = None):
@@ -190,6 +189,13 @@ class Seed:
         model.add_adapter("start", preset(fresh or config.adapter, "asr", **options))
         model.add_head("asr", self.head)
         return model
+
+    def all_train(self, settings: TrainingConfig) -> Manifest:
+        """Equal shares of the domains: what the training can hear in all, the longest domain at most once."""
+        manifests = [domain.train for domain in self.domains]
+        heard = settings.updates * settings.accumulation * settings.batch_seconds / 3600
+        most = len(manifests) * max(manifest.hours for manifest in manifests)
+        return equal_shares(manifests, min(heard, most), self.seed)
 
     def train(self, model, manifest: Manifest, dev: Manifest | None, method: str, settings: TrainingConfig) -> None:
         """Train what is trainable; fusions and routers are told each utterance's domain."""
@@ -261,13 +267,14 @@ class Seed:
         from speech_adapters.training.data import SpeechDataset, evaluation_loader
 
         guide, attention = self.config.guide, {}
-        for method, value, settings in (
+        settings = self.config.combination
+        for method, value, config in (
             ("fusion", Fuse(*self.names, name="fusion"), FusionConfig(rank=self.config.rank, guide_weight=guide)),
             ("router", Route(*self.names, name="router"), RouterConfig(guide_weight=guide)),
         ):
-            model.add_fusion(value, settings)
+            model.add_fusion(value, config)
             model.train_fusion(value, head="asr", train_head=False)
-            self.train(model, self.all_train, self.all_dev, method, self.config.combination)
+            self.train(model, self.all_train(settings), self.all_dev, method, settings)
             self.score(model, method)
             model.save_fusion(method, self.run.path / "fusions" / f"{method}{self.suffix}")
             for domain in self.domains:
@@ -283,7 +290,7 @@ class Seed:
         model = self.model()
         model.train_adapter("start", head="asr")
         pooled = config.training if config.start_adapter else twice
-        self.train(model, self.all_train, self.all_dev, "pooled", pooled)
+        self.train(model, self.all_train(pooled), self.all_dev, "pooled", pooled)
         self.score(model, "pooled")
         if not config.full:
             return

@@ -17,7 +17,7 @@ import os
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -286,6 +286,28 @@ class Manifest(Sequence[Utterance]):
             if 0 < len(counts) <= 12:
                 parts.append(f"{key}: " + ", ".join(f"{value} {count}" for value, count in sorted(counts.items())))
         return "; ".join(parts)
+
+
+def equal_shares(manifests: Sequence[Manifest], hours: float, seed: int = 0) -> Manifest:
+    """``hours`` of audio in all, as much of each manifest: in a pool as it is, a small domain would hardly be heard.
+
+    A random part of a long manifest, at least an utterance; those of one shorter than its share come again, renamed
+    "<id>-again1".
+
+    Raises:
+        ManifestError: a manifest without audio.
+    """
+    share, chosen = hours / len(manifests), []
+    for manifest in manifests:
+        if not manifest.hours:
+            raise ManifestError(f"{manifest.name}: no audio to take a share of")
+        rounds, rest = divmod(share, manifest.hours)
+        parts, longest = [manifest] * int(rounds), 1.001 * max(u.duration for u in manifest) / 3600
+        if not parts or rest > longest:
+            parts.append(manifest.subset(hours=max(rest, longest), seed=seed))
+        for again, part in enumerate(parts):
+            chosen += part if not again else part.map(lambda u, n=again: replace(u, id=f"{u.id}-again{n}"))
+    return Manifest(chosen, "equal shares")
 
 
 def check_disjoint(first: Manifest, second: Manifest, key: str = "speaker") -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from small_encoders import small_encoder
@@ -14,7 +16,7 @@ from speech_adapters.evaluation.asr import evaluate_asr
 from speech_adapters.manifest import Manifest
 from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.training.cache import CachedDataset
-from speech_adapters.training.data import SpeechDataset
+from speech_adapters.training.data import GuidedDataset, SpeechDataset, collate
 from speech_adapters.training.run_folder import RunFolder
 from speech_adapters.training.settings import TrainingConfig
 from speech_adapters.training.trainer import TrainingResult, train
@@ -61,6 +63,16 @@ def test_what_would_change_the_activations_is_refused(tmp_path, manifest):  # no
         TrainingConfig(cache=tmp_path, time_mask_probability=0.05)
     with pytest.raises(ConfigError, match="training.cache"):
         TrainingConfig(cache=tmp_path, augmentation=Augmentation())
+
+
+def test_what_a_dataset_says_beside_the_sound_survives_the_cache(tmp_path, manifest):  # noqa: F811
+    model = SpeechAdapterModel(small_encoder("wavlm", "pre-norm"))
+    heard = manifest.map(lambda u: replace(u, domain=("a", "b", "c")[len(u.id) % 3]))
+    data = GuidedDataset(heard, ["b", "a"], target=HEAD.target)
+    whole = CachedDataset(data, model, tmp_path / "cache", 60)
+    for cached in (whole, whole.part(data)):
+        assert [cached[i]["guide"] for i in range(len(data))] == [data[i]["guide"] for i in range(len(data))]
+        assert "guide" in collate([cached[0], cached[1]])
 
 
 def test_a_part_is_the_whole_in_other_places_and_scores_alike(tmp_path, manifest):  # noqa: F811

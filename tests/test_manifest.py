@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from speech_adapters.audio import write_audio
 from speech_adapters.errors import ManifestError
-from speech_adapters.manifest import Manifest, Utterance, check_disjoint
+from speech_adapters.manifest import Manifest, Utterance, check_disjoint, equal_shares
 
 
 def line(**changes: object) -> str:
@@ -163,6 +163,30 @@ def test_sha256_follows_the_content(tmp_path: Path):
     assert moved.sha256 == manifest.sha256
     assert manifest.map(lambda u: replace(u, text="B")).sha256 != manifest.sha256
     assert manifest[:2].sha256 != manifest.sha256
+
+
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=4), st.floats(0.001, 0.3), st.integers(0, 9))
+def test_equal_shares_take_as_much_of_each(counts: list[int], hours: float, seed: int):
+    manifests = [
+        make(count).map(lambda u, n=n: replace(u, id=f"{n}{u.id}", domain=str(n))) for n, count in enumerate(counts)
+    ]
+    longest = max(u.duration for manifest in manifests for u in manifest) / 3600
+    pool = equal_shares(manifests, hours, seed)
+    assert pool == equal_shares(manifests, hours, seed)
+    for number, manifest in enumerate(manifests):
+        own = pool.filter(lambda u, n=number: u.domain == str(n))
+        assert abs(own.hours - hours / len(counts)) <= 1.01 * longest
+        assert len(own)
+        assert {u.audio_filepath for u in own} <= {u.audio_filepath for u in manifest}
+        if manifest.hours < hours / len(counts):
+            assert set(manifest) <= set(own), "all of a short one"
+        if 2 * manifest.hours < hours / len(counts):
+            assert len(own) >= 2 * len(manifest), "and again"
+
+
+def test_nothing_has_no_share():
+    with pytest.raises(ManifestError, match="nothing: no audio"):
+        equal_shares([make(3), Manifest([], "nothing")], 0.1)
 
 
 def test_subsets_are_seeded_and_nested():

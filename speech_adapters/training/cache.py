@@ -25,7 +25,7 @@ from speech_adapters.training.data import SpeechDataset, evaluation_loader
 
 
 class CachedDataset(Dataset):
-    """A dataset of ``{"cached": (T, D), "start": layer, "target": ..., "index": ...}``, D the width at the start.
+    """A dataset of ``{"cached": (T, D), "start": layer, "target": ..., "index": ..., ...}``, D the width at the start.
 
     ``start`` is the layer whose input is cached, or None when it is the CNN's output, for adapters that act before the
     layers (P-adapters). Values are kept in half precision in a memory-mapped file of ``folder``, which methods, seeds
@@ -102,7 +102,7 @@ class CachedDataset(Dataset):
     def __getitem__(self, index: int) -> dict:
         begin, end = self._span(index)
         cached = torch.from_numpy(self._values[begin:end].astype(np.float32))
-        return {"cached": cached, "start": self.start, "target": self.dataset.encoded(index), "index": index}
+        return {"cached": cached, "start": self.start, **self.dataset.labels(index)}
 
 
 class CachedPart(Dataset):
@@ -120,4 +120,4 @@ class CachedPart(Dataset):
         return len(self.places)
 
     def __getitem__(self, index: int) -> dict:
-        return {**self.whole[self.places[index]], "target": self.dataset.encoded(index), "index": index}
+        return {**self.whole[self.places[index]], **self.dataset.labels(index)}

@@ -77,11 +77,12 @@ class SpeechDataset(Dataset):
             start = int(rng.integers(max(len(audio) - size, 0) + 1))
             audio = audio[start : start + size]
         check_waveform(audio, self.manifest[index].audio_filepath)
-        return {"waveform": audio, "target": self.encoded(index), "index": index}
+        return {"waveform": audio, **self.labels(index)}
 
-    def encoded(self, index: int) -> Tensor | None:
-        """What the head learns from an utterance, as ids."""
-        return None if self.target is None else torch.tensor(self.target(self.manifest[index]))
+    def labels(self, index: int) -> dict:
+        """All but the sound: ``target``, what the head learns from an utterance as ids or None, and ``index``."""
+        target = None if self.target is None else torch.tensor(self.target(self.manifest[index]))
+        return {"target": target, "index": index}
 
 
 class GuidedDataset(SpeechDataset):
@@ -94,10 +95,10 @@ class GuidedDataset(SpeechDataset):
         super().__init__(manifest, **options)
         self.domains = list(domains)
 
-    def __getitem__(self, index: int) -> dict:
+    def labels(self, index: int) -> dict:
         domain = self.manifest[index].domain
         guide = self.domains.index(domain) if domain in self.domains else IGNORE
-        return {**super().__getitem__(index), "guide": guide}
+        return {**super().labels(index), "guide": guide}
 
 
 def collate(items: Sequence[dict]) -> dict[str, Tensor]:
