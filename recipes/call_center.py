@@ -255,6 +255,7 @@ class Seed:
             model.save_adapter(domain.name, self.run.adapter(domain.name + self.suffix), domain=domain.name)
         model.delete_adapter("start")
         model.set_active(Average(*self.names))
+        self.costs["average"] = {"parameters": self.costs[self.names[0]]["parameters"]}  # merged, it is one adapter
         self.score(model, "average")
         self.scores["oracle-routing"] = {name: self.scores[name][name] for name in self.names}
         self.costs["oracle-routing"] = self.costs[self.names[0]]
