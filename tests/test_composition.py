@@ -253,6 +253,21 @@ def test_the_guide_leads_each_utterance_to_its_adapter():
             assert (mean.argmax(-1) == guide).all()
 
 
+@pytest.mark.parametrize("value,config", [(Fuse("a", "b"), FusionConfig), (Route("a", "b"), RouterConfig)])
+def test_a_guide_that_is_asked_for_must_come_and_strangers_lose_nothing(value, config):
+    losses = []
+    for weight in (0.0, 1.0):
+        model = drawer("e", "e", head=False)
+        model.add_head("asr", CTCHead())
+        model.add_fusion(value, config(guide_weight=weight))
+        model.train_fusion(value, train_head=False)
+        losses.append(model(*batch(), targets=TARGETS, guide=torch.tensor([-100, -100])).loss)
+    assert torch.equal(*losses)
+    with pytest.raises(ConfigError, match="guide_weight=1.0 needs each utterance's member"):
+        model(*batch(), targets=TARGETS)
+    assert model.eval()(*batch(), targets=TARGETS).loss.isfinite()
+
+
 def test_fusion_refuses_lora_and_what_is_missing():
     model = drawer("lora", "p-append", "e", "cnn-adapter")
     for wrong, message in (

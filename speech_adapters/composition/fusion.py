@@ -186,16 +186,9 @@ class Fused(Stacked):
         return self._fuse("read", output.last_hidden_state, [m.read(encoder, output) for m in self.members])
 
     def loss(self, guide: Tensor | None, mask: Tensor | None, before: int) -> Tensor:
-        """The regulariser, and the guide loss where ``guide`` (B,) gives each utterance's member."""
-        total = self.module.regularizer()
-        weight = self.module.config.guide_weight
-        if guide is not None and weight:
-            guided = [
-                guide_loss(attention if place == "read" else attention[:, before:], guide, mask)
-                for place, attention in self.attention.items()
-            ]
-            total = total + weight * sum(guided) / len(guided)
-        return total
+        """The regulariser, and the guide loss of ``guide`` (B,), each utterance's member."""
+        weights = [found if place == "read" else found[:, before:] for place, found in self.attention.items()]
+        return self.module.regularizer() + guide_loss(self.module.config, weights, guide, mask)
 
     def _fuse(self, place: str, query: Tensor, found: Sequence[Tensor | None]) -> Tensor:
         some = next(one for one in found if one is not None)

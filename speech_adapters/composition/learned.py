@@ -54,18 +54,35 @@ class LearnedModule(nn.Module):
         raise NotImplementedError
 
 
-def guide_loss(weights: Tensor, guide: Tensor, mask: Tensor | None) -> Tensor:
-    """Cross-entropy of the members' mean weights over an utterance's real frames.
+def guide_loss(
+    config: LearnedConfig, weights: Sequence[Tensor], guide: Tensor | None, mask: Tensor | None
+) -> Tensor | float:
+    """``guide_weight`` times the cross-entropy of the members' mean weights over an utterance's real frames.
 
     Args:
-        weights: (B, T, N) or (B, 1, N), summing to one over N.
+        weights: of each place, (B, T, N) or (B, 1, N), summing to one over N; the loss is their mean.
         guide: (B,) index of the member that belongs to each utterance, -100 where none does.
         mask: (B, T) True on real frames.
+
+    Raises:
+        ConfigError: a weight above 0 and no guide.
     """
+    if not config.guide_weight:
+        return 0.0
+    if guide is None:
+        raise ConfigError(
+            f"{type(config).__name__}: guide_weight={config.guide_weight} needs each utterance's member: train on a "
+            "GuidedDataset (or pass guide=..., -100 for unknown), or set it to 0."
+        )
+    return config.guide_weight * sum(_guided(place, guide, mask) for place in weights) / len(weights)
+
+
+def _guided(weights: Tensor, guide: Tensor, mask: Tensor | None) -> Tensor:
     if mask is not None and weights.shape[1] > 1:
         weights = weights[:, : mask.shape[1]] * mask.unsqueeze(-1)
         mean = weights.sum(1) / mask.sum(1, keepdim=True)
     else:
         mean = weights.mean(1)
     with torch.autocast(mean.device.type, enabled=False):
-        return nn.functional.nll_loss(mean.float().clamp_min(1e-8).log(), guide, ignore_index=-100)
+        lost = nn.functional.nll_loss(mean.float().clamp_min(1e-8).log(), guide, ignore_index=-100, reduction="sum")
+    return lost / (guide != -100).sum().clamp_min(1)  # a batch of strangers loses nothing

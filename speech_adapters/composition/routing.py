@@ -122,14 +122,12 @@ class Routed(Weighted):
         return {} if self.gate is None else {"gate": self.module.kept(self.gate)}
 
     def loss(self, guide: Tensor | None, mask: Tensor | None, before: int) -> Tensor:
-        """The load-balance loss, and the guide loss where ``guide`` (B,) gives each utterance's member."""
+        """The load-balance loss, and the guide loss of ``guide`` (B,), each utterance's member."""
         assert self.gate is not None
         real = self.gate if self.mask is None or self.gate.shape[1] == 1 else self.gate[self.mask].unsqueeze(1)
         decided = nn.functional.one_hot(real.argmax(-1), real.shape[-1]).float().mean((0, 1))
         total = self.module.config.balance * real.shape[-1] * (decided * real.mean((0, 1))).sum()
-        if guide is not None and self.module.config.guide_weight:
-            total = total + self.module.config.guide_weight * guide_loss(self.gate, guide, self.mask)
-        return total
+        return total + guide_loss(self.module.config, [self.gate], guide, self.mask)
 
 
 def statistics(frames: Tensor, mask: Tensor | None) -> Tensor:
