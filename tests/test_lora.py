@@ -136,3 +136,16 @@ def test_copies_for_fine_tuning_hold_no_lora():
     model.add_adapter("full", "full")
     assert not any("lora" in name for name in model.adapters["full"].tensors())
     assert torch.equal(model(waveforms).features, base)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("method", ["lora", "adalora", "vera", "pissa"])
+def test_deleting_one_says_nothing_and_leaves_open_what_trains(method):
+    model = small_model("wavlm", "pre-norm")
+    for name in ("a", "b", "c"):
+        model.add_adapter(name, method)
+    model.train_adapter("b", head="asr" if "asr" in model.heads else None)
+    trains = {name for name, p in model.named_parameters() if p.requires_grad}
+    model.delete_adapter("c")
+    model.delete_adapter("a")
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == trains

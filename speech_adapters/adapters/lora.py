@@ -116,7 +116,12 @@ class LoRAModule(AdapterModule):
 
     def detach(self, encoder: Encoder) -> None:
         for target, layer in zip(self.targets, self.layers, strict=True):
-            layer.delete_adapter(self.name)
+            trains = [(parameter, parameter.requires_grad) for parameter in layer.parameters()]
+            with warnings.catch_warnings():  # peft makes another adapter its active one, and trainable; here neither
+                warnings.simplefilter("ignore")
+                layer.delete_adapter(self.name)
+            for parameter, flag in trains:
+                parameter.requires_grad_(flag)
             if not any(len(getattr(layer, kind)) for kind in layer.adapter_layer_names):
                 parent, _, child = target.rpartition(".")
                 setattr(encoder.model.get_submodule(parent), child, layer.base_layer)
