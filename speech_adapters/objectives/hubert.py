@@ -65,10 +65,10 @@ class HuBERTObjective(Objective):
         units = self.units(model, waveforms, lengths)
         loss, accuracy = self._predict(output.features[time_mask], units[time_mask])
         figures, alpha = {"accuracy": accuracy}, self.config.alpha
-        if alpha < 1 and not time_mask.all():
-            frames = torch.arange(units.shape[1], device=units.device)
-            real = torch.full((len(units),), len(frames)) if lengths is None else model.encoder.frame_lengths(lengths)
-            seen = ~time_mask & (frames < real.to(frames)[:, None])
+        frames = torch.arange(units.shape[1], device=units.device)
+        real = torch.full((len(units),), len(frames)) if lengths is None else model.encoder.frame_lengths(lengths)
+        seen = ~time_mask & (frames < real.to(frames)[:, None])
+        if alpha < 1 and seen.any():
             seen_loss, figures["seen_accuracy"] = self._predict(output.features[seen], units[seen])
             loss = alpha * loss + (1 - alpha) * seen_loss
         return ObjectiveOutput(loss, int(time_mask.sum()), figures)
