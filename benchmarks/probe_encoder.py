@@ -36,18 +36,18 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from speech_adapters.audio import SAMPLE_RATE, read_audio
-from speech_adapters.augmentation import telephone
 from speech_adapters.config import option, parse_cli, run_main, write_text
+from speech_adapters.data.audio import SAMPLE_RATE, read_audio
+from speech_adapters.data.augmentation import telephone
+from speech_adapters.data.manifest import Manifest, Utterance, check_disjoint
 from speech_adapters.encoders import Encoder, load_encoder
 from speech_adapters.errors import ConfigError
-from speech_adapters.evaluation.bootstrap import Interval, bootstrap, bootstrap_statistic
-from speech_adapters.evaluation.wer import WERResult, word_error_rate
 from speech_adapters.heads.ctc import CTCHead, check_ctc_lengths
 from speech_adapters.heads.decoding import greedy_decode
-from speech_adapters.manifest import Manifest, Utterance, check_disjoint
+from speech_adapters.metrics.bootstrap import Interval, bootstrap, bootstrap_statistic
+from speech_adapters.metrics.wer import WERResult, word_error_rate
 from speech_adapters.objectives.whisper_teacher import STRIDE, WhisperTeacher
-from speech_adapters.training.run_folder import RunFolder, environment
+from speech_adapters.runs.folder import RunFolder, environment
 
 Task = Literal["speed", "digits", "emotion", "speaker", "ctc"]
 LAYER_TASKS = ("digits", "emotion", "speaker")

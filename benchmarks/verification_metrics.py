@@ -20,7 +20,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from speech_adapters.evaluation.detection import cllr, detection_curve
+from speech_adapters.metrics.detection import cllr, detection_curve
 
 
 def trials(count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -64,7 +64,7 @@ def compare(count: int, runs: int) -> None:
 
 
 def measure_large(count: int) -> None:
-    from speech_adapters.training.run_folder import peak_memory_bytes
+    from speech_adapters.runs.folder import peak_memory_bytes
 
     scores, labels = trials(count)
     started, busy = time.perf_counter(), time.process_time()

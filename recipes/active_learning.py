@@ -20,9 +20,9 @@ from typing import Any, Literal
 from speech_adapters.active.loop import ActiveLearner, LoopConfig
 from speech_adapters.active.strategies import STRATEGIES, PoolView
 from speech_adapters.config import option, parse_cli, run_main
+from speech_adapters.data.manifest import Manifest
 from speech_adapters.errors import ConfigError
-from speech_adapters.manifest import Manifest
-from speech_adapters.training.downstream import ADAPTER, Downstream
+from speech_adapters.tasks.downstream import ADAPTER, Downstream
 
 PRESETS = {path.stem: path for path in (Path(__file__).parent / "active_learning").glob("*.yaml")}
 MEMBER = "member"  # the committee's second adapter
@@ -73,7 +73,7 @@ class Loop:
     """One strategy with one seed: its learner, and the models it trains, kept in its folder."""
 
     def __init__(self, config: Config, encoder, pool: Manifest, test: Manifest | None, folder: Path, loop: LoopConfig):
-        from speech_adapters.training.run_folder import RunFolder
+        from speech_adapters.runs.folder import RunFolder
 
         self.config, self.encoder, self.test, self.task = config, encoder, test, config.task
         self.learner = ActiveLearner(pool, loop, folder)
@@ -132,7 +132,7 @@ class Loop:
 
     def view(self) -> PoolView:
         """What the last model says of the pool."""
-        from speech_adapters.active.observe import committee_disagreement, dropout_disagreement, observe
+        from speech_adapters.active.pool_predictions import committee_disagreement, dropout_disagreement, observe
 
         config, learner, model = self.config, self.learner, self.model()
         pool, labelled = learner.unlabelled, learner.labelled
@@ -230,7 +230,7 @@ def run_sheet(config: Config, encoder, pool: Manifest, test: Manifest | None, ru
         return
     view, folder = loop.view(), run.path / f"round{turn.number}"
     picks = Manifest(turn.picks, "picks")
-    from speech_adapters.active.observe import observe
+    from speech_adapters.active.pool_predictions import observe
 
     observed = observe(loop.model(), picks)
     rows = sheet_rows(turn.picks, picks, observed, learner.labelled, view.labelled, loop.key)
@@ -262,11 +262,11 @@ def main(argv: list[str] | None = None) -> None:
     import torch
 
     from speech_adapters.active.curve_report import curve_page, curve_table
+    from speech_adapters.data.batches import check_before_training
     from speech_adapters.encoders import load_encoder
-    from speech_adapters.evaluation.report import write_report
     from speech_adapters.files import write_text
-    from speech_adapters.training.data import check_before_training
-    from speech_adapters.training.run_folder import RunFolder, environment
+    from speech_adapters.reports.report import write_report
+    from speech_adapters.runs.folder import RunFolder, environment
 
     pool, test = read_data(config)
     encoder = load_encoder(config.encoder, device="cuda" if torch.cuda.is_available() else "cpu")

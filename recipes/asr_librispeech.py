@@ -17,7 +17,7 @@ from pathlib import Path
 
 from speech_adapters.config import option, parse_cli, run_main
 from speech_adapters.errors import ConfigError
-from speech_adapters.training.experiment import Corpus, ExperimentConfig, Task, run_experiment
+from speech_adapters.tasks.experiment import Corpus, ExperimentConfig, Task, run_experiment
 
 PRESETS = {path.stem: path for path in (Path(__file__).parent / "asr_librispeech").glob("*.yaml")}
 
@@ -92,7 +92,7 @@ class ASR(Task):
         return CTCHead(vocabulary, normalizer=config.normalizer, hidden_size=config.head_hidden_size)
 
     def score(self, model, corpus: Corpus, run, name: str):
-        from speech_adapters.evaluation.asr import evaluate_asr
+        from speech_adapters.tasks.asr import evaluate_asr
 
         training = self.config.training
         batch_seconds = 2 * training.batch_seconds
@@ -102,13 +102,13 @@ class ASR(Task):
 
     def combine(self, results):
         """Intervals by speaker over all seeds' errors; mean counts."""
-        from speech_adapters.evaluation.asr import pooled_metrics
+        from speech_adapters.tasks.asr import pooled_metrics
 
         return {"metrics": pooled_metrics(results)}
 
     def keep(self, result, corpus: Corpus, run) -> None:
-        from speech_adapters.evaluation.asr import worst_utterances
         from speech_adapters.files import write_json
+        from speech_adapters.tasks.asr import worst_utterances
 
         write_json(run.worst_file, worst_utterances(result, corpus.test))
 

@@ -31,8 +31,8 @@ from pathlib import Path
 from typing import Any
 
 from speech_adapters.config import option, parse_cli, run_main
+from speech_adapters.data.manifest import Manifest, Utterance, check_disjoint, equal_shares
 from speech_adapters.errors import ConfigError
-from speech_adapters.manifest import Manifest, Utterance, check_disjoint, equal_shares
 from speech_adapters.training.settings import TrainingConfig
 
 PRESETS = {path.stem: path for path in (Path(__file__).parent / "call_center").glob("*.yaml")}
@@ -199,7 +199,7 @@ class Seed:
 
     def train(self, model, manifest: Manifest, dev: Manifest | None, method: str, settings: TrainingConfig) -> None:
         """Train what is trainable; fusions and routers are told each utterance's domain."""
-        from speech_adapters.training.data import GuidedDataset, SpeechDataset
+        from speech_adapters.data.batches import GuidedDataset, SpeechDataset
         from speech_adapters.training.trainer import train
 
         target = self.head.target
@@ -223,7 +223,7 @@ class Seed:
 
     def score(self, model, method: str) -> None:
         """Score the active composition on every domain."""
-        from speech_adapters.evaluation.asr import evaluate_asr
+        from speech_adapters.tasks.asr import evaluate_asr
 
         row = self.scores.setdefault(method, {})
         settings = self.config.training
@@ -265,7 +265,7 @@ class Seed:
         """Stage 3; returns where the fusion and the router look on each domain."""
         from speech_adapters.composition import Fuse, FusionConfig, Route, RouterConfig
         from speech_adapters.composition.attention import mean_attention
-        from speech_adapters.training.data import SpeechDataset, evaluation_loader
+        from speech_adapters.data.batches import SpeechDataset, evaluation_loader
 
         guide, attention = self.config.guide, {}
         settings = self.config.combination
@@ -305,7 +305,7 @@ class Seed:
 
 def summarise(config: Config, domains: Sequence[Domain], seeds: Sequence[Seed]) -> tuple[dict, dict]:
     """``results.json`` and ``domains.json`` over all seeds."""
-    from speech_adapters.evaluation.asr import pooled_metrics
+    from speech_adapters.tasks.asr import pooled_metrics
 
     cells, figures = {}, {}
     for method in seeds[0].scores:
@@ -348,8 +348,8 @@ def forgetting(cells: dict[str, dict[str, dict[str, float]]], names: Sequence[st
 def make_head(config: Config, domains: Sequence[Domain]):
     """The CTC head that all domains share."""
     if config.start_head is not None:
-        from speech_adapters.bank.storage import load_part
         from speech_adapters.heads.base import head_from_dict
+        from speech_adapters.saving.parts import load_part
 
         head = head_from_dict(load_part(config.start_head, "head")[0]["config"])
         if head.head_type != "ctc":
@@ -372,11 +372,11 @@ def make_head(config: Config, domains: Sequence[Domain]):
 
 def main(config: Config) -> None:
     from speech_adapters.adapters import preset
+    from speech_adapters.data.batches import check_before_training
     from speech_adapters.encoders import load_encoder
-    from speech_adapters.evaluation.report import method_rows, summary_table, write_report
     from speech_adapters.files import write_json
-    from speech_adapters.training.data import check_before_training
-    from speech_adapters.training.run_folder import RunFolder, environment
+    from speech_adapters.reports.report import method_rows, summary_table, write_report
+    from speech_adapters.runs.folder import RunFolder, environment
 
     started = time.perf_counter()
     encoder, domains = load_encoder(config.encoder), find_domains(config)

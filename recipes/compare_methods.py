@@ -17,7 +17,7 @@ from asr_librispeech import Config as ASRConfig
 
 from speech_adapters.config import option, parse_cli, run_main
 from speech_adapters.errors import ConfigError
-from speech_adapters.training.experiment import run_experiment
+from speech_adapters.tasks.experiment import run_experiment
 
 PRESETS = {path.stem: path for path in (Path(__file__).parent / "compare_methods").glob("*.yaml")}
 

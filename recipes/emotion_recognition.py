@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Literal
 
 from speech_adapters.config import option, parse_cli, run_main
+from speech_adapters.data.manifest import Manifest
 from speech_adapters.errors import ConfigError
-from speech_adapters.manifest import Manifest
-from speech_adapters.training.experiment import Corpus, ExperimentConfig, Task, run_experiment
+from speech_adapters.tasks.experiment import Corpus, ExperimentConfig, Task, run_experiment
 
 PRESETS = {path.stem: path for path in (Path(__file__).parent / "emotion_recognition").glob("*.yaml")}
 
@@ -116,8 +116,8 @@ class Emotion(Task):
         )
 
     def score(self, model, corpus: Corpus, run, name: str):
-        from speech_adapters.evaluation.classification import evaluate_classification
-        from speech_adapters.evaluation.predictions import write_predictions
+        from speech_adapters.data.predictions import write_predictions
+        from speech_adapters.tasks.classification import evaluate_classification
 
         training = self.config.training
         result = evaluate_classification(
@@ -131,14 +131,14 @@ class Emotion(Task):
         return result
 
     def combine(self, results):
-        from speech_adapters.evaluation.uar import ClassificationResult
+        from speech_adapters.metrics.classification import ClassificationResult
 
         combined = results[0] if len(results) == 1 else ClassificationResult.combine(results)
         return {"metrics": combined.to_dict()}
 
     def keep(self, result, corpus: Corpus, run) -> None:
-        from speech_adapters.evaluation.classification import confident_mistakes
         from speech_adapters.files import write_json
+        from speech_adapters.tasks.classification import confident_mistakes
 
         write_json(run.worst_file, confident_mistakes(result, corpus.test))
 

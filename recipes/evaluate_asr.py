@@ -17,8 +17,8 @@ from typing import Literal
 import torch
 
 from speech_adapters.config import option, parse_cli, run_main
+from speech_adapters.data.manifest import Manifest
 from speech_adapters.errors import ConfigError
-from speech_adapters.manifest import Manifest
 
 
 @dataclass(kw_only=True)
@@ -44,13 +44,13 @@ class Config:
 
 
 def main(config: Config) -> None:
-    from speech_adapters.evaluation.asr import evaluate_asr, use_own_ctc_head, worst_utterances
-    from speech_adapters.evaluation.report import method_rows, summary_table, write_report
+    from speech_adapters.data.batches import check_before_training
     from speech_adapters.files import write_json
     from speech_adapters.heads.decoding import BeamSearch
     from speech_adapters.model import SpeechAdapterModel
-    from speech_adapters.training.data import check_before_training
-    from speech_adapters.training.run_folder import RunFolder, environment
+    from speech_adapters.reports.report import method_rows, summary_table, write_report
+    from speech_adapters.runs.folder import RunFolder, environment
+    from speech_adapters.tasks.asr import evaluate_asr, use_own_ctc_head, worst_utterances
 
     if config.manifest is None:
         raise ConfigError("give --manifest: the JSON Lines file to score.")

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from speech_adapters.config import option, parse_cli, run_main
+from speech_adapters.data.manifest import Manifest
 from speech_adapters.errors import ConfigError, InputError
-from speech_adapters.manifest import Manifest
 
 
 @dataclass(kw_only=True)
@@ -41,10 +41,10 @@ def evaluate_model(config: Config, manifest: Manifest):
     """The result of the model on the manifest, and what ``results.json`` says of the model and its cost."""
     import torch
 
-    from speech_adapters.evaluation.classification import evaluate_classification
+    from speech_adapters.data.batches import check_before_training
     from speech_adapters.model import SpeechAdapterModel
-    from speech_adapters.training.data import check_before_training
-    from speech_adapters.training.run_folder import environment
+    from speech_adapters.runs.folder import environment
+    from speech_adapters.tasks.classification import evaluate_classification
 
     device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
     model = SpeechAdapterModel.from_pretrained(config.encoder, device=device)
@@ -84,11 +84,11 @@ def check_same_utterances(result, manifest: Manifest, label_field: str, source: 
 
 
 def main(config: Config) -> None:
-    from speech_adapters.evaluation.classification import confident_mistakes
-    from speech_adapters.evaluation.predictions import read_predictions, write_predictions
-    from speech_adapters.evaluation.report import method_rows, summary_table, write_report
+    from speech_adapters.data.predictions import read_predictions, write_predictions
     from speech_adapters.files import write_json
-    from speech_adapters.training.run_folder import RunFolder
+    from speech_adapters.reports.report import method_rows, summary_table, write_report
+    from speech_adapters.runs.folder import RunFolder
+    from speech_adapters.tasks.classification import confident_mistakes
 
     if config.predictions is not None and (config.head or config.adapter):
         raise ConfigError("give --predictions, or --head and --adapter: one or the other is scored.")

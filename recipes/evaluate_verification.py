@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from speech_adapters.config import option, parse_cli, run_main
+from speech_adapters.data.manifest import Manifest, check_disjoint
 from speech_adapters.errors import ConfigError
-from speech_adapters.manifest import Manifest, check_disjoint
 
 if TYPE_CHECKING:
-    from speech_adapters.evaluation.calibration import Calibration
-    from speech_adapters.evaluation.embeddings import Embeddings
+    from speech_adapters.data.embeddings import Embeddings
+    from speech_adapters.metrics.calibration import Calibration
     from speech_adapters.model import SpeechAdapterModel
 
 
@@ -86,15 +86,15 @@ class Config:
 
 
 def main(config: Config) -> None:
-    from speech_adapters.evaluation.calibration import Calibration
-    from speech_adapters.evaluation.detection_charts import chart_data
-    from speech_adapters.evaluation.embeddings import Embeddings
-    from speech_adapters.evaluation.report import method_rows, summary_table, write_report
-    from speech_adapters.evaluation.score_files import read_scores, write_scores
-    from speech_adapters.evaluation.verification import P_TARGETS, evaluate_verification
+    from speech_adapters.data.embeddings import Embeddings
+    from speech_adapters.data.score_files import read_scores, write_scores
+    from speech_adapters.data.trials import read_enrolment, read_trials
     from speech_adapters.files import write_json
-    from speech_adapters.training.run_folder import RunFolder, environment
-    from speech_adapters.trials import read_enrolment, read_trials
+    from speech_adapters.metrics.calibration import Calibration
+    from speech_adapters.reports.detection_charts import chart_data
+    from speech_adapters.reports.report import method_rows, summary_table, write_report
+    from speech_adapters.runs.folder import RunFolder, environment
+    from speech_adapters.tasks.verification import P_TARGETS, evaluate_verification
 
     if config.trials is None:
         from speech_adapters.corpora import prepare_demo
@@ -172,7 +172,7 @@ def load_model(config: Config, device: str) -> SpeechAdapterModel:
 
 def embed(config: Config, model: SpeechAdapterModel | None, manifest: Manifest, purpose: str) -> Embeddings:
     """Embeddings of other utterances than the trials', which need the model."""
-    from speech_adapters.evaluation.embeddings import extract_embeddings
+    from speech_adapters.data.embeddings import extract_embeddings
 
     if model is None:
         raise ConfigError(f"{purpose}: audio is embedded by a model; leave --embeddings and --scores out.")
@@ -182,8 +182,8 @@ def embed(config: Config, model: SpeechAdapterModel | None, manifest: Manifest, 
 
 def load_cohort(config: Config, model: SpeechAdapterModel | None, test: Manifest | None) -> Embeddings | None:
     """One embedding a speaker, of speakers that are not in the test."""
-    from speech_adapters.evaluation.embeddings import Embeddings
-    from speech_adapters.evaluation.verification import speaker_means
+    from speech_adapters.data.embeddings import Embeddings
+    from speech_adapters.tasks.verification import speaker_means
 
     if config.cohort is None:
         return None
@@ -199,7 +199,7 @@ def train_plda(config: Config, model: SpeechAdapterModel | None, test: Manifest 
     """PLDA trained on speakers that are not in the test."""
     if config.plda is None:
         return None
-    from speech_adapters.evaluation.plda import PLDA
+    from speech_adapters.metrics.plda import PLDA
 
     manifest = Manifest.read(config.plda, require=("speaker",))
     if test is not None:
@@ -210,11 +210,11 @@ def train_plda(config: Config, model: SpeechAdapterModel | None, test: Manifest 
 
 def fit_calibration(config: Config, source: Any, test: Manifest | None, options: dict[str, Any]) -> Calibration:
     """A calibration from dev trials, scored by the same model, cohort and PLDA."""
-    from speech_adapters.evaluation.calibration import Calibration
-    from speech_adapters.evaluation.embeddings import Embeddings
-    from speech_adapters.evaluation.score_files import read_scores
-    from speech_adapters.evaluation.verification import score_verification
-    from speech_adapters.trials import read_enrolment, read_trials
+    from speech_adapters.data.embeddings import Embeddings
+    from speech_adapters.data.score_files import read_scores
+    from speech_adapters.data.trials import read_enrolment, read_trials
+    from speech_adapters.metrics.calibration import Calibration
+    from speech_adapters.tasks.verification import score_verification
 
     trials = read_trials(config.dev_trials, allow_repeats=config.allow_repeats)
     manifest = test

@@ -19,7 +19,7 @@ from typing import Literal
 
 from speech_adapters.config import option, parse_cli, run_main
 from speech_adapters.errors import ConfigError
-from speech_adapters.training.experiment import Corpus, ExperimentConfig, Task, run_experiment
+from speech_adapters.tasks.experiment import Corpus, ExperimentConfig, Task, run_experiment
 
 PRESETS = {path.stem: path for path in (Path(__file__).parent / "intent_classification").glob("*.yaml")}
 
@@ -77,9 +77,9 @@ class Intent(Task):
         return ClassificationHead(labels=corpus.train.values(field), label_field=field, **options)
 
     def score(self, model, corpus: Corpus, run, name: str):
-        from speech_adapters.evaluation.classification import evaluate_classification
-        from speech_adapters.evaluation.predictions import write_predictions
-        from speech_adapters.evaluation.slots import evaluate_slots
+        from speech_adapters.data.predictions import write_predictions
+        from speech_adapters.tasks.classification import evaluate_classification
+        from speech_adapters.tasks.slots import evaluate_slots
 
         training = self.config.training
         options = {"batch_seconds": 2 * training.batch_seconds, "precision": training.precision}
@@ -93,7 +93,7 @@ class Intent(Task):
     def combine(self, results):
         if self.config.slots:
             return {"metrics": reduce(add, results).to_dict()}
-        from speech_adapters.evaluation.uar import ClassificationResult
+        from speech_adapters.metrics.classification import ClassificationResult
 
         metrics = (results[0] if len(results) == 1 else ClassificationResult.combine(results)).to_dict()
         return {"metrics": {"accuracy": metrics.pop("wa"), **metrics}}

@@ -33,19 +33,19 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from speech_adapters.audio import SAMPLE_RATE
-from speech_adapters.augmentation import Augmentation
 from speech_adapters.config import load_config, option, parse_cli, run_main, to_dict
+from speech_adapters.data.audio import SAMPLE_RATE
+from speech_adapters.data.augmentation import Augmentation
+from speech_adapters.data.crops import Crops, Speech, crop_batches
+from speech_adapters.data.manifest import Manifest
 from speech_adapters.encoders import encode
 from speech_adapters.encoders.forward import receptive_field
 from speech_adapters.errors import CheckpointError, ConfigError
 from speech_adapters.files import read_log, write_text
-from speech_adapters.manifest import Manifest
-from speech_adapters.objectives.crops import Crops, Speech, crop_batches
 from speech_adapters.objectives.distillation import HiddenStateDistillation
 from speech_adapters.objectives.whisper_student import save_encoder, start_at_mean, whisper_student
 from speech_adapters.objectives.whisper_teacher import WhisperTeacher
-from speech_adapters.training.run_folder import RunFolder, environment
+from speech_adapters.runs.folder import RunFolder, environment
 
 
 @dataclass(kw_only=True)

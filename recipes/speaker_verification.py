@@ -20,9 +20,9 @@ from typing import Literal
 import torch
 
 from speech_adapters.config import option, parse_cli, run_main
+from speech_adapters.data.manifest import Manifest
 from speech_adapters.errors import ConfigError
-from speech_adapters.manifest import Manifest
-from speech_adapters.training.experiment import Corpus, ExperimentConfig, Task, run_experiment
+from speech_adapters.tasks.experiment import Corpus, ExperimentConfig, Task, run_experiment
 
 PRESETS = {path.stem: path for path in (Path(__file__).parent / "speaker_verification").glob("*.yaml")}
 
@@ -89,7 +89,7 @@ class Speaker(Task):
     name, metric = "speaker", "eer"
 
     def corpora(self) -> list[Corpus]:
-        from speech_adapters.trials import UtteranceIndex, read_trials, resolve, trial_speakers
+        from speech_adapters.data.trials import UtteranceIndex, read_trials, resolve, trial_speakers
 
         config = self.config
         if config.corpus_root is not None:
@@ -119,7 +119,7 @@ class Speaker(Task):
         return [corpus.check_speakers()]
 
     def check(self, corpus: Corpus, encoder) -> None:
-        from speech_adapters.training.data import check_before_training
+        from speech_adapters.data.batches import check_before_training
 
         check_before_training(corpus.train, encoder, self.head(corpus))
         check_before_training(corpus.test, encoder)  # its speakers are others than the head's
@@ -152,8 +152,8 @@ class Speaker(Task):
         return first + super().train(model, corpus, further, run, f"{name}-large-margin")
 
     def evaluate(self, model, corpus: Corpus):
-        from speech_adapters.evaluation.embeddings import extract_embeddings
-        from speech_adapters.evaluation.verification import evaluate_verification, speaker_means
+        from speech_adapters.data.embeddings import extract_embeddings
+        from speech_adapters.tasks.verification import evaluate_verification, speaker_means
 
         training = self.config.training
         options = {"batch_seconds": 2 * training.batch_seconds, "precision": training.precision}
@@ -165,14 +165,14 @@ class Speaker(Task):
         return evaluate_verification(model, self.trials, corpus.test, cohort=cohort, top=top, **options)
 
     def score(self, model, corpus: Corpus, run, name: str):
-        from speech_adapters.evaluation.score_files import write_scores
+        from speech_adapters.data.score_files import write_scores
 
         result = self.evaluate(model, corpus).result
         write_scores(run.scores(name), self.trials, result.scores)
         return result
 
     def combine(self, results):
-        from speech_adapters.evaluation.verification import mean_metrics
+        from speech_adapters.tasks.verification import mean_metrics
 
         if len(results) == 1:
             return {"metrics": results[0].to_dict()}
@@ -196,9 +196,9 @@ class Speaker(Task):
         self._add_chart(run, self.config.adapter, result)
 
     def _add_chart(self, run, name: str, result) -> None:
-        from speech_adapters.evaluation.detection_charts import chart_data
-        from speech_adapters.evaluation.verification import P_TARGETS
         from speech_adapters.files import read_json, write_json
+        from speech_adapters.reports.detection_charts import chart_data
+        from speech_adapters.tasks.verification import P_TARGETS
 
         drawn = read_json(run.detection_file) if run.detection_file.exists() else {}
         write_json(run.detection_file, drawn | {name: chart_data(result.curve, P_TARGETS)})

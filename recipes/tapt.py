@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from speech_adapters.config import option, parse_cli, run_main
+from speech_adapters.data.manifest import Manifest
 from speech_adapters.errors import ConfigError
-from speech_adapters.manifest import Manifest
 from speech_adapters.objectives.hubert import HuBERTObjectiveConfig
 from speech_adapters.objectives.pretraining import Pretraining, PretrainingConfig
 from speech_adapters.objectives.wav2vec2 import Wav2Vec2ObjectiveConfig
 from speech_adapters.objectives.wavlm import WavLMObjectiveConfig
-from speech_adapters.training.downstream import Downstream
+from speech_adapters.tasks.downstream import Downstream
 
 PRESETS = {path.stem: path for path in (Path(__file__).parent / "tapt").glob("*.yaml")}
 UNIT_BATCHES = 40  # of crops, to cluster: 40 batches of 8 crops of 5 s are 27 minutes
@@ -92,8 +92,8 @@ def make_objective(config: Config, model, train: Manifest, run):
     """The objective, its units clustered on the training speech (and kept in the run folder)."""
     import torch
 
-    from speech_adapters.audio import read_audio
-    from speech_adapters.objectives.crops import Crops, Speech, crop_batches
+    from speech_adapters.data.audio import read_audio
+    from speech_adapters.data.crops import Crops, Speech, crop_batches
     from speech_adapters.objectives.hubert import HuBERTObjective
     from speech_adapters.objectives.units import KMeansUnits
     from speech_adapters.objectives.wav2vec2 import Wav2Vec2Objective
@@ -129,7 +129,7 @@ def make_objective(config: Config, model, train: Manifest, run):
 
 def second_pass(config: Config, first: Pretraining, train: Manifest, held_out: Manifest):
     """The hardest subdomain, all their losses, and what the pass on it gave."""
-    from speech_adapters.objectives.crops import Speech
+    from speech_adapters.data.crops import Speech
 
     key, losses = config.subdomain, {}
     if not train.values(key):
@@ -186,8 +186,8 @@ def main(argv: list[str] | None = None) -> None:
     from speech_adapters import SpeechAdapterModel
     from speech_adapters.adapters import preset
     from speech_adapters.encoders import load_encoder
-    from speech_adapters.evaluation.report import method_rows, summary_table, write_report
-    from speech_adapters.training.run_folder import RunFolder, environment
+    from speech_adapters.reports.report import method_rows, summary_table, write_report
+    from speech_adapters.runs.folder import RunFolder, environment
 
     train, held_out = read_speech(config)
     encoder = load_encoder(config.encoder, device="cuda" if torch.cuda.is_available() else "cpu")

@@ -41,7 +41,7 @@ def adapters(arguments: argparse.Namespace) -> None:
 
 
 def check(arguments: argparse.Namespace) -> None:
-    from speech_adapters.manifest import Manifest, check_disjoint
+    from speech_adapters.data.manifest import Manifest, check_disjoint
 
     manifests = [Manifest.read(path, check_files=True) for path in arguments.manifests]
     for manifest in manifests:
@@ -54,7 +54,7 @@ def check(arguments: argparse.Namespace) -> None:
 
 def prepare(arguments: argparse.Namespace) -> None:
     from speech_adapters import corpora
-    from speech_adapters.manifest import Manifest
+    from speech_adapters.data.manifest import Manifest
 
     written = getattr(corpora, f"prepare_{arguments.corpus}")(arguments.root, arguments.output)
     for path in written.values() if isinstance(written, dict) else [written]:
@@ -64,10 +64,10 @@ def prepare(arguments: argparse.Namespace) -> None:
 def transcribe(arguments: argparse.Namespace) -> None:
     import torch
 
-    from speech_adapters.audio import check_waveform, read_audio
-    from speech_adapters.evaluation.asr import use_own_ctc_head
+    from speech_adapters.data.audio import check_waveform, read_audio
     from speech_adapters.heads.decoding import greedy_decode
     from speech_adapters.model import SpeechAdapterModel
+    from speech_adapters.tasks.asr import use_own_ctc_head
 
     waveforms = [read_audio(path, channel="mix") for path in arguments.audio]
     device = "cuda" if torch.cuda.is_available() else "cpu"

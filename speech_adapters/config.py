@@ -32,7 +32,7 @@ import yaml
 
 from speech_adapters.errors import ConfigError, InputError
 from speech_adapters.files import write_text
-from speech_adapters.typed import Typed, field_types, from_dict, members_of, put, to_dict
+from speech_adapters.schema import Typed, field_types, from_dict, members_of, put, to_dict
 
 __all__ = [
     "from_dict", "load_config", "option", "parse_cli", "run_main", "save_config", "to_dict", "to_yaml", "write_text"

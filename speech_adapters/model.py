@@ -16,16 +16,16 @@ from speech_adapters.adapters.base import (
     DEFAULT_LEARNING_RATE,
     AdapterConfig,
 )
-from speech_adapters.adapters.places import AdapterPlan, Places, Stacked, walk
+from speech_adapters.adapters.hooks import AdapterPlan, Places, Stacked, walk
 from speech_adapters.adapters.presets import Task, preset
-from speech_adapters.bank.saving import Saving
+from speech_adapters.composition.blocks import Composition, Parallel, Stack, names_of, trained_names
 from speech_adapters.composition.composing import Composing
-from speech_adapters.composition.mixing import Choice, Mixer
-from speech_adapters.composition.serving import mixed_forward, parallel_forward
-from speech_adapters.composition.values import Composition, Parallel, Stack, names_of, trained_names
+from speech_adapters.composition.mixed_batch import Choice, Mixer
+from speech_adapters.composition.parallel import mixed_forward, parallel_forward
 from speech_adapters.encoders.loading import Encoder, load_encoder
 from speech_adapters.errors import AudioError, ConfigError
 from speech_adapters.heads.base import HeadConfig, HeadModule
+from speech_adapters.saving.saving import Saving
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 

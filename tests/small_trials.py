@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from speech_adapters.audio import write_audio
-from speech_adapters.manifest import Manifest, Utterance
-from speech_adapters.trials import read_trials
+from speech_adapters.data.audio import write_audio
+from speech_adapters.data.manifest import Manifest, Utterance
+from speech_adapters.data.trials import read_trials
 
 
 def small_corpus(folder: Path, first: int = 0) -> SimpleNamespace:

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 
 from speech_adapters.active.curves import Curve, area_difference, over_seeds
 from speech_adapters.active.loop import ActiveLearner, LoopConfig
-from speech_adapters.active.observe import Observation
+from speech_adapters.active.pool_predictions import Observation
 from speech_adapters.active.sheet import read_sheet, sheet_rows, write_sheet
 from speech_adapters.active.strategies import STRATEGIES, PoolView
-from speech_adapters.audio import write_audio
+from speech_adapters.data.audio import write_audio
+from speech_adapters.data.manifest import Manifest, Utterance
 from speech_adapters.errors import ConfigError, InputError, ManifestError
-from speech_adapters.manifest import Manifest, Utterance
 
 LABELS = ("angry", "calm")
 

@@ -13,11 +13,11 @@ from small_encoders import stock_model
 from small_models import shake, small_model
 from test_recipes import run
 
-from speech_adapters.active.observe import committee_disagreement, dropout_disagreement, observe
-from speech_adapters.audio import write_audio
+from speech_adapters.active.pool_predictions import committee_disagreement, dropout_disagreement, observe
+from speech_adapters.data.audio import write_audio
+from speech_adapters.data.manifest import Manifest, Utterance
 from speech_adapters.errors import ConfigError
 from speech_adapters.heads import ClassificationHead, SpeakerHead
-from speech_adapters.manifest import Manifest, Utterance
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_an_observation_does_not_hang_on_batches_or_order(speech, task):
 
 def test_classification_gradients_are_those_of_the_last_layer(speech):
     pool, model = Manifest.read(speech / "pool.jsonl")[:2], model_with("emotion")
-    from speech_adapters.audio import read_audio
+    from speech_adapters.data.audio import read_audio
 
     found = observe(model, pool, gradients=True)
     last = model.head.network.classifier[-1]

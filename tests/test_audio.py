@@ -11,7 +11,7 @@ import pytest
 import soundfile
 import torch
 
-from speech_adapters.audio import audio_info, check_waveform, read_audio, resample, write_audio
+from speech_adapters.data.audio import audio_info, check_waveform, read_audio, resample, write_audio
 from speech_adapters.errors import AudioError, InputError
 
 

@@ -11,10 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speech_adapters.audio import write_audio
-from speech_adapters.augmentation import CODECS, Augmentation, add_noise, lose_packets, speed, telephone
+from speech_adapters.data.audio import write_audio
+from speech_adapters.data.augmentation import CODECS, Augmentation, add_noise, lose_packets, speed, telephone
+from speech_adapters.data.manifest import Manifest, Utterance
 from speech_adapters.errors import ConfigError
-from speech_adapters.manifest import Manifest, Utterance
 
 
 def tone(hertz: float, samples: int = 16_001) -> torch.Tensor:

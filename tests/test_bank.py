@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from small_models import METHODS, batch, shake, small_model
 
 from speech_adapters.adapters import Bottleneck, preset
-from speech_adapters.bank.storage import load_part, save_part
 from speech_adapters.errors import CheckpointError, ConfigError
 from speech_adapters.heads.ctc import CTCHead
 from speech_adapters.model import SpeechAdapterModel
+from speech_adapters.saving.parts import load_part, save_part
 from speech_adapters.text import Vocabulary
 
 SAVED = ("elp", "lora", "houlsby", "full", "lora+l", "dora", "weighted-sum", "head-only")

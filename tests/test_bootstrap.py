@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from speech_adapters.errors import InputError
-from speech_adapters.evaluation.bootstrap import Interval, bootstrap, bootstrap_statistic
+from speech_adapters.metrics.bootstrap import Interval, bootstrap, bootstrap_statistic
 
 CORPORA = st.lists(
     st.tuples(st.integers(0, 20), st.integers(1, 20), st.sampled_from("abcdef")), min_size=1, max_size=30

@@ -10,14 +10,14 @@ from small_encoders import small_encoder
 from test_training import HEAD, QUIET, manifest  # noqa: F401  (a fixture)
 
 from speech_adapters.adapters import Bottleneck
-from speech_adapters.augmentation import Augmentation
+from speech_adapters.data.augmentation import Augmentation
+from speech_adapters.data.batches import GuidedDataset, SpeechDataset, collate
+from speech_adapters.data.manifest import Manifest
 from speech_adapters.errors import ConfigError
-from speech_adapters.evaluation.asr import evaluate_asr
-from speech_adapters.manifest import Manifest
 from speech_adapters.model import SpeechAdapterModel
+from speech_adapters.runs.folder import RunFolder
+from speech_adapters.tasks.asr import evaluate_asr
 from speech_adapters.training.cache import CachedDataset
-from speech_adapters.training.data import GuidedDataset, SpeechDataset, collate
-from speech_adapters.training.run_folder import RunFolder
 from speech_adapters.training.settings import TrainingConfig
 from speech_adapters.training.trainer import TrainingResult, train
 

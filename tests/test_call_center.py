@@ -13,10 +13,10 @@ import pytest
 import torch
 from small_encoders import small_encoder
 
-from speech_adapters.audio import write_audio
 from speech_adapters.config import parse_cli
+from speech_adapters.data.audio import write_audio
+from speech_adapters.data.manifest import Manifest, Utterance
 from speech_adapters.errors import ConfigError, ManifestError
-from speech_adapters.manifest import Manifest, Utterance
 from speech_adapters.model import SpeechAdapterModel
 
 PATH = Path(__file__).parents[1] / "recipes" / "call_center.py"

@@ -17,18 +17,18 @@ from small_encoders import stock_model
 from small_models import small_model
 from test_report import Page
 
-from speech_adapters.audio import read_audio, write_audio
 from speech_adapters.config import parse_cli
+from speech_adapters.data.audio import read_audio, write_audio
+from speech_adapters.data.batches import SpeechDataset, evaluation_loader
+from speech_adapters.data.manifest import Manifest, Utterance
+from speech_adapters.data.predictions import read_predictions, write_predictions
 from speech_adapters.errors import CheckpointError, ConfigError, InputError, ManifestError
-from speech_adapters.evaluation.classification import confident_mistakes, evaluate_classification
-from speech_adapters.evaluation.confusion_chart import confusion_chart
-from speech_adapters.evaluation.predictions import read_predictions, write_predictions
-from speech_adapters.evaluation.report import write_report
-from speech_adapters.evaluation.uar import ClassificationResult, score_classification
 from speech_adapters.heads.base import HeadConfig, HeadModule, HeadOutput
-from speech_adapters.manifest import Manifest, Utterance
+from speech_adapters.metrics.classification import ClassificationResult, score_classification
 from speech_adapters.model import SpeechAdapterModel
-from speech_adapters.training.data import SpeechDataset, evaluation_loader
+from speech_adapters.reports.confusion_chart import confusion_chart
+from speech_adapters.reports.report import write_report
+from speech_adapters.tasks.classification import confident_mistakes, evaluate_classification
 
 ROOT = Path(__file__).parents[1]
 LABELS = ("high", "low", "middle")

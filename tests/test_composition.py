@@ -13,8 +13,8 @@ from small_models import METHODS, TARGETS, batch, parameters, small_model
 
 from speech_adapters.adapters import Bottleneck, LoRA
 from speech_adapters.composition import Average, Fuse, FusionConfig, Parallel, Route, RouterConfig, Stack
+from speech_adapters.composition.blocks import composition, learned_in, names_of, trained_names
 from speech_adapters.composition.fusion import FusionLayer
-from speech_adapters.composition.values import composition, learned_in, names_of, trained_names
 from speech_adapters.errors import CheckpointError, ConfigError
 from speech_adapters.heads.ctc import CTCHead
 

@@ -19,14 +19,14 @@ import soundfile
 import torch
 
 from speech_adapters import corpora
-from speech_adapters.audio import read_audio
 from speech_adapters.corpora import demo, espeak, librispeech
 from speech_adapters.corpora.demo import DemoCorpus, build_demo, prepare_demo
 from speech_adapters.corpora.demo_plan import SPLITS, VARIANTS, plan_demo, read_sentences, transcript
 from speech_adapters.corpora.librispeech import download_librispeech, prepare_librispeech
+from speech_adapters.data.audio import read_audio
+from speech_adapters.data.manifest import Manifest, check_disjoint
+from speech_adapters.data.trials import read_trials
 from speech_adapters.errors import InputError, ManifestError
-from speech_adapters.manifest import Manifest, check_disjoint
-from speech_adapters.trials import read_trials
 
 COMMITTED = Path(__file__).parents[1] / "manifests"
 

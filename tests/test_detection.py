@@ -12,7 +12,7 @@ from sklearn.isotonic import IsotonicRegression
 from sklearn.metrics import log_loss, roc_curve
 
 from speech_adapters.errors import ConfigError, InputError
-from speech_adapters.evaluation.detection import (
+from speech_adapters.metrics.detection import (
     RankedTrials,
     actual_dcf,
     cllr,

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from test_report import Page, entry
 
-from speech_adapters.evaluation.detection import detection_curve
-from speech_adapters.evaluation.detection_charts import chart_data, det_chart, score_histogram
-from speech_adapters.evaluation.report import write_report
+from speech_adapters.metrics.detection import detection_curve
+from speech_adapters.reports.detection_charts import chart_data, det_chart, score_histogram
+from speech_adapters.reports.report import write_report
 
 
 def system(distance: float, count: int = 4000, seed: int = 0) -> dict:

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from transformers import AutoModel, WhisperConfig, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from speech_adapters.audio import write_audio
-from speech_adapters.augmentation import Augmentation
+from speech_adapters.data.audio import write_audio
+from speech_adapters.data.augmentation import Augmentation
+from speech_adapters.data.crops import Crops, Speech, crop_batches
+from speech_adapters.data.manifest import Manifest, Utterance
 from speech_adapters.encoders import encode, load_encoder
 from speech_adapters.errors import CheckpointError, ConfigError
-from speech_adapters.manifest import Manifest, Utterance
-from speech_adapters.objectives.crops import Crops, Speech, crop_batches
 from speech_adapters.objectives.distillation import HiddenStateDistillation
 from speech_adapters.objectives.whisper_student import mel_gabor, save_encoder, whisper_student
 from speech_adapters.objectives.whisper_teacher import WhisperTeacher

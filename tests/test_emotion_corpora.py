@@ -25,8 +25,8 @@ from speech_adapters.corpora import (
 )
 from speech_adapters.corpora.download import download_archive
 from speech_adapters.corpora.folds import make_folds
+from speech_adapters.data.manifest import Manifest
 from speech_adapters.errors import ConfigError, InputError, ManifestError
-from speech_adapters.manifest import Manifest
 
 NOWHERE = "http://127.0.0.1:9/"
 

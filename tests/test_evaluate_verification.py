@@ -16,8 +16,8 @@ from small_encoders import stock_model
 from small_trials import small_corpus
 
 from speech_adapters.config import parse_cli
+from speech_adapters.data.embeddings import Embeddings
 from speech_adapters.errors import InputError
-from speech_adapters.evaluation.embeddings import Embeddings
 
 ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "recipes" / "evaluate_verification.py"

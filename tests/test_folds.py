@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from speech_adapters.corpora.folds import make_folds
+from speech_adapters.data.manifest import Manifest, Utterance
 from speech_adapters.errors import ConfigError, ManifestError
-from speech_adapters.manifest import Manifest, Utterance
 
 EMOTIONS = ("angry", "happy", "sad")
 

@@ -16,11 +16,11 @@ from small_encoders import small_encoder
 from small_models import batch
 
 from speech_adapters.adapters import PRESETS
+from speech_adapters.data.manifest import Manifest, Utterance
 from speech_adapters.errors import ConfigError, ManifestError
 from speech_adapters.heads import ClassificationHead, SlotsHead, SpeakerHead, balanced_class_weights, head_from_dict
 from speech_adapters.heads.margin import CosineClassifier, margin_loss
 from speech_adapters.heads.pooling import AttentiveStatisticsPooling, pooling
-from speech_adapters.manifest import Manifest, Utterance
 from speech_adapters.model import SpeechAdapterModel
 
 LABELS = ("angry", "happy", "sad")

@@ -8,15 +8,15 @@ import torch
 from small_encoders import small_encoder
 
 from speech_adapters.adapters import EAdapter
-from speech_adapters.audio import write_audio
 from speech_adapters.composition import Stack
+from speech_adapters.data.audio import write_audio
+from speech_adapters.data.batches import GuidedDataset, SpeechDataset, collate
+from speech_adapters.data.manifest import Manifest, Utterance
 from speech_adapters.errors import ConfigError
 from speech_adapters.heads import CTCHead
-from speech_adapters.manifest import Manifest, Utterance
 from speech_adapters.model import SpeechAdapterModel
-from speech_adapters.training.data import GuidedDataset, SpeechDataset, collate
+from speech_adapters.runs.folder import RunFolder
 from speech_adapters.training.joint import JointTask, train_jointly
-from speech_adapters.training.run_folder import RunFolder
 from speech_adapters.training.settings import TrainingConfig
 
 HEAD = CTCHead(dropout=0.0)  # so that one task's random numbers do not reach another

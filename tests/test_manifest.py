@@ -13,9 +13,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speech_adapters.audio import write_audio
+from speech_adapters.data.audio import write_audio
+from speech_adapters.data.manifest import Manifest, Utterance, check_disjoint, equal_shares
 from speech_adapters.errors import ManifestError
-from speech_adapters.manifest import Manifest, Utterance, check_disjoint, equal_shares
 
 
 def line(**changes: object) -> str:

@@ -8,8 +8,8 @@ from small_models import METHODS, batch, small_model
 from test_composition import drawer, features
 
 from speech_adapters.adapters import Bottleneck, LoRA
-from speech_adapters.composition.merging import METHODS as MERGES
-from speech_adapters.composition.merging import fixed_start, merge
+from speech_adapters.composition.weight_averaging import METHODS as MERGES
+from speech_adapters.composition.weight_averaging import fixed_start, merge
 from speech_adapters.errors import ConfigError
 from speech_adapters.heads.ctc import CTCHead
 from speech_adapters.text import Vocabulary

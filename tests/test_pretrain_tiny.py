@@ -14,11 +14,11 @@ from safetensors.torch import save_file
 from transformers import AutoModel, WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from speech_adapters.audio import write_audio
 from speech_adapters.config import load_config, to_dict
+from speech_adapters.data.audio import write_audio
+from speech_adapters.data.manifest import Manifest, Utterance
 from speech_adapters.encoders import load_encoder
 from speech_adapters.errors import CheckpointError, ConfigError
-from speech_adapters.manifest import Manifest, Utterance
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "pretrain_tiny.py"
 pytestmark = pytest.mark.slow

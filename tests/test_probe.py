@@ -14,10 +14,10 @@ import torch
 from small_encoders import small_encoder, stock_model
 from test_distillation import noise, save_tiny_teacher
 
-from speech_adapters.audio import write_audio
+from speech_adapters.data.audio import write_audio
+from speech_adapters.data.manifest import Manifest, Utterance
 from speech_adapters.errors import ConfigError, ManifestError
 from speech_adapters.heads.ctc import CTCHead
-from speech_adapters.manifest import Manifest, Utterance
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "probe_encoder.py"
 DIGITS, SPEAKERS = ("ZERO", "ONE", "TWO"), ("a", "b", "c", "d")

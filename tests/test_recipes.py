@@ -14,9 +14,9 @@ import pytest
 import torch
 from small_encoders import stock_model
 
-from speech_adapters.audio import write_audio
+from speech_adapters.data.audio import write_audio
+from speech_adapters.data.manifest import Manifest, Utterance
 from speech_adapters.encoders import packaged_encoders
-from speech_adapters.manifest import Manifest, Utterance
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.slow

@@ -16,10 +16,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speech_adapters.audio import SAMPLE_RATE, write_audio
+from speech_adapters.data.audio import SAMPLE_RATE, write_audio
 from speech_adapters.errors import InputError
-from speech_adapters.evaluation.charts import Line, bar_chart, line_chart, scatter_chart, ticks
-from speech_adapters.evaluation.report import method_rows, summary_table, write_report
+from speech_adapters.reports.charts import Line, bar_chart, line_chart, scatter_chart, ticks
+from speech_adapters.reports.report import method_rows, summary_table, write_report
 
 VOID = {"meta", "br", "line", "circle", "rect", "polyline"}
 

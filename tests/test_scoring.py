@@ -10,12 +10,12 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
+from speech_adapters.data.embeddings import Embeddings, average_embeddings, mean_pooled
 from speech_adapters.errors import ConfigError, InputError
-from speech_adapters.evaluation import scoring
-from speech_adapters.evaluation.calibration import Calibration
-from speech_adapters.evaluation.detection import cllr, eer, min_cllr
-from speech_adapters.evaluation.embeddings import Embeddings, average_embeddings, mean_pooled
-from speech_adapters.evaluation.scoring import cosine_scores, normalize_scores
+from speech_adapters.metrics import trial_scores as scoring
+from speech_adapters.metrics.calibration import Calibration
+from speech_adapters.metrics.detection import cllr, eer, min_cllr
+from speech_adapters.metrics.trial_scores import cosine_scores, normalize_scores
 
 
 def vectors(count: int, width: int = 8, seed: int = 0) -> torch.Tensor:

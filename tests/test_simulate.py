@@ -11,11 +11,11 @@ import pytest
 import torch
 
 import speech_adapters.corpora.simulate as package
-from speech_adapters.audio import read_audio, write_audio
 from speech_adapters.config import parse_cli
 from speech_adapters.corpora.simulate import DOMAINS, Channel, Config, channel_of, main, simulate
+from speech_adapters.data.audio import read_audio, write_audio
+from speech_adapters.data.manifest import Manifest, Utterance
 from speech_adapters.errors import ConfigError, InputError
-from speech_adapters.manifest import Manifest, Utterance
 
 
 @pytest.fixture(scope="module")

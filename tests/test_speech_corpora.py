@@ -11,13 +11,13 @@ import soundfile
 import torch
 from small_corpora import speak
 
-from speech_adapters.audio import read_audio
 from speech_adapters.corpora import prepare_fluent_speech_commands, prepare_harper_valley, prepare_voxceleb, voxceleb
 from speech_adapters.corpora.calls import split_call
 from speech_adapters.corpora.folds import make_folds
+from speech_adapters.data.audio import read_audio
+from speech_adapters.data.manifest import Manifest
+from speech_adapters.data.trials import read_trials
 from speech_adapters.errors import AudioError, ConfigError, InputError, ManifestError
-from speech_adapters.manifest import Manifest
-from speech_adapters.trials import read_trials
 
 # VoxCeleb
 

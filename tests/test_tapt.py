@@ -14,15 +14,15 @@ from test_recipes import run
 
 from speech_adapters import SpeechAdapterModel
 from speech_adapters.adapters import EAdapter
-from speech_adapters.audio import write_audio
+from speech_adapters.data.audio import write_audio
+from speech_adapters.data.manifest import Manifest, Utterance
 from speech_adapters.encoders import load_encoder
 from speech_adapters.errors import CheckpointError, ConfigError
-from speech_adapters.manifest import Manifest, Utterance
 from speech_adapters.objectives.hubert import HuBERTObjective, HuBERTObjectiveConfig
 from speech_adapters.objectives.pretraining import Pretraining, PretrainingConfig
 from speech_adapters.objectives.units import KMeansUnits
-from speech_adapters.training.downstream import Downstream
-from speech_adapters.training.run_folder import RunFolder
+from speech_adapters.runs.folder import RunFolder
+from speech_adapters.tasks.downstream import Downstream
 from speech_adapters.training.settings import TrainingConfig
 
 

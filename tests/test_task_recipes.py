@@ -13,12 +13,12 @@ import pytest
 import torch
 from small_encoders import stock_model
 
-from speech_adapters.audio import write_audio
 from speech_adapters.config import parse_cli
+from speech_adapters.data.audio import write_audio
+from speech_adapters.data.manifest import Manifest, Utterance
 from speech_adapters.errors import InputError
-from speech_adapters.evaluation.verification import mean_metrics, verification_result
-from speech_adapters.manifest import Manifest, Utterance
-from speech_adapters.training.experiment import run_experiment
+from speech_adapters.tasks.experiment import run_experiment
+from speech_adapters.tasks.verification import mean_metrics, verification_result
 
 ROOT = Path(__file__).parent.parent
 SMALL = ("training.updates=4", "training.batch_seconds=8", "training.log_every=2", "training.trackers=none")

@@ -16,13 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_encoders import small_encoder
 
-from speech_adapters.audio import write_audio
+from speech_adapters.data.audio import write_audio
+from speech_adapters.data.batches import LengthBatches, SpeechDataset, check_before_training, collate
+from speech_adapters.data.manifest import Manifest, Utterance
 from speech_adapters.errors import AudioError, ConfigError, InputError, TextError
 from speech_adapters.heads import CTCHead
-from speech_adapters.manifest import Manifest, Utterance
 from speech_adapters.model import SpeechAdapterModel
-from speech_adapters.training.data import LengthBatches, SpeechDataset, check_before_training, collate
-from speech_adapters.training.run_folder import RunFolder
+from speech_adapters.runs.folder import RunFolder
 from speech_adapters.training.settings import TrainingConfig
 from speech_adapters.training.trainer import rate_factor, train
 
@@ -241,9 +241,9 @@ import sys
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 from test_training import HEAD, QUIET, make_model
-from speech_adapters.manifest import Manifest
-from speech_adapters.training.data import SpeechDataset
-from speech_adapters.training.run_folder import RunFolder
+from speech_adapters.data.manifest import Manifest
+from speech_adapters.data.batches import SpeechDataset
+from speech_adapters.runs.folder import RunFolder
 from speech_adapters.training.settings import TrainingConfig
 from speech_adapters.training.trainer import train
 config = TrainingConfig(**QUIET, updates=4, accumulation={accumulation})

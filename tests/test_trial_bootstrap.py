@@ -5,10 +5,10 @@ import pytest
 from scipy.stats import norm
 
 from speech_adapters.errors import ConfigError, InputError
-from speech_adapters.evaluation import trial_bootstrap
-from speech_adapters.evaluation.detection import eer
-from speech_adapters.evaluation.trial_bootstrap import bootstrap_trials
-from speech_adapters.evaluation.verification import verification_result
+from speech_adapters.metrics import trial_bootstrap
+from speech_adapters.metrics.detection import eer
+from speech_adapters.metrics.trial_bootstrap import bootstrap_trials
+from speech_adapters.tasks.verification import verification_result
 
 
 def world(speakers: int, seed: int, spread: float = 0.7, utterances: int = 3):

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from speech_adapters.data.manifest import Manifest, Utterance
+from speech_adapters.data.trials import Trial, UtteranceIndex, read_enrolment, read_trials, resolve, trial_speakers
 from speech_adapters.errors import ManifestError
-from speech_adapters.manifest import Manifest, Utterance
-from speech_adapters.trials import Trial, UtteranceIndex, read_enrolment, read_trials, resolve, trial_speakers
 
 COMMITTED = Path(__file__).parents[1] / "manifests"
 

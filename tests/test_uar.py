@@ -17,8 +17,8 @@ from sklearn.metrics import (
 )
 
 from speech_adapters.errors import InputError
-from speech_adapters.evaluation.bootstrap import bootstrap_statistic, bootstrap_sums
-from speech_adapters.evaluation.uar import ClassificationResult, score_classification
+from speech_adapters.metrics.bootstrap import bootstrap_statistic, bootstrap_sums
+from speech_adapters.metrics.classification import ClassificationResult, score_classification
 
 LABELS = ("angry", "happy", "neutral", "sad")
 ROWS = st.lists(

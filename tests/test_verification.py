@@ -11,15 +11,15 @@ import torch
 from small_models import small_model
 from small_trials import small_corpus
 
+from speech_adapters.data.embeddings import Embeddings, extract_embeddings
+from speech_adapters.data.score_files import read_scores, write_scores
+from speech_adapters.data.trials import read_enrolment, read_trials
 from speech_adapters.errors import ConfigError, InputError, ManifestError
-from speech_adapters.evaluation.calibration import Calibration
-from speech_adapters.evaluation.detection import eer, min_dcf
-from speech_adapters.evaluation.embeddings import Embeddings, extract_embeddings
-from speech_adapters.evaluation.plda import PLDA
-from speech_adapters.evaluation.score_files import read_scores, write_scores
-from speech_adapters.evaluation.verification import evaluate_verification, speaker_means, verification_result
 from speech_adapters.heads.base import HeadConfig, HeadModule, HeadOutput
-from speech_adapters.trials import read_enrolment, read_trials
+from speech_adapters.metrics.calibration import Calibration
+from speech_adapters.metrics.detection import eer, min_dcf
+from speech_adapters.metrics.plda import PLDA
+from speech_adapters.tasks.verification import evaluate_verification, speaker_means, verification_result
 
 
 @pytest.fixture(scope="module")

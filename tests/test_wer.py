@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from speech_adapters.errors import InputError, TextError
-from speech_adapters.evaluation import compare, word_error_rate, write_trn
+from speech_adapters.metrics import compare, word_error_rate, write_trn
 
 WORDS = st.lists(st.sampled_from(["A", "B", "CAT", "CAR"]), max_size=8)
 PAIRS = st.lists(st.tuples(WORDS.filter(bool), WORDS), min_size=1, max_size=5)

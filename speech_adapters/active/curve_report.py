@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from speech_adapters.evaluation.charts import Line, line_chart
+from speech_adapters.reports.charts import Line, line_chart
 
 
 def curve_page(found: dict[str, Any], unit: str, score: str) -> str:

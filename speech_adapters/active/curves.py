@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from speech_adapters.errors import InputError
-from speech_adapters.evaluation.bootstrap import Interval
+from speech_adapters.metrics.bootstrap import Interval
 
 
 def over_seeds(values: Sequence[float], level: float = 0.95) -> Interval:

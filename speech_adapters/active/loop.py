@@ -23,9 +23,9 @@ from typing import Any, Literal
 import numpy as np
 
 from speech_adapters.active.strategies import STRATEGIES, PoolView, agreement
+from speech_adapters.data.manifest import Manifest, Utterance
 from speech_adapters.errors import ConfigError
 from speech_adapters.files import read_log, to_json, write_text
-from speech_adapters.manifest import Manifest, Utterance
 
 ROUNDING = 1e-9
 

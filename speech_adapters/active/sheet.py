@@ -19,11 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from speech_adapters.active.observe import Observation
+from speech_adapters.active.pool_predictions import Observation
+from speech_adapters.data.manifest import Manifest, Utterance
 from speech_adapters.errors import ManifestError
-from speech_adapters.evaluation.report import audio_player
 from speech_adapters.files import write_text
-from speech_adapters.manifest import Manifest, Utterance
+from speech_adapters.reports.report import audio_player
 
 MOST_AUDIO_BYTES = 40_000_000
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from speech_adapters.active.acquisition import UNCERTAINTIES
 from speech_adapters.active.diversity import badge, cluster_start, cluster_then_uncertain, k_center_greedy
-from speech_adapters.active.observe import Observation
+from speech_adapters.active.pool_predictions import Observation
 from speech_adapters.errors import ConfigError
 
 

@@ -11,13 +11,13 @@ from speech_adapters.adapters.compacter import Compacter
 from speech_adapters.adapters.conv_adapter import ConvAdapter
 from speech_adapters.adapters.deep_prompts import DeepPrompts
 from speech_adapters.adapters.fine_tuning import FineTuning, HeadOnly
+from speech_adapters.adapters.hooks import AdapterPlan
 from speech_adapters.adapters.ia3 import IA3
 from speech_adapters.adapters.l_adapter import LAdapter
 from speech_adapters.adapters.layer_norms import LayerNorms
 from speech_adapters.adapters.lora import LoRA
 from speech_adapters.adapters.p_adapter import PAdapter
 from speech_adapters.adapters.pissa import PiSSA
-from speech_adapters.adapters.places import AdapterPlan
 from speech_adapters.adapters.prefix import Prefix
 from speech_adapters.adapters.presets import ALIASES, EL, ELP, PRESETS, E, L, preset
 from speech_adapters.adapters.vera import VeRA

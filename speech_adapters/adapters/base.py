@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from speech_adapters.adapters.places import Places
+from speech_adapters.adapters.hooks import Places
 from speech_adapters.encoders.loading import Encoder
 from speech_adapters.errors import CheckpointError, ConfigError
 
@@ -80,7 +80,7 @@ def adapter_config(values: dict[str, Any]) -> AdapterConfig:
 
 
 class AdapterModule(Places, nn.Module):
-    """The trainable part of an adapter: its :class:`~speech_adapters.adapters.places.Places`, and what is saved."""
+    """The trainable part of an adapter: its :class:`~speech_adapters.adapters.hooks.Places`, and what is saved."""
 
     def __init__(self, config: AdapterConfig) -> None:
         super().__init__()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from speech_adapters.adapters.base import AdapterConfig, AdapterModule, adapter_config
-from speech_adapters.adapters.places import Stacked
+from speech_adapters.adapters.hooks import Stacked
 from speech_adapters.encoders.attention import AttentionPrefix
 from speech_adapters.encoders.forward import EncoderOutput, Frames, Norm, Projection, Site
 from speech_adapters.encoders.loading import Encoder

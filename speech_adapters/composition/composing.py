@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from speech_adapters.adapters.places import Places, Stacked
-from speech_adapters.composition.fusion import FusionConfig
-from speech_adapters.composition.learned import LearnedConfig, LearnedModule
-from speech_adapters.composition.merging import fixed_start, merge
-from speech_adapters.composition.routing import RouterConfig
-from speech_adapters.composition.values import (
+from speech_adapters.adapters.hooks import Places, Stacked
+from speech_adapters.composition.average import Weighted
+from speech_adapters.composition.blocks import (
     Average,
     Composition,
     Fuse,
@@ -20,7 +17,10 @@ from speech_adapters.composition.values import (
     learned_in,
     names_of,
 )
-from speech_adapters.composition.weighted import Weighted
+from speech_adapters.composition.fusion import FusionConfig
+from speech_adapters.composition.fusion_base import LearnedConfig, LearnedModule
+from speech_adapters.composition.routing import RouterConfig
+from speech_adapters.composition.weight_averaging import fixed_start, merge
 from speech_adapters.errors import ConfigError
 
 CONFIGS: dict[type[Learned], type[LearnedConfig]] = {Fuse: FusionConfig, Route: RouterConfig}
@@ -80,7 +80,7 @@ class Composing:
             weights: the adapters and their weights, such as ``{"a": 0.5, "b": 0.5}``; negative ones subtract.
             base: the adapter that they all started from: their changes are merged, and added to it. By default the
                 start of a fresh adapter, where that is not random.
-            method, options: see :func:`speech_adapters.composition.merging.merge`.
+            method, options: see :func:`speech_adapters.composition.weight_averaging.merge`.
 
         Raises:
             ConfigError: adapters of different configurations, an unknown method or option.

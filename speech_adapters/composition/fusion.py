@@ -31,10 +31,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from speech_adapters.adapters.places import Places, Stacked
-from speech_adapters.composition.learned import LearnedConfig, LearnedModule, guide_loss
-from speech_adapters.composition.values import Fuse
-from speech_adapters.composition.weighted import check_members
+from speech_adapters.adapters.hooks import Places, Stacked
+from speech_adapters.composition.average import check_members
+from speech_adapters.composition.blocks import Fuse
+from speech_adapters.composition.fusion_base import LearnedConfig, LearnedModule, guide_loss
 from speech_adapters.encoders.forward import EncoderOutput, Frames, Norm, Plan, Site
 from speech_adapters.encoders.loading import Encoder
 from speech_adapters.errors import ConfigError

@@ -21,10 +21,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from speech_adapters.adapters.places import Places
-from speech_adapters.composition.learned import LearnedConfig, LearnedModule, guide_loss
-from speech_adapters.composition.values import Route
-from speech_adapters.composition.weighted import Weighted, Weights, check_members
+from speech_adapters.adapters.hooks import Places
+from speech_adapters.composition.average import Weighted, Weights, check_members
+from speech_adapters.composition.blocks import Route
+from speech_adapters.composition.fusion_base import LearnedConfig, LearnedModule, guide_loss
 from speech_adapters.encoders.forward import Frames
 from speech_adapters.encoders.loading import Encoder
 from speech_adapters.errors import ConfigError

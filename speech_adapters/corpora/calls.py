@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from speech_adapters.audio import audio_info, read_audio, write_audio
+from speech_adapters.data.audio import audio_info, read_audio, write_audio
 from speech_adapters.errors import AudioError, ConfigError
 
 ROLES = ("caller", "agent")

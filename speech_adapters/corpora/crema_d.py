@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Literal
 
 from speech_adapters.corpora.layout import find_corpus, measure, write_manifest
+from speech_adapters.data.manifest import Utterance
 from speech_adapters.errors import ConfigError, InputError, ManifestError
-from speech_adapters.manifest import Utterance
 
 EMOTIONS = {
     "ANG": "anger", "DIS": "disgust", "FEA": "fear", "HAP": "happy", "NEU": "neutral", "SAD": "sad"

@@ -32,12 +32,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from speech_adapters.audio import SAMPLE_RATE, resample, write_audio
-from speech_adapters.augmentation import add_noise, telephone
 from speech_adapters.corpora.demo_plan import SPLITS, VERSION, Planned, plan_demo, read_sentences, transcript
 from speech_adapters.corpora.espeak import EspeakError, Spoken, synthesize
+from speech_adapters.data.audio import SAMPLE_RATE, resample, write_audio
+from speech_adapters.data.augmentation import add_noise, telephone
+from speech_adapters.data.manifest import Manifest, Utterance
 from speech_adapters.errors import InputError
-from speech_adapters.manifest import Manifest, Utterance
 
 SNR_DB = (5.0, 15.0)
 """Lowest and highest signal-to-noise ratio of the noisy domain."""

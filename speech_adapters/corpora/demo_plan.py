@@ -32,7 +32,7 @@ UTTERANCES = {"train": 36, "dev": 24, "test": 24}
 """Utterances a speaker: multiples of 12, so that styles and domains are balanced within every speaker."""
 
 DOMAINS = {"studio": ("",), "telephone": ("mu-law", "gsm"), "noisy": ("pink", "babble")}
-"""Domain -> its channels: codecs of :func:`~speech_adapters.augmentation.telephone`, kinds of noise."""
+"""Domain -> its channels: codecs of :func:`~speech_adapters.data.augmentation.telephone`, kinds of noise."""
 
 
 @dataclass(frozen=True)

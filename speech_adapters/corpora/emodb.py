@@ -21,8 +21,8 @@ from pathlib import Path
 
 from speech_adapters.corpora.download import download_archive
 from speech_adapters.corpora.layout import find_corpus, measure, write_manifest
+from speech_adapters.data.manifest import Utterance
 from speech_adapters.errors import ManifestError
-from speech_adapters.manifest import Utterance
 
 URL = "http://emodb.bilderbar.info/download/download.zip"
 """No checksum is published; the zip's own checks each file."""

@@ -20,7 +20,7 @@ from itertools import combinations
 from pathlib import Path
 
 from speech_adapters.corpora.layout import find_corpus, write_manifest
-from speech_adapters.manifest import Manifest, Utterance, check_disjoint
+from speech_adapters.data.manifest import Manifest, Utterance, check_disjoint
 
 SPLITS = {"train": "train_data.csv", "dev": "valid_data.csv", "test": "test_data.csv"}
 SLOTS = ("action", "object", "location")

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
+from speech_adapters.data.manifest import Manifest, check_disjoint
 from speech_adapters.errors import ConfigError, ManifestError
-from speech_adapters.manifest import Manifest, check_disjoint
 
 
 @dataclass(frozen=True)

@@ -29,13 +29,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from speech_adapters.audio import MIN_SAMPLES, SAMPLE_RATE
 from speech_adapters.corpora.calls import ROLES
 from speech_adapters.corpora.download import download_archive
 from speech_adapters.corpora.layout import find_corpus, measure, write_manifest
+from speech_adapters.data.audio import MIN_SAMPLES, SAMPLE_RATE
+from speech_adapters.data.manifest import Utterance
 from speech_adapters.errors import ManifestError
 from speech_adapters.files import read_json
-from speech_adapters.manifest import Utterance
 
 URL = "https://github.com/cricketclub/gridspace-stanford-harper-valley/archive/refs/heads/master.tar.gz"
 _NOISE = re.compile(r"\[[^\]]*\]")  # [noise], [laughter]

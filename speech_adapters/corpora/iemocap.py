@@ -24,8 +24,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from speech_adapters.corpora.layout import find_corpus, measure, write_manifest
+from speech_adapters.data.manifest import Utterance
 from speech_adapters.errors import InputError, ManifestError
-from speech_adapters.manifest import Utterance
 
 FOUR_CLASSES = {"ang": "angry", "hap": "happy", "exc": "happy", "neu": "neutral", "sad": "sad"}
 """The corpus's code -> class. Turns with other codes (frustrated, no agreement, ...) are no part of this task."""

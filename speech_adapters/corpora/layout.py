@@ -6,9 +6,9 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from speech_adapters.audio import AudioInfo, audio_info, read_audio, write_audio
+from speech_adapters.data.audio import AudioInfo, audio_info, read_audio, write_audio
+from speech_adapters.data.manifest import Manifest, Utterance
 from speech_adapters.errors import AudioError, InputError, ManifestError
-from speech_adapters.manifest import Manifest, Utterance
 
 
 def find_corpus(root: str | os.PathLike[str], pattern: str, name: str, remedy: str) -> Path:

@@ -24,10 +24,10 @@ from collections.abc import Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
 
-from speech_adapters.audio import audio_info
 from speech_adapters.corpora.download import check_md5, fetch
+from speech_adapters.data.audio import audio_info
+from speech_adapters.data.manifest import Manifest, Utterance, check_disjoint
 from speech_adapters.errors import AudioError, InputError, ManifestError
-from speech_adapters.manifest import Manifest, Utterance, check_disjoint
 
 URL = "https://www.openslr.org/resources/12"
 

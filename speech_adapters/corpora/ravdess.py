@@ -21,8 +21,8 @@ from pathlib import Path
 
 from speech_adapters.corpora.download import download_archive
 from speech_adapters.corpora.layout import find_corpus, measure, mono, write_manifest
+from speech_adapters.data.manifest import Utterance
 from speech_adapters.errors import ManifestError
-from speech_adapters.manifest import Utterance
 
 URL = "https://zenodo.org/records/1188976/files/Audio_Speech_Actors_01-24.zip"
 MD5 = "bc696df654c87fed845eb13823edef8a"

@@ -25,12 +25,12 @@ from urllib.parse import quote
 import numpy as np
 import torch
 
-from speech_adapters.audio import SAMPLE_RATE, audio_info, read_audio, write_audio
-from speech_adapters.augmentation import CODECS, TELEPHONE_BAND, add_noise, lose_packets, telephone
 from speech_adapters.config import option, parse_cli, run_main
+from speech_adapters.data.audio import SAMPLE_RATE, audio_info, read_audio, write_audio
+from speech_adapters.data.augmentation import CODECS, TELEPHONE_BAND, add_noise, lose_packets, telephone
+from speech_adapters.data.manifest import Manifest, Utterance
 from speech_adapters.errors import ConfigError, InputError
 from speech_adapters.files import read_json, to_json, write_json
-from speech_adapters.manifest import Manifest, Utterance
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,10 +27,10 @@ from itertools import combinations
 from pathlib import Path
 
 from speech_adapters.corpora.layout import measure, write_manifest
+from speech_adapters.data.manifest import Manifest, Utterance, check_disjoint
+from speech_adapters.data.trials import UtteranceIndex, read_trials, resolve, trial_speakers
 from speech_adapters.errors import InputError
 from speech_adapters.files import write_text
-from speech_adapters.manifest import Manifest, Utterance, check_disjoint
-from speech_adapters.trials import UtteranceIndex, read_trials, resolve, trial_speakers
 
 TRIALS = {
     "veri_test.txt": 37_720,

@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from speech_adapters.data.manifest import Utterance
 from speech_adapters.errors import ConfigError
-from speech_adapters.manifest import Utterance
 
 HEADS: dict[str, type[HeadConfig]] = {}
 """Head configs by ``head_type``; a subclass that sets its own ``head_type`` registers itself."""

@@ -19,10 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from speech_adapters.data.manifest import Manifest, Utterance
 from speech_adapters.errors import ConfigError, ManifestError
 from speech_adapters.heads.base import HeadConfig, HeadModule, HeadOutput
 from speech_adapters.heads.pooling import POOLINGS, pooling
-from speech_adapters.manifest import Manifest, Utterance
 
 
 @dataclass(kw_only=True)

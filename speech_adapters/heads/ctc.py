@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from speech_adapters.data.manifest import Utterance
 from speech_adapters.errors import ConfigError, TextError
 from speech_adapters.heads.base import HeadConfig, HeadModule, HeadOutput
 from speech_adapters.heads.decoding import greedy_decode
-from speech_adapters.manifest import Utterance
 from speech_adapters.text import Vocabulary, normalize, utterance_names
 
 IGNORE = -100

@@ -15,10 +15,10 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
+from speech_adapters.data.manifest import Utterance
 from speech_adapters.errors import ConfigError
 from speech_adapters.heads.base import HeadModule, HeadOutput
 from speech_adapters.heads.classification import UtteranceHeadConfig, UtteranceNetwork, check_labels, label_index
-from speech_adapters.manifest import Utterance
 
 
 @dataclass(kw_only=True)

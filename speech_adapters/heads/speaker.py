@@ -18,12 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from speech_adapters.data.manifest import Utterance
 from speech_adapters.errors import ConfigError
 from speech_adapters.heads.base import HeadConfig, HeadModule, HeadOutput
 from speech_adapters.heads.classification import check_labels, label_index
 from speech_adapters.heads.margin import LOSSES, CosineClassifier, margin_loss
 from speech_adapters.heads.pooling import POOLINGS, frame_mask, pooling
-from speech_adapters.manifest import Utterance
 
 
 @dataclass(kw_only=True)

@@ -18,14 +18,14 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from speech_adapters.audio import SAMPLE_RATE
+from speech_adapters.data.audio import SAMPLE_RATE
+from speech_adapters.data.crops import Crops, Speech, crop_batches
+from speech_adapters.data.manifest import Manifest
 from speech_adapters.errors import CheckpointError, ConfigError
 from speech_adapters.files import read_log, to_json, write_text
-from speech_adapters.manifest import Manifest
 from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.objectives.base import Objective
-from speech_adapters.objectives.crops import Crops, Speech, crop_batches
-from speech_adapters.training.run_folder import RunFolder
+from speech_adapters.runs.folder import RunFolder
 from speech_adapters.training.settings import fast_bfloat16
 
 HELD_OUT = 1_000_003

@@ -13,7 +13,7 @@ import torch
 import torchaudio
 from torch import Tensor, nn
 
-from speech_adapters.audio import SAMPLE_RATE
+from speech_adapters.data.audio import SAMPLE_RATE
 from speech_adapters.errors import ConfigError
 from speech_adapters.model import SpeechAdapterModel
 

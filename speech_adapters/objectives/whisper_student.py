@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from speech_adapters.audio import SAMPLE_RATE
+from speech_adapters.data.audio import SAMPLE_RATE
 from speech_adapters.errors import CheckpointError
 from speech_adapters.files import write_text
 from speech_adapters.objectives.whisper_teacher import WhisperTeacher

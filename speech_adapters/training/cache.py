@@ -19,9 +19,9 @@ import torch
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
+from speech_adapters.data.batches import SpeechDataset, evaluation_loader
 from speech_adapters.errors import ConfigError
 from speech_adapters.model import SpeechAdapterModel
-from speech_adapters.training.data import SpeechDataset, evaluation_loader
 
 
 class CachedDataset(Dataset):

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from speech_adapters.composition.values import Composition
+from speech_adapters.composition.blocks import Composition
+from speech_adapters.data.batches import EpochLoader, LengthBatches, SpeechDataset, collate
 from speech_adapters.errors import ConfigError
 from speech_adapters.model import SpeechAdapterModel
-from speech_adapters.training.data import EpochLoader, LengthBatches, SpeechDataset, collate
-from speech_adapters.training.run_folder import RunFolder
+from speech_adapters.runs.folder import RunFolder
 from speech_adapters.training.settings import TrainingConfig
 from speech_adapters.training.trainer import rate_factor
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from speech_adapters.augmentation import Augmentation
+from speech_adapters.data.augmentation import Augmentation
 from speech_adapters.errors import ConfigError
 
 

@@ -18,13 +18,13 @@ from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from speech_adapters.audio import SAMPLE_RATE
+from speech_adapters.data.audio import SAMPLE_RATE
+from speech_adapters.data.batches import EpochLoader, LengthBatches, SpeechDataset, collate, evaluation_loader
 from speech_adapters.errors import ConfigError
 from speech_adapters.heads.ctc import CTCHeadModule
 from speech_adapters.model import SpeechAdapterModel
+from speech_adapters.runs.folder import RunFolder, peak_memory_bytes, reset_peak_memory
 from speech_adapters.training.cache import CachedDataset
-from speech_adapters.training.data import EpochLoader, LengthBatches, SpeechDataset, collate, evaluation_loader
-from speech_adapters.training.run_folder import RunFolder, peak_memory_bytes, reset_peak_memory
 from speech_adapters.training.settings import TrainingConfig
 
 STATE = "trainable.pt"

@@ -1,0 +1,1 @@
+"""Data: audio, manifests, trials, score files, augmentation, batches."""

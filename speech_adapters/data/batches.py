@@ -1,0 +1,229 @@
+"""From a manifest to batches: reading, batching by length, padding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from speech_adapters.data.audio import SAMPLE_RATE, check_waveform, read_audio
+from speech_adapters.data.augmentation import Augmentation
+from speech_adapters.data.manifest import Manifest, Utterance
+from speech_adapters.encoders.loading import Encoder
+from speech_adapters.errors import AudioError, InputError
+from speech_adapters.heads.base import HeadConfig
+from speech_adapters.heads.ctc import CTCHead, check_ctc_lengths
+
+IGNORE = -100
+
+
+class SpeechDataset(Dataset):
+    """Utterances of a manifest as ``{"waveform": (samples,), "target": (U,) or None, "index": int}``.
+
+    Args:
+        target: what the head learns from an utterance, as a tensor of ids; None for audio alone.
+        augmentation: applied on reading; the random numbers follow from the seed, the epoch and the utterance, so that
+            a resumed run or another number of workers sees the same.
+        crop_seconds: a piece of each utterance of at most this length, its place drawn likewise; None for all of it.
+        keep_in_memory: hold decoded audio (as 16-bit samples: 115 MB an hour).
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        target: Callable[[Utterance], list[int]] | None = None,
+        augmentation: Augmentation | None = None,
+        seed: int = 0,
+        crop_seconds: float | None = None,
+        keep_in_memory: bool = True,
+    ) -> None:
+        self.manifest, self.target, self.augmentation, self.seed = manifest, target, augmentation, seed
+        self.crop_seconds = crop_seconds
+        self.epoch = 0
+        self._kept: dict[int, Tensor] | None = {} if keep_in_memory else None
+
+    def __len__(self) -> int:
+        return len(self.manifest)
+
+    @property
+    def durations(self) -> list[float]:
+        """Seconds of each utterance, crops taken into account."""
+        longest = self.crop_seconds or float("inf")
+        return [min(utterance.duration, longest) for utterance in self.manifest]
+
+    def waveform(self, index: int) -> Tensor:
+        """(samples,) at 16 kHz, as recorded."""
+        if self._kept is not None and index in self._kept:
+            return self._kept[index].float() / 32768
+        utterance = self.manifest[index]
+        audio = read_audio(utterance.audio_filepath, offset=utterance.offset, duration=utterance.duration)
+        if self._kept is not None:
+            self._kept[index] = (audio * 32768).round().clamp(-32768, 32767).to(torch.int16)
+            return self._kept[index].float() / 32768
+        return audio
+
+    def __getitem__(self, index: int) -> dict:
+        audio = self.waveform(index)
+        rng = np.random.default_rng((self.seed, self.epoch, index))
+        if self.augmentation is not None:
+            audio = self.augmentation(audio, rng)
+        if self.crop_seconds is not None:
+            size = round(self.crop_seconds * SAMPLE_RATE)
+            start = int(rng.integers(max(len(audio) - size, 0) + 1))
+            audio = audio[start : start + size]
+        check_waveform(audio, self.manifest[index].audio_filepath)
+        return {"waveform": audio, **self.labels(index)}
+
+    def labels(self, index: int) -> dict:
+        """All but the sound: ``target``, what the head learns from an utterance as ids or None, and ``index``."""
+        target = None if self.target is None else torch.tensor(self.target(self.manifest[index]))
+        return {"target": target, "index": index}
+
+
+class GuidedDataset(SpeechDataset):
+    """A dataset that also gives ``guide``: the place of each utterance's domain in ``domains``, -100 for others.
+
+    For the guide loss of ``Fuse(*domains)`` and ``Route(*domains)``.
+    """
+
+    def __init__(self, manifest: Manifest, domains: Sequence[str], **options: Any) -> None:
+        super().__init__(manifest, **options)
+        self.domains = list(domains)
+
+    def labels(self, index: int) -> dict:
+        domain = self.manifest[index].domain
+        guide = self.domains.index(domain) if domain in self.domains else IGNORE
+        return {**super().labels(index), "guide": guide}
+
+
+def collate(items: Sequence[dict]) -> dict[str, Tensor]:
+    """Pad to ``waveforms`` (B, S), ``lengths`` (B,), ``targets`` (B, U) padded with -100, ``indices`` (B,); with
+    ``guide`` (B,) where the dataset has one.
+
+    Cached activations come as the model's ``hidden`` or ``cnn_output`` (B, T, D) with ``frames`` (B,) and
+    ``start_layer`` in place of the first two.
+    """
+    pad = partial(torch.nn.utils.rnn.pad_sequence, batch_first=True)
+    batch = {"indices": torch.tensor([item["index"] for item in items])}
+    if "cached" in items[0]:
+        start = items[0]["start"]
+        batch["cnn_output" if start is None else "hidden"] = pad([item["cached"] for item in items])
+        batch["frames"] = torch.tensor([len(item["cached"]) for item in items])
+        batch |= {} if start is None else {"start_layer": start}
+    else:
+        batch["waveforms"] = pad([item["waveform"] for item in items])
+        batch["lengths"] = torch.tensor([len(item["waveform"]) for item in items])
+    if items[0]["target"] is not None:
+        batch["targets"] = pad([item["target"] for item in items], padding_value=IGNORE)
+    if "guide" in items[0]:
+        batch["guide"] = torch.tensor([item["guide"] for item in items])
+    return batch
+
+
+def model_inputs(batch: dict[str, Tensor], device: torch.device) -> dict:
+    """What of a collated batch the model's forward takes, without targets, on its device."""
+    inputs = {key: value for key, value in batch.items() if key not in ("indices", "targets")}
+    return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in inputs.items()}
+
+
+class LengthBatches(Sampler[list[int]]):
+    """Batches of like length, at most ``batch_seconds`` of audio each, padding included.
+
+    Padding is wasted work, and in encoders whose CNN normalises over time it even changes the result; utterances of
+    like length keep both small. With ``shuffle``, lengths are jittered by 10 % before sorting, and the batches drawn
+    in random order. Processes of a distributed run take turns: process r of n gets batches r, r + n, ...
+    """
+
+    def __init__(
+        self,
+        durations: Sequence[float],
+        batch_seconds: float,
+        shuffle: bool = True,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        accumulation: int = 1,
+    ) -> None:
+        self.durations = np.asarray(durations, dtype=float)
+        self.batch_seconds, self.shuffle, self.seed = batch_seconds, shuffle, seed
+        self.rank, self.world_size = rank, world_size
+        self.epoch = 0
+        # Every epoch has as many batches as the first, whatever the jitter: schedulers count on it.
+        self._count = len(self._batches(0))
+        update = world_size * accumulation
+        if shuffle:
+            self._count -= self._count % update
+        if self._count == 0:
+            raise InputError(
+                f"{len(self.durations)} utterances make fewer batches of {batch_seconds:g} s than one update takes "
+                f"({world_size} process(es) x {accumulation}); lower training.batch_seconds or training.accumulation."
+            )
+
+    def _batches(self, epoch: int) -> list[list[int]]:
+        rng = np.random.default_rng((self.seed, epoch))
+        key = self.durations * rng.uniform(0.9, 1.1, len(self.durations)) if self.shuffle else self.durations
+        batches: list[list[int]] = []
+        longest = 0.0
+        for index in np.argsort(key, kind="stable"):
+            longest = max(longest, self.durations[index])
+            if not batches or longest * (len(batches[-1]) + 1) > self.batch_seconds:
+                batches.append([])
+                longest = self.durations[index]
+            batches[-1].append(int(index))
+        if self.shuffle:
+            rng.shuffle(batches)
+        return batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        batches = self._batches(self.epoch)
+        batches = (batches * 2)[: self._count] if self.shuffle else batches
+        return iter(batches[self.rank :: self.world_size])
+
+    def __len__(self) -> int:
+        return len(range(self.rank, self._count, self.world_size))
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+
+class EpochLoader(DataLoader):
+    """A loader whose batches and augmentation know the epoch."""
+
+    def set_epoch(self, epoch: int) -> None:
+        self.batch_sampler.set_epoch(epoch)
+        self.dataset.epoch = epoch
+
+
+def evaluation_loader(dataset: SpeechDataset, batch_seconds: float) -> DataLoader:
+    """Every utterance once, sorted by length, at most ``batch_seconds`` a batch."""
+    batches = LengthBatches(dataset.durations, batch_seconds, shuffle=False)
+    return DataLoader(dataset, batch_sampler=batches, collate_fn=collate)
+
+
+def check_before_training(manifest: Manifest, encoder: Encoder, head: HeadConfig | None = None) -> None:
+    """Find what would fail hours later: short audio, unknown symbols or labels, transcripts longer than their frames.
+
+    Without a head the audio alone is checked.
+
+    Raises:
+        AudioError, TextError, ManifestError: naming the utterances.
+    """
+    samples = torch.tensor([round(utterance.duration * SAMPLE_RATE) for utterance in manifest])
+    short = [u.id for u, n in zip(manifest, samples, strict=True) if n < encoder.receptive_field]
+    if short:
+        raise AudioError(
+            f"{manifest.name}: {len(short)} utterance(s) are shorter than the encoder's receptive field of "
+            f"{encoder.receptive_field / 16:.0f} ms, such as {', '.join(short[:3])}; remove them from the manifest."
+        )
+    if head is None:
+        return
+    if isinstance(head, CTCHead):
+        manifest.require("text")
+    targets = [head.target(utterance) for utterance in manifest]
+    if isinstance(head, CTCHead):
+        check_ctc_lengths(targets, encoder.frame_lengths(samples).tolist(), [utterance.id for utterance in manifest])

@@ -1,0 +1,117 @@
+"""Random crops of unlabelled speech for training without labels: decoded once, every batch reproducible by its place.
+
+speech = Speech(manifest, "runs/cache")
+for clean, heard in crop_batches(Crops(speech, key=(seed, epoch), crop_seconds=5, crops=6)): ...
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from speech_adapters.data.audio import MIN_SAMPLES, SAMPLE_RATE, read_audio
+from speech_adapters.data.augmentation import speed
+from speech_adapters.data.manifest import Manifest
+from speech_adapters.errors import ConfigError
+
+BLOCK = 256
+"""Utterances drawn together and then sorted by length: batches of like lengths, in random company."""
+
+
+class Speech:
+    """All utterances of a manifest, decoded once into a memory-mapped int16 file in ``folder`` that runs share.
+
+    An hour takes 115 MB. Utterances under ``shortest`` samples are never drawn.
+    """
+
+    def __init__(self, manifest: Manifest, folder: str | os.PathLike[str], shortest: int = MIN_SAMPLES) -> None:
+        base = Path(folder) / f"audio-{manifest.sha256[:12]}"
+        samples, lengths = base.with_suffix(".int16"), base.with_suffix(".npy")
+        if not lengths.is_file():
+            base.parent.mkdir(parents=True, exist_ok=True)
+            found, temporary = [], base.with_name(f".{base.name}.{os.getpid()}")
+            try:
+                with temporary.open("wb") as file:
+                    for u in tqdm(manifest, desc="decoding", leave=False, disable=None):
+                        wave = read_audio(u.audio_filepath, offset=u.offset, duration=u.duration, channel="mix")
+                        file.write((wave * 32768).round().clamp(-32768, 32767).to(torch.int16).numpy().tobytes())
+                        found.append(len(wave))
+                os.replace(temporary, samples)
+                with temporary.open("wb") as file:
+                    np.save(file, np.array(found))
+                os.replace(temporary, lengths)  # last: where it is, both are whole
+            finally:
+                temporary.unlink(missing_ok=True)
+        self.samples = np.memmap(samples, dtype=np.int16, mode="r")
+        self.lengths = np.load(lengths)
+        self.starts = np.cumsum(self.lengths) - self.lengths
+        self.usable = np.flatnonzero(self.lengths >= shortest)
+        if not len(self.usable):
+            raise ConfigError(f"{manifest.name}: no utterance has {shortest} samples or more; give longer speech")
+
+    def piece(self, index: int, length: int, rng: np.random.Generator) -> Tensor:
+        """A random piece (length,) of an utterance, in [-1, 1]."""
+        start = self.starts[index] + rng.integers(self.lengths[index] - length + 1)
+        return torch.from_numpy(self.samples[start : start + length].astype(np.float32) / 32768)
+
+
+class Crops(Dataset):
+    """One pass over the speech as batches (clean, heard), each (B, samples) with ``crops * crop_seconds`` of audio.
+
+    Utterances shorter than a crop come whole, cut to the shortest of their batch. One factor of ``speeds`` is drawn a
+    batch; ``augment(waveform, rng)``, which must keep lengths, makes ``heard`` of ``clean``. Order and augmentation
+    follow from ``key`` and the batch's place alone, so that a run can go on anywhere.
+    """
+
+    def __init__(
+        self,
+        speech: Speech,
+        key: Sequence[int],
+        *,
+        crop_seconds: float,
+        crops: int,
+        speeds: Sequence[float] = (1.0,),
+        augment: Callable[[Tensor, np.random.Generator], Tensor] | None = None,
+    ) -> None:
+        self.speech, self.key, self.speeds, self.augment = speech, tuple(key), tuple(speeds), augment
+        self.crop = round(crop_seconds * SAMPLE_RATE)
+        rng, groups = np.random.default_rng(self.key), []
+        order = rng.permutation(speech.usable)
+        for block in np.array_split(order, max(1, len(order) // BLOCK)):
+            group: list[int] = []
+            for index in block[np.argsort(speech.lengths[block], kind="stable")]:
+                group.append(int(index))
+                if len(group) * min(self.crop, speech.lengths[index]) >= crops * self.crop:
+                    groups.append(group)
+                    group = []
+            if group and not groups:  # less speech than one batch
+                groups.append(group)
+        self.groups = [groups[i] for i in rng.permutation(len(groups))]
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __getitem__(self, place: int) -> tuple[Tensor, Tensor]:
+        rng, group = np.random.default_rng((*self.key, place)), self.groups[place]
+        length = min(self.crop, *(int(self.speech.lengths[i]) for i in group))
+        factor = self.speeds[rng.integers(len(self.speeds))]
+        clean = torch.stack([speed(self.speech.piece(i, length, rng), factor) for i in group])
+        return clean, clean if self.augment is None else torch.stack([self.augment(wave, rng) for wave in clean])
+
+
+def crop_batches(crops: Crops, start: int = 0, workers: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches from place ``start`` on, prepared by so many processes."""
+    places = range(start, len(crops))
+    return iter(DataLoader(crops, batch_size=None, sampler=places, num_workers=workers, worker_init_fn=_ignore_ctrl_c))
+
+
+def _ignore_ctrl_c(_: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process decides when to stop

@@ -1,0 +1,169 @@
+"""Speaker embeddings: one vector an utterance, extracted once, saved, loaded, and averaged into models."""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from speech_adapters.data.batches import SpeechDataset, evaluation_loader
+from speech_adapters.data.manifest import Manifest
+from speech_adapters.errors import ConfigError, InputError
+from speech_adapters.model import ModelOutput, SpeechAdapterModel
+
+
+@dataclass(frozen=True, eq=False)
+class Embeddings:
+    """``vectors`` (N, E) in float32 on the CPU, and the ``ids`` of their N utterances.
+
+    Raises:
+        InputError: counts that differ, a repeated id, a vector with a NaN or an infinity, or of zeros only.
+    """
+
+    ids: tuple[str, ...]
+    vectors: Tensor
+    name: str = "embeddings"
+    """Where they came from; opens error messages."""
+
+    def __post_init__(self) -> None:
+        if self.vectors.ndim != 2 or len(self.ids) != len(self.vectors):
+            shape = tuple(self.vectors.shape)
+            raise InputError(f"{self.name}: {len(self.ids)} ids for vectors {shape}; give (N, E) vectors and N ids.")
+        if not len(self.ids):
+            raise InputError(f"{self.name}: no embeddings; give at least one.")
+        if len(set(self.ids)) < len(self.ids):
+            repeated = next(i for i in self.ids if self.ids.count(i) > 1)
+            raise InputError(f"{self.name}: id {repeated!r} is there twice; keep one of the two.")
+        object.__setattr__(self, "vectors", self.vectors.detach().to("cpu", torch.float32).contiguous())
+        norms = self.vectors.norm(dim=1)
+        bad = ~norms.isfinite() | (norms == 0)
+        if bad.any():
+            at = int(bad.int().argmax())
+            what = "holds a NaN or an infinity" if not norms[at].isfinite() else "is all zeros and has no direction"
+            raise InputError(
+                f"{self.name}: the embedding of {self.ids[at]!r} {what}; look at its audio and the model."
+            )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write a ``.npz`` (arrays ``ids`` and ``embeddings``) or ``.safetensors`` file, whole or not at all.
+
+        Raises:
+            ConfigError: another suffix.
+        """
+        path = Path(path)
+        _check_suffix(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+        try:
+            if path.suffix == ".npz":
+                np.savez(temporary, ids=np.array(self.ids), embeddings=self.vectors.numpy())
+            else:
+                from safetensors.torch import save_file
+
+                save_file({"embeddings": self.vectors}, temporary, metadata={"ids": json.dumps(self.ids)})
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return path
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Embeddings:
+        """Read what :meth:`save` wrote, or a file of the same form.
+
+        Raises:
+            InputError: a missing or damaged file, or one that lacks ``ids`` or ``embeddings``.
+        """
+        path = Path(path)
+        _check_suffix(path)
+        if not path.is_file():
+            raise InputError(f"{path}: no such file; give the .npz or .safetensors file of saved embeddings.")
+        try:
+            if path.suffix == ".npz":
+                with np.load(path, allow_pickle=False) as arrays:
+                    ids, vectors = arrays["ids"].tolist(), torch.from_numpy(arrays["embeddings"])
+            else:
+                from safetensors import SafetensorError, safe_open
+
+                try:
+                    with safe_open(path, "pt") as file:
+                        ids, vectors = json.loads(file.metadata()["ids"]), file.get_tensor("embeddings")
+                except SafetensorError as error:
+                    raise ValueError(str(error)) from error
+        except (KeyError, TypeError, ValueError, OSError, zipfile.BadZipFile) as error:
+            raise InputError(f"{path}: no saved embeddings with `ids` and `embeddings` ({error}).") from error
+        return cls(tuple(map(str, ids)), vectors, str(path))
+
+
+@torch.no_grad()
+def extract_embeddings(
+    model: SpeechAdapterModel,
+    manifest: Manifest,
+    *,
+    batch_seconds: float = 120.0,
+    precision: str = "fp32",
+    progress: bool = True,
+) -> Embeddings:
+    """Embed every utterance of a manifest once, on the model's device, in batches of like length.
+
+    The embedding is the active head's; without a head it is the mean of the features over the utterance's frames (the
+    frozen mean-pooled baseline, when no adapter is active either).
+
+    Args:
+        precision: "fp32", or "bf16" for autocast; embeddings are float32 all the same.
+
+    Raises:
+        ConfigError: the active head gives no embedding.
+        InputError: see :class:`Embeddings`.
+    """
+    device = next(model.encoder.model.parameters()).device
+    model.eval()
+    vectors: list[Tensor | None] = [None] * len(manifest)
+    loader = evaluation_loader(SpeechDataset(manifest, keep_in_memory=False), batch_seconds)
+    for batch in tqdm(loader, desc=f"embedding {manifest.name}", unit="batch", leave=False, disable=not progress):
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            output = model(batch["waveforms"].to(device), batch["lengths"].to(device))
+        if model.head is not None and output.embedding is None:
+            raise ConfigError(f"head {model.active_head!r} gives no embedding; load a speaker head, or none at all.")
+        embedded = output.embedding if model.head is not None else mean_pooled(output)
+        for index, vector in zip(batch["indices"].tolist(), embedded.float().cpu(), strict=True):
+            vectors[index] = vector
+    return Embeddings(tuple(u.id for u in manifest), torch.stack(vectors), manifest.name)
+
+
+def mean_pooled(output: ModelOutput) -> Tensor:
+    """(B, F) means of the features over each utterance's real frames, in float32."""
+    features = output.features.float()
+    if output.mask is None:
+        return features.mean(1)
+    mask = output.mask[..., None]
+    return (features * mask).sum(1) / mask.sum(1)
+
+
+def average_embeddings(embeddings: Embeddings, groups: Sequence[Sequence[int]], names: Sequence[str]) -> Embeddings:
+    """One embedding a group (a model's enrolment utterances, a speaker): the mean of its length-normalised vectors.
+
+    Args:
+        groups: which of the N vectors belong to each group. names: of the groups.
+    """
+    unit = torch.nn.functional.normalize(embeddings.vectors, dim=1)
+    sizes = torch.tensor([len(group) for group in groups])
+    member = torch.repeat_interleave(torch.arange(len(groups)), sizes)
+    numbers = torch.tensor([number for group in groups for number in group])
+    sums = torch.zeros(len(groups), unit.shape[1]).index_add_(0, member, unit[numbers])
+    return Embeddings(tuple(names), sums / sizes[:, None], embeddings.name)
+
+
+def _check_suffix(path: Path) -> None:
+    if path.suffix not in (".npz", ".safetensors"):
+        raise ConfigError(f"{path}: embeddings are kept in .npz or .safetensors files; give one of these suffixes.")

@@ -1,0 +1,94 @@
+"""Score files: Kaldi's text, ``enrol test score`` a line, and numpy's arrays in the order of the trial list."""
+
+from __future__ import annotations
+
+import os
+from array import array
+from pathlib import Path
+
+import numpy as np
+
+from speech_adapters.data.trials import TrialList, read_rows
+from speech_adapters.errors import InputError
+from speech_adapters.files import write_text
+
+
+def write_scores(path: str | os.PathLike[str], trials: TrialList, scores: np.ndarray) -> None:
+    """Write ``enrol test score`` lines in the order of the trials, with digits enough to read the same scores back."""
+    enrol, test = trials.enrol_names, trials.test_names
+    rows = zip(trials.enrol, trials.test, scores, strict=True)
+    write_text(path, (f"{enrol[i]} {test[j]} {score:.9g}\n" for i, j, score in rows))
+
+
+def read_scores(path: str | os.PathLike[str], trials: TrialList) -> np.ndarray:
+    """(n,) the trials' scores, higher for targets, from a file that covers them.
+
+    A ``.npy`` file holds them in the order of the trials, so does the array ``scores`` of an ``.npz`` file; any other
+    file is text, in any order, and may hold further pairs.
+
+    Raises:
+        InputError: a file that cannot be read, a trial without a score, a line that is not ``enrol test score``, a
+            pair scored twice.
+    """
+    path = Path(path)
+    if path.suffix in (".npy", ".npz"):
+        scores = _read_numpy(path)
+        if scores.shape != (len(trials),):
+            raise InputError(
+                f"{path}: scores {scores.shape} for the {len(trials)} trials of {trials.name}; give one each."
+            )
+    else:
+        scores = _read_text(path, trials)
+    if np.isnan(scores).any():
+        raise InputError(
+            f"{path}: the score of trial {trials[int(np.isnan(scores).argmax())]} is NaN; score it again."
+        )
+    return scores
+
+
+def _read_numpy(path: Path) -> np.ndarray:
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        scores = loaded["scores"] if path.suffix == ".npz" else loaded
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; check the path.") from None
+    except (KeyError, ValueError, OSError) as error:
+        raise InputError(f"{path}: no numpy array of scores ({error}).") from error
+    if scores.dtype.kind not in "fiu":
+        raise InputError(f"{path}: scores of type {scores.dtype}; give numbers.")
+    return scores.astype(scores.dtype if scores.dtype in (np.float32, np.float64) else float)
+
+
+def _read_text(path: Path, trials: TrialList) -> np.ndarray:
+    enrol = {name: number for number, name in enumerate(trials.enrol_names)}
+    test = {name: number for number, name in enumerate(trials.test_names)}
+    width = len(test)
+    pairs, values, lines = array("q"), array("d"), array("q")
+    for number, columns in read_rows(path, "score file"):
+        if len(columns) != 3:
+            raise InputError(f'{path}:{number}: {len(columns)} columns, expected 3: "enrol test score"')
+        i, j = enrol.get(columns[0]), test.get(columns[1])
+        if i is None or j is None:
+            continue
+        try:
+            values.append(float(columns[2]))
+        except ValueError:
+            raise InputError(f"{path}:{number}: score {columns[2]!r}; expected a number in column 3") from None
+        pairs.append(i * width + j)
+        lines.append(number)
+    found, scores = np.frombuffer(pairs, np.int64), np.frombuffer(values, float)
+    order = np.argsort(found, kind="stable")
+    found = found[order]
+    again = order[1:][found[1:] == found[:-1]]
+    if len(again):
+        raise InputError(f"{path}:{lines[int(again.min())]}: this pair has a score already; keep one of the two lines")
+    wanted = trials.enrol.astype(np.int64) * width + trials.test
+    at = np.searchsorted(found, wanted)
+    missing = (at == len(found)) | (found[np.minimum(at, len(found) - 1)] != wanted) if len(found) else wanted >= 0
+    if missing.any():
+        trial = trials[int(missing.argmax())]
+        raise InputError(
+            f"{path}: {int(missing.sum())} trials of {trials.name} have no score, such as "
+            f"{trial.enrol} {trial.test}; score every trial, with the names of the trial list."
+        )
+    return scores[order][at]

@@ -1,0 +1,93 @@
+"""Probabilistic linear discriminant analysis: a log-likelihood ratio for two embeddings, trained by speechbrain.
+
+An embedding is mean + F h + noise, h ~ N(0, I) one per speaker, noise ~ N(0, Sigma); the score compares one shared h
+with two (Prince and Elder, ICCV 2007). Embeddings are centred on the training mean and length-normalised first
+(Garcia-Romero and Espy-Wilson, Interspeech 2011). speechbrain fits F and Sigma by EM; its scorer makes a matrix of all
+models by all utterances, so trials are scored here, one product of two rows each:
+
+    score(x, y) = x' Phi x / 2 + y' Phi y / 2 + x' Psi y + constant
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from speech_adapters.data.embeddings import Embeddings
+from speech_adapters.errors import InputError
+from speech_adapters.metrics.trial_scores import row_products
+
+
+@dataclass(frozen=True, eq=False)
+class PLDA:
+    """A trained model: ``centre`` (E,) of embeddings, ``mean`` (E,) of normalised ones, ``phi`` and ``psi`` (E, E)."""
+
+    centre: Tensor
+    mean: Tensor
+    phi: Tensor
+    psi: Tensor
+    constant: float
+
+    @classmethod
+    def fit(cls, embeddings: Embeddings, speakers: Sequence[str], *, rank: int = 100, iterations: int = 10) -> PLDA:
+        """Train on ``embeddings`` of N utterances and their ``speakers`` (N).
+
+        Args:
+            rank: of F, at most the embeddings' width.
+
+        Raises:
+            InputError: no more utterances than dimensions, one speaker only, no speaker with two utterances.
+        """
+        from speechbrain.processing.PLDA_LDA import PLDA as Trainer
+        from speechbrain.processing.PLDA_LDA import StatObject_SB
+
+        count, width = embeddings.vectors.shape
+        models = np.unique(np.asarray(speakers))
+        if not count > width or not 1 < len(models) < count:
+            raise InputError(
+                f"PLDA training: {count} utterances of {len(models)} speakers for embeddings of width {width}; give "
+                "more utterances than that width, of at least two speakers, with several utterances a speaker."
+            )
+        centre = embeddings.vectors.double().mean(0)
+        vectors = normalize(embeddings.vectors.double() - centre, dim=1).numpy()
+        nothing = np.empty(count, dtype="|O")
+        statistics = StatObject_SB(
+            modelset=np.asarray(speakers, dtype="|O"), segset=np.asarray(embeddings.ids, dtype="|O"), start=nothing,
+            stop=nothing, stat0=np.ones((count, 1)), stat1=vectors.copy(),
+        )  # fmt: skip
+        trainer = Trainer(rank_f=min(rank, width), nb_iter=iterations)
+        trainer.plda(statistics)
+        between = trainer.F @ trainer.F.T
+        total = between + trainer.Sigma
+        inverse = np.linalg.inv(total)
+        same = np.linalg.inv(total - between @ inverse @ between)
+        k = trainer.F.T @ np.linalg.inv(trainer.Sigma) @ trainer.F
+        eye = np.eye(len(k))
+        constant = np.linalg.slogdet(k + eye)[1] - np.linalg.slogdet(2 * k + eye)[1] / 2
+        phi, psi = inverse - same, inverse @ between @ same
+        mean, phi, psi = (torch.from_numpy(np.ascontiguousarray(part)) for part in (trainer.mean, phi, psi))
+        return cls(centre, mean, phi, psi, float(constant))
+
+    def score(
+        self,
+        enrol: Tensor,
+        test: Tensor,
+        enrol_index: np.ndarray,
+        test_index: np.ndarray,
+        device: str | torch.device = "cpu",
+    ) -> np.ndarray:
+        """(n,) log-likelihood ratios; arguments as of :func:`~speech_adapters.metrics.trial_scores.cosine_scores`."""
+        left, right = self._prepared(enrol), self._prepared(test)
+        own = [((side @ self.phi) * side).sum(1).numpy() / 2 for side in (left, right)]
+        products = row_products(
+            (left @ self.psi).float().to(device), right.float().to(device), enrol_index, test_index
+        )
+        return products + own[0][enrol_index] + own[1][test_index] + self.constant
+
+    def _prepared(self, vectors: Tensor) -> Tensor:
+        return normalize(vectors.double() - self.centre, dim=1) - self.mean

@@ -1,0 +1,228 @@
+"""Word and character error rate, with what it is made of: ``(substitutions + deletions + insertions) / words``.
+
+Micro-averaged: errors of the whole test set by words of the whole test set. Alignment by jiwer; ``trn`` files let
+NIST's sclite check the figures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from speech_adapters.errors import InputError, TextError
+from speech_adapters.files import write_text
+from speech_adapters.metrics.bootstrap import Interval, bootstrap
+from speech_adapters.text import normalize, utterance_names
+
+
+@dataclass(frozen=True)
+class UtteranceScore:
+    """One utterance's normalised texts and error counts (of words, unless named otherwise)."""
+
+    id: str
+    speaker: str | None
+    reference: str
+    hypothesis: str
+    words: int
+    substitutions: int
+    deletions: int
+    insertions: int
+    characters: int
+    character_errors: int
+
+    @property
+    def errors(self) -> int:
+        return self.substitutions + self.deletions + self.insertions
+
+    @property
+    def wer(self) -> float:
+        return self.errors / self.words
+
+    def alignment(self, line_width: int | None = 100) -> str:
+        """Reference over hypothesis, with S, D or I under each error.
+
+        Lines are wrapped at ``line_width`` characters::
+
+            REF: THE BLACK CAT SAT **** DOWN  HERE
+            HYP: THE ***** CAT SAT VERY DOWN THERE
+                         D            I          S
+        """
+        import jiwer
+
+        output = jiwer.process_words([self.reference], [self.hypothesis])
+        text = jiwer.visualize_alignment(output, show_measures=False, skip_correct=False, line_width=line_width)
+        return text.split("\n\n", 1)[1].rstrip("\n")  # without jiwer's "=== SENTENCE 1 ==="
+
+
+@dataclass(frozen=True)
+class WERResult:
+    """Error rates of a test set with their intervals (by speaker), and the score of each utterance."""
+
+    wer: Interval
+    cer: Interval
+    utterances: tuple[UtteranceScore, ...]
+    normalizer: str
+
+    @property
+    def words(self) -> int:
+        return self._sum("words")
+
+    @property
+    def characters(self) -> int:
+        return self._sum("characters")
+
+    @property
+    def substitutions(self) -> int:
+        return self._sum("substitutions")
+
+    @property
+    def deletions(self) -> int:
+        return self._sum("deletions")
+
+    @property
+    def insertions(self) -> int:
+        return self._sum("insertions")
+
+    def worst(self, n: int = 10) -> list[UtteranceScore]:
+        """The utterances with most errors (they weigh most in the rate); of equals, those with fewer words first."""
+        return sorted(self.utterances, key=lambda score: (-score.errors, score.words, score.id))[:n]
+
+    def save_trn(self, folder: str | Path) -> None:
+        """Write ``ref.trn`` and ``hyp.trn``: ``sclite -r ref.trn trn -h hyp.trn trn -i spu_id -s``."""
+        ids = [score.id for score in self.utterances]
+        speakers = [score.speaker for score in self.utterances]
+        write_trn(Path(folder) / "ref.trn", [score.reference for score in self.utterances], ids, speakers)
+        write_trn(Path(folder) / "hyp.trn", [score.hypothesis for score in self.utterances], ids, speakers)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The figures, without the utterances, in plain values."""
+        counts = ("words", "characters", "substitutions", "deletions", "insertions")
+        return {
+            "wer": self.wer.to_dict(),
+            "cer": self.cer.to_dict(),
+            "utterances": len(self.utterances),
+            **{name: getattr(self, name) for name in counts},
+            "normalizer": self.normalizer,
+        }
+
+    def __str__(self) -> str:
+        return (
+            f"WER {self.wer.percent()}, CER {self.cer.percent()}: {self.substitutions} substitutions, "
+            f"{self.deletions} deletions, {self.insertions} insertions in {self.words} words of "
+            f"{len(self.utterances)} utterances"
+        )
+
+    def _sum(self, name: str) -> int:
+        return sum(getattr(score, name) for score in self.utterances)
+
+
+def word_error_rate(
+    references: Sequence[str],
+    hypotheses: Sequence[str],
+    speakers: Sequence[str | None] | None = None,
+    ids: Sequence[str] | None = None,
+    *,
+    normalizer: str = "librispeech",
+    n: int = 1000,
+    seed: int = 0,
+) -> WERResult:
+    """Score ``hypotheses`` (which may be empty) against ``references`` (which may not), one entry an utterance.
+
+    Both go through ``normalizer`` first. ``speakers`` are what the intervals resample (``n`` draws from ``seed``);
+    ``ids`` default to the utterances' places. Spaces count as characters in the CER, as in jiwer.
+    """
+    import jiwer
+
+    size = len(references)
+    ids = list(map(str, range(size))) if ids is None else list(ids)
+    speakers = [None] * size if speakers is None else list(speakers)
+    for name, given in (("hypotheses", hypotheses), ("speakers", speakers), ("ids", ids)):
+        if len(given) != size:
+            raise InputError(f"{name}: {len(given)} entries for {size} references; give one each")
+    if not size:
+        raise InputError("references: none given; the error rate of an empty test set is not defined")
+    # Any white space separates words, but jiwer splits at spaces only.
+    references = [" ".join(normalize(text, normalizer).split()) for text in references]
+    hypotheses = [" ".join(normalize(text, normalizer).split()) for text in hypotheses]
+    if empty := [ids[i] for i, text in enumerate(references) if not text]:
+        raise InputError(
+            f"the references of {utterance_names(empty)} have no words after the normaliser {normalizer!r}; "
+            "give their transcripts or leave these utterances out"
+        )
+
+    words, characters = jiwer.process_words(references, hypotheses), jiwer.process_characters(references, hypotheses)
+    scores = []
+    for i in range(size):
+        found = _counts(words.alignments[i])
+        scores.append(
+            UtteranceScore(
+                id=ids[i],
+                speaker=speakers[i],
+                reference=references[i],
+                hypothesis=hypotheses[i],
+                words=len(words.references[i]),
+                substitutions=found["substitute"],
+                deletions=found["delete"],
+                insertions=found["insert"],
+                characters=len(characters.references[i]),
+                character_errors=sum(_counts(characters.alignments[i]).values()),
+            )
+        )
+    options = {"groups": speakers, "n": n, "seed": seed}
+    return WERResult(
+        wer=bootstrap([s.errors for s in scores], [s.words for s in scores], **options),
+        cer=bootstrap([s.character_errors for s in scores], [s.characters for s in scores], **options),
+        utterances=tuple(scores),
+        normalizer=normalizer,
+    )
+
+
+def compare(a: WERResult, b: WERResult, *, n: int = 1000, seed: int = 0) -> Interval:
+    """The difference ``WER(a) - WER(b)`` of two systems on the same utterances, both scored on the same draws.
+
+    An interval that excludes 0 is a significant difference at 5 % (Bisani and Ney, 2004, section 4); it is far
+    narrower than the two systems' own intervals, since an utterance that is hard for one is hard for the other.
+    """
+    others = {score.id: score for score in b.utterances}
+    if len(others) != len(b.utterances) or {score.id for score in a.utterances} != set(others):
+        raise InputError("the two results hold different or repeated utterance ids; score both on the same manifest")
+    for score in a.utterances:
+        if score.reference != others[score.id].reference:
+            raise InputError(
+                f"the reference of {score.id!r} differs between the two results; score both with one normaliser"
+            )
+    return bootstrap(
+        [score.errors - others[score.id].errors for score in a.utterances],
+        [score.words for score in a.utterances],
+        [score.speaker for score in a.utterances],
+        n=n,
+        seed=seed,
+    )
+
+
+def write_trn(
+    path: str | Path, texts: Sequence[str], ids: Sequence[str], speakers: Sequence[str | None] | None = None
+) -> None:
+    """Write sclite's transcript format, ``text (speaker-id)`` a line; speakers that are not known are ``unknown``."""
+    speakers = [None] * len(ids) if speakers is None else speakers
+    names = [f"{speaker or 'unknown'}-{id_}" for speaker, id_ in zip(speakers, ids, strict=True)]
+    for name in names:
+        if any(symbol.isspace() or symbol in "()" for symbol in name):
+            raise TextError(
+                f"{path}: {name!r} has a space or bracket, which trn files cannot hold; rename the utterance"
+            )
+    lines = [f"{text} ({name})\n" for text, name in zip(texts, names, strict=True)]
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, "".join(lines))
+
+
+def _counts(alignment: Sequence[Any]) -> dict[str, int]:
+    """Errors of each kind in one of jiwer's alignments."""
+    counts = {"substitute": 0, "delete": 0, "insert": 0}
+    for chunk in alignment:
+        if chunk.type != "equal":
+            size = max(chunk.ref_end_idx - chunk.ref_start_idx, chunk.hyp_end_idx - chunk.hyp_start_idx)
+            counts[chunk.type] += size
+    return counts
