@@ -93,7 +93,8 @@ def main(config: Config) -> None:
     from speech_adapters.metrics.calibration import Calibration
     from speech_adapters.reports.detection_charts import chart_data
     from speech_adapters.reports.report import method_rows, summary_table, write_report
-    from speech_adapters.runs.folder import RunFolder, environment
+    from speech_adapters.runs.environment import environment
+    from speech_adapters.runs.folder import RunFolder
     from speech_adapters.tasks.verification import P_TARGETS, evaluate_verification
 
     if config.trials is None:

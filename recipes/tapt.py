@@ -187,7 +187,8 @@ def main(argv: list[str] | None = None) -> None:
     from speech_adapters.adapters import preset
     from speech_adapters.encoders import load_encoder
     from speech_adapters.reports.report import method_rows, summary_table, write_report
-    from speech_adapters.runs.folder import RunFolder, environment
+    from speech_adapters.runs.environment import environment
+    from speech_adapters.runs.folder import RunFolder
 
     train, held_out = read_speech(config)
     encoder = load_encoder(config.encoder, device="cuda" if torch.cuda.is_available() else "cpu")

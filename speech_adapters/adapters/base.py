@@ -106,6 +106,13 @@ class AdapterModule(Places, nn.Module):
     def after_update(self, done: int, total: int) -> None:
         """Called after ``done`` updates of ``total``, while their gradients are still there."""
 
+    def schedule_state(self) -> dict[str, Any]:
+        """What these schedules remember beside the adapter's tensors, for a training that goes on."""
+        return {}
+
+    def load_schedule_state(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`schedule_state` gave."""
+
     # -- what is saved and trained
 
     def groups(self) -> dict[str, list[nn.Parameter]]:

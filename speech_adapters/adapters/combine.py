@@ -106,6 +106,13 @@ class CombineModule(AdapterModule):
         for part in self.parts.values():
             part.after_update(done, total)
 
+    def schedule_state(self) -> dict[str, Any]:
+        return {name: part.schedule_state() for name, part in self.parts.items()}
+
+    def load_schedule_state(self, state: dict[str, Any]) -> None:
+        for name, part in self.parts.items():
+            part.load_schedule_state(state[name])
+
     def merged_weights(self, encoder: Encoder) -> dict[str, Tensor]:
         merged: dict[str, Tensor] = {}
         for name, part in self.parts.items():

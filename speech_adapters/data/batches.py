@@ -191,12 +191,13 @@ class LengthBatches(Sampler[list[int]]):
         self.epoch = epoch
 
 
-class EpochLoader(DataLoader):
-    """A loader whose batches and augmentation know the epoch."""
-
-    def set_epoch(self, epoch: int) -> None:
-        self.batch_sampler.set_epoch(epoch)
-        self.dataset.epoch = epoch
+def training_loader(
+    dataset: SpeechDataset, batches: LengthBatches, epoch: int, start: int = 0, workers: int = 0
+) -> DataLoader:
+    """The batches of one epoch from place ``start`` on; batches and augmentation know the epoch."""
+    batches.set_epoch(epoch)
+    dataset.epoch = epoch
+    return DataLoader(dataset, batch_sampler=list(batches)[start:], collate_fn=collate, num_workers=workers)
 
 
 def evaluation_loader(dataset: SpeechDataset, batch_seconds: float) -> DataLoader:

@@ -107,10 +107,12 @@ class Crops(Dataset):
         return clean, clean if self.augment is None else torch.stack([self.augment(wave, rng) for wave in clean])
 
 
-def crop_batches(crops: Crops, start: int = 0, workers: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches from place ``start`` on, prepared by so many processes."""
-    places = range(start, len(crops))
-    return iter(DataLoader(crops, batch_size=None, sampler=places, num_workers=workers, worker_init_fn=_ignore_ctrl_c))
+def crop_batches(
+    crops: Crops, places: Sequence[int] | None = None, workers: int = 0
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches at ``places``, by default all, prepared by so many processes."""
+    order = range(len(crops)) if places is None else places
+    return iter(DataLoader(crops, batch_size=None, sampler=order, num_workers=workers, worker_init_fn=_ignore_ctrl_c))
 
 
 def _ignore_ctrl_c(_: int) -> None:
