@@ -42,7 +42,7 @@ from speech_adapters.runs.folder import RunFolder
 POSITIONS = 600
 """Frames whose mean over utterances is taken out of the teacher's states: 12 s."""
 STAGES = ("front", "joint", "anneal")
-FREE_TO_CHANGE = ("data", "out", "device", "workers", "checkpoint_minutes", "log_steps", "shared_with")
+FREE_TO_CHANGE = ("data", "device", "workers", "checkpoint_minutes", "log_steps", "shared_with")
 
 
 @dataclass(kw_only=True)
@@ -90,7 +90,7 @@ class Pretrain:
     )  # fmt: skip
     peaks: tuple[float, float] = option((0.1, 0.9), "level before that; the codec's noise depends on it")
 
-    out: Path | None = option(None, "run folder, resumed where it exists; by default runs/pretrain_tiny/<family>")
+    output: Path | None = option(None, "run folder, resumed where it exists; by default runs/pretrain_tiny/<family>")
     shared_with: str | None = option(None, "such as ../tiny-wav2vec2: point to its equal weights instead")
     seed: int = option(0, "of weights, order and augmentation")
     device: str = option("cpu", "or cuda")
@@ -139,7 +139,7 @@ def main(argv: list[str] | None = None) -> Path:
         load_weights(student, "init_from", config.init_from)
     if config.layers_from is not None:
         load_weights(student, "layers_from", config.layers_from, "encoder.layer")
-    out = config.out or Path("runs/pretrain_tiny") / config.student.family
+    out = config.output or Path("runs/pretrain_tiny") / config.student.family
     run = RunFolder.open("pretrain_tiny", config, out, ignore=FREE_TO_CHANGE)
     speech = Speech(manifest, run.path.parent, math.ceil(field * max(1.0, *config.speeds)))
 

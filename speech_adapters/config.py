@@ -22,6 +22,8 @@ import difflib
 import inspect
 import os
 import re
+import shlex
+import signal
 import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +32,7 @@ from typing import Any, NoReturn, TypeVar, get_origin
 
 import yaml
 
-from speech_adapters.errors import ConfigError, InputError
+from speech_adapters.errors import ConfigError, InputError, Interrupted
 from speech_adapters.files import write_text
 from speech_adapters.schema import Typed, field_types, from_dict, members_of, put, to_dict
 
@@ -125,16 +127,32 @@ def parse_cli(
 
 
 def run_main(main: Callable[[], Any]) -> NoReturn:
-    """Run a script's ``main`` and exit: 0 done (or the integer it returns), 2 bad input, 130 interrupted."""
+    """Run a script's ``main`` and exit: 0 done (or the integer it returns), 2 bad input, 130 or 143 interrupted."""
+    signal.signal(signal.SIGTERM, _terminated)
     try:
         code = main()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
+    except Interrupted as stop:
+        print(f"interrupted; {stop}" if str(stop) else "interrupted", file=sys.stderr)
+        if stop.folder is not None:
+            print(f"go on with: {_command(stop.folder)}", file=sys.stderr)
+        code = stop.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = 130
     raise SystemExit(code if isinstance(code, int) else 0)
+
+
+def _terminated(number: int, frame: Any) -> NoReturn:
+    raise Interrupted("", 128 + number)
+
+
+def _command(folder: str) -> str:
+    """The command line that goes on with a run: this one, with its folder."""
+    named = any(a.partition("=")[0] in ("--output", "output", "--resume", "resume") for a in sys.argv[1:])
+    return shlex.join(["python", *sys.argv, *([] if named else ["--output", folder])])
 
 
 class _Parser(argparse.ArgumentParser):

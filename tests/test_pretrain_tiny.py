@@ -64,7 +64,7 @@ def arguments(data: Path, out: Path, *more: str) -> list[str]:
     """A run of 2 + 3 + 3 steps of two crops of 0.5 s."""
     second = 1 / 3600
     return [
-        f"data={data}", f"out={out}", "train=manifests/train.jsonl", "teacher=teacher.safetensors",
+        f"data={data}", f"output={out}", "train=manifests/train.jsonl", "teacher=teacher.safetensors",
         "heard.noise_manifest=manifests/noise.jsonl", "heard.noise_probability=0.5",
         "student.conv_dim=16,32,48", "student.conv_kernel=320,8,3", "student.conv_stride=20,8,2",
         "student.position_kernel=8", "student.position_groups=4",

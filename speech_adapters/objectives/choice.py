@@ -1,4 +1,4 @@
-"""The masked-prediction objective of an encoder, ready to train: its units clustered on the speech that it trains on."""
+"""The masked-prediction objective of an encoder, its units clustered on the speech that it trains on."""
 
 from __future__ import annotations
 

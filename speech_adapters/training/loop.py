@@ -239,7 +239,8 @@ class _Training:
                     saved = time.perf_counter()
                 if stop:
                     number = asked[0] if asked else signal.SIGTERM
-                    raise Interrupted(f"{self.name}: saved after {progress.done} updates in {path}", 128 + number)
+                    message = f"{self.name}: saved after {progress.done} updates in {path}"
+                    raise Interrupted(message, 128 + number, str(self.folder.path))
         for tracker in self.accelerator.trackers:
             tracker.finish()
         if self.best:
