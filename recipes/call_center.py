@@ -248,7 +248,7 @@ class Seed:
             self.train(model, first.train, first.dev, "start", config.training)
         model.save_head("asr", self.run.head("asr" + self.suffix))
         for domain in self.domains:
-            model.merge_adapters(domain.name, {"start": 1.0})
+            model.average_adapters(domain.name, {"start": 1.0})
             model.train_adapter(domain.name, head="asr", train_head=False)
             self.train(model, domain.train, domain.dev, domain.name, config.training)
             self.score(model, domain.name)

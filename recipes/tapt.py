@@ -208,7 +208,7 @@ def main(argv: list[str] | None = None) -> None:
     model.save_adapter("tapt", run.adapter("tapt"), objective=objective.name, held_out_loss=loss, data=train.name)
     torch.save(objective.state_dict(), run.path / "objective.pt")
     if config.save_base and not (run.path / "encoder").exists():
-        model.save_merged("tapt", run.path / "encoder")
+        model.save_folded("tapt", run.path / "encoder")
 
     results = {
         "task": "tapt",

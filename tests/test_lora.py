@@ -45,7 +45,7 @@ def test_merged_into_wavlm_it_is_a_stock_checkpoint(style, variant, tmp_path):
     model.add_adapter("a", LORAS[variant])
     ours = shake(model, 0.1)(waveforms, lengths)
     model.set_active("other")
-    model.save_merged("a", tmp_path)
+    model.save_folded("a", tmp_path)
     stock, report = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     mask = (torch.arange(6400) < lengths[:, None]).long()

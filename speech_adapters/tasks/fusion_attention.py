@@ -20,7 +20,7 @@ def mean_attention(model: SpeechAdapterModel, batches: Iterable[dict[str, Tensor
         batches: with ``waveforms`` and ``lengths``, such as those of ``evaluation_loader``. An utterance's weight is
             the mean over its real frames; pseudo frames are left out.
 
-    Places are "name.feed_forward_3", "name.read", or "name.gate" of a router. The expert that adds nothing is "none".
+    Hooks are "name.feed_forward_3", "name.read", or "name.gate" of a router. The expert that adds nothing is "none".
     """
     model.eval()
     device = model.encoder.device
