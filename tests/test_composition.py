@@ -99,8 +99,8 @@ def test_averages_of_one_and_of_equals_are_the_adapter(kind):
 def test_an_average_of_linear_places_is_the_average_of_weights():
     model = drawer(LoRA(rank=2), LoRA(rank=2))
     model.average_adapters("c", {"a": 0.25, "b": 0.75}, method="svd", rank=4)
-    merged = features(model, "c")
-    torch.testing.assert_close(features(model, Average("a", "b", weights=(0.25, 0.75))), merged, atol=1e-4, rtol=0)
+    averaged = features(model, "c")
+    torch.testing.assert_close(features(model, Average("a", "b", weights=(0.25, 0.75))), averaged, atol=1e-4, rtol=0)
 
 
 def test_averages_refuse_what_has_no_sum():

@@ -35,7 +35,7 @@ def test_a_saved_lora_loads_with_peft_onto_the_stock_model(family, style, varian
 
 @pytest.mark.parametrize("variant", LORAS)
 @pytest.mark.parametrize("style", STYLES)
-def test_merged_into_wavlm_it_is_a_stock_checkpoint(style, variant, tmp_path):
+def test_folded_into_wavlm_it_is_a_stock_checkpoint(style, variant, tmp_path):
     from transformers import AutoModel
 
     waveforms, lengths = batch()

@@ -367,17 +367,17 @@ def test_adapters_fold_into_the_base_and_out_again(family, style, method, tmp_pa
     model.add_adapter("a", METHODS[method])
     before = {key: tensor.clone() for key, tensor in model.encoder.model.state_dict().items() if "lora_" not in key}
     expected = shake(model, 0.05)(waveforms, lengths)
-    model.save_folded("a", tmp_path / "merged")
-    stock, report = AutoModel.from_pretrained(tmp_path / "merged", output_loading_info=True)
+    model.save_folded("a", tmp_path / "folded")
+    stock, report = AutoModel.from_pretrained(tmp_path / "folded", output_loading_info=True)
     assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     mask = (torch.arange(6400) < lengths[:, None]).long()
     with torch.no_grad():
         theirs = stock.eval()(model.encoder.normalized(waveforms, lengths), attention_mask=mask).last_hidden_state
     real = expected.mask
     torch.testing.assert_close(expected.last_hidden_state[real], theirs[real], atol=2e-5, rtol=0)
-    assert load_encoder(tmp_path / "merged").family == family
+    assert load_encoder(tmp_path / "folded").family == family
     with pytest.raises(ConfigError, match="exists already; choose a new folder"):
-        model.save_folded("a", tmp_path / "merged")
+        model.save_folded("a", tmp_path / "folded")
 
     model.fold_adapter("a")
     folded = model(waveforms, lengths)
