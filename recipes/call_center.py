@@ -248,14 +248,14 @@ class Seed:
             self.train(model, first.train, first.dev, "start", config.training)
         model.save_head("asr", self.run.head("asr" + self.suffix))
         for domain in self.domains:
-            model.merge_adapters(domain.name, {"start": 1.0})
+            model.average_adapters(domain.name, {"start": 1.0})
             model.train_adapter(domain.name, head="asr", train_head=False)
             self.train(model, domain.train, domain.dev, domain.name, config.training)
             self.score(model, domain.name)
             model.save_adapter(domain.name, self.run.adapter(domain.name + self.suffix), domain=domain.name)
         model.delete_adapter("start")
         model.set_active(Average(*self.names))
-        self.costs["average"] = {"parameters": self.costs[self.names[0]]["parameters"]}  # merged, it is one adapter
+        self.costs["average"] = {"parameters": self.costs[self.names[0]]["parameters"]}  # averaged: one adapter
         self.score(model, "average")
         self.scores["oracle-routing"] = {name: self.scores[name][name] for name in self.names}
         self.costs["oracle-routing"] = self.costs[self.names[0]]
@@ -264,8 +264,8 @@ class Seed:
     def combine(self, model) -> dict[str, Any]:
         """Stage 3; returns where the fusion and the router look on each domain."""
         from speech_adapters.composition import Fuse, FusionConfig, Route, RouterConfig
-        from speech_adapters.composition.attention import mean_attention
         from speech_adapters.data.batches import SpeechDataset, evaluation_loader
+        from speech_adapters.tasks.fusion_attention import mean_attention
 
         guide, attention = self.config.guide, {}
         settings = self.config.combination

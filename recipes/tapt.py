@@ -175,7 +175,7 @@ def main(argv: list[str] | None = None) -> None:
         passes["second"] = second_pass(config, learner, train, held_out, run)
     model.save_adapter("tapt", run.adapter("tapt"), objective=objective.name, held_out_loss=loss, data=train.name)
     if config.save_base and not (run.path / "encoder").exists():
-        model.save_merged("tapt", run.path / "encoder")
+        model.save_folded("tapt", run.path / "encoder")
 
     results = {
         "task": "tapt",

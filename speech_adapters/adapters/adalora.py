@@ -100,7 +100,7 @@ class Triplets(nn.Module):
         inner = nn.functional.linear(hidden, self.lora_A * self.lora_E)
         return self.scale * nn.functional.linear(inner, self.lora_B)
 
-    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def folded(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         return weight + self.scale * self.lora_B @ (self.lora_A * self.lora_E), bias
 
 

@@ -1,7 +1,7 @@
-"""What every adapter is: a keyword-only config that builds a module, and the places where that module may act.
+"""What every adapter is: a keyword-only config that builds a module, and that module's hooks into the forward.
 
 A method is one file: its config (a dataclass whose defaults are a published setup) and its module. The module
-overrides the places it needs and leaves the others alone.
+overrides the hooks it needs and leaves the others alone.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from speech_adapters.adapters.hooks import Places
+from speech_adapters.adapters.hooks import Hooks
 from speech_adapters.encoders.loading import Encoder
 from speech_adapters.errors import CheckpointError, ConfigError
 
-METHODS: dict[str, type[AdapterConfig]] = {}
+ADAPTER_METHODS: dict[str, type[AdapterConfig]] = {}
 
 #: Learning rate of each parameter group when neither the adapter's config nor the run gives one.
 DEFAULT_LEARNING_RATE = 1e-3
@@ -37,7 +37,7 @@ class AdapterConfig:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "method" in cls.__dict__:
-            METHODS[cls.method] = cls
+            ADAPTER_METHODS[cls.method] = cls
 
     def __post_init__(self) -> None:
         for name in ("size", "rank", "frames", "length", "reduction_factor"):
@@ -74,13 +74,13 @@ def adapter_config(values: dict[str, Any]) -> AdapterConfig:
     """The config that :meth:`AdapterConfig.to_dict` described."""
     values = dict(values)
     method = values.pop("method", None)
-    if method not in METHODS:
-        raise ConfigError(f"unknown adapter method {method!r}; known: {', '.join(sorted(METHODS))}.")
-    return METHODS[method].from_dict(values)
+    if method not in ADAPTER_METHODS:
+        raise ConfigError(f"unknown adapter method {method!r}; known: {', '.join(sorted(ADAPTER_METHODS))}.")
+    return ADAPTER_METHODS[method].from_dict(values)
 
 
-class AdapterModule(Places, nn.Module):
-    """The trainable part of an adapter: its :class:`~speech_adapters.adapters.hooks.Places`, and what is saved."""
+class AdapterModule(Hooks, nn.Module):
+    """The trainable part of an adapter: its :class:`~speech_adapters.adapters.hooks.Hooks`, and what is saved."""
 
     def __init__(self, config: AdapterConfig) -> None:
         super().__init__()
@@ -147,19 +147,19 @@ class AdapterModule(Places, nn.Module):
                 f"{self.config.method}: tensor {wrong[0]!r} is missing, unexpected or of another shape."
             )
 
-    def merged_weights(self, encoder: Encoder) -> dict[str, Tensor]:
+    def folded_weights(self, encoder: Encoder) -> dict[str, Tensor]:
         """The stock model's tensors, by name, that this adapter changes, with it folded in.
 
         Raises:
             ConfigError: a method that no change of weights can stand for.
         """
         raise ConfigError(
-            f"{self.config.method}: cannot be merged, since no change of the base's weights stands for what it adds; "
-            "keep it as an adapter."
+            f"{self.config.method}: cannot be folded in, since no change of the base's weights stands for what it "
+            "adds; keep it as an adapter."
         )
 
     def describe(self) -> list[str]:
-        """One line a place, for ``print(model)``."""
+        """One line per site, for ``print(model)``."""
         return [f"{self.config.group}: {sum(p.numel() for p in self.parameters()):,} parameters"]
 
 

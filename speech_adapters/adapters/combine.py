@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from speech_adapters.adapters.base import AdapterConfig, AdapterModule, adapter_config
-from speech_adapters.adapters.hooks import Stacked
+from speech_adapters.adapters.hooks import StackedHooks
 from speech_adapters.encoders.attention import AttentionPrefix
 from speech_adapters.encoders.forward import EncoderOutput, Frames, Norm, Projection, Site
 from speech_adapters.encoders.loading import Encoder
@@ -62,8 +62,8 @@ class CombineModule(AdapterModule):
         self.first_layer = min(part.first_layer for part in self.parts.values())
 
     @property
-    def stack(self) -> Stacked:
-        return Stacked(self.parts.values())
+    def stack(self) -> StackedHooks:
+        return StackedHooks(self.parts.values())
 
     def pseudo_frames(self, where: str, frames: Tensor, mask: Tensor | None) -> Frames | None:
         return self.stack.pseudo_frames(where, frames, mask)
@@ -113,15 +113,15 @@ class CombineModule(AdapterModule):
         for name, part in self.parts.items():
             part.load_schedule_state(state[name])
 
-    def merged_weights(self, encoder: Encoder) -> dict[str, Tensor]:
-        merged: dict[str, Tensor] = {}
+    def folded_weights(self, encoder: Encoder) -> dict[str, Tensor]:
+        folded: dict[str, Tensor] = {}
         for name, part in self.parts.items():
-            weights = part.merged_weights(encoder)
-            twice = sorted(set(weights) & set(merged))
+            weights = part.folded_weights(encoder)
+            twice = sorted(set(weights) & set(folded))
             if twice:
-                raise ConfigError(f"part {name!r} and one before it both change {twice[0]!r}; merge them one by one.")
-            merged |= weights
-        return merged
+                raise ConfigError(f"part {name!r} and one before it both change {twice[0]!r}; fold them one by one.")
+            folded |= weights
+        return folded
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
         return {name: parameters for part in self.parts.values() for name, parameters in part.groups().items()}

@@ -76,7 +76,7 @@ class FineTuningModule(AdapterModule):
                 trains = index in self.layer_indices[count - unfrozen :] and not _is_position_bias(name)
                 parameter.requires_grad_(trains)
 
-    def merged_weights(self, encoder: Encoder) -> dict[str, Tensor]:
+    def folded_weights(self, encoder: Encoder) -> dict[str, Tensor]:
         return {f"encoder.layers.{key}": tensor for key, tensor in self.layers.state_dict().items()}
 
     def replaced(self) -> int:

@@ -58,7 +58,7 @@ class OutputScale(nn.Module):
     def forward(self, site: Site) -> Tensor:
         return site.output * (self.ia3_l.flatten() - 1)  # what is added: zero at the start, to the last bit
 
-    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def folded(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         return weight * self.ia3_l, None if bias is None else bias * self.ia3_l.flatten()
 
 
@@ -72,7 +72,7 @@ class InputScale(nn.Module):
     def forward(self, site: Site) -> Tensor:
         return site.output * (self.ia3_l.flatten() - 1)
 
-    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def folded(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         return weight * self.ia3_l, bias
 
 

@@ -51,7 +51,7 @@ class LayerNormsModule(AdapterModule):
         key = f"{index}_{name}"
         return self.norms[key] if key in self.norms else None
 
-    def merged_weights(self, encoder: Encoder) -> dict[str, Tensor]:
+    def folded_weights(self, encoder: Encoder) -> dict[str, Tensor]:
         return {
             f"encoder.layers.{key.replace('_', '.', 1)}": tensor for key, tensor in self.norms.state_dict().items()
         }

@@ -130,13 +130,13 @@ class LoRAModule(AdapterModule):
         if not encoder.model.peft_config:
             del encoder.model.peft_config
 
-    def merged_weights(self, encoder: Encoder) -> dict[str, Tensor]:
-        merged = {}
+    def folded_weights(self, encoder: Encoder) -> dict[str, Tensor]:
+        folded = {}
         for target, layer in zip(self.targets, self.layers, strict=True):
             twin = copy.deepcopy(layer).float()
             twin.merge(safe_merge=True, adapter_names=[self.name])  # peft refuses with its reason where it cannot
-            merged[f"{target}.weight"] = twin.base_layer.weight.detach()
-        return merged
+            folded[f"{target}.weight"] = twin.base_layer.weight.detach()
+        return folded
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
         return {self.config.group: list(self.parts.parameters())}

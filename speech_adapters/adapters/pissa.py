@@ -69,7 +69,7 @@ class PiSSAUpdate(nn.Module):
         hidden, linear = site.input.to(self.a.dtype), nn.functional.linear
         return linear(linear(hidden, self.a), self.b) - linear(linear(hidden, self.start_a), self.start_b)
 
-    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def folded(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         return weight + self.b @ self.a - self.start_b @ self.start_a, bias
 
 

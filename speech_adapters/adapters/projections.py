@@ -57,7 +57,7 @@ class ProjectionModule(AdapterModule):
     """One part a projection, called with the projection's :class:`Site`; saved under ``peft``'s names.
 
     A subclass gives ``part(linear, target)``: a module from a :class:`Site` to what is added to the output, with
-    ``merged(weight, bias)``: the projection's weights with the part folded in.
+    ``folded(weight, bias)``: the projection's weights with the part folded in.
     """
 
     config: ProjectionConfig
@@ -77,8 +77,8 @@ class ProjectionModule(AdapterModule):
         key = f"{index}_{name}"
         return self.parts[key](site) if key in self.parts else None
 
-    def merged(self, part: nn.Module, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        return part.merged(weight, bias)
+    def folded(self, part: nn.Module, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return part.folded(weight, bias)
 
     def named_parts(self) -> list[tuple[str, nn.Module]]:
         """(name of the projection inside the stock model, its part)."""
@@ -92,13 +92,13 @@ class ProjectionModule(AdapterModule):
             for key, tensor in part.state_dict().items()
         }
 
-    def merged_weights(self, encoder: Encoder) -> dict[str, Tensor]:
+    def folded_weights(self, encoder: Encoder) -> dict[str, Tensor]:
         weights = {}
         with torch.no_grad():
             for name, part in self.named_parts():
                 module = encoder.model.get_submodule(name)
                 linear = getattr(module, "base_layer", module)
-                changed = self.merged(
+                changed = self.folded(
                     part, linear.weight.float(), None if linear.bias is None else linear.bias.float()
                 )
                 weights |= {f"{name}.{key}": tensor for key, tensor in zip(("weight", "bias"), changed, strict=True)}

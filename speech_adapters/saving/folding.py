@@ -1,7 +1,7 @@
 """Fold an adapter into the base's weights: in place and out again, or as a stock ``transformers`` checkpoint.
 
 What can be folded is what a change of weights can stand for: the LoRA family, (IA)^3, BitFit, LayerNorm tuning and
-fine-tuned layers (:meth:`~speech_adapters.adapters.AdapterModule.merged_weights`).
+fine-tuned layers (:meth:`~speech_adapters.adapters.AdapterModule.folded_weights`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from speech_adapters.errors import ConfigError
 from speech_adapters.files import write_json
 
 
-def merged_weights(encoder: Encoder, adapter: AdapterModule) -> dict[str, Tensor]:
+def folded_weights(encoder: Encoder, adapter: AdapterModule) -> dict[str, Tensor]:
     """The stock model's tensors, by name, that the adapter changes.
 
     Raises:
@@ -28,9 +28,9 @@ def merged_weights(encoder: Encoder, adapter: AdapterModule) -> dict[str, Tensor
     if encoder.quantization is not None:
         raise ConfigError(
             f"{encoder.name}: weights in {encoder.quantization} cannot take an adapter in; load the encoder without "
-            "quantize, load the adapter and merge it there."
+            "quantize, load the adapter and fold it in there."
         )
-    return {name: tensor.detach() for name, tensor in adapter.merged_weights(encoder).items()}
+    return {name: tensor.detach() for name, tensor in adapter.folded_weights(encoder).items()}
 
 
 @torch.no_grad()
@@ -59,11 +59,11 @@ def stock_model(encoder: Encoder, weights: dict[str, Tensor]) -> nn.Module:
     return model.requires_grad_(False).eval()
 
 
-def save_stock(encoder: Encoder, weights: dict[str, Tensor], folder: str | os.PathLike[str]) -> Path:
+def save_folded(encoder: Encoder, weights: dict[str, Tensor], folder: str | os.PathLike[str]) -> Path:
     """Save :func:`stock_model` for ``AutoModel.from_pretrained``, whole or not at all."""
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"{folder}: exists already; choose a new folder for the merged checkpoint.")
+        raise ConfigError(f"{folder}: exists already; choose a new folder for the folded checkpoint.")
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         stock_model(encoder, weights).save_pretrained(temporary)
