@@ -310,18 +310,23 @@ class SpeechAdapterModel(nn.Module):
 
     def save_head(self, name: str, folder: str | Path) -> Path:
         """Save a head: its config (vocabulary and normaliser included) and weights."""
-        return saved_heads.save_head(folder, name, self.registry.head(name))
+        features = saved_heads.features_of(self.encoder, self.active, self.registry.adapters)
+        return saved_heads.save_head(folder, name, self.registry.head(name), features)
 
     def load_head(self, folder: str | Path, name: str | None = None) -> str:
-        """Load a saved head and make it active; returns its name."""
+        """Load a saved head and make it active; returns its name.
+
+        Warns of features that it was not trained on, as far as they may still be what is meant.
+
+        Raises:
+            CheckpointError: a damaged file, another base, or adapters of other methods than it was trained with.
+        """
         saved = saved_heads.read_head(folder)
         name = name or saved.name
         check_new(name, self.heads, "head")
+        saved.check(saved_heads.features_of(self.encoder, self.active, self.registry.adapters))
         head = saved.config.build(saved.input_size)
-        try:
-            head.load_state_dict(saved.tensors)
-        except RuntimeError as error:
-            raise CheckpointError(f"{folder}: its tensors do not fit its configuration ({error}).") from error
+        head.load_state_dict(saved.tensors)
         self._keep_head(name, head)
         return name
 
@@ -330,7 +335,9 @@ class SpeechAdapterModel(nn.Module):
 
         The adapters and the head are parts of their own: save them too.
         """
-        return saved_fusions.save_fusion(folder, self.registry.fusion(name), self.registry, card)
+        registry = self.registry
+        module = registry.fusion(name)
+        return saved_fusions.save_fusion(folder, module, self.encoder, registry.adapters, registry.fusions, card)
 
     def load_fusion(self, folder: str | Path) -> str:
         """Load a saved Fuse or Route onto the adapters it was trained with, and make it active; returns its name.
@@ -338,14 +345,15 @@ class SpeechAdapterModel(nn.Module):
         Raises:
             CheckpointError: a damaged file, another base, an adapter that is missing or has changed since.
         """
-        saved, before = saved_fusions.read_fusion(folder, self.registry), self.active
+        registry, before = self.registry, self.active
+        saved = saved_fusions.read_fusion(folder, self.encoder, registry.adapters, registry.fusions)
         name = self.add_fusion(saved.composition, saved.config)
         try:
-            self.fusions[name].load_state_dict(saved.tensors)
-        except RuntimeError as error:
+            saved.load_into(registry.fusion(name))
+        except CheckpointError:
             self.delete_fusion(name)
             self.set_active(before)
-            raise CheckpointError(f"{folder}: its tensors do not fit its configuration ({error}).") from error
+            raise
         return name
 
     def save_folded(self, name: str, folder: str | Path) -> Path:

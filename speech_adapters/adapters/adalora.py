@@ -28,6 +28,7 @@ from speech_adapters.errors import ConfigError
 if TYPE_CHECKING:
     from peft.tuners.adalora.layer import RankAllocator
 
+
 @dataclass(frozen=True, kw_only=True)
 class AdaLoRA(ProjectionConfig):
     """Low-rank updates with ranks that move between projections."""

@@ -58,7 +58,14 @@ class CachedDataset(Dataset):
         self.start = None if model.first_layer < 0 else model.first_layer
         encoder = model.encoder
         self.width = encoder.config.conv_dim[-1] if self.start is None else encoder.hidden_size
-        shaping = (VERSION, encoder.fingerprint, encoder.normalize, encoder.quantization, encoder.model.dtype, self.start)
+        shaping = (
+            VERSION,
+            encoder.fingerprint,
+            encoder.normalize,
+            encoder.quantization,
+            encoder.model.dtype,
+            self.start,
+        )
         key = f"{shaping} {dataset.manifest.content_key()}"
         base = Path(folder) / f"activations-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
         if not Store.exists(base):
