@@ -15,15 +15,19 @@ Source: Zhang et al., "AdaLoRA: Adaptive Budget Allocation" (ICLR 2023, sections
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from speech_adapters.adapters.projections import ProjectionConfig, ProjectionModule
+from speech_adapters.adapters.projections import ProjectionConfig, ProjectionModule, ProjectionPart
 from speech_adapters.encoders.forward import Site
 from speech_adapters.encoders.loading import Encoder
 from speech_adapters.errors import ConfigError
+
+if TYPE_CHECKING:
+    from peft import AdaLoraConfig
+    from peft.tuners.adalora.layer import RankAllocator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +54,7 @@ class AdaLoRA(ProjectionConfig):
         super().__post_init__()
         if self.init_rank <= self.rank:
             raise ConfigError(f"adalora: init_rank={self.init_rank} must be above rank={self.rank}.")
-        if not (0 <= self.warmup and 0 <= self.settle and self.warmup + self.settle < 1 and self.every >= 1):
+        if not (self.warmup >= 0 and self.settle >= 0 and self.warmup + self.settle < 1 and self.every >= 1):
             raise ConfigError(
                 f"adalora: warmup={self.warmup}, settle={self.settle}, every={self.every}; the two shares must leave "
                 "updates between them, and every must be at least 1."
@@ -59,14 +63,14 @@ class AdaLoRA(ProjectionConfig):
     def build(self, encoder: Encoder) -> AdaLoRAModule:
         return AdaLoRAModule(self, encoder)
 
-    def peft_config(self, encoder: Encoder, updates: int = 1000):
+    def peft_config(self, encoder: Encoder, updates: int = 1000) -> AdaLoraConfig:
         """The equivalent ``peft.AdaLoraConfig`` for a training of so many updates."""
         from peft import AdaLoraConfig
 
         return AdaLoraConfig(
             init_r=self.init_rank,
             target_r=self.rank,
-            lora_alpha=self.alpha,
+            lora_alpha=self.alpha,  # type: ignore[arg-type]  # peft says int and takes any number
             tinit=round(self.warmup * updates),
             tfinal=round(self.settle * updates),
             deltaT=self.every,
@@ -78,7 +82,7 @@ class AdaLoRA(ProjectionConfig):
         )
 
 
-class Triplets(nn.Module):
+class Triplets(ProjectionPart):
     """Q (r, D_in), E (r, 1) and P (D_out, r) under ``peft``'s names."""
 
     def __init__(self, linear: nn.Linear, config: AdaLoRA) -> None:
@@ -98,7 +102,7 @@ class Triplets(nn.Module):
         return weight + self.scale * self.lora_B @ (self.lora_A * self.lora_E), bias
 
 
-class AdaLoRAModule(ProjectionModule):
+class AdaLoRAModule(ProjectionModule[Triplets]):
     """Triplets by projection."""
 
     config: AdaLoRA
@@ -106,18 +110,16 @@ class AdaLoRAModule(ProjectionModule):
     def __init__(self, config: AdaLoRA, encoder: Encoder) -> None:
         super().__init__(config, encoder)
         self.peft_config = config.peft_config(encoder)
-        self._allocator = None
+        self._allocator: RankAllocator | None = None
         self._kept: dict[str, list[bool]] | None = None
 
-    def part(self, linear: nn.Linear, target: str) -> nn.Module:
+    def part(self, linear: nn.Linear, target: str) -> Triplets:
         return Triplets(linear, self.config)
 
     def penalty(self) -> Tensor:
-        total = []
-        for part in self.parts.values():
-            for gram in (part.lora_A @ part.lora_A.T, part.lora_B.T @ part.lora_B):
-                total.append(torch.linalg.norm(gram - torch.eye(len(gram), device=gram.device)))
-        return self.config.orthogonality * torch.stack(total).mean()
+        grams = [g for p in self.parts.values() for g in (p.lora_A @ p.lora_A.T, p.lora_B.T @ p.lora_B)]
+        norms = [torch.linalg.norm(gram - torch.eye(len(gram), device=gram.device)) for gram in grams]
+        return self.config.orthogonality * torch.stack(norms).mean()
 
     def before_update(self, done: int, total: int) -> None:
         if self._kept is None and done >= total - round(self.config.settle * total):  # a resumed run: already pruned
