@@ -206,7 +206,7 @@ def train_plda(config: Config, model: SpeechAdapterModel | None, test: Manifest 
     if test is not None:
         check_disjoint(manifest, test)
     embeddings = embed(config, model, manifest, "--plda")
-    return PLDA.fit(embeddings, [utterance.speaker for utterance in manifest], rank=config.plda_rank)
+    return PLDA.fit(embeddings.vectors, [utterance.speaker for utterance in manifest], rank=config.plda_rank)
 
 
 def fit_calibration(config: Config, source: Any, test: Manifest | None, options: dict[str, Any]) -> Calibration:

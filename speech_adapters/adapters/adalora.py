@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from speech_adapters.adapters.projections import ProjectionConfig, ProjectionModule
+from speech_adapters.adapters.projections import ProjectionConfig, ProjectionModule, ProjectionPart
 from speech_adapters.encoders.forward import Site
 from speech_adapters.encoders.loading import Encoder
 from speech_adapters.errors import ConfigError
@@ -53,7 +53,7 @@ class AdaLoRA(ProjectionConfig):
         super().__post_init__()
         if self.init_rank <= self.rank:
             raise ConfigError(f"adalora: init_rank={self.init_rank} must be above rank={self.rank}.")
-        if not (0 <= self.warmup and 0 <= self.settle and self.warmup + self.settle < 1 and self.every >= 1):
+        if not (self.warmup >= 0 and self.settle >= 0 and self.warmup + self.settle < 1 and self.every >= 1):
             raise ConfigError(
                 f"adalora: warmup={self.warmup}, settle={self.settle}, every={self.every}; the two shares must leave "
                 "updates between them, and every must be at least 1."
@@ -62,14 +62,14 @@ class AdaLoRA(ProjectionConfig):
     def build(self, encoder: Encoder) -> AdaLoRAModule:
         return AdaLoRAModule(self, encoder)
 
-    def peft_config(self, encoder: Encoder, updates: int = 1000):
+    def peft_config(self, encoder: Encoder, updates: int = 1000) -> AdaLoraConfig:
         """The equivalent ``peft.AdaLoraConfig`` for a training of so many updates."""
         from peft import AdaLoraConfig
 
         return AdaLoraConfig(
             init_r=self.init_rank,
             target_r=self.rank,
-            lora_alpha=self.alpha,
+            lora_alpha=self.alpha,  # type: ignore[arg-type]  # peft says int and takes any number
             tinit=round(self.warmup * updates),
             tfinal=round(self.settle * updates),
             deltaT=self.every,
@@ -105,7 +105,7 @@ class Triplets(nn.Module):
         return weight + self.scale * self.lora_B @ (self.lora_A * self.lora_E), bias
 
 
-class AdaLoRAModule(ProjectionModule):
+class AdaLoRAModule(ProjectionModule[Triplets]):
     """Triplets by projection."""
 
     config: AdaLoRA
@@ -116,15 +116,13 @@ class AdaLoRAModule(ProjectionModule):
         self._allocator: RankAllocator | None = None
         self._kept: dict[str, list[bool]] | None = None
 
-    def part(self, linear: nn.Linear, target: str) -> nn.Module:
+    def part(self, linear: nn.Linear, target: str) -> Triplets:
         return Triplets(linear, self.config)
 
     def penalty(self) -> Tensor:
-        total = []
-        for part in self.parts.values():
-            for gram in (part.lora_A @ part.lora_A.T, part.lora_B.T @ part.lora_B):
-                total.append(torch.linalg.norm(gram - torch.eye(len(gram), device=gram.device)))
-        return self.config.orthogonality * torch.stack(total).mean()
+        grams = [g for p in self.parts.values() for g in (p.lora_A @ p.lora_A.T, p.lora_B.T @ p.lora_B)]
+        norms = [torch.linalg.norm(gram - torch.eye(len(gram), device=gram.device)) for gram in grams]
+        return self.config.orthogonality * torch.stack(norms).mean()
 
     def after_update(self, done: int, total: int) -> None:
         allocator = self._allocator_for(total)

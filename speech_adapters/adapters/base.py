@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import re
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -191,7 +191,10 @@ def choose_layers(layers: Layers, total: int, method: str) -> list[int]:
     return chosen
 
 
-def trainable_copy(module: nn.Module) -> nn.Module:
+M = TypeVar("M", bound=nn.Module)
+
+
+def trainable_copy(module: M) -> M:
     """A float32 copy of one of the base's modules, out of 8 or 4 bits and without what LoRA has put into it."""
     twin = copy.deepcopy(module).float()
     for name, part in list(twin.named_modules()):

@@ -53,6 +53,8 @@ class Combine(AdapterConfig):
 class CombineModule(AdapterModule):
     """Hands every place on to the parts."""
 
+    config: Combine
+
     def __init__(self, config: Combine, encoder: Encoder) -> None:
         super().__init__(config)
         if not config.parts:
@@ -60,7 +62,7 @@ class CombineModule(AdapterModule):
         repeated = [group for group, count in Counter(part.group for part in config.parts).items() if count > 1]
         if repeated:
             raise ConfigError(f"Combine: two parts of group {repeated[0]!r}; keep one, so that each has its own rate.")
-        self.parts = nn.ModuleDict({part.group: part.build(encoder) for part in config.parts})
+        self.parts = ModuleDict({part.group: part.build(encoder) for part in config.parts})
         readers = [name for name, part in self.parts.items() if part.output_size is not None]
         if len(readers) > 1:
             raise ConfigError(f"Combine: {' and '.join(readers)} both feed the head; keep one.")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Generic, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from speech_adapters.adapters.base import AdapterConfig, AdapterModule, Layers, choose_layers
+from speech_adapters.adapters.module_dict import ModuleDict
 from speech_adapters.encoders.forward import Site
 from speech_adapters.encoders.loading import Encoder
 from speech_adapters.errors import ConfigError
@@ -50,7 +51,7 @@ def module_name(index: int, target: str) -> str:
 def projection(encoder: Encoder, index: int, target: str) -> nn.Linear:
     """A projection of the frozen base, without what ``peft`` has put around it."""
     module = encoder.model.get_submodule(module_name(index, target))
-    return getattr(module, "base_layer", module)
+    return cast(nn.Linear, getattr(module, "base_layer", module))
 
 
 def low_rank_blueprint(
@@ -75,16 +76,18 @@ class ProjectionModule(AdapterModule):
     """
 
     config: ProjectionConfig
+    parts: ModuleDict[Part]
 
     def __init__(self, config: ProjectionConfig, encoder: Encoder) -> None:
         super().__init__(config)
         chosen = config.chosen(encoder)
         self.first_layer = min(index for index, _ in chosen)
-        self.parts = nn.ModuleDict(
+        self.parts = ModuleDict(
             {f"{index}_{target}": self.part(projection(encoder, index, target), target) for index, target in chosen}
         )
 
-    def part(self, linear: nn.Linear, target: str) -> nn.Module:
+    def part(self, linear: nn.Linear, target: str) -> Part:
+        """Make the part of a projection."""
         raise NotImplementedError
 
     def delta(self, name: str, index: int, site: Site) -> Tensor | None:
@@ -94,7 +97,7 @@ class ProjectionModule(AdapterModule):
     def folded(self, part: nn.Module, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         return part.folded(weight, bias)
 
-    def named_parts(self) -> list[tuple[str, nn.Module]]:
+    def named_parts(self) -> list[tuple[str, Part]]:
         """(name of the projection inside the stock model, its part)."""
         split = ((key.split("_", 1), part) for key, part in self.parts.items())
         return [(module_name(int(index), target), part) for (index, target), part in split]
