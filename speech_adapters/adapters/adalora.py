@@ -26,6 +26,7 @@ from speech_adapters.encoders.loading import Encoder
 from speech_adapters.errors import ConfigError
 
 if TYPE_CHECKING:
+    from peft import AdaLoraConfig
     from peft.tuners.adalora.layer import RankAllocator
 
 
@@ -85,7 +86,7 @@ IMPORTANCE = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 """What the allocator remembers of every weight: sensitivity, and its moving average and uncertainty."""
 
 
-class Triplets(nn.Module):
+class Triplets(ProjectionPart):
     """Q (r, D_in), E (r, 1) and P (D_out, r) under ``peft``'s names."""
 
     def __init__(self, linear: nn.Linear, config: AdaLoRA) -> None:

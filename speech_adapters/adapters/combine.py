@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from speech_adapters.adapters.base import AdapterConfig, AdapterModule, adapter_config
 from speech_adapters.adapters.hooks import StackedHooks
+from speech_adapters.adapters.module_dict import ModuleDict
 from speech_adapters.encoders.attention import AttentionPrefix
 from speech_adapters.encoders.forward import EncoderOutput, Frames, Norm, Projection, Site
 from speech_adapters.encoders.loading import Encoder

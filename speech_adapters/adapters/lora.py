@@ -54,7 +54,7 @@ class LoRA(ProjectionConfig):
     def blueprint(self, encoder: Encoder) -> dict[str, Tensor]:
         return low_rank_blueprint(self, encoder, self.rank, magnitude=self.variant == "dora")
 
-    def peft_config(self, encoder: Encoder):
+    def peft_config(self, encoder: Encoder) -> LoraConfig:
         """The equivalent ``peft.LoraConfig``."""
         from peft import LoraConfig
 
@@ -144,7 +144,7 @@ class LoRAModule(AdapterModule):
         for target, layer in zip(self.targets, self.layers, strict=True):
             twin = copy.deepcopy(layer).float()
             twin.merge(safe_merge=True, adapter_names=[self.name])  # peft refuses with its reason where it cannot
-            folded[f"{target}.weight"] = twin.base_layer.weight.detach()
+            folded[f"{target}.weight"] = cast(nn.Linear, twin.base_layer).weight.detach()
         return folded
 
     def groups(self) -> dict[str, list[nn.Parameter]]:

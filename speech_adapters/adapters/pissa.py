@@ -21,7 +21,12 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor, nn
 
-from speech_adapters.adapters.projections import ProjectionConfig, ProjectionModule, low_rank_blueprint
+from speech_adapters.adapters.projections import (
+    ProjectionConfig,
+    ProjectionModule,
+    ProjectionPart,
+    low_rank_blueprint,
+)
 from speech_adapters.encoders.forward import Site
 from speech_adapters.encoders.loading import Encoder
 from speech_adapters.errors import ConfigError
@@ -45,7 +50,7 @@ class PiSSA(ProjectionConfig):
     def blueprint(self, encoder: Encoder) -> dict[str, Tensor]:
         return low_rank_blueprint(self, encoder, 2 * self.rank)
 
-    def peft_config(self, encoder: Encoder):
+    def peft_config(self, encoder: Encoder) -> LoraConfig:
         """The ``peft.LoraConfig`` of the saved file: rank 2 r at scale 1."""
         from peft import LoraConfig
 

@@ -68,11 +68,22 @@ def low_rank_blueprint(
     return tensors
 
 
-class ProjectionModule(AdapterModule):
-    """One part a projection, called with the projection's :class:`Site`; saved under ``peft``'s names.
+class ProjectionPart(nn.Module):
+    """What a method puts on one projection: a module from its :class:`Site` to what is added to the output."""
 
-    A subclass gives ``part(linear, target)``: a module from a :class:`Site` to what is added to the output, with
-    ``folded(weight, bias)``: the projection's weights with the part folded in.
+    def folded(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The projection's weights with the part folded in."""
+        raise NotImplementedError
+
+
+Part = TypeVar("Part", bound=nn.Module)
+
+
+class ProjectionModule(AdapterModule, Generic[Part]):
+    """One part per projection, saved under ``peft``'s names.
+
+    A subclass makes them in ``part(linear, target)``. Parts that are no :class:`ProjectionPart` need ``delta`` and
+    ``folded`` of the subclass's own.
     """
 
     config: ProjectionConfig
@@ -94,7 +105,9 @@ class ProjectionModule(AdapterModule):
         key = f"{index}_{name}"
         return self.parts[key](site) if key in self.parts else None
 
-    def folded(self, part: nn.Module, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def folded(self, part: Part, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """A projection's weights with its part folded in."""
+        assert isinstance(part, ProjectionPart)
         return part.folded(weight, bias)
 
     def named_parts(self) -> list[tuple[str, Part]]:
@@ -110,11 +123,11 @@ class ProjectionModule(AdapterModule):
         }
 
     def folded_weights(self, encoder: Encoder) -> dict[str, Tensor]:
-        weights = {}
+        weights: dict[str, Tensor | None] = {}
         with torch.no_grad():
             for name, part in self.named_parts():
                 module = encoder.model.get_submodule(name)
-                linear = getattr(module, "base_layer", module)
+                linear = cast(nn.Linear, getattr(module, "base_layer", module))
                 changed = self.folded(
                     part, linear.weight.float(), None if linear.bias is None else linear.bias.float()
                 )

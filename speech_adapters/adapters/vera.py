@@ -100,7 +100,7 @@ class VeRAModule(ProjectionModule[VeRAVectors]):
         inner = nn.functional.linear(site.input.to(self.vera_A.dtype), self.vera_A[:, : part.shape[0]])
         return part.vera_lambda_b * nn.functional.linear(part.vera_lambda_d * inner, self.vera_B[: part.shape[1]])
 
-    def folded(self, part: nn.Module, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def folded(self, part: VeRAVectors, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         inner = part.vera_lambda_d.unsqueeze(1) * self.vera_A[:, : part.shape[0]]
         return weight + part.vera_lambda_b.unsqueeze(1) * (self.vera_B[: part.shape[1]] @ inner), bias
 
