@@ -258,6 +258,8 @@ def _open(path: str | os.PathLike[str]) -> Iterator[soundfile.SoundFile]:
     try:
         with path.open("rb") as start:
             head = start.read(4)
+        if head[:2] == b"\xf0\x7e":  # libsndfile reads these, but prints what is wrong with them
+            raise AudioError(f"{path}: a MIDI sample dump; export it again as wav, flac, ogg/opus or mp3")
         with _silent_mp3(head):
             try:
                 file = _Stream(path)
