@@ -201,6 +201,15 @@ class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict[str, Any] = {}
 
     name: str
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise _too_much(self.name)
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -251,8 +260,6 @@ def _parse(text: str, where: str) -> Any:
         raise ConfigError(f"{where}{f':{mark.line + 1}' if mark else ''}: not valid YAML: {error.problem}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{where}: not valid YAML: {error}") from error
-    except RecursionError:
-        raise _too_much(where) from None
     except (ValueError, LookupError, AttributeError, TypeError) as error:  # PyYAML's own, of `!!int abc` and the like
         if isinstance(error, ConfigError):
             raise
