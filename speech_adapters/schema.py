@@ -47,6 +47,11 @@ def from_dict(cls: type[C], mapping: Mapping[str, Any], where: str = "configurat
     return _build(cls, mapping, _Place(where))
 
 
+def convert(hint: Any, value: Any, where: str, key: str = "") -> Any:
+    """A plain value as any type that a field may have; a ConfigError names ``where`` and the dotted key."""
+    return _convert(hint, value, _Place(where, key))
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """The configuration as values that YAML and JSON can hold; :func:`from_dict` gives an equal one back."""
     return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config) if field.init}
