@@ -197,7 +197,18 @@ def training_loader(
     """The batches of one epoch from place ``start`` on; batches and augmentation know the epoch."""
     batches.set_epoch(epoch)
     dataset.epoch = epoch
-    return DataLoader(dataset, batch_sampler=list(batches)[start:], collate_fn=collate, num_workers=workers)
+    return DataLoader(
+        dataset,
+        batch_sampler=list(batches)[start:],
+        collate_fn=collate,
+        num_workers=workers,
+        worker_init_fn=ignore_interrupts,
+    )
+
+
+def ignore_interrupts(_: int) -> None:
+    """For processes that read data: the main process decides when to stop."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def evaluation_loader(dataset: SpeechDataset, batch_seconds: float) -> DataLoader:
