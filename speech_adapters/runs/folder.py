@@ -96,7 +96,9 @@ class RunFolder:
                 raise ConfigError("give --output or --resume, not both: each names the run folder.")
             path = Path(root) / _file_name(recipe) / "latest" if resume == "latest" else Path(resume)
             if not (path / "config.yaml").is_file():
-                raise InputError(f"{path}: no run to resume; see what lies in {Path(root) / recipe}, or leave --resume.")
+                raise InputError(
+                    f"{path}: no run to resume; see what lies in {Path(root) / recipe}, or leave --resume."
+                )
             path = path.resolve()
 
         def opened() -> RunFolder:
@@ -161,7 +163,9 @@ class RunFolder:
 
     def _check_same(self, config: Any, ignore: Sequence[str]) -> None:
         before, now = _flat(to_dict(load_config(type(config), self.config_file))), _flat(to_dict(config))
-        differing = [key for key in now | before if key.split(".")[0] not in ignore and now.get(key) != before.get(key)]
+        differing = [
+            key for key in now | before if key.split(".")[0] not in ignore and now.get(key) != before.get(key)
+        ]
         if differing:
             shown = "; ".join(f"{key} was {before.get(key)!r}, now {now.get(key)!r}" for key in differing[:10])
             raise ConfigError(
@@ -284,7 +288,10 @@ def _once_for_all_processes(make: Callable[[], RunFolder]) -> RunFolder:
             made = [make()]
         except InputError as error:
             made = [error]
-    own, told = made[0], [(os.fspath(made[0]) if isinstance(made[0], RunFolder) else str(made[0]), getattr(made[0], "resumed", None))]
+    own, told = (
+        made[0],
+        [(os.fspath(made[0]) if isinstance(made[0], RunFolder) else str(made[0]), getattr(made[0], "resumed", None))],
+    )
     broadcast_object_list(told)
     if own is None:
         text, resumed = told[0]
@@ -305,5 +312,3 @@ def _file_name(name: str) -> str:
     if not re.fullmatch(r"[\w][\w.+-]*", name):
         raise ConfigError(f"name '{name}': use letters, digits and _ . + - only, since it names a file or folder")
     return name
-
-
