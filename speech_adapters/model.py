@@ -36,7 +36,7 @@ from speech_adapters.composition.mixed_batch import (
 )
 from speech_adapters.composition.parallel import parallel_forward
 from speech_adapters.composition.registry import Registry, check_new
-from speech_adapters.deprecation import renamed
+from speech_adapters.deprecation import renamed, renamed_attribute
 from speech_adapters.encoders.forward import EncoderOutput
 from speech_adapters.encoders.loading import Encoder, load_encoder
 from speech_adapters.errors import CheckpointError, ConfigError
@@ -671,15 +671,12 @@ class SpeechAdapterModel(nn.Module):
 
     # ------------------------------------------------------------------ old names
 
-    merge_adapter, unmerge_adapter = (
-        renamed("merge_adapter", "fold_adapter"),
-        renamed("unmerge_adapter", "unfold_adapter"),
-    )
+    merge_adapter = renamed("merge_adapter", "fold_adapter")
+    unmerge_adapter = renamed("unmerge_adapter", "unfold_adapter")
+    merged_adapter = renamed_attribute("merged_adapter", "folded_adapter")
     save_merged = renamed("save_merged", "save_folded")
-    merge_adapters, merge_heads = (
-        renamed("merge_adapters", "average_adapters"),
-        renamed("merge_heads", "average_heads"),
-    )
+    merge_adapters = renamed("merge_adapters", "average_adapters")
+    merge_heads = renamed("merge_heads", "average_heads")
     places = renamed("places", "hooks")
 
 

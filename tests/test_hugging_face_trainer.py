@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -118,3 +120,12 @@ def test_recomputation_is_switched_on_and_off():
         off()
         assert not model.gradient_checkpointing
     assert model.config is model.encoder.config and model.device == torch.device("cpu")
+
+
+def test_the_documented_example_runs(tmp_path, monkeypatch):
+    page = Path(__file__).parents[1] / "docs" / "own_trainer.md"
+    code = page.read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, str(page), "exec"), {})
+    assert (tmp_path / "own_run" / "mine" / "adapter.json").is_file()
+    assert list((tmp_path / "own_run").glob("checkpoint-*/model.safetensors"))
