@@ -29,3 +29,20 @@ class ConfigError(InputError):
 
 class CheckpointError(InputError):
     """A checkpoint or saved adapter that is cut short, changed, or made for another base."""
+
+
+class TrainingError(InputError):
+    """A training that cannot go on: losses or gradients that are not finite, update after update."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Asked to stop by Ctrl-C or SIGTERM, after what was trained so far has been saved.
+
+    Args:
+        message: what was saved, and the command that goes on.
+        exit_code: of the process: 130 for Ctrl-C, 143 for SIGTERM.
+    """
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

@@ -1,30 +1,75 @@
-"""Small text files, written whole or not at all and read with errors that name the file and line."""
+"""Files written whole or not at all, and read with errors that name the file and line."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from speech_adapters.errors import InputError
 
 
-def write_text(path: str | os.PathLike[str], text: str | Iterable[str]) -> None:
-    """Write UTF-8 text, whole or in pieces, under a temporary name in the same folder, then rename it: nobody meets
-    half a file."""
+@contextlib.contextmanager
+def atomic(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """A binary file to write ``path`` through: it takes the name only once it is whole and on the disk.
+
+    It lies beside ``path`` under a temporary name, so that the rename is one step on any file system; when the block
+    raises, nothing is left. What a killed process left there is swept away by the next one that writes ``path``.
+
+    Raises:
+        InputError: the folder or the disk does not take it (read-only, full, a file in the way), in one sentence.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            file.writelines([text] if isinstance(text, str) else text)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path)
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error}); free or name another place") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _sweep(path: Path) -> None:
+    """Remove the temporary files that processes which no longer run left of ``path``."""
+    for left in path.parent.glob(f".{_literal(path.name)}.*.tmp"):
+        number = re.fullmatch(r".*\.(\d+)\.tmp", left.name)
+        if number is not None and not _runs(int(number[1])):
+            left.unlink(missing_ok=True)
+
+
+def _literal(name: str) -> str:
+    """A file name as a glob pattern that matches itself alone."""
+    return re.sub(r"([*?\[])", r"[\1]", name)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        return True
+    return True
+
+
+def write_text(path: str | os.PathLike[str], text: str | Iterable[str]) -> None:
+    """Write UTF-8 text, whole or in pieces, by way of :func:`atomic`."""
+    with atomic(path) as file:
+        for piece in [text] if isinstance(text, str) else text:
+            file.write(piece.encode())
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:

@@ -42,10 +42,10 @@ from speech_adapters.encoders.loading import Encoder, load_encoder
 from speech_adapters.errors import CheckpointError, ConfigError
 from speech_adapters.heads.base import HeadConfig, HeadModule
 from speech_adapters.model_output import ModelOutput
-from speech_adapters.saving import adapters as saved_adapters
-from speech_adapters.saving import fusions as saved_fusions
-from speech_adapters.saving import heads as saved_heads
+from speech_adapters.saving.adapters import read_adapter, save_adapter
 from speech_adapters.saving.folding import fold, folded_weights, save_folded
+from speech_adapters.saving.fusions import read_fusion, save_fusion
+from speech_adapters.saving.heads import Features, features_of, read_head, save_head
 
 __all__ = ["ModelOutput", "SpeechAdapterModel"]
 
@@ -281,6 +281,10 @@ class SpeechAdapterModel(nn.Module):
         head.load_state_dict(averaged.tensors)
         self._keep_head(name, head)
 
+    def _features(self) -> Features | None:
+        """What a head reads under the active composition."""
+        return features_of(self.encoder, self.active, self.registry.adapters_by_name)
+
     def _keep_head(self, name: str, head: HeadModule) -> None:
         self.heads[name] = head.to(self.device).requires_grad_(False).eval()
         self.active_head = name
@@ -289,7 +293,7 @@ class SpeechAdapterModel(nn.Module):
 
     def save_adapter(self, name: str, folder: str | Path, **card: Any) -> Path:
         """Save an adapter with the identity of its base; ``card`` entries (metrics, data) stay in its description."""
-        return saved_adapters.save_adapter(folder, name, self.registry.adapter(name), self.encoder, card)
+        return save_adapter(folder, name, self.registry.adapter(name), self.encoder, card)
 
     def load_adapter(self, folder: str | Path, name: str | None = None) -> str:
         """Load a saved adapter and make it active; returns its name (the saved one unless given).
@@ -297,7 +301,7 @@ class SpeechAdapterModel(nn.Module):
         Raises:
             CheckpointError: a damaged file, or an adapter made on another base.
         """
-        saved = saved_adapters.read_adapter(folder, self.encoder)
+        saved = read_adapter(folder, self.encoder)
         name, before = name or saved.name, self.active
         self.add_adapter(name, saved.config)
         try:
@@ -309,19 +313,21 @@ class SpeechAdapterModel(nn.Module):
         return name
 
     def save_head(self, name: str, folder: str | Path) -> Path:
-        """Save a head: its config (vocabulary and normaliser included) and weights."""
-        return saved_heads.save_head(folder, name, self.registry.head(name))
+        """Save a head: its config (vocabulary and normaliser included), its weights, and what it reads now."""
+        return save_head(folder, name, self.registry.head(name), self._features())
 
     def load_head(self, folder: str | Path, name: str | None = None) -> str:
-        """Load a saved head and make it active; returns its name."""
-        saved = saved_heads.read_head(folder)
+        """Load a saved head and make it active; returns its name.
+
+        Raises:
+            CheckpointError: a damaged file, or a head trained on features that the active adapter does not give.
+        """
+        saved = read_head(folder)
         name = name or saved.name
         check_new(name, self.heads, "head")
+        saved.check(self._features())
         head = saved.config.build(saved.input_size)
-        try:
-            head.load_state_dict(saved.tensors)
-        except RuntimeError as error:
-            raise CheckpointError(f"{folder}: its tensors do not fit its configuration ({error}).") from error
+        head.load_state_dict(saved.tensors)
         self._keep_head(name, head)
         return name
 
@@ -330,7 +336,10 @@ class SpeechAdapterModel(nn.Module):
 
         The adapters and the head are parts of their own: save them too.
         """
-        return saved_fusions.save_fusion(folder, self.registry.fusion(name), self.registry, card)
+        registry = self.registry
+        return save_fusion(
+            folder, registry.fusion(name), self.encoder, registry.adapters_by_name, registry.fusions_by_name, card
+        )
 
     def load_fusion(self, folder: str | Path) -> str:
         """Load a saved Fuse or Route onto the adapters it was trained with, and make it active; returns its name.
@@ -338,14 +347,15 @@ class SpeechAdapterModel(nn.Module):
         Raises:
             CheckpointError: a damaged file, another base, an adapter that is missing or has changed since.
         """
-        saved, before = saved_fusions.read_fusion(folder, self.registry), self.active
+        registry, before = self.registry, self.active
+        saved = read_fusion(folder, self.encoder, registry.adapters_by_name, registry.fusions_by_name)
         name = self.add_fusion(saved.composition, saved.config)
         try:
-            self.fusions[name].load_state_dict(saved.tensors)
-        except RuntimeError as error:
+            saved.load_into(self.registry.fusion(name))
+        except CheckpointError:
             self.delete_fusion(name)
             self.set_active(before)
-            raise CheckpointError(f"{folder}: its tensors do not fit its configuration ({error}).") from error
+            raise
         return name
 
     def save_folded(self, name: str, folder: str | Path) -> Path:

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from speech_adapters import schema
 from speech_adapters.adapters.hooks import Hooks
 from speech_adapters.encoders.loading import Encoder
 from speech_adapters.errors import CheckpointError, ConfigError
@@ -58,23 +59,27 @@ class AdapterConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable; :func:`adapter_config` is its inverse."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {"method": self.method, **{k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}}
+        return {"method": self.method, **schema.to_dict(self)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> AdapterConfig:
-        known = {field.name for field in dataclasses.fields(cls)}
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise ConfigError(f"{cls.method}: unknown key {unknown[0]!r}; it takes {', '.join(sorted(known))}.")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        """The config of :meth:`to_dict`. Raises ConfigError for a key or value that it cannot have."""
+        return schema.from_dict(cls, values, cls.method)
+
+    def blueprint(self, encoder: Encoder) -> dict[str, Tensor]:
+        """What :meth:`AdapterModule.tensors` will give on an encoder, without memory behind it: names, shapes, types.
+
+        A saved file is held against it before anything of its sizes is made.
+        """
+        with torch.device("meta"):
+            return self.build(encoder).tensors()
 
 
 def adapter_config(values: dict[str, Any]) -> AdapterConfig:
-    """The config that :meth:`AdapterConfig.to_dict` described."""
+    """The config that :meth:`AdapterConfig.to_dict` described. Raises ConfigError for one that it cannot have."""
     values = dict(values)
     method = values.pop("method", None)
-    if method not in ADAPTER_METHODS:
+    if not isinstance(method, str) or method not in ADAPTER_METHODS:
         raise ConfigError(f"unknown adapter method {method!r}; known: {', '.join(sorted(ADAPTER_METHODS))}.")
     return ADAPTER_METHODS[method].from_dict(values)
 

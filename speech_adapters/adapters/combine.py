@@ -40,8 +40,14 @@ class Combine(AdapterConfig):
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Combine:
-        parts = tuple(adapter_config(part) for part in values.pop("parts", ()))
+        given = values.get("parts", [])
+        if not isinstance(given, list) or not all(isinstance(part, dict) for part in given):
+            raise ConfigError(f"combine: parts={given!r}; expected a list of adapter configs.")
+        parts = tuple(adapter_config(part) for part in given)
         return super().from_dict({**values, "parts": parts})  # type: ignore[return-value]
+
+    def blueprint(self, encoder: Encoder) -> dict[str, Tensor]:
+        return {f"{p.group}/{key}": tensor for p in self.parts for key, tensor in p.blueprint(encoder).items()}
 
 
 class CombineModule(AdapterModule):

@@ -23,7 +23,7 @@ from typing import ClassVar, Literal
 from torch import Tensor, nn
 
 from speech_adapters.adapters.base import AdapterModule
-from speech_adapters.adapters.projections import ProjectionConfig
+from speech_adapters.adapters.projections import ProjectionConfig, low_rank_blueprint
 from speech_adapters.encoders.forward import Site
 from speech_adapters.encoders.loading import Encoder
 from speech_adapters.errors import ConfigError
@@ -46,6 +46,9 @@ class LoRA(ProjectionConfig):
 
     def build(self, encoder: Encoder) -> LoRAModule:
         return LoRAModule(self, encoder)
+
+    def blueprint(self, encoder: Encoder) -> dict[str, Tensor]:
+        return low_rank_blueprint(self, encoder, self.rank, magnitude=self.variant == "dora")
 
     def peft_config(self, encoder: Encoder):
         """The equivalent ``peft.LoraConfig``."""

@@ -21,7 +21,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from speech_adapters.adapters.projections import ProjectionConfig, ProjectionModule
+from speech_adapters.adapters.projections import ProjectionConfig, ProjectionModule, low_rank_blueprint
 from speech_adapters.encoders.forward import Site
 from speech_adapters.encoders.loading import Encoder
 from speech_adapters.errors import ConfigError
@@ -38,6 +38,9 @@ class PiSSA(ProjectionConfig):
 
     def build(self, encoder: Encoder) -> PiSSAModule:
         return PiSSAModule(self, encoder)
+
+    def blueprint(self, encoder: Encoder) -> dict[str, Tensor]:
+        return low_rank_blueprint(self, encoder, 2 * self.rank)
 
     def peft_config(self, encoder: Encoder):
         """The ``peft.LoraConfig`` of the saved file: rank 2 r at scale 1."""

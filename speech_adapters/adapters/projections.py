@@ -53,6 +53,20 @@ def projection(encoder: Encoder, index: int, target: str) -> nn.Linear:
     return getattr(module, "base_layer", module)
 
 
+def low_rank_blueprint(
+    config: ProjectionConfig, encoder: Encoder, rank: int, magnitude: bool = False
+) -> dict[str, Tensor]:
+    """The tensors of a LoRA file, ``peft``'s names and no memory: A (r, D_in), B (D_out, r), DoRA's magnitude."""
+    tensors = {}
+    for index, target in config.chosen(encoder):
+        name, linear = f"base_model.model.{module_name(index, target)}", projection(encoder, index, target)
+        tensors[f"{name}.lora_A.weight"] = torch.empty(rank, linear.in_features, device="meta")
+        tensors[f"{name}.lora_B.weight"] = torch.empty(linear.out_features, rank, device="meta")
+        if magnitude:
+            tensors[f"{name}.lora_magnitude_vector"] = torch.empty(linear.out_features, device="meta")
+    return tensors
+
+
 class ProjectionModule(AdapterModule):
     """One part a projection, called with the projection's :class:`Site`; saved under ``peft``'s names.
 

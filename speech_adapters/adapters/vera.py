@@ -73,13 +73,16 @@ class VeRAModule(ProjectionModule):
         rank = config.rank
         generator = torch.Generator().manual_seed(config.seed)
         # One pair for all: a smaller projection takes the first columns of A and rows of B.
+        device = "meta" if next(self.parts.parameters()).is_meta else "cpu"
         pair = (
-            torch.empty(rank, max(i for i, _ in shapes), device="cpu"),
-            torch.empty(max(o for _, o in shapes), rank, device="cpu"),
+            torch.empty(rank, max(i for i, _ in shapes), device=device),
+            torch.empty(max(o for _, o in shapes), rank, device=device),
         )
         for name, matrix in zip(("vera_A", "vera_B"), pair, strict=True):
             bound = (6 / matrix.shape[1]) ** 0.5  # Kaiming, as in the paper's section 3.2
-            self.register_buffer(name, matrix.uniform_(-bound, bound, generator=generator))
+            if device == "cpu":
+                matrix.uniform_(-bound, bound, generator=generator)
+            self.register_buffer(name, matrix)
 
     def part(self, linear: nn.Linear, target: str) -> nn.Module:
         return VeRAVectors(linear, self.config)
