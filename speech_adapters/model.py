@@ -450,16 +450,30 @@ class SpeechAdapterModel(nn.Module):
                 self.head.train()
         return self
 
-    def gradient_checkpointing_enable(self, *unused: Any, **options: Any) -> None:
-        """Recompute layers in the backward pass, for memory; always torch's non-reentrant way, in every layer."""
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None, **options: Any
+    ) -> None:
+        """Recompute layers in the backward pass, for memory: torch's non-reentrant way, in every layer.
+
+        Raises:
+            ConfigError: another way that ``transformers`` knows.
+        """
+        asked = {**(gradient_checkpointing_kwargs or {}), **options}
+        for key, value in asked.items():
+            if (key, value) not in (("use_reentrant", False), ("every_n_layers", 1), ("offload", False)):
+                raise ConfigError(f"gradient checkpointing: {key}={value!r} is not supported here; leave it out.")
         self.gradient_checkpointing = True
 
     def gradient_checkpointing_disable(self) -> None:
         """Keep all activations."""
         self.gradient_checkpointing = False
 
-    #: The names of transformers 5.
-    activation_checkpointing_enable = gradient_checkpointing_enable
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: Mapping[str, Any] | None = None, **options: Any
+    ) -> None:
+        """The name of :meth:`gradient_checkpointing_enable` since transformers 5."""
+        self.gradient_checkpointing_enable(activation_checkpointing_kwargs, **options)
+
     activation_checkpointing_disable = gradient_checkpointing_disable
 
     def check_alive(self) -> None:

@@ -115,8 +115,11 @@ def test_recomputation_is_switched_on_and_off():
         (model.gradient_checkpointing_enable, model.gradient_checkpointing_disable),
         (model.activation_checkpointing_enable, model.activation_checkpointing_disable),
     ):
-        on()
+        on({"use_reentrant": False}, every_n_layers=1)
         assert model.gradient_checkpointing
+        for refused in ({"use_reentrant": True}, {"policy": "some"}):
+            with pytest.raises(ConfigError, match="gradient checkpointing: .* is not supported here; leave it out"):
+                on(refused)
         off()
         assert not model.gradient_checkpointing
     assert model.config is model.encoder.config and model.device == torch.device("cpu")
