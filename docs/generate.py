@@ -131,6 +131,7 @@ def _markdown(text: str) -> str:
 
 
 def main() -> int:
+    """Write the pages, or with ``--check`` say which are stale; the exit status."""
     stale = []
     for name, text in pages().items():
         path = ROOT / "docs" / name

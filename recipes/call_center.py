@@ -200,7 +200,7 @@ class Seed:
     def train(self, model, manifest: Manifest, dev: Manifest | None, method: str, settings: TrainingConfig) -> None:
         """Train what is trainable; fusions and routers are told each utterance's domain."""
         from speech_adapters.data.batches import GuidedDataset, SpeechDataset
-        from speech_adapters.training.trainer import train
+        from speech_adapters.training.supervised import train
 
         target = self.head.target
         groups = model.parameter_groups()
@@ -213,7 +213,7 @@ class Seed:
             else SpeechDataset(manifest, **options)
         )
         held_out = None if dev is None else SpeechDataset(dev, target)
-        trained = train(model, data, settings, self.run, held_out, method=method + self.suffix)
+        trained = train(model, data, settings, self.run, held_out, method + self.suffix)
         self.costs[method] = {
             "parameters": model.count_parameters(),
             "seconds": trained.seconds,
@@ -376,7 +376,8 @@ def main(config: Config) -> None:
     from speech_adapters.encoders import load_encoder
     from speech_adapters.files import write_json
     from speech_adapters.reports.report import method_rows, summary_table, write_report
-    from speech_adapters.runs.folder import RunFolder, environment
+    from speech_adapters.runs.environment import environment
+    from speech_adapters.runs.folder import RunFolder
 
     started = time.perf_counter()
     encoder, domains = load_encoder(config.encoder), find_domains(config)

@@ -319,8 +319,10 @@ class SpeechAdapterModel(nn.Module):
     def load_head(self, folder: str | Path, name: str | None = None) -> str:
         """Load a saved head and make it active; returns its name.
 
+        Warns of features that it was not trained on, as far as they may still be what is meant.
+
         Raises:
-            CheckpointError: a damaged file, or a head trained on features that the active adapter does not give.
+            CheckpointError: a damaged file, another base, or adapters of other methods than it was trained with.
         """
         saved = read_head(folder)
         name = name or saved.name
@@ -337,9 +339,8 @@ class SpeechAdapterModel(nn.Module):
         The adapters and the head are parts of their own: save them too.
         """
         registry = self.registry
-        return save_fusion(
-            folder, registry.fusion(name), self.encoder, registry.adapters_by_name, registry.fusions_by_name, card
-        )
+        parts = registry.adapters_by_name, registry.fusions_by_name
+        return save_fusion(folder, registry.fusion(name), self.encoder, *parts, card)
 
     def load_fusion(self, folder: str | Path) -> str:
         """Load a saved Fuse or Route onto the adapters it was trained with, and make it active; returns its name.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import re
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -111,6 +111,13 @@ class AdapterModule(Hooks, nn.Module):
     def after_update(self, done: int, total: int) -> None:
         """Called after ``done`` updates of ``total``, while their gradients are still there."""
 
+    def schedule_state(self) -> dict[str, Any]:
+        """What these schedules remember beside the adapter's tensors, for a training that goes on."""
+        return {}
+
+    def load_schedule_state(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`schedule_state` gave."""
+
     # -- what is saved and trained
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
@@ -184,7 +191,10 @@ def choose_layers(layers: Layers, total: int, method: str) -> list[int]:
     return chosen
 
 
-def trainable_copy(module: nn.Module) -> nn.Module:
+M = TypeVar("M", bound=nn.Module)
+
+
+def trainable_copy(module: M) -> M:
     """A float32 copy of one of the base's modules, out of 8 or 4 bits and without what LoRA has put into it."""
     twin = copy.deepcopy(module).float()
     for name, part in list(twin.named_modules()):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from speech_adapters.adapters.base import AdapterConfig, AdapterModule, adapter_config
 from speech_adapters.adapters.hooks import StackedHooks
+from speech_adapters.adapters.module_dict import ModuleDict
 from speech_adapters.encoders.attention import AttentionPrefix
 from speech_adapters.encoders.forward import EncoderOutput, Frames, Norm, Projection, Site
 from speech_adapters.encoders.loading import Encoder
@@ -53,6 +54,8 @@ class Combine(AdapterConfig):
 class CombineModule(AdapterModule):
     """Hands every place on to the parts."""
 
+    config: Combine
+
     def __init__(self, config: Combine, encoder: Encoder) -> None:
         super().__init__(config)
         if not config.parts:
@@ -60,7 +63,7 @@ class CombineModule(AdapterModule):
         repeated = [group for group, count in Counter(part.group for part in config.parts).items() if count > 1]
         if repeated:
             raise ConfigError(f"Combine: two parts of group {repeated[0]!r}; keep one, so that each has its own rate.")
-        self.parts = nn.ModuleDict({part.group: part.build(encoder) for part in config.parts})
+        self.parts = ModuleDict({part.group: part.build(encoder) for part in config.parts})
         readers = [name for name, part in self.parts.items() if part.output_size is not None]
         if len(readers) > 1:
             raise ConfigError(f"Combine: {' and '.join(readers)} both feed the head; keep one.")
@@ -111,6 +114,13 @@ class CombineModule(AdapterModule):
     def after_update(self, done: int, total: int) -> None:
         for part in self.parts.values():
             part.after_update(done, total)
+
+    def schedule_state(self) -> dict[str, Any]:
+        return {name: part.schedule_state() for name, part in self.parts.items()}
+
+    def load_schedule_state(self, state: dict[str, Any]) -> None:
+        for name, part in self.parts.items():
+            part.load_schedule_state(state[name])
 
     def folded_weights(self, encoder: Encoder) -> dict[str, Tensor]:
         folded: dict[str, Tensor] = {}
