@@ -101,12 +101,13 @@ def test_an_output_is_read_by_attribute_name_or_number():
     waveforms, lengths = batch()
     model = small_model(method="elp", head=True).eval()
     output = model(waveforms, lengths, targets=TARGETS)
-    assert output.keys()[:2] == ("loss", "logits") and "embedding" not in output.keys()
+    assert output.keys()[:2] == ("loss", "logits") and "embedding" not in output
     assert output["loss"] is output[0] is output.loss and output[1] is output["logits"]
     assert output[1:] == output.to_tuple()[1:] and len(output.to_tuple()) == len(output.keys())
+    assert [*output] == [*output.keys()] and dict(output)["logits"] is output.logits
     with pytest.raises(KeyError, match="'embedding'; this output has loss, logits, last_hidden_state"):
         output["embedding"]
-    assert model(waveforms, lengths)[0] is not None and "loss" not in model(waveforms, lengths).keys()
+    assert model(waveforms, lengths)[0] is not None and "loss" not in model(waveforms, lengths)
 
 
 def test_recomputation_is_switched_on_and_off():

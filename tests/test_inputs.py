@@ -33,14 +33,14 @@ AUDIO = [
 ]
 
 
-@pytest.mark.parametrize("arguments,message", AUDIO, ids=range(len(AUDIO)))
+@pytest.mark.parametrize(("arguments", "message"), AUDIO, ids=range(len(AUDIO)))
 def test_audio(arguments, message):
     with pytest.raises(AudioError, match=message):
         small_model(head=True)(*arguments)
 
 
 @pytest.mark.parametrize(
-    "targets,message",
+    ("targets", "message"),
     [
         (torch.tensor([[5, 32], [6, 7]]), r"targets: id 32 is none of the head's 32 \(0 to 31, -100 pads\)"),
         (torch.tensor([[5, -1], [6, 7]]), "targets: id -1 is none of the head's 32"),
