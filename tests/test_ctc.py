@@ -1,3 +1,5 @@
+"""The CTC head: loss, lengths, decoding of the checkpoint's own head."""
+
 from __future__ import annotations
 
 import json
@@ -127,7 +129,7 @@ def test_a_new_head_is_one_class(monkeypatch):
             return [int(utterance.label)]
 
     assert head_from_dict({"head_type": "toy", "classes": 3}) == Toy(classes=3)
-    with pytest.raises(ConfigError, match="'toy' needs the setting 'classes'"):
+    with pytest.raises(ConfigError, match="'toy': missing key 'classes'"):
         head_from_dict({"head_type": "toy"})
 
 

@@ -17,7 +17,8 @@ import torch
 
 from speech_adapters.config import load_config
 from speech_adapters.errors import ConfigError, InputError
-from speech_adapters.runs.folder import RunFolder, environment, peak_memory_bytes, reset_peak_memory
+from speech_adapters.runs.environment import environment, peak_memory_bytes, reset_peak_memory
+from speech_adapters.runs.folder import RunFolder
 
 
 @dataclass(kw_only=True)
@@ -30,9 +31,12 @@ def test_runs_at_the_same_second_get_their_own_folders(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         runs = list(pool.map(lambda _: RunFolder.create("asr", root=tmp_path), range(16)))
     assert len({run.path for run in runs}) == 16
+    assert not (tmp_path / "asr" / "latest").exists()  # none has begun to train
+    runs[3].begin()
     latest = tmp_path / "asr" / "latest"
     assert latest.is_symlink() and not os.path.isabs(os.readlink(latest)) and latest.resolve().is_dir()
     newest = RunFolder.create("asr", root=tmp_path)
+    newest.begin()
     assert latest.resolve() == newest.path.resolve()
     assert not list((tmp_path / "asr").glob("*.tmp"))
     assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(_\d+)?", newest.path.name)
@@ -41,13 +45,51 @@ def test_runs_at_the_same_second_get_their_own_folders(tmp_path: Path) -> None:
 def test_a_named_folder_must_be_new(tmp_path: Path) -> None:
     run = RunFolder.create("asr", path=tmp_path / "mine")
     assert run.path == tmp_path / "mine"
-    with pytest.raises(InputError, match="mine: exists already"):
+    (tmp_path / "mine" / "notes.txt").write_text("of something else")
+    with pytest.raises(InputError, match="mine: exists already and holds no run"):
         RunFolder.create("asr", path=tmp_path / "mine")
     with pytest.raises(InputError, match="none: no such run folder"):
         RunFolder(tmp_path / "none")
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be made|exists already"):
         RunFolder.create("asr", root=tmp_path / "file")
+
+
+def test_the_same_run_goes_on_and_another_is_refused(tmp_path: Path) -> None:
+    first = RunFolder.open("asr", Recipe(seed=1), tmp_path / "mine")
+    assert not first.resumed and load_config(Recipe, first.config_file) == Recipe(seed=1)
+    assert RunFolder.open("asr", Recipe(seed=1), tmp_path / "mine").resumed
+    with pytest.raises(ConfigError, match=r"seed was 1, now 2; data was None, now 'a'.*name a new folder"):
+        RunFolder.open("asr", Recipe(seed=2, data=Path("a")), tmp_path / "mine")
+    assert RunFolder.open("asr", Recipe(seed=1, data=Path("a")), tmp_path / "mine", ignore=("data",)).resumed
+    with pytest.raises(InputError, match="no run to resume"):
+        RunFolder.open("asr", Recipe(), resume="latest", root=tmp_path)
+    begun = RunFolder.open("asr", Recipe(), root=tmp_path)
+    begun.begin()
+    RunFolder.open("asr", Recipe(), root=tmp_path)  # killed before it trained: it is no run to go on with
+    assert RunFolder.open("asr", Recipe(), resume="latest", root=tmp_path).path == begun.path.resolve()
+    with pytest.raises(ConfigError, match="not both"):
+        RunFolder.open("asr", Recipe(), tmp_path / "mine", resume="latest", root=tmp_path)
+
+
+def test_a_folder_left_by_a_kill_before_its_configuration_is_used(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / ".lock").touch()
+    (tmp_path / "mine" / ".config.yaml.99999999.tmp").write_text("se")
+    run = RunFolder.open("asr", Recipe(), tmp_path / "mine")
+    assert sorted(path.name for path in run.path.iterdir()) == [".lock", "config.yaml"]
+
+
+def test_one_process_writes_to_a_folder_at_a_time(tmp_path: Path) -> None:
+    RunFolder.open("asr", Recipe(), tmp_path / "mine")
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from test_run_folder import Recipe, RunFolder\n"
+        "try: RunFolder.open('asr', Recipe(), sys.argv[2])\n"
+        "except ValueError as error: print(error)"
+    )
+    command = [sys.executable, "-c", script, str(Path(__file__).parent), str(tmp_path / "mine")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "another process writes to this run" in done.stdout
 
 
 @pytest.mark.parametrize("name", ["", "..", "a/b", ".hidden", "-x", "a b"])
@@ -87,7 +129,7 @@ def test_results_are_whole_or_absent(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         run.write_results({"task": object()})
     assert run.read_results() == {"task": "asr", "metrics": {"wer": {"value": 0.1, "low": 0.05, "high": None}}}
-    assert [path.name for path in run.path.iterdir()] == ["results.json"]
+    assert sorted(path.name for path in run.path.iterdir()) == [".lock", "results.json"]
     run.results_file.write_text('{"task": ')
     with pytest.raises(InputError, match="results.json:1: not JSON"):
         run.read_results()
@@ -112,7 +154,7 @@ def test_peak_memory_sees_what_was_freed() -> None:
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="this system cannot reset the peak")
 def test_peak_memory_can_be_measured_anew() -> None:
     script = (
-        "from speech_adapters.runs.folder import peak_memory_bytes, reset_peak_memory\n"
+        "from speech_adapters.runs.environment import peak_memory_bytes, reset_peak_memory\n"
         "import torch\n"
         "block = torch.ones(100_000_000); del block\n"
         "first = peak_memory_bytes(); reset_peak_memory()\n"

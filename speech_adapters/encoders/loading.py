@@ -11,17 +11,22 @@ import difflib
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+import pickle
+import re
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from speech_adapters.encoders.forward import EncoderOutput, encode, frame_lengths, receptive_field
+from speech_adapters.encoders.forward import EncoderOutput, Samples, encode, frame_lengths, receptive_field
 from speech_adapters.encoders.pickling import let_pickle
 from speech_adapters.encoders.quantization import Quantization, quantize_model
+from speech_adapters.encoders.stock import StockConfig, StockModel
 from speech_adapters.errors import CheckpointError, ConfigError
 
 FAMILIES = {
@@ -32,6 +37,21 @@ FAMILIES = {
     "unispeech-sat": "UniSpeech-SAT",
 }
 PACKAGED = Path(__file__).parent / "packaged"
+
+#: Learnt by masked pre-training alone: the one tensor that a checkpoint may lack. It is zero then.
+MASK_EMBEDDING = "masked_spec_embed"
+
+#: ``do_normalize`` of the checkpoints that the families' authors published on the hub, by family and by the CNN's norm
+#: ("group": Base, "layer": Large), for folders without a preprocessor file. WavLM's two were pre-trained differently.
+PUBLISHED_NORMALIZE = {
+    ("wav2vec2", "group"): True,
+    ("wav2vec2", "layer"): True,
+    ("hubert", "group"): True,
+    ("hubert", "layer"): True,
+    ("data2vec-audio", "layer"): True,
+    ("wavlm", "group"): False,
+    ("wavlm", "layer"): True,
+}
 
 
 @dataclass(frozen=True)
@@ -49,11 +69,13 @@ class Encoder(nn.Module):
     Attributes:
         model: the stock ``transformers`` module; its parameters need no gradient and it never leaves eval mode.
         name, revision: where it came from; family: a key of ``FAMILIES``.
-        normalize: whether waveforms are brought to zero mean and unit variance first (``preprocessor_config.json``).
+        normalize: whether waveforms are brought to zero mean and unit variance first (``do_normalize`` of
+            ``preprocessor_config.json`` or ``processor_config.json``, else ``PUBLISHED_NORMALIZE``).
         ctc: the checkpoint's own CTC head, or None.
         num_parameters: of the stock model, however it is held.
         quantization: "int8", "int4" or "nf4" when :meth:`quantize` was called, else None.
         fingerprint: SHA-256 of all its frozen weights, as they were loaded.
+        identity: SHA-256 of all that shapes its output: weights and preprocessing. For the keys of caches.
     """
 
     def __init__(
@@ -65,7 +87,7 @@ class Encoder(nn.Module):
         ctc: CTCWeights | None = None,
     ) -> None:
         super().__init__()
-        self.model = model.requires_grad_(False).eval()
+        self.model = cast(StockModel, model.requires_grad_(False).eval())
         self.name, self.revision = name, revision
         self.normalize, self.ctc = normalize, ctc
         self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -74,7 +96,7 @@ class Encoder(nn.Module):
         let_pickle(model)
 
     @property
-    def config(self):
+    def config(self) -> StockConfig:
         return self.model.config
 
     @property
@@ -122,6 +144,10 @@ class Encoder(nn.Module):
             self._fingerprint = fingerprint(self.model.state_dict())
         return self._fingerprint
 
+    @property
+    def identity(self) -> str:
+        return hashlib.sha256(f"{self.fingerprint} normalize={self.normalize}".encode()).hexdigest()
+
     def quantize(self, kind: Quantization) -> Encoder:
         """Hold the weights in 8 or 4 bits from now on; the fingerprint stays that of the weights as loaded.
 
@@ -135,7 +161,7 @@ class Encoder(nn.Module):
         self.quantization = kind
         return self
 
-    def frame_lengths(self, samples: Tensor | int) -> Tensor | int:
+    def frame_lengths(self, samples: Samples) -> Samples:
         """Frames made of so many samples; number or tensor (B,)."""
         return frame_lengths(self.config, samples)
 
@@ -198,20 +224,21 @@ def load_encoder(
 
     Raises:
         ConfigError: no such name or folder, an unsupported family, or a hub id that is neither cached nor reachable.
-        CheckpointError: a checkpoint cut short, without weights, or whose tensors do not fit its configuration.
+        CheckpointError: a checkpoint cut short, without weights, with weights that are not finite or do not fit its
+            configuration, or without a word on how its waveforms are prepared.
     """
     name = str(name_or_path)
     folder = _resolve(name, revision)
-    config = _read_json(folder / "config.json")
-    family = config.get("model_type")
-    if family not in FAMILIES:
+    family = _read_json(folder / "config.json").get("model_type")
+    if not isinstance(family, str) or family not in FAMILIES:
         raise ConfigError(
             f"{name}: model_type {family!r} in config.json is not supported; supported: {', '.join(FAMILIES)}."
         )
-    model = _load_model(folder, name)
-    preprocessor = folder / "preprocessor_config.json"
-    normalize = _read_json(preprocessor).get("do_normalize", True) if preprocessor.is_file() else True
-    encoder = Encoder(model, name, revision, bool(normalize), _ctc_weights(folder))
+    config = _load_config(folder, name)
+    shapes = _stored_shapes(folder)
+    _check_geometry(config, shapes, name)
+    normalize, ctc = _normalize(folder, config), _ctc_weights(folder, shapes)
+    encoder = Encoder(_load_model(folder, name), name, revision, normalize, ctc)
     if dtype != torch.float32:
         _ = encoder.fingerprint
     if quantize is not None:
@@ -228,6 +255,18 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"{name}:{tuple(data.shape)}:".encode())
         digest.update(data.view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
+    """Raise a CheckpointError that opens with ``where`` and names the first tensor with NaN or infinite values."""
+    for name, tensor in tensors.items():
+        # One number a tensor: NaN and infinities do not leave a sum, and only then is each value looked at.
+        if tensor.is_floating_point() and not tensor.detach().float().sum().isfinite():
+            if not tensor.detach().isfinite().all():
+                raise CheckpointError(
+                    f"{where}: tensor {name!r} holds values that are not finite (NaN or infinite); take weights from "
+                    "before its training came apart."
+                )
 
 
 def _resolve(name: str, revision: str | None) -> Path:
@@ -287,8 +326,55 @@ def _reachable(endpoint: str, seconds: float = 3.0) -> bool:
         return False
 
 
+def _load_config(folder: Path, name: str) -> Any:
+    from transformers import AutoConfig
+
+    with _quiet_transformers():
+        try:
+            return AutoConfig.from_pretrained(folder, local_files_only=True)
+        except Exception as error:  # whatever a foreign library makes of values that it did not expect
+            raise CheckpointError(f"{folder / 'config.json'}: cannot be used ({_reason(error)}).") from error
+
+
+def _check_geometry(config: Any, shapes: Mapping[str, tuple[int, ...]], name: str) -> None:
+    """Hold the sizes in ``config.json`` against the weights' header, before anything of these sizes is built."""
+
+    def indices(pattern: str) -> set[int]:
+        found = (re.search(rf"(?:^|\.){pattern}\.(\d+)\.", key) for key in shapes)
+        return {int(match[1]) for match in found if match}
+
+    def fail(what: str) -> CheckpointError:
+        return CheckpointError(f"{name}: config.json does not belong to these weights: {what}; download both again.")
+
+    widths = [list(getattr(config, key)) for key in ("conv_dim", "conv_kernel", "conv_stride")]
+    if len({len(numbers) for numbers in widths}) > 1 or not widths[0]:
+        raise fail("conv_dim, conv_kernel and conv_stride must have one number for each layer of the CNN")
+    if not all(type(number) is int and number >= 1 for numbers in widths for number in numbers):
+        raise fail("conv_dim, conv_kernel and conv_stride must be whole numbers of at least 1")
+    if any(stride > kernel for kernel, stride in zip(widths[1], widths[2], strict=True)):
+        raise fail("a conv_stride above its conv_kernel would skip samples")
+    counted = {"num_hidden_layers": r"encoder\.layers", "num_feat_extract_layers": r"feature_extractor\.conv_layers"}
+    if getattr(config, "add_adapter", False):
+        counted["num_adapter_layers"] = r"adapter\.layers"
+    for key, pattern in counted.items():
+        if (stored := len(indices(pattern))) != getattr(config, key):
+            raise fail(f"{key} is {getattr(config, key)!r}, and the weights have {stored}")
+    largest = max((size for shape in shapes.values() for size in shape), default=0)
+    for key in ("hidden_size", "intermediate_size", "num_conv_pos_embeddings", "output_hidden_size"):
+        size = getattr(config, key, None)
+        if size is not None and not (type(size) is int and 1 <= size <= largest):
+            raise fail(f"{key} is {size!r}, and no tensor is larger than {largest}")
+    if not 0 < config.layer_norm_eps < 1:
+        raise fail(f"layer_norm_eps is {config.layer_norm_eps!r}; it is a small number above 0")
+    if config.model_type == "wavlm" and not config.num_buckets // 4 < config.max_bucket_distance:
+        raise fail("max_bucket_distance must be above a quarter of num_buckets")
+    for index, (out, kernel) in enumerate(zip(widths[0], widths[1], strict=True)):
+        for key, shape in shapes.items():
+            if key.endswith(f"feature_extractor.conv_layers.{index}.conv.weight") and shape[::2] != (out, kernel):
+                raise fail(f"layer {index} of the CNN is {out} x {kernel} there, and {shape[0]} x {shape[-1]} here")
+
+
 def _load_model(folder: Path, name: str) -> nn.Module:
-    from safetensors import SafetensorError
     from transformers import AutoModel
 
     with _quiet_transformers():
@@ -296,64 +382,180 @@ def _load_model(folder: Path, name: str) -> nn.Module:
             model, report = AutoModel.from_pretrained(
                 folder, dtype=torch.float32, output_loading_info=True, local_files_only=True
             )
-        except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else error.__class__.__name__
+        except Exception as error:  # as above
             raise CheckpointError(
-                f"{name}: its weights cannot be read ({reason}); the checkpoint is cut short, changed, or not made "
-                "for its config.json: download it again."
+                f"{name}: its weights cannot be read ({_reason(error)}); the checkpoint is cut short, changed, or not "
+                "made for its config.json: download it again."
             ) from error
-    # The mask embedding is only learnt by masked pre-training; every other tensor must be there.
-    missing = sorted(key for key in report["missing_keys"] if key != "masked_spec_embed")
+    missing = sorted(key for key in report["missing_keys"] if key != MASK_EMBEDDING)
     if missing or report.get("mismatched_keys"):
         lacking = ", ".join(missing[:3]) or ", ".join(str(key) for key in list(report["mismatched_keys"])[:3])
         raise CheckpointError(
             f"{name}: the checkpoint lacks {len(missing)} of the encoder's tensors or has them in other shapes "
             f"({lacking} ...); it belongs to another architecture or is incomplete."
         )
-    return model
+    if (
+        MASK_EMBEDDING in report["missing_keys"]
+    ):  # else it would be drawn anew, and be another encoder, in each process
+        nn.init.zeros_(model.masked_spec_embed)
+    check_finite(model.state_dict(), name)
+    return model  # type: ignore[no-any-return]
+
+
+def _normalize(folder: Path, config: Any) -> bool:
+    """``do_normalize`` of the folder's preprocessor file, else of the family's published checkpoints."""
+    for file in ("preprocessor_config.json", "processor_config.json"):  # transformers 5 writes the latter
+        if not (folder / file).is_file():
+            continue
+        values = _read_json(folder / file)
+        nested = values.get("feature_extractor")
+        value = (nested if isinstance(nested, dict) else values).get("do_normalize")
+        if isinstance(value, bool):
+            return value
+        if value is not None:
+            raise CheckpointError(f"{folder / file}: do_normalize is {value!r}; it is true or false.")
+    published = PUBLISHED_NORMALIZE.get((config.model_type, getattr(config, "feat_extract_norm", "layer")))
+    if published is None:
+        raise CheckpointError(
+            f"{folder}: no do_normalize in preprocessor_config.json, which says whether waveforms are brought to zero "
+            "mean and unit variance; add the file that the checkpoint was published with."
+        )
+    return published
+
+
+def _weight_files(folder: Path) -> dict[Path, set[str] | None]:
+    """The files that ``transformers`` takes the weights from, and which tensors of each: None for all.
+
+    Raises:
+        CheckpointError: there are none, or what has their name is something else.
+    """
+    for single in ("model.safetensors", "pytorch_model.bin"):
+        index = folder / f"{single}.index.json"
+        if (folder / single).is_file():
+            files: dict[Path, set[str] | None] = {folder / single: None}
+        elif index.is_file():
+            places = _read_json(index).get("weight_map")
+            if not isinstance(places, dict) or not all(isinstance(place, str) for place in places.values()):
+                raise CheckpointError(f"{index}: its weight_map gives no file for each tensor; download it again.")
+            names = {folder / place: {key for key in places if places[key] == place} for place in places.values()}
+            files = {path: names[path] for path in sorted(names)}
+        else:
+            continue
+        for path in files:
+            _check_start(path)
+        return files
+    raise CheckpointError(f"{folder}: no model.safetensors or pytorch_model.bin; download the folder again.")
+
+
+def _check_start(path: Path) -> None:
+    """Name what often lies in the place of weights: pointers, web pages, nothing."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(64).lstrip().lower()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error}); download it again.") from error
+    if start.startswith(b"version https://git-lfs"):
+        fault = "is a Git LFS pointer, not the weights: run git lfs pull in its folder, or"
+    elif start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        fault = "is a web page, not the weights:"
+    elif not start:
+        fault = "is empty:"
+    else:
+        return
+    raise CheckpointError(f"{path}: {fault} download it again.")
+
+
+def _stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of a checkpoint's tensors by name, from the headers of its files.
+
+    Raises:
+        CheckpointError: no weights, or a file that is cut short or is none of tensors.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path, names in _weight_files(folder).items():
+        with _open_tensors(path, names) as tensors:
+            shapes |= tensors.shapes
+    return shapes
+
+
+class _Tensors(NamedTuple):
+    """An open weights file: the shapes of its tensors, and each of them by name."""
+
+    shapes: dict[str, tuple[int, ...]]
+    get: Callable[[str], Tensor]
+
+
+@contextmanager
+def _open_tensors(path: Path, names: set[str] | None) -> Iterator[_Tensors]:
+    """A weights file of either kind, for reading single tensors; nothing that it holds is run as code."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                keys = [key for key in file.keys() if names is None or key in names]  # noqa: SIM118
+                yield _Tensors({key: tuple(file.get_slice(key).get_shape()) for key in keys}, file.get_tensor)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            held = {key: tensor for key, tensor in content.items() if isinstance(tensor, Tensor)}
+            keys = [key for key in held if names is None or key in names]
+            yield _Tensors({key: tuple(held[key].shape) for key in keys}, held.__getitem__)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, AttributeError, OSError) as error:
+        raise CheckpointError(
+            f"{path}: cut short, changed, or not a file of tensors and of nothing else; download it again."
+        ) from error
 
 
 def stored_tensors(encoder: Encoder, parts: Sequence[str]) -> dict[str, Tensor]:
     """Float32 tensors beside the encoder in its checkpoint whose names start with one of ``parts``, such as
     ``quantizer`` of wav2vec 2.0's pre-training head; none where it has none or did not come from a checkpoint."""
-    from safetensors import safe_open
-
     try:
         folder = _resolve(encoder.name, encoder.revision)
     except ConfigError:  # an encoder made in memory
         return {}
     found: dict[str, Tensor] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as tensors:
-            found |= {k: tensors.get_tensor(k).float() for k in tensors.keys() if k.split(".")[0] in parts}
-    if not found:
-        for path in sorted(folder.glob("pytorch_model*.bin")):
-            tensors = torch.load(path, map_location="cpu", weights_only=True)
-            found |= {k: tensor.float() for k, tensor in tensors.items() if k.split(".")[0] in parts}
+    for path, names in _weight_files(folder).items():
+        with _open_tensors(path, names) as tensors:
+            found |= {k: tensors.get(k).float() for k in tensors.shapes if k.split(".")[0] in parts}
     return found
 
 
-def _ctc_weights(folder: Path) -> CTCWeights | None:
-    from safetensors import safe_open
+def _ctc_weights(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> CTCWeights | None:
+    names = ("lm_head.weight", "lm_head.bias")
+    if names[0] not in shapes:
+        return None
+    if names[1] not in shapes or shapes[names[1]] != shapes[names[0]][:1] or len(shapes[names[0]]) != 2:
+        raise CheckpointError(
+            f"{folder}: its CTC head needs lm_head.weight (V, D) and lm_head.bias (V,), and has "
+            f"{ {name: shapes.get(name) for name in names} }; it is incomplete: download it again."
+        )
+    found: dict[str, Tensor] = {}
+    for path, stored in _weight_files(folder).items():
+        with _open_tensors(path, stored) as tensors:
+            found |= {name: tensors.get(name).float() for name in names if name in tensors.shapes}
+    check_finite(found, str(folder))
+    vocabulary = folder / "vocab.json"
+    return CTCWeights(found[names[0]], found[names[1]], vocabulary if vocabulary.is_file() else None)
 
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as tensors:
-            if "lm_head.weight" in tensors.keys():
-                vocabulary = folder / "vocab.json"
-                weight, bias = tensors.get_tensor("lm_head.weight"), tensors.get_tensor("lm_head.bias")
-                return CTCWeights(weight.float(), bias.float(), vocabulary if vocabulary.is_file() else None)
-    return None
+
+def _reason(error: Exception) -> str:
+    """The first line of a foreign error, for a message of ours."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(".:")[:300] if lines else type(error).__name__
 
 
-def _read_json(path: Path) -> dict:
+def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: cannot be read as JSON ({error}); download the folder again.") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: holds no keys with values; download the folder again.")
+    return content
 
 
 @contextmanager
-def _quiet_transformers():
+def _quiet_transformers() -> Iterator[None]:
     """Hide loading reports: what a user can act on becomes an error here, an unused head is no news."""
     from transformers.utils import logging as transformers_logging
 

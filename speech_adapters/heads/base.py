@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import difflib
 from abc import ABC, abstractmethod
-from dataclasses import MISSING, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from speech_adapters import schema
 from speech_adapters.data.manifest import Utterance
 from speech_adapters.errors import ConfigError
 
@@ -41,32 +43,22 @@ class HeadConfig(ABC):
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that JSON holds, ``head_type`` among them; :func:`head_from_dict` reads them back."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        plain = {key: value.to_dict() if hasattr(value, "to_dict") else value for key, value in values.items()}
-        return {"head_type": self.head_type, **plain}
+        return {"head_type": self.head_type, **schema.to_dict(self)}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> HeadConfig:
-        """The config of :meth:`to_dict`; a field that holds an object takes its plain values too."""
-        names = [field.name for field in fields(cls)]
+    def from_dict(cls, values: Mapping[str, Any]) -> HeadConfig:
+        """The config of :meth:`to_dict`. Raises ConfigError for a setting that it cannot have."""
         given = {key: value for key, value in values.items() if key != "head_type"}
-        for key in given:
-            if key not in names:
-                raise ConfigError(
-                    f"head {cls.head_type!r} has no setting {key!r}{_suggestion(key, names)}; "
-                    f"it has {', '.join(names)}"
-                )
-        for field in fields(cls):
-            if field.default is MISSING and field.default_factory is MISSING and field.name not in given:
-                raise ConfigError(f"head {cls.head_type!r} needs the setting {field.name!r}; add it")
-        return cls(**given)
+        return schema.from_dict(cls, given, f"head {cls.head_type!r}")
 
 
-def head_from_dict(values: dict[str, Any]) -> HeadConfig:
+def head_from_dict(values: Mapping[str, Any]) -> HeadConfig:
     """The head config that ``to_dict`` described, of whichever type ``head_type`` names."""
     name = values.get("head_type")
-    if name not in HEADS:
-        raise ConfigError(f"head_type {name!r} is unknown{_suggestion(str(name), HEADS)}; choose {', '.join(HEADS)}")
+    if not isinstance(name, str) or name not in HEADS:
+        close = difflib.get_close_matches(str(name), list(HEADS), n=1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        raise ConfigError(f"head_type {name!r} is unknown{hint}; choose {', '.join(HEADS)}")
     return HEADS[name].from_dict(values)
 
 
@@ -93,8 +85,3 @@ class HeadModule(nn.Module, ABC):
     @abstractmethod
     def loss(self, output: HeadOutput, targets: Tensor) -> Tensor:
         """A scalar to minimise; each head documents the shape of its ``targets``."""
-
-
-def _suggestion(name: str, known: Any) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -1,26 +1,27 @@
 """Fold an adapter into the base's weights: in place and out again, or as a stock ``transformers`` checkpoint.
 
 What can be folded is what a change of weights can stand for: the LoRA family, (IA)^3, BitFit, LayerNorm tuning and
-fine-tuned layers (:meth:`~speech_adapters.adapters.AdapterModule.merged_weights`).
+fine-tuned layers (:meth:`~speech_adapters.adapters.AdapterModule.folded_weights`).
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from speech_adapters.adapters.base import AdapterModule
-from speech_adapters.encoders.loading import Encoder
-from speech_adapters.errors import ConfigError
+from speech_adapters.encoders.loading import Encoder, check_finite
+from speech_adapters.errors import ConfigError, InputError
 from speech_adapters.files import write_json
 
 
-def merged_weights(encoder: Encoder, adapter: AdapterModule) -> dict[str, Tensor]:
-    """The stock model's tensors, by name, that the adapter changes.
+def folded_weights(encoder: Encoder, adapter: AdapterModule) -> dict[str, Tensor]:
+    """The stock model's tensors, by name, that the adapter changes, with it folded in.
 
     Raises:
         ConfigError: a method that cannot be folded, or an encoder held in 8 or 4 bits.
@@ -28,13 +29,13 @@ def merged_weights(encoder: Encoder, adapter: AdapterModule) -> dict[str, Tensor
     if encoder.quantization is not None:
         raise ConfigError(
             f"{encoder.name}: weights in {encoder.quantization} cannot take an adapter in; load the encoder without "
-            "quantize, load the adapter and merge it there."
+            "quantize, load the adapter and fold it there."
         )
-    return {name: tensor.detach() for name, tensor in adapter.merged_weights(encoder).items()}
+    return {name: tensor.detach() for name, tensor in adapter.folded_weights(encoder).items()}
 
 
 @torch.no_grad()
-def fold(encoder: Encoder, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def fold(encoder: Encoder, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Write tensors into the encoder, in place; returns what they replace, which :func:`fold` puts back."""
     _ = encoder.fingerprint  # of the base, not of what it becomes
     before = {}
@@ -47,39 +48,49 @@ def fold(encoder: Encoder, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return before
 
 
-def stock_model(encoder: Encoder, weights: dict[str, Tensor]) -> nn.Module:
+def folded_model(encoder: Encoder, weights: Mapping[str, Tensor]) -> nn.Module:
     """A stock model of its own with the encoder's weights, ``weights`` in place of those of the same name."""
     tensors = {
         name.replace(".base_layer.", "."): tensor
         for name, tensor in encoder.model.state_dict().items()
         if ".lora_" not in name
     }
-    model = type(encoder.model)(encoder.config).to(encoder.model.dtype)
-    model.load_state_dict(tensors | weights)
+    model: nn.Module = type(encoder.model)(encoder.config).to(encoder.model.dtype)
+    model.load_state_dict(tensors | dict(weights))
     return model.requires_grad_(False).eval()
 
 
-def save_stock(encoder: Encoder, weights: dict[str, Tensor], folder: str | os.PathLike[str]) -> Path:
-    """Save :func:`stock_model` for ``AutoModel.from_pretrained``, whole or not at all."""
+def save_folded(encoder: Encoder, weights: Mapping[str, Tensor], folder: str | os.PathLike[str]) -> Path:
+    """Save :func:`folded_model` for ``AutoModel.from_pretrained``, whole or not at all; returns the folder.
+
+    Raises:
+        ConfigError: a folder that holds something already.
+        CheckpointError: a weight that is not finite.
+        InputError: a folder that cannot be written.
+    """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"{folder}: exists already; choose a new folder for the merged checkpoint.")
+        raise ConfigError(f"{folder}: exists already; choose a new folder for the folded checkpoint.")
+    check_finite(weights, f"{folder}: not saved")
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    settings = {
+        "do_normalize": encoder.normalize,
+        "feature_extractor_type": "Wav2Vec2FeatureExtractor",
+        "feature_size": 1,
+        "padding_side": "right",
+        "padding_value": 0.0,
+        "return_attention_mask": not encoder.group_norm,
+        "sampling_rate": 16_000,
+    }
     try:
-        stock_model(encoder, weights).save_pretrained(temporary)
-        settings = {
-            "do_normalize": encoder.normalize,
-            "feature_extractor_type": "Wav2Vec2FeatureExtractor",
-            "feature_size": 1,
-            "padding_side": "right",
-            "padding_value": 0.0,
-            "return_attention_mask": not encoder.group_norm,
-            "sampling_rate": 16_000,
-        }
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folded_model(encoder, weights).save_pretrained(temporary)
         write_json(temporary / "preprocessor_config.json", settings)
         if folder.exists():
             folder.rmdir()
-        os.replace(temporary, folder)
+        temporary.replace(folder)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error.strerror or error}); choose another place.") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder

@@ -1,22 +1,30 @@
-"""Write and read one saved part (an adapter or a head): a folder with a description and a weights file.
+"""Write and read one saved part (an adapter, a head, a fusion): a folder with a description and a weights file.
 
-``<kind>.json`` holds the configuration, what the part was made on, and the SHA-256 of the weights file and of itself
-(of its bytes with that one value left empty);
-``<kind>_model.safetensors`` holds the tensors. Both are written beside their place and renamed into it, so that a
-half-written part never looks like a whole one.
+``<kind>.json`` holds the configuration, what the part was made on, and two checksums (SHA-256): that of the weights
+file and its own, which is taken over its content (keys, their order, values) and not over how it is spaced.
+``<kind>_model.safetensors`` holds the tensors.
+
+Saving over a part is safe against a kill at any instant. The new weights come to lie beside the old ones under a name
+made of their checksum, then the description is renamed into place, then the weights are. A reader takes whichever
+weights file has the checksum that the description names: between the last two renames that is the one beside.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
+import math
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from speech_adapters.errors import CheckpointError
+from speech_adapters.encoders.loading import check_finite
+from speech_adapters.errors import CheckpointError, InputError
+from speech_adapters.files import atomic
 
 FORMAT = 1
 
@@ -24,69 +32,169 @@ FORMAT = 1
 def save_part(
     folder: str | Path,
     kind: str,
-    description: dict[str, Any],
-    tensors: dict[str, Tensor],
-    extra_files: dict[str, str] | None = None,
+    description: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    extra_files: Mapping[str, str | None] | None = None,
 ) -> Path:
-    """Save one part. ``extra_files`` are texts for other tools, by file name. Returns the folder.
+    """Save one part; what the folder held of it before stays loadable until the new one is.
+
+    Args:
+        folder: made where it is missing; parts of several kinds may share one.
+        kind: "adapter", "head" or "fusion".
+        extra_files: texts for other tools, by file name; None removes the file.
+
+    Returns: the folder.
 
     Raises:
-        CheckpointError: a folder that is a file, or a description that JSON cannot hold.
+        CheckpointError: a tensor with values that are not finite, a description that JSON cannot hold.
+        InputError: a folder or disk that cannot be written.
     """
     from safetensors.torch import save
 
     folder = Path(folder)
+    check_finite(tensors, f"{folder}: not saved")
     weights = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, metadata={"format": "pt"})
     described = {"format": FORMAT, **description, "weights_sha256": _sha256(weights)}
     try:
         text = _text(described, _sha256(_text(described, "")))
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{folder}: its description does not fit JSON ({error}); give plain values.") from error
+    beside = _beside(folder, kind, described["weights_sha256"])
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise CheckpointError(f"{folder}: a file is in the way; choose another folder.") from error
-    _replace(folder / f"{kind}_model.safetensors", weights)
-    for name, content in (extra_files or {}).items():
-        _replace(folder / name, content.encode())
-    _replace(folder / f"{kind}.json", text)
+        _write(beside, weights)
+        for name, content in (extra_files or {}).items():
+            if content is None:
+                (folder / name).unlink(missing_ok=True)
+            else:
+                _write(folder / name, content.encode())
+        _write(folder / f"{kind}.json", text)
+        beside.replace(folder / f"{kind}_model.safetensors")
+        for left in (*folder.glob(f"{kind}_model-*.safetensors"), *folder.glob(f".{kind}_model-*.tmp")):
+            left.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error.strerror or error}); choose another place.") from error
     return folder
 
 
 def load_part(folder: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Description and tensors of a saved part.
+    """Description (without its checksums) and tensors of a saved part.
 
     Raises:
-        CheckpointError: no such part, or a file that is cut short, changed, or of a newer format.
+        CheckpointError: no such part, a file that is cut short, changed or of a newer format, a value that is not
+            finite.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load
 
     folder = Path(folder)
-    path, weights_path = folder / f"{kind}.json", folder / f"{kind}_model.safetensors"
-    for needed in (path, weights_path):
-        if not needed.is_file():
-            raise CheckpointError(f"{needed}: no such file; give a folder that holds a saved {kind}.")
-    text, weights = path.read_bytes(), weights_path.read_bytes()
+    path = folder / f"{kind}.json"
+    described = _read_description(path, kind)
+    expected = described.pop("weights_sha256")
+    weights = _read_weights(folder, kind, expected)
     try:
-        described = json.loads(text.decode("utf-8"))
-        version, recorded = int(described["format"]), described.pop("sha256").encode()
-        expected = described["weights_sha256"]
+        tensors = load(weights)
+    except (SafetensorError, ValueError, TypeError, LookupError, RuntimeError) as error:
+        raise CheckpointError(f"{folder}: its weights file is not one of safetensors ({error}).") from error
+    check_finite(tensors, str(folder))
+    return described, tensors
+
+
+def check_fit(tensors: Mapping[str, Tensor], blueprint: Mapping[str, Tensor], where: str) -> None:
+    """Hold the names, shapes and types of tensors against those that a configuration asks for.
+
+    Floating-point tensors may have any precision, since a copy of an adapter in half precision is that adapter still.
+
+    Raises:
+        CheckpointError: a tensor that is missing, unexpected, or of another shape or type; it is named.
+    """
+    for name in sorted(blueprint.keys() | tensors.keys()):
+        if name not in tensors or name not in blueprint:
+            fault = f"{name!r} is {'unexpected' if name in tensors else 'missing'}"
+        elif (found := tensors[name]).shape != (wanted := blueprint[name]).shape:
+            fault = f"{name!r} is of {tuple(found.shape)} in place of {tuple(wanted.shape)}"
+        elif found.dtype != wanted.dtype and not _both_float(found, wanted):
+            fault = f"{name!r} is of type {_type(found)} in place of {_type(wanted)}"
+        else:
+            continue
+        raise CheckpointError(f"{where}: its tensors do not fit its configuration (tensor {fault}).")
+
+
+def _both_float(*tensors: Tensor) -> bool:
+    return all(t.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64) for t in tensors)
+
+
+def _type(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _read_description(path: Path, kind: str) -> dict[str, Any]:
+    try:
+        described = json.loads(path.read_bytes().decode("utf-8-sig"), object_pairs_hook=_once)
+        version, recorded, weights = described["format"], described.pop("sha256"), described["weights_sha256"]
+    except (FileNotFoundError, NotADirectoryError):
+        raise CheckpointError(f"{path}: no such file; give a folder that holds a saved {kind}.") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error}).") from error
     except (ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
         raise _damaged(path) from error
+    if (
+        type(version) is not int
+        or version < 1
+        or not isinstance(weights, str)
+        or not re.fullmatch("[0-9a-f]{64}", weights)
+    ):
+        raise _damaged(path)
     if version > FORMAT:
         raise CheckpointError(f"{path}: format {version} is newer than this version reads; update the package.")
-    if _sha256(text.replace(recorded, b"", 1)).encode() != recorded:
+    try:
+        own = _sha256(_text(described, ""))
+    except (ValueError, RecursionError) as error:  # numbers and nesting beyond what JSON was written with
+        raise _damaged(path) from error
+    if own != recorded:
         raise _damaged(path)
-    if _sha256(weights) != expected:
-        raise _damaged(weights_path)
-    return described, load(weights)
+    del described["format"]
+    _check_numbers({key: value for key, value in described.items() if key != "card"}, path)
+    return described
+
+
+def _read_weights(folder: Path, kind: str, expected: str) -> bytes:
+    path = folder / f"{kind}_model.safetensors"
+    found = False
+    for candidate in (path, _beside(folder, kind, expected)):
+        try:
+            weights = candidate.read_bytes()
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise CheckpointError(f"{candidate}: cannot be read ({error.strerror or error}).") from error
+        found = True
+        if _sha256(weights) == expected:
+            return weights
+    if not found:
+        raise CheckpointError(f"{path}: no such file; give a folder that holds a saved {kind}.")
+    raise _damaged(path)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose keys stand there once."""
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
+        raise ValueError("a key stands there twice")
+    return mapping
+
+
+def _check_numbers(value: Any, path: Path) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise CheckpointError(f"{path}: holds the number {value}, which no configuration can have.")
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _check_numbers(item, path)
 
 
 def _damaged(path: Path) -> CheckpointError:
     return CheckpointError(f"{path}: cut short or changed since it was saved; take it from its source again.")
 
 
-def _text(described: dict[str, Any], digest: str) -> bytes:
+def _text(described: Mapping[str, Any], digest: str) -> bytes:
     return (json.dumps({**described, "sha256": digest}, indent=2) + "\n").encode()
 
 
@@ -94,10 +202,11 @@ def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def _beside(folder: Path, kind: str, digest: str) -> Path:
+    """Where weights lie until the description that names them is in place."""
+    return folder / f"{kind}_model-{digest[:16]}.safetensors"
+
+
+def _write(path: Path, content: bytes) -> None:
+    with atomic(path) as file:
+        file.write(content)

@@ -1,0 +1,59 @@
+"""What a saved part remembers of the frozen encoder that it was made on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from speech_adapters import schema
+from speech_adapters.encoders.loading import Encoder
+from speech_adapters.errors import CheckpointError, ConfigError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    """The identity of a frozen encoder."""
+
+    name: str
+    revision: str | None = None
+    family: str | None = None
+    fingerprint: str
+    """SHA-256 of its weights."""
+    normalize: bool | None = None
+    """Whether it hears waveforms at zero mean and unit variance; None in files from before this was kept."""
+
+    @classmethod
+    def of(cls, encoder: Encoder) -> Base:
+        return cls(
+            name=encoder.name,
+            revision=encoder.revision,
+            family=encoder.family,
+            fingerprint=encoder.fingerprint,
+            normalize=encoder.normalize,
+        )
+
+    def check(self, other: Base, part: str) -> None:
+        """Raise a CheckpointError unless ``other`` is this base; ``part`` opens the message."""
+        if self.fingerprint != other.fingerprint:
+            raise CheckpointError(
+                f"{part} was trained on {self.name!r}, whose frozen weights are not those of {other.name!r} "
+                f"({other.family}); load it onto its own base."
+            )
+        if self.normalize is not None and self.normalize != other.normalize:
+            one, two = ("as they are", "normalised") if self.normalize is False else ("normalised", "as they are")
+            raise CheckpointError(
+                f"{part} was trained on waveforms {one}, and {other.name!r} hears them {two}; mend do_normalize in its "
+                "preprocessor_config.json."
+            )
+
+
+def read_description(cls: type[T], values: Mapping[str, Any], folder: str | Path, kind: str) -> T:
+    """The description in ``<kind>.json`` as a dataclass. Raises CheckpointError for a key that is not as it must be."""
+    try:
+        return schema.from_dict(cls, values, f"{Path(folder) / f'{kind}.json'}")
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from error
