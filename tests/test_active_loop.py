@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +18,7 @@ from hypothesis import strategies as st
 from speech_adapters.active.curves import Curve, area_difference, over_seeds
 from speech_adapters.active.loop import ActiveLearner, LoopConfig
 from speech_adapters.active.pool_predictions import Observation
-from speech_adapters.active.sheet import read_sheet, sheet_rows, write_sheet
+from speech_adapters.active.sheet import Row, read_sheet, sheet_rows, write_sheet
 from speech_adapters.active.strategies import STRATEGIES, PoolView
 from speech_adapters.data.audio import write_audio
 from speech_adapters.data.manifest import Manifest, Utterance
@@ -210,7 +213,10 @@ def test_sheet_shows_guess_doubt_neighbours_and_sound(sheet):
     assert entries[0]["nearest"][0].endswith(": calm")
     page = (folder / "sheet.html").read_text()
     assert page.count("data:audio/flac;base64,") == 3 and page.count("<option>angry</option>") == 3
-    assert "{" + "key}" not in page and "{" + "cards}" not in page
+    assert str(folder.parent) not in "".join(
+        (folder / f"sheet.{kind}").read_text() for kind in ("html", "csv", "jsonl")
+    )
+    assert [e["audio_filepath"] for e in entries] == ["u0.wav", "u1.wav", "u2.wav"]
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv"])
@@ -226,6 +232,38 @@ def test_a_filled_sheet_comes_back_as_labels(sheet, kind):
             text = text.replace(f"{pick.id},,", f"{pick.id},angry,")
         path.write_text("\ufeff" + text)
     assert read_sheet(path, picks, "emotion", LABELS) == {pick.id: {"emotion": "angry"} for pick in picks}
+
+
+def test_no_text_is_a_formula_a_tag_or_a_line(tmp_path):
+    """What a spreadsheet, a browser or a line reader might take for its own comes back as it was."""
+    evil = "</script><script>alert('x')</script>"
+    names = ["=1+1", "+1", "-1", "@a", "\tb", "'=c", "''-d", "'tis", "plain", evil, 'q"uote,', "two\u2028lines\x85"]
+    picks = [Utterance(name, tmp_path / f"{evil[2:8]}{i}.wav", 0.5) for i, name in enumerate(names)]
+    rows = [Row(pick, guess=pick.id, nearest=(f"{pick.id}: x",)) for pick in picks]
+    page = write_sheet(tmp_path / "round", rows, "text").read_text()
+    assert page.count("<script>") == page.count("</script>") == 1 and "no audio" in page and str(tmp_path) not in page
+    assert re.search(r"script-src &#39;sha256-[\w+/=]{44}&#39;", page)
+    table = (tmp_path / "round" / "sheet.csv").read_text()
+    cells = [cell for line in csv.reader(io.StringIO(table, newline="")) for cell in line]
+    assert len(cells) == 8 * (len(names) + 1) and not [
+        cell for cell in cells if cell[:1] in ("=", "+", "-", "@", "\t")
+    ]
+    filled = io.StringIO()
+    writer = csv.writer(filled)
+    writer.writerow(["id", "text"])
+    writer.writerows([line[0], line[0]] for line in [*csv.reader(io.StringIO(table, newline=""))][1:])
+    (tmp_path / "filled.csv").write_bytes(filled.getvalue().encode())
+    expected = {name: {"text": name.strip()} for name in names}
+    assert read_sheet(tmp_path / "filled.csv", picks, "text") == expected
+    lines = [json.dumps({"id": name, "text": name}, ensure_ascii=False) for name in names]
+    (tmp_path / "filled.jsonl").write_text("\n".join(lines))
+    assert read_sheet(tmp_path / "filled.jsonl", picks, "text") == expected
+    (tmp_path / "filled.jsonl").write_text('{"id": "=1+1", "text": "\\ud800"}')
+    with pytest.raises(ManifestError, match="half a character"):
+        read_sheet(tmp_path / "filled.jsonl", picks, "text")
+    (tmp_path / "filled.csv").write_text("id,text\n" + "x" * 200_000)
+    with pytest.raises(ManifestError, match=r"filled.csv:\d+: not a table"):
+        read_sheet(tmp_path / "filled.csv", picks, "text")
 
 
 GOOD = [{"id": "u0", "emotion": "calm"}, {"id": "u1", "emotion": "calm"}, {"id": "u2", "emotion": "angry"}]

@@ -26,8 +26,8 @@ from speech_adapters.errors import CheckpointError, ConfigError, InputError, Man
 from speech_adapters.heads.base import HeadConfig, HeadModule, HeadOutput
 from speech_adapters.metrics.classification import ClassificationResult, score_classification
 from speech_adapters.model import SpeechAdapterModel
-from speech_adapters.reports.confusion_chart import confusion_chart
-from speech_adapters.reports.report import write_report
+from speech_adapters.reports.report import confusion_table, write_report
+from speech_adapters.reports.run_files import Confusion
 from speech_adapters.tasks.classification import confident_mistakes, evaluate_classification
 
 ROOT = Path(__file__).parents[1]
@@ -238,18 +238,21 @@ def test_report_shows_the_matrix_and_the_mistakes(result, manifest, tmp_path):
     (tmp_path / "worst.json").write_text(json.dumps(mistakes))
     page = write_report(tmp_path).read_text()
     Page(page)  # tags nest
-    assert page.count('aria-label="confusion matrix"') == 2 and "macro F1 %" in page
+    assert page.count('aria-label="Confusion matrix of') == 2 and "macro F1 %" in page
     count = int(result.confusion[0, 1])
     assert f"high taken for low: {count} of {result.per_class['high'].support}" in page
     assert page.count("<audio") == len(mistakes) > 0
 
 
-def test_matrix_charts_of_odd_sets():
-    assert confusion_chart((), ()) == ""
-    few = confusion_chart(("<a>", "b"), [[3, 1], [0, 0]])
-    assert "&lt;a&gt;" in few and "75 %" in few and "nan" not in few
-    many = confusion_chart([f"a rather long name of class {i}" for i in range(40)], np.eye(40).tolist())
-    assert many.count("<rect") == 1600 and "100 %" not in many and "…" in many
+def test_matrix_of_a_class_without_utterances():
+    table = confusion_table(Confusion(["a", "b"], [[3, 1], [0, 0]]))
+    assert [(cell.text, cell.small, cell.share) for cell in table.rows[0][1:]] == [
+        ("75 %", "3", 0.75),
+        ("25 %", "1", 0.25),
+    ]
+    assert [(cell.text, cell.share) for cell in table.rows[1][1:]] == [("", 0.0), ("", 0.0)]
+    with pytest.raises(ValueError, match="2 classes"):
+        Confusion(["a", "b"], [[3, 1]])
 
 
 # The recipe

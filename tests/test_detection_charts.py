@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 from test_report import Page, entry
 
+from speech_adapters.files import to_json, write_json
 from speech_adapters.metrics.detection import detection_curve
-from speech_adapters.reports.detection_charts import chart_data, det_chart, score_histogram
+from speech_adapters.reports.detection_charts import DetectionData, chart_data, det_chart, score_histogram
 from speech_adapters.reports.report import write_report
+from speech_adapters.schema import convert
 
 
-def system(distance: float, count: int = 4000, seed: int = 0) -> dict:
+def system(distance: float, count: int = 4000, seed: int = 0) -> DetectionData:
     rng = np.random.default_rng(seed)
     labels = rng.random(count) < 0.3
     return chart_data(detection_curve(rng.normal(labels * distance, 1), labels), (0.01, 0.05))
@@ -30,13 +32,11 @@ def test_data_is_small_whatever_the_trials_and_true_to_the_curve():
     labels = rng.random(200_000) < 0.3
     curve = detection_curve(rng.normal(labels * 2.0, 1), labels)
     data = chart_data(curve, (0.01,))
-    assert len(json.dumps(data)) < 50_000 and 200 < len(data["p_miss"]) <= 602
+    assert len(json.dumps(to_json(data))) < 50_000 and 200 < len(data.p_miss) <= 602
     points = set(zip(curve.p_miss.tolist(), curve.p_fa.tolist(), strict=True))
-    assert set(zip(data["p_miss"], data["p_fa"], strict=True)) <= points
-    assert (data["p_miss"][0], data["p_fa"][0], data["p_miss"][-1], data["p_fa"][-1]) == (0, 1, 1, 0)
-    assert sum(data["histogram"]["target"]) == pytest.approx(1) and sum(
-        data["histogram"]["non-target"]
-    ) == pytest.approx(1)
+    assert set(zip(data.p_miss, data.p_fa, strict=True)) <= points
+    assert (data.p_miss[0], data.p_fa[0], data.p_miss[-1], data.p_fa[-1]) == (0, 1, 1, 0)
+    assert sum(data.target) == pytest.approx(1) and sum(data.nontarget) == pytest.approx(1)
 
 
 def test_normal_scores_give_a_straight_line_through_the_marks():
@@ -56,7 +56,8 @@ def test_normal_scores_give_a_straight_line_through_the_marks():
     [([2, 1], [1, 0]), ([1, 2], [1, 0]), ([1, 1, 1], [1, 0, 0]), ([-np.inf, 0, np.inf], [0, 1, 1])],
 )
 def test_odd_trials_still_give_charts_inside_the_frame(scores, labels):
-    data = json.loads(json.dumps(chart_data(detection_curve(scores, labels), (0.01, 0.05))))
+    written = json.loads(json.dumps(to_json(chart_data(detection_curve(scores, labels), (0.01, 0.05)))))
+    data = convert(DetectionData, written, "detection.json")
     chart = det_chart({"a": data, "b": data}) + score_histogram(data)
     Page(chart)
     drawn = places(chart, r'<circle cx="([\d.]+)" cy="([\d.]+)"') + places(chart, r"([\d.]+),([\d.]+)")
@@ -67,7 +68,7 @@ def test_odd_trials_still_give_charts_inside_the_frame(scores, labels):
 def test_the_report_holds_the_charts_of_every_system(tmp_path: Path):
     name = "<b>lora</b>"
     (tmp_path / "results.json").write_text(json.dumps({"task": "speaker verification", **entry(0.2)}))
-    (tmp_path / "detection.json").write_text(json.dumps({name: system(2), "frozen": system(1)}))
+    write_json(tmp_path / "detection.json", {name: system(2), "frozen": system(1)})
     text = write_report(tmp_path).read_text()
     page = Page(text)
     assert page.text.count(name) >= 2 and "false alarms, %" in page.text and "% of its kind" in page.text

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import base64
+import copy
 import io
 import json
+import math
+import random
 import re
+import shlex
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import soundfile
 import torch
@@ -18,10 +23,17 @@ from hypothesis import strategies as st
 
 from speech_adapters.data.audio import SAMPLE_RATE, write_audio
 from speech_adapters.errors import InputError
+from speech_adapters.files import to_json
+from speech_adapters.metrics.detection import detection_curve
 from speech_adapters.reports.charts import Line, bar_chart, line_chart, scatter_chart, ticks
+from speech_adapters.reports.detection_charts import chart_data
+from speech_adapters.reports.page import render
 from speech_adapters.reports.report import method_rows, summary_table, write_report
+from speech_adapters.reports.sound import log_mel
+from speech_adapters.reports.summary import columns_of
+from speech_adapters.reports.usage import how_to_use
 
-VOID = {"meta", "br", "line", "circle", "rect", "polyline"}
+VOID = {"meta", "br", "line", "circle", "rect", "polyline", "polygon", "img"}
 
 
 class Page(HTMLParser):
@@ -143,15 +155,17 @@ def test_page_holds_everything_and_fetches_nothing(tmp_path: Path) -> None:
     page, text = page_of(folder)
     for shown in ("asr: elp on tiny-wavlm", "5.01 hours, 120 speakers", "30.2", "67.1", "aaaaaaaaaaaa", "seed: 7"):
         assert shown in page.text
-    for shown in ("u1", "speaker s1", "1 errors in 2 words", "HYP: A   CAT", "held-out rate", '"torch": "2.11.0"'):
+    for shown in ("u1", "speaker s1", "1 error in 2 words", "HYP: A   CAT", "dev rate, %", '"torch": "2.11.0"'):
         assert shown in page.text
     assert "<strong>30.2</strong>" in text and "<strong>67.1</strong>" not in text
     assert page.tags.count("polyline") == 4
     assert text.count("<rect") == 5
     assert all(source.startswith("data:") for source in page.sources)
-    assert not re.search(r"https?://|@import|url\(", text)
-    assert "default-src 'none'" in text
-    (source,) = page.sources
+    assert not re.search(r"https?://|@import|url\(", text) and "script" not in page.tags
+    assert "default-src &#39;none&#39;" in text
+    source, picture = page.sources
+    pixels = base64.b64decode(picture.partition(",")[2])
+    assert pixels.startswith(b"\x89PNG") and int.from_bytes(pixels[16:20]) == 101  # a column every 10 ms of a second
     sound, rate = soundfile.read(io.BytesIO(base64.b64decode(source.partition(",")[2])), dtype="float32")
     assert rate == SAMPLE_RATE
     torch.testing.assert_close(
@@ -159,22 +173,219 @@ def test_page_holds_everything_and_fetches_nothing(tmp_path: Path) -> None:
     )
 
 
-def test_everything_is_escaped(tmp_path: Path) -> None:
-    evil = "<script>alert('x')</script>&\"{style}"
-    folder = write_run(
-        tmp_path,
-        results=results(
-            task=evil, encoder=evil, adapter=evil, baselines={evil: entry(0.5)}, seed=evil,
-            data={evil: {evil: evil}}, versions={evil: evil}, git_commit=evil, device=evil,
+EVIL = "<script>alert('x')</script>&\"' onload=x {style}{{ 7 * 7 }}</title></style><b>"
+
+
+def everything(text: str = "elp") -> dict[str, Any]:
+    """Every file of a run folder, ``text`` in each place where a text may stand."""
+    rate = {"value": 0.5, "low": 0.4, "high": 0.6}
+    classes = {
+        "per_class": {text: {"support": 3, "recall": rate, "precision": rate, "f1": rate}},
+        "confusion": {"labels": [text], "counts": [[3]]},
+    }
+    own = entry(0.3)
+    curve = chart_data(detection_curve([0.1, 0.9, 0.4, 0.8], [0, 1, 0, 1]), (0.01,))
+    mark = {"name": text, "p_miss": 0.5, "p_fa": 0.25}
+    mistakes = [
+        {
+            "id": text,
+            "speaker": text,
+            "reference": text,
+            "hypothesis": text,
+            "alignment": text,
+            "errors": 1,
+            "words": 2,
+        },
+        {"id": text, "reference": text, "hypothesis": text, "audio_filepath": text, "offset": 0.0, "duration": 1.0},
+    ]
+    return {
+        "results": results(
+            task=text, encoder=text, adapter=text, seed=text, versions={text: text}, git_commit=text, device=text,
+            data={"train": {text: text, "hours": 5.0}, text: {text: text}},
+            metrics=own["metrics"] | classes | {text: rate},
+            baselines={f"{text} 0": entry(0.5), f"{text} 1": entry(0.5) | {"metrics": own["metrics"] | classes}},
         ),
-        metrics=[{"step": 0, "loss": 1.0, "method": evil}],
-        config=f"x: {evil}\n",
-        worst=[dict.fromkeys(("id", "speaker", "audio_filepath", "reference", "hypothesis", "errors", "words"), evil)],
-        layer_weights={evil: {evil: 1.0}},
-    )  # fmt: skip
-    page, text = page_of(folder)
-    assert "script" not in page.tags and "<script" not in text
-    assert evil in page.text
+        "metrics": [{"step": i, "loss": 1.0, "eval_wer": 0.5, "method": text, f"{text}_loss": 0.5} for i in range(3)],
+        "config": f"x: {text}\n",
+        "worst": mistakes,
+        "layer_weights": {text: {text: 1.0}, "plain": [0.5, 0.5]},
+        "detection": {
+            text: to_json(curve) | {"marks": [mark]},
+            f"{text} 2": to_json(curve),
+        },
+        "domains": {"metric": text, "cells": {text: {text: rate}, "other": {text: rate | {"value": 0.9}}}},
+        "attention": {text: {text: {text: 0.5}}},
+    }  # fmt: skip
+
+
+def test_everything_is_escaped(tmp_path: Path) -> None:
+    (tmp_path / "adapters" / "elp").mkdir(parents=True)
+    plain, _ = page_of(write_run(tmp_path, **everything()))
+    page, text = page_of(write_run(tmp_path, **everything(EVIL)))
+    assert not {"script", "b"} & (set(page.tags) - set(plain.tags)) and "<script" not in text
+    # The lines to copy belong to the plain page alone: no folder has such a name.
+    assert len(page.tags) <= len(plain.tags) and page.text.count(EVIL) >= 20
+    assert "49" not in re.sub(r"[\d.]{3,}", "", page.text)  # nor is a template in a name carried out
+    curves = render("curves.html.j2", title=EVIL, chart=line_chart([Line(EVIL, [(0, 1), (1, 2)])], EVIL, EVIL))
+    assert "script" not in Page(curves).tags and Page(curves).text.count(EVIL) == 5
+
+
+def test_copied_lines_quote_names_and_load_the_adapter(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from speech_adapters import CTCHead, SpeechAdapterModel
+    from speech_adapters.text import Vocabulary
+
+    folder = tmp_path / 'it\'s; a "run" $HOME'
+    model = SpeechAdapterModel.from_pretrained("tiny-wavlm")
+    model.add_adapter("lora-l-seed0", "lora+l")
+    model.add_head("asr", CTCHead(Vocabulary.wav2vec2()))
+    model.save_adapter("lora-l-seed0", folder / "adapters" / "lora-l-seed0")
+    model.save_head("asr", folder / "heads" / "lora-l-seed0")
+    shown = how_to_use(results(adapter="lora+l"), folder)
+    command = shlex.split(shown["Transcribe"])
+    assert Path(command[command.index("--adapter") + 1]) == folder / "adapters" / "lora-l-seed0"
+    write_audio(tmp_path / "call.wav", torch.rand(SAMPLE_RATE) - 0.5)
+    exec(shown["Python"].replace("'call.wav'", repr(str(tmp_path / "call.wav"))), {})
+    assert capsys.readouterr().out.endswith("\n")
+    assert how_to_use(results(adapter="other"), folder) == {} == how_to_use(results(encoder=None), folder)
+
+
+def test_a_method_has_one_colour_in_every_chart(tmp_path: Path) -> None:
+    run = everything("first")
+    run["results"]["adapter"] = "lora+l"
+    run["results"]["baselines"] = {"second": entry(0.5), "third": entry(0.6)}
+    run["metrics"] = [
+        {"step": s, "loss": 1.0 + s, "eval_loss": 1.5, "method": m}
+        for s in range(3) for m in ("third", "lora-l-fold1-seed0", "lora-l-fold2-seed0")
+    ]  # fmt: skip
+    run["detection"] = {"third": run["detection"]["first"], "lora+l": run["detection"]["first"]}
+    run["layer_weights"] = {"third": [0.5, 0.5]}
+    _, text = page_of(write_run(tmp_path, **run))
+    lines = re.findall(r'stroke:(var\(--c\d+\))" stroke-dasharray="[^"]*"/></svg> ([^<:]*)', text)
+    dots = re.findall(r'fill:(var\(--c\d+\))"><title>([^:<]*): [\dMk.]+, ', text)
+    shown = {(color, name) for color, name in lines + dots if name != "target"}
+    colors = {name: color for color, name in shown}
+    assert colors == {"lora+l": "var(--c0)", "second": "var(--c1)", "third": "var(--c2)"}
+    assert len(shown) == 3 and "third: dev loss" in text
+    assert len(re.findall(r'<rect [^>]*style="fill:var\(--c2\)', text)) == 2  # its layer weights
+
+
+def test_bold_is_only_what_no_interval_reaches() -> None:
+    def best(**values: tuple[float, ...]) -> int | None:
+        metric = next(iter(values)).rstrip("0123456789")
+        rows = [{"method": m, "metrics": {metric: dict(zip(("value", "low", "high"), v, strict=False))}}
+                for m, v in values.items()]  # fmt: skip
+        return columns_of(rows)[1].best
+
+    assert best(wer0=(0.2, 0.1, 0.3), wer1=(0.5, 0.4, 0.6)) == 0
+    assert best(wer0=(0.2, 0.1, 0.3), wer1=(0.25, 0.2, 0.4)) is None
+    assert best(wer0=(0.2, 0.1, 0.3), wer1=(0.5,)) is None and best(wer0=(0.2, 0.1, 0.3)) is None
+    assert best(ua0=(0.2, 0.1, 0.3), ua1=(0.5, 0.4, 0.6)) == 1
+    assert best(kappa0=(0.2, 0.1, 0.3), kappa1=(0.5, 0.4, 0.6)) is None  # whose direction is not known
+
+
+def test_classes_are_not_called_words(tmp_path: Path) -> None:
+    mistake = {"id": "u1", "reference": "calm (20 %)", "hypothesis": "angry (80 %)"}
+    page, _ = page_of(write_run(tmp_path, results=results(), worst=[mistake]))
+    assert "true class" in page.text and "predicted" in page.text and "Most confident mistakes" in page.text
+    assert not re.search("REF|HYP|reference|hypothesis|Worst", page.text)
+
+
+ODD = (
+    None,
+    True,
+    -1,
+    0,
+    1e308,
+    -1e-320,
+    10**400,
+    math.nan,
+    math.inf,
+    "",
+    "x",
+    "\ud800",
+    "\0",
+    [],
+    {},
+    [[]],
+    {"a": []},
+)
+
+
+def places_of(value: Any) -> list[tuple[Any, Any]]:
+    """Every container of a JSON value with each of its keys or indices."""
+    keys = list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+    return [(value, key) for key in keys] + [place for key in keys for place in places_of(value[key])]
+
+
+def mutate(content: Any, rng: random.Random) -> str:
+    """The content as JSON after one damage: another value, a key that went or changed, a cut, a wrong byte."""
+    content = copy.deepcopy(content)
+    box, key = rng.choice(places_of([content]))
+    kind = rng.randrange(6)
+    if kind == 0 and isinstance(box, dict):
+        box[f"{key}x"] = box.pop(key)
+    elif kind == 1:
+        del box[key]
+    else:
+        box[key] = rng.choice(ODD)
+    text = json.dumps(content)
+    if kind == 4:
+        return text[: rng.randrange(len(text))]
+    if kind == 5:
+        at = rng.randrange(len(text))
+        return text[:at] + rng.choice('[]{}",:0-e\n\u2028') + text[at + 1 :]
+    return text
+
+
+@pytest.mark.parametrize("name", sorted(set(everything()) - {"config"}))
+def test_damaged_files_give_a_page_or_a_sentence(name: str, tmp_path: Path) -> None:
+    whole = everything()
+    write_run(tmp_path, **whole)
+    path = tmp_path / ("metrics.jsonl" if name == "metrics" else f"{name}.json")
+    rng = random.Random(name)
+    refused = 0
+    for _ in range(60):
+        if name == "metrics":
+            lines = [json.dumps(line) for line in whole[name]]
+            lines[rng.randrange(3)] = mutate(whole[name][0], rng)
+            path.write_text("\n".join(lines))
+        else:
+            path.write_text(mutate(whole[name], rng))
+        try:
+            page, text = page_of(tmp_path)
+            assert "nan" not in re.findall(r'(?:x|y|width|height|points)="[^"]*?(nan|inf)', text)
+        except InputError as error:
+            refused += 1
+            assert path.name in str(error)
+    assert 0 < refused < 60
+    for damage in (b"\xff\xfe", b"[" * 100_000, b"1" * 10_000, b'"' * 3):
+        path.write_bytes(damage + b"\n{}\n")
+        with pytest.raises(InputError, match=re.escape(path.name)):
+            write_report(tmp_path)
+
+
+def test_errors_name_file_and_key(tmp_path: Path) -> None:
+    run = everything()
+    run["results"]["baselines"]["elp 1"]["metrics"]["confusion"] = {"labels": ["a"], "counts": [[1, 2]]}
+    with pytest.raises(InputError, match=r"results.json: baselines.elp 1.metrics.confusion: the counts of 1 classes"):
+        write_report(write_run(tmp_path, **run))
+    run = everything()
+    run["worst"][1]["duration"] = "long"
+    with pytest.raises(InputError, match=r"worst.json: 1.duration: expected .*number.*, got 'long'"):
+        write_report(write_run(tmp_path, **run))
+    run = everything()
+    run["detection"]["elp"]["p_fa"][0] = 2
+    with pytest.raises(InputError, match=r"detection.json: elp: error rates lie between 0 and 1"):
+        write_report(write_run(tmp_path, **run))
+
+
+def test_spectrogram_of_a_tone_is_dark_at_its_pitch() -> None:
+    low, high = (
+        log_mel(np.sin(np.arange(8000) * hertz * 2 * np.pi / SAMPLE_RATE).astype("f")) for hertz in (300, 5000)
+    )
+    assert low.shape == (64, 51) and low.dtype == np.uint8
+    assert low.mean(1).argmin() > 48 > 16 > high.mean(1).argmin()  # the first row is the highest band
+    assert log_mel(np.zeros(3, dtype="f")).shape[0] == 64
 
 
 def test_a_bare_run_still_gets_a_page(tmp_path: Path) -> None:
@@ -192,7 +403,7 @@ def test_missing_or_broken_files_are_named(tmp_path: Path) -> None:
     for name, content in (("worst", {}), ("layer_weights", []), ("metrics", [3]), ("results", [])):
         (tmp_path / "worst.json").unlink(missing_ok=True)
         write_run(tmp_path, **{name: content})
-        with pytest.raises(InputError, match=f"{name}.json.*: expected a JSON"):
+        with pytest.raises(InputError, match=f"{name}.json.*: expected "):
             write_report(tmp_path)
         write_run(tmp_path, results=results(), worst=[], layer_weights={}, metrics=[])
     assert not (tmp_path / "report.html").exists()
@@ -223,13 +434,13 @@ def test_charts_of_odd_data_stay_inside_the_frame() -> None:
         chart = line_chart([Line("a", points)], "x", "y")
         drawn = re.findall(r'points="([^"]*)"', chart)[0].split()
         for x, y in (map(float, point.split(",")) for point in drawn):
-            assert 56 <= x <= 628 and 10 <= y <= 222
+            assert 50 <= x <= 428 and 10 <= y <= 202
     assert scatter_chart({}, "x", "y") == ""
     for named in ({"a": (1.0, 5.0)}, {"a": (7.0, 0.0), "b": (9e7, 0.0)}, {"<b>": (3e5, -1.0), "c": (10.0, 40.0)}):
         chart = scatter_chart(named, "x", "y")
         assert "<b>" not in chart and chart.count("<circle") == len(named)
         for x, y in re.findall(r'cx="([^"]*)" cy="([^"]*)"', chart):
-            assert 56 <= float(x) <= 628 and 10 <= float(y) <= 222
+            assert 50 <= float(x) <= 428 and 10 <= float(y) <= 202
     crowd = scatter_chart({f"method {i}": (2.1e6, 50 + 0.01 * i) for i in range(5)}, "x", "y")
     names = sorted(float(y) for y in re.findall(r'y="([^"]*)" text-anchor="\w+">method', crowd))
     assert all(below - above >= 11 for above, below in zip(names, names[1:], strict=False)) and ">5M<" in crowd

@@ -124,12 +124,10 @@ def _read(path: Path, shape: Any, missing: Any) -> Any:
 
 def _check_results(path: Path, results: Any) -> dict[str, Any]:
     found: dict[str, Any] = convert(dict[str, Any], results, str(path))
-    places = {"": found}
-    for name in ("data", "baselines"):
-        found[name] = convert(dict[str, Any], found.get(name) or {}, str(path), name)
-    for name, entry in found["baselines"].items():
-        places[f"baselines.{name}."] = convert(dict[str, Any], entry, str(path), f"baselines.{name}")
-    for place, entry in places.items():
+    found["data"] = convert(dict[str, Any], found.get("data") or {}, str(path), "data")
+    baselines = convert(dict[str, dict[str, Any]], found.get("baselines") or {}, str(path), "baselines")
+    found["baselines"] = baselines
+    for place, entry in [("", found), *((f"baselines.{name}.", entry) for name, entry in baselines.items())]:
         for name in ("metrics", "parameters"):
             entry[name] = convert(dict[str, Any], entry.get(name) or {}, str(path), place + name)
         metrics = entry["metrics"]

@@ -37,7 +37,7 @@ def sound_of(path: Path, offset: float = 0.0, duration: float | None = None, byt
     import soundfile  # type: ignore[import-untyped]
 
     try:
-        waveform = read_audio(path, offset=offset, duration=min(duration or MOST_SECONDS, MOST_SECONDS))
+        waveform = read_audio(path, offset=offset, duration=duration and min(duration, MOST_SECONDS))
     except (OSError, ValueError) as error:  # the reader's own errors, and those of names that no file can have
         return Sound(note=f"no audio: {str(error).replace(str(path), path.name)}")
     samples = waveform[: int(MOST_SECONDS * SAMPLE_RATE)].clamp(-1.0, 1.0).numpy()
