@@ -147,7 +147,7 @@ def load_weights(model: nn.Module, key: str, source: Path, part: str = "") -> No
     from safetensors.torch import load_file
 
     if (source / "checkpoint.pt").is_file():
-        tensors = torch.load(source / "checkpoint.pt", map_location="cpu")["model"]
+        tensors = torch.load(source / "checkpoint.pt", map_location="cpu", weights_only=True)["model"]
     elif (file := source / "model.safetensors").is_file():
         tensors = load_file(str(file))
     else:
@@ -357,7 +357,7 @@ class Run:
     def load(self) -> None:
         path = self.folder.path / "checkpoint.pt"
         try:
-            content = torch.load(path, map_location="cpu")
+            content = torch.load(path, map_location="cpu", weights_only=True)
         except (RuntimeError, EOFError, OSError) as error:
             raise CheckpointError(f"{path}: cannot be read ({error}); remove it to begin anew") from error
         self.student.load_state_dict(content["model"])

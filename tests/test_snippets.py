@@ -143,11 +143,12 @@ ALL = [block for page in PAGES if page.is_file() for block in blocks(page)]
 
 
 @pytest.mark.parametrize("page", sorted({block.page for block in ALL if block.kind == "python"}))
-def test_python_blocks_run(page: str, workplace: Path) -> None:
+def test_python_blocks_run(page: str, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = ModuleType("snippets")  # a module, so that the classes of a page pickle
     if page.startswith("docs/methods/"):
         module.__dict__["model"] = small_model()
-    with patch.dict(sys.modules, {"snippets": module}), patch.dict(METHODS), patch.dict(small_models.METHODS):
+    monkeypatch.setitem(sys.modules, "snippets", module)
+    with patch.dict(METHODS), patch.dict(small_models.METHODS):  # what a page adds to them goes with it
         for block in ALL:
             if (block.page, block.kind, block.reason) == (page, "python", None):
                 padded = "\n" * (block.line - 1) + block.code  # so that a traceback names the page's own line
