@@ -202,7 +202,8 @@ def resample(waveform: torch.Tensor, orig_rate: int, new_rate: int) -> torch.Ten
     if waveform.is_cuda:
         import torchaudio
 
-        return torchaudio.functional.resample(waveform, orig_rate, new_rate)
+        resampled: torch.Tensor = torchaudio.functional.resample(waveform, orig_rate, new_rate)
+        return resampled
     return torch.from_numpy(soxr.resample(waveform.detach().to(torch.float32).numpy(), orig_rate, new_rate))
 
 
@@ -259,7 +260,7 @@ _UNKNOWN = 1 << 62
 """libsndfile's frame count is above this where the header leaves the length open (FLAC written to a pipe)."""
 
 
-class _Stream(soundfile.SoundFile):
+class _Stream(soundfile.SoundFile):  # type: ignore[misc]  # soundfile has no types
     """A file that is read from front to back: soundfile seeks after each read of a seekable one, which is slow in Ogg
     and fails at the end of a FLAC of unknown length. :meth:`seek` itself works as ever."""
 
@@ -352,7 +353,7 @@ def _reason(error: Exception) -> str:
 
 
 def _existing(path: Path) -> Path:
-    """``path``, or the file whose name looks the same: é is one code point or two, and file systems tell them apart."""
+    """``path``, or the file whose name looks the same: é is one code point or two, which disks keep apart."""
     if str(path).isascii() or os.path.exists(path):
         return path
     found = Path(path.anchor)

@@ -24,8 +24,8 @@ from speech_adapters.data.audio import check_audio_file
 from speech_adapters.errors import AudioError
 
 _SETTLED = 2.0
-"""Seconds after its last change from which a file's answer is remembered: within one tick of the file system's clock it
-could change again unnoticed."""
+"""Seconds after its last change from which a file's answer is remembered: within one tick of the disk's clock it could
+change again unnoticed."""
 
 _RULES = 1
 """Raise it when :func:`~speech_adapters.data.audio.check_audio_file` refuses more than before."""

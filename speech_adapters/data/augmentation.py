@@ -184,4 +184,4 @@ def _band_pass(low: float, high: float) -> np.ndarray:
     """Butterworth band pass of order 8: recursive filters give the same bits on every processor, FFTs do not."""
     from scipy.signal import butter
 
-    return butter(4, (low, high), "bandpass", fs=TELEPHONE_RATE, output="sos")
+    return np.asarray(butter(4, (low, high), "bandpass", fs=TELEPHONE_RATE, output="sos"))

@@ -42,18 +42,13 @@ SHOWN_PROBLEMS = 20
 
 
 class _PathField:
-    """A field that takes a path and gives a Path, made on access: in a million lines, Paths take most of the memory."""
+    """A field that takes a path and gives a Path, made on access: Paths took most of the memory of a million lines."""
 
-    def __get__(self, utterance: Any, owner: type) -> Path:
-        if utterance is None:  # dataclass asks for a default: there is none
-            raise AttributeError
-        return Path(utterance._path)
+    def __get__(self, utterance: Any, owner: type) -> Any:
+        return self if utterance is None else Path(utterance._path)
 
     def __set__(self, utterance: Any, path: str | os.PathLike[str]) -> None:
         object.__setattr__(utterance, "_path", path)
-
-
-_PATH: Any = _PathField()
 
 
 @dataclass(frozen=True)
@@ -64,8 +59,8 @@ class Utterance:
     """
 
     id: str
-    audio_filepath: Path = _PATH
-    duration: float = field()
+    audio_filepath: Path
+    duration: float
     offset: float = 0.0
     text: str | None = None
     speaker: str | None = None
@@ -89,6 +84,9 @@ class Utterance:
         """
         channel = channel if self.channel is None else self.channel
         return read_audio(self.audio_filepath, offset=self.offset, duration=self.duration, channel=channel)
+
+
+Utterance.audio_filepath = _PathField()  # type: ignore[assignment]
 
 
 class Manifest(Sequence[Utterance]):
@@ -320,7 +318,7 @@ class Manifest(Sequence[Utterance]):
         """
         if (hours is None) == (size is None):
             raise ManifestError(f"{self.name}: subset needs hours= or size=, and only one of them")
-        if not 0 < (size if hours is None else hours) < float("inf"):
+        if not 0 < (hours or size or 0) < math.inf:
             raise ManifestError(f"{self.name}: subset of hours={hours}, size={size}; ask for more than 0")
         if size is not None and size > len(self):
             raise ManifestError(f"{self.name}: subset of size={size} but there are {len(self)}; ask for less")
@@ -546,7 +544,8 @@ def _utterance(entry: dict[str, Any], root: str, shared: _Shared) -> Utterance:
     path = os.path.join(root, audio)
     if "./" in path or "//" in path or os.sep != "/":
         path = os.path.normpath(path)  # not resolve(): a link's own name may be the id
-    return Utterance(name, path, duration, offset, *values, extra=extra, channel=channel)  # type: ignore[arg-type]
+    texts = dict(zip(TEXT_KEYS, values, strict=True))
+    return Utterance(name, path, duration, offset, **texts, extra=extra, channel=channel)  # type: ignore[arg-type]
 
 
 def _seconds(value: Any, key: str) -> float:
@@ -556,7 +555,7 @@ def _seconds(value: Any, key: str) -> float:
         except OverflowError:
             value = math.inf
         if math.isfinite(value):
-            return value
+            return float(value)
     raise ManifestError(f"{key} is {value!r}, expected seconds as a number")
 
 
@@ -584,8 +583,8 @@ def _check_extra(extra: dict[str, Any]) -> None:
 def _check_names(utterance: Utterance, where: str = "") -> None:
     """Names go into lines of text files; no text may hold half a surrogate pair, which no file can."""
     u = utterance
-    for key, value in (("id", u.id), ("audio_filepath", str(u.audio_filepath)), ("speaker", u.speaker),
-                       ("emotion", u.emotion), ("label", u.label), ("domain", u.domain), ("lang", u.lang)):  # fmt: skip
+    for key in ("id", "audio_filepath", *TEXT_KEYS):
+        value = None if key == "text" or getattr(u, key) is None else str(getattr(u, key))
         if value is not None and not value.isprintable() and any(s < " " or s == "\x7f" for s in value):
             raise ManifestError(f"{where}{key} is {value!r}, with a control character; remove it")
     for key in ("id", "audio_filepath", *TEXT_KEYS):

@@ -108,7 +108,8 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         if missing := [key for key in _NEEDED if key not in (rows.fieldnames or ())]:
             raise InputError(f"{path}:1: no column {missing[0]!r}; there are {', '.join(rows.fieldnames or ())}")
         for row in rows:
-            yield f"{path}:{rows.line_num}", {key: row.get(key) for key in (*_NEEDED, "speaker", "run") if row.get(key)}
+            given = {key: row.get(key) for key in (*_NEEDED, "speaker", "run") if row.get(key)}
+            yield f"{path}:{rows.line_num}", given
     except csv.Error as error:
         raise InputError(f"{path}:{rows.line_num}: not a table ({error}); check its delimiter") from error
 

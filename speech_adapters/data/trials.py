@@ -241,7 +241,8 @@ def resolve(trials: TrialList, index: UtteranceIndex, enrolment: Enrolment | Non
         if enrolment is None:
             models.append((index.find(name, at(trials.enrol, number)),))
         elif name in enrolment.models:
-            models.append(tuple(index.find(utterance, in_map(enrolment, name)) for utterance in enrolment.models[name]))
+            error = in_map(enrolment, name)
+            models.append(tuple(index.find(utterance, error) for utterance in enrolment.models[name]))
         else:
             raise at(trials.enrol, number)(f"model {name!r} is not in {enrolment.name}; add its line there")
     tests = [index.find(name, at(trials.test, number)) for number, name in enumerate(trials.test_names)]

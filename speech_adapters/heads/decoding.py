@@ -271,9 +271,11 @@ def _arpa_words(path: Path) -> list[str]:
     """The unigrams of an ARPA file, ``\\data\\ ngram 1=N ... \\1-grams: <log10 p> <word> [back-off] ... \\end\\``."""
     damaged = f"{path}: the file is cut short or damaged; make or download it again"
     try:
-        with gzip.open(path, "rt", encoding="utf-8-sig") if path.suffix == ".gz" else path.open(
-            encoding="utf-8-sig"
-        ) as file:
+        with (
+            gzip.open(path, "rt", encoding="utf-8-sig")
+            if path.suffix == ".gz"
+            else path.open(encoding="utf-8-sig") as file
+        ):
             # Comments may stand before the data; a file without the mark is no ARPA file, whatever its size.
             if not any(line.strip() == "\\data\\" for line in islice(file, 1000)):
                 raise TextError(f"{path}: not an ARPA file (no line \\data\\ at its start); give an n-gram model")
