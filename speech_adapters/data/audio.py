@@ -149,7 +149,7 @@ def pack(waveform: torch.Tensor) -> tuple[torch.Tensor, float]:
     Audio of 16-bit files comes back bit for bit; any other is exact to 16 bits of its own peak, however loud or quiet.
     """
     whole = waveform * 32768
-    if torch.equal(whole, whole.round()) and -32768 <= whole.min() and whole.max() <= 32767:
+    if torch.equal(whole, whole.round()) and whole.min() >= -32768 and whole.max() <= 32767:
         return whole.to(torch.int16), 1 / 32768
     scale = float(waveform.abs().max()) / 32767
     return (waveform.double() / scale).round().to(torch.int16), scale
@@ -348,7 +348,7 @@ def _read(file: soundfile.SoundFile, count: int, pick: int | Literal["mix"]) -> 
 
 
 def _reason(error: Exception) -> str:
-    """libsndfile's own words, without the path that soundfile puts before them."""
+    """Libsndfile's own words, without the path that soundfile puts before them."""
     return str(getattr(error, "error_string", "") or getattr(error, "strerror", "") or error).rstrip(".")
 
 

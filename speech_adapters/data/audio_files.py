@@ -117,7 +117,7 @@ def _settled(identity: str, latest: int) -> bool:
 
 def _worth_remembering(value: str) -> bool:
     """Hashes and sound files; a fault is looked at again, since it may lie in rights or a disk that comes back."""
-    return value == _SOUND or len(value) == 64 and " " not in value
+    return value == _SOUND or (len(value) == 64 and " " not in value)
 
 
 def _recall(wanted: dict[str, tuple[Path, str]]) -> Iterator[tuple[str, str]]:

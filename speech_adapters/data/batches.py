@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -22,7 +23,30 @@ from speech_adapters.heads.ctc import CTCHead, check_ctc_lengths
 IGNORE = -100
 
 
-class SpeechDataset(Dataset):
+Item = dict[str, Any]
+"""What a dataset gives of one utterance; see :class:`SpeechDataset`."""
+
+
+class UtteranceDataset(Dataset[Item]):
+    """What training and evaluation read: an item per utterance of ``manifest``.
+
+    Attributes:
+        epoch: of the training, which random crops and augmentation follow.
+        durations: seconds of each utterance, as it will be heard.
+    """
+
+    manifest: Manifest
+    epoch: int = 0
+
+    @property
+    def durations(self) -> list[float]:
+        return [utterance.duration for utterance in self.manifest]
+
+    def __len__(self) -> int:
+        return len(self.manifest)
+
+
+class SpeechDataset(UtteranceDataset):
     """Utterances of a manifest as ``{"waveform": (samples,), "target": (U,) or None, "index": int}``.
 
     Args:
@@ -44,15 +68,10 @@ class SpeechDataset(Dataset):
     ) -> None:
         self.manifest, self.target, self.augmentation, self.seed = manifest, target, augmentation, seed
         self.crop_seconds = crop_seconds
-        self.epoch = 0
         self._kept: dict[int, tuple[Tensor, float]] | None = {} if keep_in_memory else None
-
-    def __len__(self) -> int:
-        return len(self.manifest)
 
     @property
     def durations(self) -> list[float]:
-        """Seconds of each utterance, crops taken into account."""
         longest = self.crop_seconds or float("inf")
         return [min(utterance.duration, longest) for utterance in self.manifest]
 
@@ -67,7 +86,7 @@ class SpeechDataset(Dataset):
             return unpack(*self._kept[index])
         return audio
 
-    def __getitem__(self, index: int) -> dict:
+    def __getitem__(self, index: int) -> Item:
         audio = self.waveform(index)
         rng = np.random.default_rng((self.seed, self.epoch, index))
         if self.augmentation is not None:
@@ -79,7 +98,7 @@ class SpeechDataset(Dataset):
         check_waveform(audio, self.manifest[index].audio_filepath)
         return {"waveform": audio, **self.labels(index)}
 
-    def labels(self, index: int) -> dict:
+    def labels(self, index: int) -> Item:
         """All but the sound: ``target``, what the head learns from an utterance as ids or None, and ``index``."""
         target = None if self.target is None else torch.tensor(self.target(self.manifest[index]))
         return {"target": target, "index": index}
@@ -95,13 +114,13 @@ class GuidedDataset(SpeechDataset):
         super().__init__(manifest, **options)
         self.domains = list(domains)
 
-    def labels(self, index: int) -> dict:
+    def labels(self, index: int) -> Item:
         domain = self.manifest[index].domain
         guide = self.domains.index(domain) if domain in self.domains else IGNORE
         return {**super().labels(index), "guide": guide}
 
 
-def collate(items: Sequence[dict]) -> dict[str, Tensor]:
+def collate(items: Sequence[Item]) -> dict[str, Tensor]:
     """Pad to ``waveforms`` (B, S), ``lengths`` (B,), ``targets`` (B, U) padded with -100, ``indices`` (B,); with
     ``guide`` (B,) where the dataset has one.
 
@@ -125,7 +144,7 @@ def collate(items: Sequence[dict]) -> dict[str, Tensor]:
     return batch
 
 
-def model_inputs(batch: dict[str, Tensor], device: torch.device) -> dict:
+def model_inputs(batch: Item, device: torch.device) -> Item:
     """What of a collated batch the model's forward takes, without targets, on its device."""
     inputs = {key: value for key, value in batch.items() if key not in ("indices", "targets")}
     return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in inputs.items()}
@@ -192,8 +211,8 @@ class LengthBatches(Sampler[list[int]]):
 
 
 def training_loader(
-    dataset: SpeechDataset, batches: LengthBatches, epoch: int, start: int = 0, workers: int = 0
-) -> DataLoader:
+    dataset: UtteranceDataset, batches: LengthBatches, epoch: int, start: int = 0, workers: int = 0
+) -> DataLoader[Item]:
     """The batches of one epoch from place ``start`` on; batches and augmentation know the epoch."""
     batches.set_epoch(epoch)
     dataset.epoch = epoch
@@ -211,7 +230,7 @@ def ignore_interrupts(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def evaluation_loader(dataset: SpeechDataset, batch_seconds: float) -> DataLoader:
+def evaluation_loader(dataset: UtteranceDataset, batch_seconds: float) -> DataLoader[Item]:
     """Every utterance once, sorted by length, at most ``batch_seconds`` a batch."""
     batches = LengthBatches(dataset.durations, batch_seconds, shuffle=False)
     return DataLoader(dataset, batch_sampler=batches, collate_fn=collate)

@@ -59,7 +59,7 @@ def _decoded(manifest: Manifest, scales: np.ndarray) -> Iterator[tuple[int, np.n
         yield number, samples.numpy()
 
 
-class Crops(Dataset):
+class Crops(Dataset[tuple[Tensor, Tensor]]):
     """One pass over the speech as batches (clean, heard), each (B, samples) with ``crops * crop_seconds`` of audio.
 
     Utterances shorter than a crop come whole, cut to the shortest of their batch. One factor of ``speeds`` is drawn a

@@ -59,7 +59,7 @@ def read_predictions(path: str | os.PathLike[str], *, n: int = 1000, seed: int =
             if not isinstance(row.get(key), str) or not row[key]:
                 raise InputError(f"{where}: {key} is {row.get(key)!r}, expected text; each line needs it")
         given = row.get("probabilities")
-        if given is not None and not isinstance(given, dict) or set(given or ()) != set(labels or ()):
+        if (given is not None and not isinstance(given, dict)) or set(given or ()) != set(labels or ()):
             raise InputError(
                 f"{where}: the probabilities are not of the classes of {first_where}; give all lines alike"
             )

@@ -83,12 +83,12 @@ class Store:
         rows = 0
         with atomic(_values(base)) as file:
             for number, array in arrays:
-                content = np.ascontiguousarray(array, dtype=dtype)
-                starts[number], counts[number], sums[number] = rows, len(content), zlib.crc32(content)
-                file.write(memoryview(content).cast("B"))
-                rows += len(content)
+                content = np.ascontiguousarray(array, dtype=dtype).tobytes()
+                starts[number], counts[number], sums[number] = rows, len(array), zlib.crc32(content)
+                file.write(content)
+                rows += len(array)
         with atomic(_index(base)) as file:
-            np.savez(file, starts=starts, counts=counts, sums=sums, **(told or {}))
+            np.savez(file, allow_pickle=False, starts=starts, counts=counts, sums=sums, **(told or {}))
 
     def __len__(self) -> int:
         return len(self.counts)
@@ -100,8 +100,8 @@ class Store:
         """Rows ``start`` to ``start + length`` of an array."""
         first = int(self.starts[number])
         if not self._seen[number]:
-            whole = np.ascontiguousarray(self._rows[first : first + int(self.counts[number])])
-            if zlib.crc32(whole) != self._sums[number]:
+            whole = self._rows[first : first + int(self.counts[number])]
+            if zlib.crc32(whole.tobytes()) != self._sums[number]:
                 raise self._damaged(ValueError(f"array {number} has changed"))
             self._seen[number] = True
         rows = self._rows[first + start : first + start + length]

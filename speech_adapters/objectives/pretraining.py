@@ -172,18 +172,18 @@ class MaskedPrediction(Learner):
 
     def before_update(self, update: int) -> None:
         for name in self._scheduled():
-            self.model.adapters[name].before_update(update, self.config.updates)
+            self.model.registry.adapter(name).before_update(update, self.config.updates)
 
     def after_update(self, update: int) -> None:
         for name in self._scheduled():
-            self.model.adapters[name].after_update(update + 1, self.config.updates)
+            self.model.registry.adapter(name).after_update(update + 1, self.config.updates)
 
     def state(self) -> dict[str, Any]:
-        return {name: self.model.adapters[name].schedule_state() for name in self._scheduled()}
+        return {name: self.model.registry.adapter(name).schedule_state() for name in self._scheduled()}
 
     def load_state(self, state: dict[str, Any]) -> None:
         for name in self._scheduled():
-            self.model.adapters[name].load_schedule_state(state[name])
+            self.model.registry.adapter(name).load_schedule_state(state[name])
 
     def _scheduled(self) -> tuple[str, ...]:
         return self.model.trained_adapters if self.only is None else ()

@@ -17,11 +17,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from speech_adapters.data.audio import SAMPLE_RATE
-from speech_adapters.data.batches import SpeechDataset, evaluation_loader
+from speech_adapters.data.batches import Item, SpeechDataset, UtteranceDataset, evaluation_loader
 from speech_adapters.data.store import Store
 from speech_adapters.errors import ConfigError
 from speech_adapters.model import SpeechAdapterModel
@@ -30,7 +29,7 @@ VERSION = 2
 """Of what is stored, part of the key: a change of the frozen forward raises it."""
 
 
-class CachedDataset(Dataset):
+class CachedDataset(UtteranceDataset):
     """A dataset of ``{"cached": (T, D), "start": layer, "target": ..., "index": ..., ...}``, D the width at the start.
 
     ``start`` is the layer whose input is cached, or None when it is the CNN's output, for adapters that act before the
@@ -54,7 +53,7 @@ class CachedDataset(Dataset):
             raise ConfigError("training.cache: augmentation and crops change what is cached; set one of them to null.")
         if model.first_layer < -1:
             raise ConfigError("training.cache: an active adapter acts inside the CNN; set training.cache to null.")
-        self.dataset, self.manifest, self.durations, self.epoch = dataset, dataset.manifest, dataset.durations, 0
+        self.dataset, self.manifest = dataset, dataset.manifest
         self.start = None if model.first_layer < 0 else model.first_layer
         encoder = model.encoder
         self.width = encoder.config.conv_dim[-1] if self.start is None else encoder.hidden_size
@@ -96,27 +95,18 @@ class CachedDataset(Dataset):
         """The utterances of another dataset, all of which this one holds, with that one's targets."""
         return CachedPart(self, dataset)
 
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> dict:
+    def __getitem__(self, index: int) -> Item:
         cached = torch.from_numpy(self._store[index].astype(np.float32))
         return {"cached": cached, "start": self.start, **self.dataset.labels(index)}
 
 
-class CachedPart(Dataset):
+class CachedPart(UtteranceDataset):
     """Some utterances of a :class:`CachedDataset` under targets of their own; see :meth:`CachedDataset.part`."""
-
-    crop_seconds = None  # whole utterances, as in what is cached
 
     def __init__(self, whole: CachedDataset, dataset: SpeechDataset) -> None:
         places = {utterance.id: place for place, utterance in enumerate(whole.manifest)}
-        self.whole, self.dataset, self.epoch = whole, dataset, 0
-        self.manifest, self.durations = dataset.manifest, dataset.durations
+        self.whole, self.dataset, self.manifest = whole, dataset, dataset.manifest
         self.places = [places[utterance.id] for utterance in dataset.manifest]
 
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def __getitem__(self, index: int) -> dict:
+    def __getitem__(self, index: int) -> Item:
         return {**self.whole[self.places[index]], **self.dataset.labels(index)}

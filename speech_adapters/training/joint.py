@@ -123,7 +123,7 @@ class _Joint(Learner):
         return {"loss": sum(found.values()) / len(found), **found}
 
     def tensors(self) -> dict[str, Tensor]:
-        tensors = {}
+        tensors: dict[str, Tensor] = {}
         for task, part in zip(self.tasks, self.parts, strict=True):
             self._activate(task)
             tensors |= {

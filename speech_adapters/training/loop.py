@@ -26,6 +26,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device, set_seed
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 from tqdm.auto import tqdm
 
 from speech_adapters.errors import CheckpointError, ConfigError, Interrupted, TrainingError
@@ -203,7 +204,7 @@ class _Training:
             betas=config.betas,
             weight_decay=config.weight_decay,
         )
-        self.scaler = torch.amp.GradScaler(learner.device.type, enabled=config.precision == "fp16")
+        self.scaler = GradScaler(learner.device.type, enabled=config.precision == "fp16")
         self.progress = _Progress()
         self.best: dict[str, Tensor] = {}
 
@@ -317,10 +318,10 @@ class _Training:
     def _average_gradients(self) -> None:
         """Over the processes of a distributed run, in one exchange."""
         if self.accelerator.num_processes > 1:
-            own = [parameter for parameter in self.parameters if parameter.grad is not None]
-            flat = self.accelerator.reduce(torch.cat([p.grad.flatten() for p in own]), "mean")
-            for parameter, grad in zip(own, flat.split([p.numel() for p in own]), strict=True):
-                parameter.grad = grad.view_as(parameter)
+            grads = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+            flat = self.accelerator.reduce(torch.cat([grad.flatten() for grad in grads]), "mean")
+            for grad, mean in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
+                grad.copy_(mean.view_as(grad))
 
     def _any_process(self, asked: Sequence[int]) -> bool:
         """Whether one of the processes was asked to stop: they stop at the same update."""
@@ -489,7 +490,7 @@ def rate_factor(config: LoopConfig, done: int) -> float:
 def _stop_when_asked() -> Iterator[list[int]]:
     """A list that holds the number of Ctrl-C's or SIGTERM's signal once it came; a second one stops at once."""
     asked: list[int] = []
-    before = {}
+    before: dict[int, Any] = {}
 
     def stop(number: int, frame: Any) -> None:
         asked.append(number)

@@ -83,7 +83,7 @@ class LoopConfig:
             self._require(getattr(self, name) >= 0, name, "must not be negative")
         for name, rate in self.learning_rates.items():
             self._require(0 <= rate < math.inf, f"learning_rates.{name}", "must be a number, 0 or above", rate)
-        self._require(0 < self.max_grad_norm, "max_grad_norm", "must be above 0; .inf does not clip")
+        self._require(self.max_grad_norm > 0, "max_grad_norm", "must be above 0; .inf does not clip")
         self._require(0 <= self.warmup < 1, "warmup", "must lie in [0, 1)")
         self._require(0 <= self.final_rate <= 1, "final_rate", "must lie in [0, 1]")
         self._require(all(0 <= beta < 1 for beta in self.betas), "betas", "must lie in [0, 1)")

@@ -14,6 +14,7 @@ from speech_adapters.data.audio import SAMPLE_RATE
 from speech_adapters.data.batches import (
     LengthBatches,
     SpeechDataset,
+    UtteranceDataset,
     evaluation_loader,
     model_inputs,
     training_loader,
@@ -33,10 +34,10 @@ MASK_SPAN = 10
 
 def train(
     model: SpeechAdapterModel,
-    dataset: SpeechDataset,
+    dataset: UtteranceDataset,
     config: TrainingConfig,
     run: RunFolder,
-    dev: SpeechDataset | None = None,
+    dev: UtteranceDataset | None = None,
     name: str = "adapter",
 ) -> TrainingResult:
     """Train what :meth:`SpeechAdapterModel.train_adapter` has chosen.
@@ -56,14 +57,15 @@ def train(
         raise ConfigError("train: nothing is trainable; call model.train_adapter(name, head=...) first.")
     if config.evaluate_every and dev is None:
         raise ConfigError("train: training.evaluate_every needs a dev set.")
-    if dataset.crop_seconds is not None and isinstance(model.head, CTCHeadModule):
+    if getattr(dataset, "crop_seconds", None) is not None and isinstance(model.head, CTCHeadModule):
         raise ConfigError("train: training.crop_seconds cuts speech but not its text; a CTC head needs it whole.")
     device = PartialState(cpu=not torch.cuda.is_available()).device
     model.to(device)
     watched = dev if config.evaluate_every else None
     if config.cache is not None:
         cached = partial(CachedDataset, model=model, folder=config.cache, batch_seconds=config.batch_seconds)
-        dataset, watched = cached(dataset), None if watched is None else cached(watched)
+        dataset = cached(dataset) if isinstance(dataset, SpeechDataset) else dataset
+        watched = cached(watched) if isinstance(watched, SpeechDataset) else watched
     model.gradient_checkpointing = config.gradient_checkpointing
     return fit(Supervised(model, dataset, config, watched), config, run, name)
 
@@ -74,9 +76,9 @@ class Supervised(Learner):
     def __init__(
         self,
         model: SpeechAdapterModel,
-        dataset: SpeechDataset | CachedDataset,
+        dataset: UtteranceDataset,
         config: TrainingConfig,
-        dev: SpeechDataset | CachedDataset | None = None,
+        dev: UtteranceDataset | None = None,
     ) -> None:
         self.model, self.dataset, self.config, self.dev = model, dataset, config, dev
         self.device = model.encoder.device
@@ -138,18 +140,18 @@ class Supervised(Learner):
 
     def before_update(self, update: int) -> None:
         for name in self.model.trained_adapters:
-            self.model.adapters[name].before_update(update, self.config.updates)
+            self.model.registry.adapter(name).before_update(update, self.config.updates)
 
     def after_update(self, update: int) -> None:
         for name in self.model.trained_adapters:
-            self.model.adapters[name].after_update(update + 1, self.config.updates)
+            self.model.registry.adapter(name).after_update(update + 1, self.config.updates)
 
     def state(self) -> dict[str, Any]:
-        return {name: self.model.adapters[name].schedule_state() for name in self.model.trained_adapters}
+        return {name: self.model.registry.adapter(name).schedule_state() for name in self.model.trained_adapters}
 
     def load_state(self, state: dict[str, Any]) -> None:
         for name in self.model.trained_adapters:
-            self.model.adapters[name].load_schedule_state(state[name])
+            self.model.registry.adapter(name).load_schedule_state(state[name])
 
 
 def time_mask(encoder: Encoder, lengths: Tensor, samples: int, config: TrainingConfig) -> Tensor:
