@@ -16,7 +16,7 @@ import signal
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -497,10 +497,8 @@ def _stop_when_asked() -> Iterator[list[int]]:
         for each, handler in before.items():
             signal.signal(each, handler)
 
-    try:
+    with suppress(ValueError):  # in a thread that is not the main one: whoever runs it stops it
         before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: whoever runs it stops it
-        pass
     try:
         yield asked
     finally:
