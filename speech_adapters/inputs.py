@@ -63,8 +63,10 @@ def check_targets(targets: Any, scored: HeadOutput) -> None:
     """Raise a ConfigError unless targets are integers (B, U), each a class of the head or -100."""
     _check_tensor("targets", targets, f"(batch, ids) of integers, padded with {IGNORE}")
     batch, classes = len(scored.logits), scored.logits.shape[-1]
-    if targets.dim() != 2 or len(targets) != batch or not targets.shape[1] or targets.is_floating_point():
-        wanted = "(batch, symbols)" if scored.lengths is not None else "(batch, 1), one column per label"
+    framewise = scored.lengths is not None  # all transcripts of a batch may be empty; a label may not
+    shaped = targets.dim() == 2 and len(targets) == batch and (framewise or targets.shape[1])
+    if not shaped or targets.is_floating_point():
+        wanted = "(batch, symbols)" if framewise else "(batch, 1), one column per label"
         raise ConfigError(
             f"targets: expected integers {wanted} for {batch} utterances, got {tuple(targets.shape)} {targets.dtype}"
             f"{'; use targets[:, None]' if targets.dim() == 1 else ''}."

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -77,6 +77,7 @@ class SpeechAdapterModel(nn.Module):
         self.train_head = True
         self.mixer = Mixer()
         self.gradient_checkpointing = False
+        self.register_state_dict_post_hook(_apart)
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, **options: Any) -> SpeechAdapterModel:
@@ -302,14 +303,9 @@ class SpeechAdapterModel(nn.Module):
             CheckpointError: a damaged file, or an adapter made on another base.
         """
         saved = read_adapter(folder, self.encoder)
-        name, before = name or saved.name, self.active
+        name = name or saved.name
         self.add_adapter(name, saved.config)
-        try:
-            self.registry.adapter(name).load_tensors(saved.tensors)
-        except (RuntimeError, CheckpointError) as error:
-            self.delete_adapter(name)
-            self.set_active(before)
-            raise CheckpointError(f"{folder}: its tensors do not fit its configuration ({error}).") from error
+        self.registry.adapter(name).load_tensors(saved.tensors)
         return name
 
     def save_head(self, name: str, folder: str | Path) -> Path:
@@ -367,18 +363,6 @@ class SpeechAdapterModel(nn.Module):
         module = self.registry.adapter(name)
         self._check_unfolded()
         return save_folded(self.encoder, folded_weights(self.encoder, module), folder)
-
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """As torch's, but safetensors can write it: what two names share (an adapter's LoRA matrices stand in the
-        base's projections too) is a tensor for each, and all are contiguous."""
-        seen: set[int] = set()
-        tensors = super().state_dict(*args, **kwargs)
-        for name, tensor in tensors.items():
-            if isinstance(tensor, Tensor) and tensor.numel():
-                twice = tensor.data_ptr() in seen
-                seen.add(tensor.data_ptr())
-                tensors[name] = tensor.clone().contiguous() if twice else tensor.contiguous()
-        return tensors
 
     # ------------------------------------------------------------------ training
 
@@ -666,7 +650,7 @@ class SpeechAdapterModel(nn.Module):
     # ------------------------------------------------------------------ inner
 
     def _precision(self) -> AbstractContextManager[Any]:
-        dtype = self.encoder.model.dtype
+        dtype = cast(torch.dtype, self.encoder.model.dtype)
         return torch.autocast(self.device.type, dtype) if dtype.itemsize == 2 else nullcontext()
 
     def _check_start(self, root: Hooks, inputs: Inputs) -> None:
@@ -725,6 +709,17 @@ def _score(result: ModelOutput, head: HeadModule | None, targets: Tensor | None)
         if targets is not None:
             given.check_targets(targets, scored)
             result.loss = head.loss(scored, targets)
+
+
+def _apart(module: nn.Module, tensors: dict[str, Any], prefix: str, metadata: dict[str, Any]) -> None:
+    """Safetensors can write a state dict: what two names share (an adapter's LoRA matrices stand in the base's
+    projections too) becomes a tensor for each, and all are contiguous."""
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        if isinstance(tensor, Tensor) and tensor.numel():
+            shared = tensor.data_ptr() in seen
+            seen.add(tensor.data_ptr())
+            tensors[name] = tensor.clone().contiguous() if shared else tensor.contiguous()
 
 
 def _size(module: nn.Module) -> int:

@@ -60,6 +60,10 @@ def test_targets_of_ctc(targets, message):
         model(WAVEFORMS, LENGTHS, labels=targets)
 
 
+def test_a_batch_without_a_symbol_has_a_loss():
+    assert small_model(head=True)(WAVEFORMS, LENGTHS, targets=torch.empty(2, 0, dtype=torch.long)).loss.isfinite()
+
+
 def test_targets_of_classes():
     model = small_model()
     model.add_head("emotion", ClassificationHead(labels=("calm", "cross", "sad")))

@@ -118,8 +118,8 @@ def join_prefixes(prefixes: Sequence[AttentionPrefix]) -> AttentionPrefix:
     if any(prefix.mask is not None for prefix in prefixes):
         raise ConfigError("prefixes chosen per sample cannot be joined to others.")
     batch = max(len(prefix.keys) for prefix in prefixes)
-    keys, values = ([p[i].expand(batch, -1, -1) for p in prefixes] for i in (0, 1))
-    return AttentionPrefix(torch.cat(keys, dim=1), torch.cat(values, dim=1))
+    keys = torch.cat([prefix.keys.expand(batch, -1, -1) for prefix in prefixes], dim=1)
+    return AttentionPrefix(keys, torch.cat([prefix.values.expand(batch, -1, -1) for prefix in prefixes], dim=1))
 
 
 def walk(hooks: Hooks) -> Iterator[Hooks]:

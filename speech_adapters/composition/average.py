@@ -40,10 +40,11 @@ class WeightedHooks(Hooks):
         return self._weights
 
     def pseudo_frames(self, where: str, frames: Tensor, mask: Tensor | None) -> Frames | None:
-        found = [member.pseudo_frames(where, frames, mask) for member in self.members]
-        if all(one is None for one in found):
+        made = [member.pseudo_frames(where, frames, mask) for member in self.members]
+        found = [one for one in made if one is not None]
+        if not found:
             return None
-        if any(one is None for one in found) or len({(one.frames.shape, one.before) for one in found}) > 1:
+        if len(found) < len(made) or len({(one.frames.shape, one.before) for one in found}) > 1:
             raise ConfigError(f"{self.label}: the members add different numbers of pseudo frames, or only some do.")
         total = self._sum([one.frames for one in found], None)
         return found[0]._replace(frames=total)
@@ -55,12 +56,15 @@ class WeightedHooks(Hooks):
         return lambda hidden: self._sum([(one or norm)(hidden) for one in found], hidden.shape[1])
 
     def prefix(self, index: int, project: Projection) -> AttentionPrefix | None:
-        found = [member.prefix(index, project) for member in self.members]
-        if all(one is None for one in found):
+        made = [member.prefix(index, project) for member in self.members]
+        found = [AttentionPrefix(*one) for one in made if one is not None]
+        if not found:
             return None
-        if any(one is None for one in found) or len({one[0].shape for one in found}) > 1:
+        if len(found) < len(made) or len({one.keys.shape for one in found}) > 1:
             raise ConfigError(f"{self.label}: layer {index} has prefixes of different lengths, or only some have one.")
-        return AttentionPrefix(*(self._sum([one[part] for one in found], None) for part in (0, 1)))
+        return AttentionPrefix(
+            self._sum([one.keys for one in found], None), self._sum([one.values for one in found], None)
+        )
 
     def delta(self, name: str, index: int, site: Site) -> Tensor | None:
         found = [member.delta(name, index, site) for member in self.members]

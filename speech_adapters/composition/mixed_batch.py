@@ -94,7 +94,7 @@ class Mixer:
     """Sorts batches by adapter, and keeps the kinds' stacked weights between them."""
 
     def __init__(self) -> None:
-        self._kinds: dict[tuple, Kind] = {}
+        self._kinds: dict[tuple[int, ...], Kind] = {}
 
     def sort(
         self, choices: Sequence[Choice], adapters: Mapping[str, AdapterModule], layers: int
@@ -124,7 +124,7 @@ class Mixer:
         order += [i for i, choice in enumerate(choices) if choice is None]
         return order, MixedHooks(groups, len(choices))
 
-    def __deepcopy__(self, memo: dict) -> Mixer:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Mixer:
         return Mixer()
 
     def clear(self) -> None:
@@ -133,9 +133,10 @@ class Mixer:
 
 
 def _modules(choice: Choice, adapters: Mapping[str, AdapterModule], layers: int) -> list[AdapterModule]:
-    if not isinstance(choice, str | Stack) or not all(isinstance(m, str) for m in getattr(choice, "members", ())):
+    members = choice.members if isinstance(choice, Stack) else (choice,)
+    names = [member for member in members if isinstance(member, str)]
+    if len(names) < len(members):
         raise ConfigError(f"adapter={choice!r}: a sample takes an adapter's name, a Stack of names, or None.")
-    names = [choice] if isinstance(choice, str) else list(choice.members)
     for name in names:
         if name not in adapters:
             raise ConfigError(f"no adapter {name!r}; there are: {', '.join(adapters) or 'none'}.")

@@ -12,9 +12,9 @@ MLSys 2024) with whole utterances in place of tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import gcd
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,9 @@ from speech_adapters.encoders.attention import AttentionPrefix
 from speech_adapters.encoders.forward import EncoderOutput, Frames, Norm, Projection, Site
 from speech_adapters.encoders.loading import Encoder
 
+#: A hook and where it is called.
+Key = tuple[str | int | bool, ...]
+
 
 class Kind:
     """Adapters (or stacks) of one configuration: their weights by name, each (n, ...), and a module to run them in.
@@ -35,8 +38,9 @@ class Kind:
 
     def __init__(self, stacks: Sequence[Sequence[AdapterModule]]) -> None:
         self.stacks = [nn.ModuleList(modules) for modules in stacks]
+        self.first_layer = min(module.first_layer for module in stacks[0])
         self.template = _Call(self.stacks[0])
-        self.nothing: set[tuple] = set()  # sites where this kind has nothing to add
+        self.nothing: set[Key] = set()  # sites where this kind has nothing to add
         self._stacked: dict[str, Tensor] = {}
         self._versions: list[int] = []
 
@@ -62,7 +66,7 @@ class _Call(nn.Module):
         self.modules_ = modules
 
     def forward(self, run: Callable[[Hooks], Any]) -> Any:
-        return run(StackedHooks(self.modules_))
+        return run(StackedHooks(cast(Iterable[Hooks], self.modules_)))
 
 
 class _Nothing(Exception):
@@ -82,7 +86,7 @@ class Group:
             weights = {name: tensor[index] for name, tensor in weights.items()}
         self.weights, self.blocks = weights, len(blocks)
 
-    def run(self, key: tuple, method: Callable[..., Any], *inputs: Tensor | None) -> Any:
+    def run(self, key: Key, method: Callable[..., Any], *inputs: Tensor | None) -> Any:
         """``method(hooks, *inputs)`` with each block's weights; inputs (B, ...) of the whole batch.
 
         Returns: what the method returns, tensors (samples, ...) or (blocks, 1, ...) spread to the samples; None for
@@ -122,13 +126,12 @@ class MixedHooks(Hooks):
     def __init__(self, groups: Sequence[Group], batch: int) -> None:
         self.groups, self.batch = groups, batch
         self.within: Hooks | None = None
-        templates = [group.kind.stacks[0] for group in groups]
-        self.first_layer = min((module.first_layer for stack in templates for module in stack), default=0)
+        self.first_layer = min((group.kind.first_layer for group in groups), default=0)
 
     def pseudo_frames(self, where: str, frames: Tensor, mask: Tensor | None) -> Frames | None:
         made: list[Frames | None] = []
         for group in self.groups:
-            before = 0
+            before: int | Tensor = 0
 
             def add(hooks: Hooks, frames: Tensor, mask: Tensor | None) -> tuple[Tensor, ...] | None:
                 nonlocal before
@@ -183,9 +186,11 @@ class MixedHooks(Hooks):
         base_norm = site.norm.norm if isinstance(site.norm, _MixedNorm) else site.norm
         norm_name = {"attention": "layer_norm", "feed_forward": "final_layer_norm"}.get(name, "")
 
-        def add(hooks: Hooks, *row: Tensor | None) -> Tensor | None:
+        def add(
+            hooks: Hooks, read: Tensor, output: Tensor, mask: Tensor | None, residual: Tensor | None
+        ) -> Tensor | None:
             own = base_norm if base_norm is None else (hooks.norm(index, norm_name, base_norm) or base_norm)
-            return hooks.delta(name, index, Site(*row, norm=own))
+            return hooks.delta(name, index, Site(read, output, mask, residual, own))
 
         tensors = (site.input, site.output, site.mask, site.residual)
         found = [group.run((name, index, site.mask is None), add, *tensors) for group in self.groups]

@@ -24,11 +24,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from speech_adapters.adapters.base import AdapterConfig
+from speech_adapters.adapters.base import AdapterConfig, AdapterModule
 from speech_adapters.encoders.loading import Encoder
 from speech_adapters.errors import ConfigError
+from speech_adapters.heads.base import HeadModule
+
+Member = AdapterModule | HeadModule
 
 PRUNING_METHODS = ("ties", "dare_linear", "dare_ties", "magnitude_prune")
 AVERAGING_METHODS = ("linear", "svd", *PRUNING_METHODS)
@@ -43,7 +46,7 @@ class Averaged:
 
 
 def average(
-    members: Mapping[str, nn.Module],
+    members: Mapping[str, Member],
     weights: Mapping[str, float],
     method: str = "linear",
     *,
@@ -120,12 +123,12 @@ def _ties_of_all(parts: list[Tensor], factors: Tensor) -> Tensor:
     return merge_utils.disjoint_merge(stacked * merge_utils.reshape_weight_task_tensors(stacked, factors), mask)
 
 
-def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    tensors = module.tensors() if hasattr(module, "tensors") else module.state_dict()
+def _tensors(module: Member) -> dict[str, Tensor]:
+    tensors = module.tensors() if isinstance(module, AdapterModule) else module.state_dict()
     return {key: tensor.detach() for key, tensor in tensors.items()}
 
 
-def _shared_config(members: Mapping[str, nn.Module]) -> Any:
+def _shared_config(members: Mapping[str, Member]) -> Any:
     first, *others = members
     for other in others:
         one, two = (shape_of(members[name].config.to_dict()) for name in (first, other))
@@ -148,7 +151,7 @@ def shape_of(config: Any) -> Any:
     return [shape_of(item) for item in config] if isinstance(config, list) else config
 
 
-def _svd(config: Any, modules: list[nn.Module], factors: Tensor, rank: int | None) -> Averaged:
+def _svd(config: Any, modules: list[Member], factors: Tensor, rank: int | None) -> Averaged:
     """``sum_n w_n B_n A_n = U S V'``, cut to rank r: ``A = sqrt(S) V'``, ``B = U sqrt(S)``."""
     if getattr(config, "method", None) != "lora" or config.variant == "dora":
         raise ConfigError("average: method='svd' is for LoRA and rsLoRA, whose update is a product B A; use 'linear'.")
