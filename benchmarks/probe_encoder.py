@@ -47,7 +47,8 @@ from speech_adapters.heads.decoding import greedy_decode
 from speech_adapters.metrics.bootstrap import Interval, bootstrap, bootstrap_statistic
 from speech_adapters.metrics.wer import WERResult, word_error_rate
 from speech_adapters.objectives.whisper_teacher import STRIDE, WhisperTeacher
-from speech_adapters.runs.folder import RunFolder, environment
+from speech_adapters.runs.environment import environment
+from speech_adapters.runs.folder import RunFolder
 
 Task = Literal["speed", "digits", "emotion", "speaker", "ctc"]
 LAYER_TASKS = ("digits", "emotion", "speaker")

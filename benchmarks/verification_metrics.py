@@ -64,7 +64,7 @@ def compare(count: int, runs: int) -> None:
 
 
 def measure_large(count: int) -> None:
-    from speech_adapters.runs.folder import peak_memory_bytes
+    from speech_adapters.runs.environment import peak_memory_bytes
 
     scores, labels = trials(count)
     started, busy = time.perf_counter(), time.process_time()

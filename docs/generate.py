@@ -20,7 +20,7 @@ from small_encoders import FAMILIES, STYLES  # noqa: E402
 from small_models import METHODS as ROWS  # noqa: E402
 from small_models import counts, meta_model  # noqa: E402
 
-from speech_adapters.adapters import ALIASES, METHODS, PRESETS, AdapterConfig, Combine, preset  # noqa: E402
+from speech_adapters.adapters import ADAPTER_METHODS, ALIASES, PRESETS, AdapterConfig, Combine, preset  # noqa: E402
 from speech_adapters.config import field_helps  # noqa: E402
 from speech_adapters.files import write_text  # noqa: E402
 
@@ -30,7 +30,7 @@ GENERATED = "<!-- Written by docs/generate.py from the code; change that, then r
 def pages() -> dict[str, str]:
     """Path below docs -> text."""
     sizes = _sizes()
-    texts = {f"methods/{_page(config)}": _method(config, sizes) for config in METHODS.values()}
+    texts = {f"methods/{_page(config)}": _method(config, sizes) for config in ADAPTER_METHODS.values()}
     return {"methods.md": _index(sizes), **texts}
 
 
@@ -50,7 +50,7 @@ def _sizes() -> dict[str, tuple[int, int, float]]:
 
 def _method(config: type[AdapterConfig], sizes: dict) -> str:
     module = inspect.getmodule(config)
-    shared = sum(inspect.getmodule(other) is module for other in METHODS.values()) > 1
+    shared = sum(inspect.getmodule(other) is module for other in ADAPTER_METHODS.values()) > 1
     own = inspect.getdoc(config) if shared else None
     lines = [GENERATED, f"# {config.__name__}", ""]
     lines += [_markdown(own), ""] if own else []
@@ -131,6 +131,7 @@ def _markdown(text: str) -> str:
 
 
 def main() -> int:
+    """Write the pages, or with ``--check`` say which are stale; the exit status."""
     stale = []
     for name, text in pages().items():
         path = ROOT / "docs" / name

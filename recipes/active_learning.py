@@ -266,7 +266,8 @@ def main(argv: list[str] | None = None) -> None:
     from speech_adapters.encoders import load_encoder
     from speech_adapters.files import write_text
     from speech_adapters.reports.report import write_report
-    from speech_adapters.runs.folder import RunFolder, environment
+    from speech_adapters.runs.environment import environment
+    from speech_adapters.runs.folder import RunFolder
 
     pool, test = read_data(config)
     encoder = load_encoder(config.encoder, device="cuda" if torch.cuda.is_available() else "cpu")

@@ -200,7 +200,7 @@ class Seed:
     def train(self, model, manifest: Manifest, dev: Manifest | None, method: str, settings: TrainingConfig) -> None:
         """Train what is trainable; fusions and routers are told each utterance's domain."""
         from speech_adapters.data.batches import GuidedDataset, SpeechDataset
-        from speech_adapters.training.trainer import train
+        from speech_adapters.training.supervised import train
 
         target = self.head.target
         groups = model.parameter_groups()
@@ -213,7 +213,7 @@ class Seed:
             else SpeechDataset(manifest, **options)
         )
         held_out = None if dev is None else SpeechDataset(dev, target)
-        trained = train(model, data, settings, self.run, held_out, method=method + self.suffix)
+        trained = train(model, data, settings, self.run, held_out, method + self.suffix)
         self.costs[method] = {
             "parameters": model.count_parameters(),
             "seconds": trained.seconds,
@@ -248,14 +248,14 @@ class Seed:
             self.train(model, first.train, first.dev, "start", config.training)
         model.save_head("asr", self.run.head("asr" + self.suffix))
         for domain in self.domains:
-            model.merge_adapters(domain.name, {"start": 1.0})
+            model.average_adapters(domain.name, {"start": 1.0})
             model.train_adapter(domain.name, head="asr", train_head=False)
             self.train(model, domain.train, domain.dev, domain.name, config.training)
             self.score(model, domain.name)
             model.save_adapter(domain.name, self.run.adapter(domain.name + self.suffix), domain=domain.name)
         model.delete_adapter("start")
         model.set_active(Average(*self.names))
-        self.costs["average"] = {"parameters": self.costs[self.names[0]]["parameters"]}  # merged, it is one adapter
+        self.costs["average"] = {"parameters": self.costs[self.names[0]]["parameters"]}  # averaged: one adapter
         self.score(model, "average")
         self.scores["oracle-routing"] = {name: self.scores[name][name] for name in self.names}
         self.costs["oracle-routing"] = self.costs[self.names[0]]
@@ -264,8 +264,8 @@ class Seed:
     def combine(self, model) -> dict[str, Any]:
         """Stage 3; returns where the fusion and the router look on each domain."""
         from speech_adapters.composition import Fuse, FusionConfig, Route, RouterConfig
-        from speech_adapters.composition.attention import mean_attention
         from speech_adapters.data.batches import SpeechDataset, evaluation_loader
+        from speech_adapters.tasks.fusion_attention import mean_attention
 
         guide, attention = self.config.guide, {}
         settings = self.config.combination
@@ -376,7 +376,8 @@ def main(config: Config) -> None:
     from speech_adapters.encoders import load_encoder
     from speech_adapters.files import write_json
     from speech_adapters.reports.report import method_rows, summary_table, write_report
-    from speech_adapters.runs.folder import RunFolder, environment
+    from speech_adapters.runs.environment import environment
+    from speech_adapters.runs.folder import RunFolder
 
     started = time.perf_counter()
     encoder, domains = load_encoder(config.encoder), find_domains(config)

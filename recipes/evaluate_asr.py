@@ -49,7 +49,8 @@ def main(config: Config) -> None:
     from speech_adapters.heads.decoding import BeamSearch
     from speech_adapters.model import SpeechAdapterModel
     from speech_adapters.reports.report import method_rows, summary_table, write_report
-    from speech_adapters.runs.folder import RunFolder, environment
+    from speech_adapters.runs.environment import environment
+    from speech_adapters.runs.folder import RunFolder
     from speech_adapters.tasks.asr import evaluate_asr, use_own_ctc_head, worst_utterances
 
     if config.manifest is None:

@@ -43,7 +43,7 @@ def evaluate_model(config: Config, manifest: Manifest):
 
     from speech_adapters.data.batches import check_before_training
     from speech_adapters.model import SpeechAdapterModel
-    from speech_adapters.runs.folder import environment
+    from speech_adapters.runs.environment import environment
     from speech_adapters.tasks.classification import evaluate_classification
 
     device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device

@@ -93,7 +93,8 @@ def main(config: Config) -> None:
     from speech_adapters.metrics.calibration import Calibration
     from speech_adapters.reports.detection_charts import chart_data
     from speech_adapters.reports.report import method_rows, summary_table, write_report
-    from speech_adapters.runs.folder import RunFolder, environment
+    from speech_adapters.runs.environment import environment
+    from speech_adapters.runs.folder import RunFolder
     from speech_adapters.tasks.verification import P_TARGETS, evaluate_verification
 
     if config.trials is None:
@@ -205,7 +206,7 @@ def train_plda(config: Config, model: SpeechAdapterModel | None, test: Manifest 
     if test is not None:
         check_disjoint(manifest, test)
     embeddings = embed(config, model, manifest, "--plda")
-    return PLDA.fit(embeddings, [utterance.speaker for utterance in manifest], rank=config.plda_rank)
+    return PLDA.fit(embeddings.vectors, [utterance.speaker for utterance in manifest], rank=config.plda_rank)
 
 
 def fit_calibration(config: Config, source: Any, test: Manifest | None, options: dict[str, Any]) -> Calibration:

@@ -11,25 +11,23 @@ Alwan, Interspeech 2022); ``--adapter last-2`` trains the top layers and ``--ada
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from speech_adapters.config import option, parse_cli, run_main
 from speech_adapters.data.manifest import Manifest
 from speech_adapters.errors import ConfigError
-from speech_adapters.objectives.hubert import HuBERTObjectiveConfig
-from speech_adapters.objectives.pretraining import Pretraining, PretrainingConfig
-from speech_adapters.objectives.wav2vec2 import Wav2Vec2ObjectiveConfig
-from speech_adapters.objectives.wavlm import WavLMObjectiveConfig
+from speech_adapters.objectives.choice import ObjectiveChoice, read_noises
+from speech_adapters.objectives.pretraining import MaskedPrediction, PretrainingConfig, pretrain
 from speech_adapters.tasks.downstream import Downstream
 
 PRESETS = {path.stem: path for path in (Path(__file__).parent / "tapt").glob("*.yaml")}
-UNIT_BATCHES = 40  # of crops, to cluster: 40 batches of 8 crops of 5 s are 27 minutes
 
 
 @dataclass(kw_only=True)
-class Config:
+class Config(ObjectiveChoice):
     """Label-free adaptation, and its effect on a task."""
 
     train: Path | None = option(None, "manifest of the domain's audio; no text is needed")
@@ -38,10 +36,6 @@ class Config:
     adapter: str = option("e", "preset to train: e, houlsby, lora, ..., last-2 or full")
     adapter_options: dict[str, Any] = field(default_factory=dict)
     """Settings of the preset to change."""
-    objective: Literal["auto", "wav2vec2", "hubert", "wavlm"] = option("auto", "auto: that of the encoder's family")
-    wav2vec2: Wav2Vec2ObjectiveConfig = field(default_factory=Wav2Vec2ObjectiveConfig)
-    hubert: HuBERTObjectiveConfig = field(default_factory=HuBERTObjectiveConfig)
-    wavlm: WavLMObjectiveConfig = field(default_factory=WavLMObjectiveConfig)
     noise: Path | None = option(None, "manifest of noises for the wavlm objective")
     training: PretrainingConfig = field(default_factory=PretrainingConfig)
     second_pass: PretrainingConfig | None = option(None, "a further pass on the subdomain with the highest loss")
@@ -56,6 +50,7 @@ class Config:
     )
     seeds: tuple[int, ...] = option((0, 1, 2), "of the task's training")
     output: Path | None = option(None, "run folder; one that holds the same run goes on")
+    resume: str | None = option(None, "latest, or a run folder: go on with that run")
 
     def __post_init__(self) -> None:
         if (self.downstream_train is None) != (self.downstream_test is None):
@@ -88,72 +83,40 @@ def read_speech(config: Config) -> tuple[Manifest, Manifest]:
     return train.filter(lambda utterance: utterance.id not in ids), held_out
 
 
-def make_objective(config: Config, model, train: Manifest, run):
-    """The objective, its units clustered on the training speech (and kept in the run folder)."""
-    import torch
-
-    from speech_adapters.data.audio import read_audio
-    from speech_adapters.data.crops import Crops, Speech, crop_batches
-    from speech_adapters.objectives.hubert import HuBERTObjective
-    from speech_adapters.objectives.units import KMeansUnits
-    from speech_adapters.objectives.wav2vec2 import Wav2Vec2Objective
-    from speech_adapters.objectives.wavlm import WavLMObjective
-
-    family = model.encoder.family
-    name = config.objective
-    if name == "auto":
-        name = family if family in ("wav2vec2", "hubert", "wavlm") else "hubert"
-    device = next(model.encoder.model.parameters()).device
-    torch.manual_seed(config.training.seed)
-    if name == "wav2vec2":
-        return Wav2Vec2Objective(config.wav2vec2, model.encoder, model.feature_size).to(device)
-    settings = getattr(config, name)
-    units = KMeansUnits.for_model(model, settings.units, settings.clusters).to(device)
-    path = run.path / "objective" / "units.pt"
-    if path.is_file():
-        units.centroids.copy_(torch.load(path, weights_only=True))
-    else:
-        speech = Speech(train, run.path / "audio", model.encoder.receptive_field + model.encoder.stride)
-        training = config.training
-        crops = Crops(speech, (training.seed, 0), crop_seconds=training.crop_seconds, crops=training.crops)
-        batches = (clean for _, (clean, _) in zip(range(UNIT_BATCHES), crop_batches(crops), strict=False))
-        units.fit(model, batches, training.seed)
-        path.parent.mkdir(exist_ok=True)
-        torch.save(units.centroids.cpu(), path)
-    if name == "hubert":
-        return HuBERTObjective(settings, model.encoder, model.feature_size, units).to(device)
-    noises = () if config.noise is None else Manifest.read(config.noise, check_files=True)
-    read = [read_audio(u.audio_filepath, offset=u.offset, duration=u.duration) for u in noises]
-    return WavLMObjective(settings, model.encoder, model.feature_size, units, read).to(device)
-
-
-def second_pass(config: Config, first: Pretraining, train: Manifest, held_out: Manifest):
-    """The hardest subdomain, all their losses, and what the pass on it gave."""
-    from speech_adapters.data.crops import Speech
-
-    key, losses = config.subdomain, {}
+def check_subdomains(config: Config, train: Manifest, held_out: Manifest) -> None:
+    """Each subdomain, one of which a second pass will train on, needs held-out speech."""
+    key = config.subdomain
     if not train.values(key):
         raise ConfigError(f"second_pass: no utterance of {train.name} has a {key!r}; name another --subdomain.")
-    for value in train.values(key):
-        part = train.filter(lambda u, value=value: u.get(key) == value)
-        losses[value] = first.loss(Speech(part, first.run.path / "audio"))["loss"]
+    if lacking := sorted(set(train.values(key)) - set(held_out.values(key))):
+        raise ConfigError(f"second_pass: no held-out utterance has {key} {lacking[0]!r}; give a --held-out with some.")
+
+
+def second_pass(config: Config, learner: MaskedPrediction, train: Manifest, held_out: Manifest, run) -> dict[str, Any]:
+    """The hardest subdomain, the losses of all, and what a further pass on it gave."""
+    parts = {value: [m.filter(lambda u, value=value: u.get(config.subdomain) == value) for m in (train, held_out)]
+             for value in train.values(config.subdomain)}  # fmt: skip
+    losses = {value: learner.held_out_loss(learner.read(part))["loss"] for value, (part, _) in parts.items()}
     hardest = max(losses, key=losses.get)
-    parts = [m.filter(lambda u: u.get(key) == hardest) for m in (train, held_out)]
-    if not len(parts[1]):
-        raise ConfigError(f"second_pass: no held-out utterance has {key} {hardest!r}; give a --held-out with some.")
-    first.model.train()
-    second = Pretraining(first.model, first.objective, *parts, config.second_pass, first.run, "tapt-second")
-    return {"subdomain": hardest, "losses": losses, **second.train()}
+    learner.model.train()
+    done = pretrain(learner.model, learner.objective, *parts[hardest], config.second_pass, run, "tapt-second")
+    return {"subdomain": hardest, "losses": losses, **asdict(done)}
 
 
-def compare_downstream(config: Config, encoder, run) -> dict[str, Any]:
+def read_downstream(config: Config) -> tuple[Manifest, Manifest, dict[str, Manifest]] | None:
+    """What the task trains on, what it is scored on, and the further test sets; None where there is no task."""
+    if config.downstream_train is None:
+        return None
+    read = partial(Manifest.read, require=config.downstream.required, check_files=True)
+    others = {str(path): read(path) for path in config.downstream_also}
+    return read(config.downstream_train), read(config.downstream_test), others
+
+
+def compare_downstream(config: Config, encoder, data, run) -> dict[str, Any]:
     """The task with and without the adapted start: same labels, seeds and updates."""
-    task = config.downstream
+    task, (train, test, others) = config.downstream, data
     if config.downstream_use == "continue":
-        task.adapter, task.adapter_options = config.adapter, config.adapter_options
-    train = Manifest.read(config.downstream_train, task.required, check_files=True)
-    test = Manifest.read(config.downstream_test, task.required, check_files=True)
-    others = {str(path): Manifest.read(path, task.required, check_files=True) for path in config.downstream_also}
+        task = replace(task, adapter=config.adapter, adapter_options=config.adapter_options)
     labels = sorted({*train.values(task.label_field), *test.values(task.label_field)}) if task.task != "asr" else ()
     figures = {}
     for method, start in (("tapt", run.adapter("tapt")), ("without", None)):
@@ -161,11 +124,11 @@ def compare_downstream(config: Config, encoder, run) -> dict[str, Any]:
         for seed in config.seeds:
             name = f"{method}-seed{seed}"
             model = task.train(encoder, task.head(train, labels), train, run, name, seed, start, config.downstream_use)
+            model.save_adapter("task", run.adapter(name))
+            model.save_head(task.task, run.head(name))
             results.append(task.score(model, test))
             for path, manifest in others.items():
                 also[path].append(task.score(model, manifest))
-            model.save_adapter("task", run.adapter(name))
-            model.save_head(task.task, run.head(name))
         by_seed = [task.metrics([result])[task.metric]["value"] for result in results]
         figures[method] = {
             "metrics": task.metrics(results),
@@ -187,28 +150,32 @@ def main(argv: list[str] | None = None) -> None:
     from speech_adapters.adapters import preset
     from speech_adapters.encoders import load_encoder
     from speech_adapters.reports.report import method_rows, summary_table, write_report
-    from speech_adapters.runs.folder import RunFolder, environment
+    from speech_adapters.runs.environment import environment
+    from speech_adapters.runs.folder import RunFolder
 
     train, held_out = read_speech(config)
+    if config.second_pass is not None:
+        check_subdomains(config, train, held_out)
+    downstream = read_downstream(config)
+    noises = () if config.noise is None else read_noises(Manifest.read(config.noise, check_files=True))
     encoder = load_encoder(config.encoder, device="cuda" if torch.cuda.is_available() else "cpu")
-    run = RunFolder.resume_or_create("tapt", config, config.output)
     torch.manual_seed(config.training.seed)
     model = SpeechAdapterModel(encoder)
     model.add_adapter("tapt", preset(config.adapter, "asr", **config.adapter_options))
     model.train_adapter("tapt")
-    objective = make_objective(config, model, train, run)
+    run = RunFolder.open("tapt", config, config.output, resume=config.resume)
+    objective = config.build(model, train, config.training, run, noises)
     print(f"{encoder!r}\ntrain {train.summary()}\nheld  {held_out.summary()}")
     print(f"{objective.name} objective, prediction head: {objective.head_source}\nrun   {run.path}\n")
 
-    first = Pretraining(model, objective, train, held_out, config.training, run)
-    passes = {"first": first.train()}
+    passes = {"first": asdict(pretrain(model, objective, train, held_out, config.training, run))}
+    loss = passes["first"]["best_dev_loss"]
     if config.second_pass is not None:
-        passes["second"] = second_pass(config, first, train, held_out)
-    loss = passes["first"]["best"]["loss"]
+        learner = MaskedPrediction(model, objective, train, held_out, config.training, run)
+        passes["second"] = second_pass(config, learner, train, held_out, run)
     model.save_adapter("tapt", run.adapter("tapt"), objective=objective.name, held_out_loss=loss, data=train.name)
-    torch.save(objective.state_dict(), run.path / "objective.pt")
     if config.save_base and not (run.path / "encoder").exists():
-        model.save_merged("tapt", run.path / "encoder")
+        model.save_folded("tapt", run.path / "encoder")
 
     results = {
         "task": "tapt",
@@ -224,8 +191,8 @@ def main(argv: list[str] | None = None) -> None:
         "seeds": list(config.seeds),
         **environment(),
     }
-    if config.downstream_train is not None:
-        compared = compare_downstream(config, load_encoder(config.encoder), run)
+    if downstream is not None:
+        compared = compare_downstream(config, load_encoder(config.encoder), downstream, run)
         figures = compared.pop("figures")
         results["data"] |= {f"downstream {split}": facts for split, facts in compared.items()}
         results |= {"baselines": {"without": figures["without"]}, "downstream": figures}

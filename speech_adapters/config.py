@@ -19,9 +19,12 @@ import ast
 import copy
 import dataclasses
 import difflib
+import errno
 import inspect
 import os
 import re
+import shlex
+import signal
 import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +33,7 @@ from typing import Any, NoReturn, TypeVar, get_origin
 
 import yaml
 
-from speech_adapters.errors import ConfigError, InputError
+from speech_adapters.errors import ConfigError, InputError, Interrupted
 from speech_adapters.files import write_text
 from speech_adapters.schema import Typed, field_types, from_dict, members_of, put, to_dict
 
@@ -124,17 +127,47 @@ def parse_cli(
     return config
 
 
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
+"""Disks that are full or folders that are not ours: nothing that a program could mend."""
+
+
 def run_main(main: Callable[[], Any]) -> NoReturn:
-    """Run a script's ``main`` and exit: 0 done (or the integer it returns), 2 bad input, 130 interrupted."""
+    """Run a script's ``main`` and exit: 0 done (or the integer it returns), 2 bad input, 130 or 143 interrupted."""
+    signal.signal(signal.SIGTERM, _terminated)
     try:
         code = main()
+        sys.stdout.flush()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
+        code = 2
+    except Interrupted as stop:
+        print(f"interrupted; {stop}" if str(stop) else "interrupted", file=sys.stderr)
+        if stop.folder is not None:
+            print(f"go on with: {_command(stop.folder)}", file=sys.stderr)
+        code = stop.exit_code
+    except BrokenPipeError:  # `... | head` has read enough; the interpreter's own flush must not fail either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror}; free space, or name a folder that you may write to", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = 130
     raise SystemExit(code if isinstance(code, int) else 0)
+
+
+def _terminated(number: int, frame: Any) -> NoReturn:
+    raise Interrupted("", 128 + number)
+
+
+def _command(folder: str) -> str:
+    """The command line that goes on with a run: this one, with its folder."""
+    named = any(a.partition("=")[0] in ("--output", "output", "--resume", "resume") for a in sys.argv[1:])
+    return shlex.join(["python", *sys.argv, *([] if named else ["--output", folder])])
 
 
 class _Parser(argparse.ArgumentParser):
@@ -185,8 +218,20 @@ class _Loader(yaml.SafeLoader):
 
     yaml_implicit_resolvers: dict[str, Any] = {}
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
-        node, seen = super().compose_mapping_node(anchor), {}
+    name: str
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise _too_much(self.name)
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen: dict[str, int] = {}
         for key_node, _ in node.value:
             key, line = str(key_node.value), key_node.start_mark.line + 1
             if key in seen:
@@ -212,25 +257,62 @@ for _tag, _pattern, _first in (
         _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), [*_first, ""])
 
 
+MAX_BYTES, MAX_NODES, MAX_DEPTH = 100_000, 10_000, 50
+"""Limits of one configuration: bytes of the file, values with its aliases written out, and levels of nesting. Ours have
+a hundred values on four levels; a few lines of aliases can stand for more values than a machine holds."""
+
+
 def _parse(text: str, where: str) -> Any:
+    if len(text) > MAX_BYTES:
+        raise ConfigError(f"{where}: {len(text)} characters are no configuration; give a YAML file of values")
     try:
         loader = _Loader(text)
         loader.name = where
-        return loader.get_single_data()
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _count_nodes(node, where, {})
+        return loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         raise ConfigError(f"{where}{f':{mark.line + 1}' if mark else ''}: not valid YAML: {error.problem}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{where}: not valid YAML: {error}") from error
+    except (ValueError, LookupError, AttributeError, TypeError) as error:  # PyYAML's own, of `!!int abc` and the like
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{where}: not valid YAML: a value is not what its tag says ({error})") from error
+
+
+def _too_much(where: str) -> ConfigError:
+    limits = f"{MAX_NODES} values, aliases written out, or {MAX_DEPTH} levels of nesting"
+    return ConfigError(f"{where}: more than {limits}; a configuration needs a hundred on four: write the values out")
+
+
+def _count_nodes(node: yaml.Node, where: str, known: dict[int, int], depth: int = 0) -> int:
+    """How many values a node stands for; an alias is the same node again and is counted, not walked, again."""
+    if depth > MAX_DEPTH:  # an alias of what it stands in has no end
+        raise _too_much(where)
+    if id(node) not in known:
+        inside: list[yaml.Node] = []
+        if isinstance(node, yaml.MappingNode):
+            inside = [child for pair in node.value for child in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            inside = node.value
+        known[id(node)] = 1 + sum(_count_nodes(child, where, known, depth + 1) for child in inside)
+        if known[id(node)] > MAX_NODES:
+            raise _too_much(where)
+    return known[id(node)]
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        content = _parse(path.read_text(encoding="utf-8"), str(path))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such configuration file; check the path") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read as a UTF-8 YAML file: {error}") from error
+    content = _parse(text, str(path))
     if content is not None and not isinstance(content, dict):
         raise ConfigError(f"{path}: expected keys with values ('key: value' lines), got a {type(content).__name__}")
     return content or {}

@@ -39,10 +39,11 @@ class Interrupted(KeyboardInterrupt):
     """Asked to stop by Ctrl-C or SIGTERM, after what was trained so far has been saved.
 
     Args:
-        message: what was saved, and the command that goes on.
+        message: what was saved.
         exit_code: of the process: 130 for Ctrl-C, 143 for SIGTERM.
+        folder: of the run, which the same command with ``--output`` goes on with; None where nothing was saved.
     """
 
-    def __init__(self, message: str, exit_code: int) -> None:
+    def __init__(self, message: str, exit_code: int, folder: str | None = None) -> None:
         super().__init__(message)
-        self.exit_code = exit_code
+        self.exit_code, self.folder = exit_code, folder

@@ -36,7 +36,9 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error}); free or name another place") from error
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror or error}); free or name another place"
+        ) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -86,21 +88,24 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     except json.JSONDecodeError as error:
         message = f"{os.fspath(path)}:{error.lineno}: not JSON ({error.msg}); restore it, or repeat what writes it"
         raise InputError(message) from error
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # not UTF-8, a number of 5,000 digits, a deep nest
         raise InputError(f"{os.fspath(path)}: cannot be read as a UTF-8 JSON file: {error}") from error
 
 
 def read_log(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The lines of a JSON Lines log, none where it is missing; a last line torn by a killed run is left out."""
     path = Path(path)
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    try:
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n") if path.exists() else []
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as a UTF-8 file of JSON lines: {error}") from error
     rows = []
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             if number < len(lines):
-                raise InputError(f"{path}:{number}: not JSON ({error.msg}); remove the line") from error
+                raise InputError(f"{path}:{number}: not JSON ({error}); remove the line") from error
             break
         if not isinstance(row, dict):
             raise InputError(f"{path}:{number}: expected a JSON object, got {row!r}; remove the line")

@@ -2,66 +2,55 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from speech_adapters.adapters.base import (
-    DEFAULT_LEARNING_RATE,
-    AdapterConfig,
-)
-from speech_adapters.adapters.hooks import AdapterPlan, Places, Stacked, walk
+from speech_adapters import inputs as given
+from speech_adapters.adapters.base import DEFAULT_LEARNING_RATE, AdapterConfig
+from speech_adapters.adapters.hooks import AdapterPlan, Hooks, walk
 from speech_adapters.adapters.presets import Task, preset
-from speech_adapters.composition.blocks import Composition, Parallel, Stack, names_of, trained_names
-from speech_adapters.composition.composing import Composing
-from speech_adapters.composition.mixed_batch import Choice, Mixer
-from speech_adapters.composition.parallel import mixed_forward, parallel_forward
+from speech_adapters.composition import weight_averaging
+from speech_adapters.composition.blocks import (
+    Composition,
+    Parallel,
+    Stack,
+    TrainableComposition,
+    names_of,
+    trainable_in,
+    trained_names,
+)
+from speech_adapters.composition.fusion_base import CompositionConfig, TrainableHooks
+from speech_adapters.composition.mixed_batch import (
+    Choice,
+    Inputs,
+    Mixer,
+    check_choices,
+    check_width,
+    logits_by_sample,
+    mixed_forward,
+)
+from speech_adapters.composition.parallel import parallel_forward
+from speech_adapters.composition.registry import Registry, check_new
+from speech_adapters.deprecation import renamed, renamed_attribute
+from speech_adapters.encoders.forward import EncoderOutput
 from speech_adapters.encoders.loading import Encoder, load_encoder
-from speech_adapters.errors import AudioError, ConfigError
+from speech_adapters.errors import CheckpointError, ConfigError
 from speech_adapters.heads.base import HeadConfig, HeadModule
-from speech_adapters.saving.saving import Saving
+from speech_adapters.model_output import ModelOutput
+from speech_adapters.saving.adapters import read_adapter, save_adapter
+from speech_adapters.saving.folding import fold, folded_weights, save_folded
+from speech_adapters.saving.fusions import read_fusion, save_fusion
+from speech_adapters.saving.heads import Features, features_of, read_head, save_head
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-
-
-@dataclass
-class ModelOutput:
-    """What the model returns.
-
-    Attributes:
-        last_hidden_state: (B, T, D) of the encoder; hidden_states: L + 1 tensors (B, T, D).
-        features: (B, T, F), what the head reads (the L-adapters' sum, or the last hidden state).
-        frame_lengths: (B,) real frames; mask: (B, T) True on real frames, or None when nothing is padded.
-        logits: the active head's output, None without a head. loss: scalar, when targets were given.
-        embedding: (B, E) of a speaker head, else None.
-        cnn_output: (B, T, C) before the feature projection; None when the run started later.
-        attention: what Fuse and Route weighed their members with, by "name.place": (B, T, N), or (B, 1, N) of a gate
-            an utterance; T includes pseudo frames, of which ``pseudo_frames`` stand before the real ones.
-
-    With one adapter a sample, ``features`` is a list of (T, F) where adapters differ in F, and with one head a sample
-    ``logits`` is a list.
-    """
-
-    last_hidden_state: Tensor
-    hidden_states: tuple[Tensor, ...]
-    features: Tensor | list[Tensor]
-    frame_lengths: Tensor
-    mask: Tensor | None
-    logits: Tensor | list[Tensor | None] | None = None
-    loss: Tensor | None = None
-    embedding: Tensor | None = None
-    cnn_output: Tensor | None = None
-    attention: dict[str, Tensor] = field(default_factory=dict)
-    pseudo_frames: int = 0
+__all__ = ["ModelOutput", "SpeechAdapterModel"]
 
 
-class SpeechAdapterModel(Composing, Saving, nn.Module):
+class SpeechAdapterModel(nn.Module):
     """A frozen encoder, adapters and heads by name. At any time one adapter or composition and one head are active.
 
     >>> model = SpeechAdapterModel.from_pretrained("tiny-wavlm")
@@ -71,6 +60,9 @@ class SpeechAdapterModel(Composing, Saving, nn.Module):
     >>> model(waveforms, lengths=lengths).logits
     """
 
+    accepts_loss_kwargs = False
+    """Tells ``transformers.Trainer`` that the loss is a mean over utterances, not over tokens of several batches."""
+
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
         self.encoder = encoder
@@ -79,17 +71,23 @@ class SpeechAdapterModel(Composing, Saving, nn.Module):
         self.fusions = nn.ModuleDict()
         self.active: str | Composition | None = None
         self.skip_layers = 0
-        self.merged_adapter: str | None = None
-        self._unmerged: dict[str, Tensor] = {}
+        self.folded_adapter: str | None = None
+        self._unfolded: dict[str, Tensor] = {}
         self.active_head: str | None = None
         self.train_head = True
         self.mixer = Mixer()
         self.gradient_checkpointing = False
+        self.register_state_dict_post_hook(_apart)
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, **options: Any) -> SpeechAdapterModel:
         """Load and freeze an encoder; arguments and errors of :func:`~speech_adapters.encoders.load_encoder`."""
         return cls(load_encoder(name_or_path, **options))
+
+    @property
+    def registry(self) -> Registry:
+        """The encoder and all that stands on it, by name."""
+        return Registry(self.encoder, self.adapters, self.heads, self.fusions)
 
     # ------------------------------------------------------------------ adapters
 
@@ -104,13 +102,13 @@ class SpeechAdapterModel(Composing, Saving, nn.Module):
         Raises:
             ConfigError: a name that is taken or not allowed, an unknown preset, settings that do not fit the encoder.
         """
-        self._check_new(name, self.adapters, "adapter")
-        self._check_unmerged()
+        check_new(name, self.adapters, "adapter")
+        self._check_unfolded()
         if isinstance(config, str):
             config = preset(config, task)
         if not isinstance(config, AdapterConfig):
             raise ConfigError(f"adapter {name!r}: give a preset's name or an adapter config, not {config!r}.")
-        module = config.build(self.encoder).to(self._device)
+        module = config.build(self.encoder).to(self.device)
         module.attach(self.encoder, name)
         module.requires_grad_(False).eval()
         self.adapters[name] = module
@@ -118,10 +116,10 @@ class SpeechAdapterModel(Composing, Saving, nn.Module):
 
     def delete_adapter(self, name: str) -> None:
         """Remove an adapter; the base is left as it was before the adapter came."""
-        module = self._get(name, self.adapters, "adapter")
-        self._check_unused(name)
-        if name == self.merged_adapter:
-            self.unmerge_adapter()
+        module = self.registry.adapter(name)
+        self.registry.check_unused(name)
+        if name == self.folded_adapter:
+            self.unfold_adapter()
         if name in self.active_adapters:
             rest = self.active.members if isinstance(self.active, Stack) else ()
             self.set_active(*(member for member in rest if name not in names_of(member)))
@@ -137,12 +135,11 @@ class SpeechAdapterModel(Composing, Saving, nn.Module):
                 EMNLP 2021).
         """
         chosen = tuple(member for member in members if member is not None)
-        value = Stack(*chosen) if len(chosen) > 1 else next(iter(chosen), None)
-        for branch in value.members if isinstance(value, Parallel) else chosen:
-            self.places(branch)
+        composition = Stack(*chosen) if len(chosen) > 1 else next(iter(chosen), None)
+        self.hooks(composition)
         if not 0 <= skip_layers <= self.encoder.num_layers:
             raise ConfigError(f"skip_layers={skip_layers}: the encoder has {self.encoder.num_layers} layers.")
-        self.active, self.skip_layers = value, skip_layers
+        self.active, self.skip_layers = composition, skip_layers
 
     @property
     def active_adapters(self) -> tuple[str, ...]:
@@ -150,36 +147,222 @@ class SpeechAdapterModel(Composing, Saving, nn.Module):
         return () if self.active is None else names_of(self.active)
 
     @property
+    def trained_adapters(self) -> tuple[str, ...]:
+        """Names of the active adapters that train: those outside of Fuse and Route."""
+        return () if self.active is None else trained_names(self.active)
+
+    def hooks(self, composition: str | Composition | None) -> Hooks:
+        """What a composition of this model's adapters does in one forward.
+
+        Raises:
+            ConfigError: an adapter or fusion that is not there, members that cannot be composed so.
+        """
+        return self.registry.hooks(composition)
+
+    @property
     def feature_size(self) -> int:
         """Width of what a head reads under the active composition."""
-        return self._root().output_size or self.encoder.hidden_size
+        return self.hooks(self.active).output_size or self.encoder.hidden_size
+
+    @property
+    def first_layer(self) -> int:
+        """The highest layer whose cached input a forward may start from under the active adapters; -1: only the CNN's
+        output, -2: not even that."""
+        return self.encoder.num_layers if self.active is None else self.hooks(self.active).first_layer
+
+    def average_adapters(
+        self, name: str, weights: Mapping[str, float], method: str = "linear", base: str | None = None, **options: Any
+    ) -> None:
+        """Make a new adapter out of the weights of others of the same configuration, and make it active.
+
+        Args:
+            weights: the adapters and their weights, such as ``{"a": 0.5, "b": 0.5}``; negative ones subtract.
+            base: the adapter that they all started from: their changes are averaged, and added to it. By default the
+                start of a fresh adapter, where that is not random.
+            method, options: see :func:`speech_adapters.composition.weight_averaging.average`.
+
+        Raises:
+            ConfigError: adapters of different configurations, an unknown method or option.
+        """
+        members = {key: self.registry.adapter(key) for key in weights}
+        if base is not None:
+            start = self.registry.adapter(base).tensors()
+        else:
+            start = weight_averaging.fixed_start(next(iter(members.values())).config, self.encoder) if members else {}
+        averaged = weight_averaging.average(members, weights, method, base=start, **options)
+        self.add_adapter(name, averaged.config)
+        self.registry.adapter(name).load_tensors(averaged.tensors)
+
+    def fold_adapter(self, name: str) -> None:
+        """Fold an adapter into the base's weights, in place: it then costs nothing at run time.
+
+        No adapter is active afterwards. :meth:`unfold_adapter` puts the base's own weights back, bit for bit (they
+        are kept, so the changed matrices take twice their memory).
+
+        Raises:
+            ConfigError: a method that a change of weights cannot stand for, a base in 8 or 4 bits, or an adapter that
+                is folded in already.
+        """
+        module = self.registry.adapter(name)
+        self._check_unfolded()
+        weights = folded_weights(self.encoder, module)
+        self.set_active()
+        self._unfolded, self.folded_adapter = fold(self.encoder, weights), name
+
+    def unfold_adapter(self) -> None:
+        """Take the folded adapter out of the base again and make it the active one."""
+        if self.folded_adapter is None:
+            raise ConfigError("no adapter is folded into the base; nothing to take out.")
+        fold(self.encoder, self._unfolded)
+        name, self._unfolded, self.folded_adapter = self.folded_adapter, {}, None
+        self.set_active(name)
+
+    # ------------------------------------------------------------------ fusions
+
+    def add_fusion(self, composition: TrainableComposition, config: CompositionConfig | None = None) -> str:
+        """Give ``Fuse(...)`` or ``Route(...)`` its weights, and make it the active composition; returns its name.
+
+        Args:
+            config: :class:`~speech_adapters.composition.FusionConfig` for Fuse, ``RouterConfig`` for Route.
+
+        Raises:
+            ConfigError: no such adapters, members that cannot be composed so, a name that is taken.
+        """
+        with self._precision():
+            module = self.registry.build_fusion(composition, config)
+        self.fusions[composition.name] = module.to(self.device).requires_grad_(False).eval()
+        self.set_active(composition)
+        return composition.name
+
+    def delete_fusion(self, name: str) -> None:
+        """Remove the weights of a Fuse or Route; nothing is active afterwards if it was."""
+        composition = self.registry.fusion(name).composition
+        self.registry.check_unused(composition)
+        if composition in self.active_fusions:
+            self.set_active()
+        del self.fusions[name]
+
+    @property
+    def active_fusions(self) -> list[TrainableComposition]:
+        """The active Fuse and Route, inner ones first."""
+        return [] if self.active is None else list(trainable_in(self.active))
 
     # ------------------------------------------------------------------ heads
 
     def add_head(self, name: str, config: HeadConfig) -> None:
         """Add a head for the features of the active adapter, and make it the active head."""
-        self._check_new(name, self.heads, "head")
+        check_new(name, self.heads, "head")
         if not isinstance(config, HeadConfig):
             raise ConfigError(f"head {name!r}: give a head config such as CTCHead(vocabulary), not {config!r}.")
-        self.heads[name] = config.build(self.feature_size).to(self._device).requires_grad_(False).eval()
-        self.active_head = name
+        self._keep_head(name, config.build(self.feature_size))
 
     def delete_head(self, name: str) -> None:
         """Remove a head."""
-        self._get(name, self.heads, "head")
+        self.registry.head(name)
         del self.heads[name]
         self.active_head = None if self.active_head == name else self.active_head
 
     def set_head(self, name: str | None) -> None:
         """Choose the active head; None for none."""
         if name is not None:
-            self._get(name, self.heads, "head")
+            self.registry.head(name)
         self.active_head = name
 
     @property
     def head(self) -> HeadModule | None:
         """The active head."""
-        return None if self.active_head is None else self.heads[self.active_head]
+        return None if self.active_head is None else self.registry.head(self.active_head)
+
+    def average_heads(self, name: str, weights: Mapping[str, float], method: str = "linear", **options: Any) -> None:
+        """Make a new head out of the weights of others of the same configuration, and make it active."""
+        check_new(name, self.heads, "head")
+        members = {key: self.registry.head(key) for key in weights}
+        averaged = weight_averaging.average(members, weights, method, **options)
+        head = averaged.config.build(next(iter(members.values())).input_size)
+        head.load_state_dict(averaged.tensors)
+        self._keep_head(name, head)
+
+    def _features(self) -> Features | None:
+        """What a head reads under the active composition."""
+        return features_of(self.encoder, self.active, self.registry.adapters_by_name)
+
+    def _keep_head(self, name: str, head: HeadModule) -> None:
+        self.heads[name] = head.to(self.device).requires_grad_(False).eval()
+        self.active_head = name
+
+    # ------------------------------------------------------------------ files
+
+    def save_adapter(self, name: str, folder: str | Path, **card: Any) -> Path:
+        """Save an adapter with the identity of its base; ``card`` entries (metrics, data) stay in its description."""
+        return save_adapter(folder, name, self.registry.adapter(name), self.encoder, card)
+
+    def load_adapter(self, folder: str | Path, name: str | None = None) -> str:
+        """Load a saved adapter and make it active; returns its name (the saved one unless given).
+
+        Raises:
+            CheckpointError: a damaged file, or an adapter made on another base.
+        """
+        saved = read_adapter(folder, self.encoder)
+        name = name or saved.name
+        self.add_adapter(name, saved.config)
+        self.registry.adapter(name).load_tensors(saved.tensors)
+        return name
+
+    def save_head(self, name: str, folder: str | Path) -> Path:
+        """Save a head: its config (vocabulary and normaliser included), its weights, and what it reads now."""
+        return save_head(folder, name, self.registry.head(name), self._features())
+
+    def load_head(self, folder: str | Path, name: str | None = None) -> str:
+        """Load a saved head and make it active; returns its name.
+
+        Warns of features that it was not trained on, as far as they may still be what is meant.
+
+        Raises:
+            CheckpointError: a damaged file, another base, or adapters of other methods than it was trained with.
+        """
+        saved = read_head(folder)
+        name = name or saved.name
+        check_new(name, self.heads, "head")
+        saved.check(self._features())
+        head = saved.config.build(saved.input_size)
+        head.load_state_dict(saved.tensors)
+        self._keep_head(name, head)
+        return name
+
+    def save_fusion(self, name: str, folder: str | Path, **card: Any) -> Path:
+        """Save the weights of a Fuse or Route, which adapters they are of, and a checksum of each of those.
+
+        The adapters and the head are parts of their own: save them too.
+        """
+        registry = self.registry
+        parts = registry.adapters_by_name, registry.fusions_by_name
+        return save_fusion(folder, registry.fusion(name), self.encoder, *parts, card)
+
+    def load_fusion(self, folder: str | Path) -> str:
+        """Load a saved Fuse or Route onto the adapters it was trained with, and make it active; returns its name.
+
+        Raises:
+            CheckpointError: a damaged file, another base, an adapter that is missing or has changed since.
+        """
+        registry, before = self.registry, self.active
+        saved = read_fusion(folder, self.encoder, registry.adapters_by_name, registry.fusions_by_name)
+        name = self.add_fusion(saved.composition, saved.config)
+        try:
+            saved.load_into(self.registry.fusion(name))
+        except CheckpointError:
+            self.delete_fusion(name)
+            self.set_active(before)
+            raise
+        return name
+
+    def save_folded(self, name: str, folder: str | Path) -> Path:
+        """Save the base with an adapter folded in as a stock checkpoint, which ``AutoModel.from_pretrained`` loads.
+
+        The model itself stays as it is. Raises ConfigError as :meth:`fold_adapter`, or for a folder that is taken.
+        """
+        module = self.registry.adapter(name)
+        self._check_unfolded()
+        return save_folded(self.encoder, folded_weights(self.encoder, module), folder)
 
     # ------------------------------------------------------------------ training
 
@@ -189,7 +372,7 @@ class SpeechAdapterModel(Composing, Saving, nn.Module):
         ``train_adapter(head="asr")`` trains the head alone on the frozen base; ``train_head=False`` keeps a head that
         several adapters share as it is. Adapters under Fuse and Route stay frozen.
         """
-        self._check_unmerged()
+        self._check_unfolded()
         self.set_active(*names)
         self.set_head(head if head is not None else self.active_head)
         self.train_head = train_head
@@ -201,15 +384,25 @@ class SpeechAdapterModel(Composing, Saving, nn.Module):
                 parameter.requires_grad_(True)
         self.train()
 
+    def train_fusion(
+        self, composition: str | TrainableComposition, head: str | None = None, train_head: bool = True
+    ) -> None:
+        """The second stage: activate a fusion or router and let its parameters, and the head's, train.
+
+        Its adapters stay frozen. Arguments: the composition or its name; see :meth:`train_adapter` for the others.
+        """
+        if isinstance(composition, str):
+            composition = self.registry.fusion(composition).composition
+        self.train_adapter(composition, head=head, train_head=train_head)
+
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Parameters that train, by group ("e", "l", "lora", "fusion", "head", ...), under the active composition."""
         groups: dict[str, list[nn.Parameter]] = {}
         for name in self.trained_adapters:
-            for group, parameters in self.adapters[name].groups().items():
+            for group, parameters in self.registry.adapter(name).groups().items():
                 if parameters:
                     groups.setdefault(group, []).extend(parameters)
-        for value in self.active_fusions:
-            module = self.fusions[value.name]
+        for module in self.registry.fusions_in(self.active):
             groups.setdefault(module.group, []).extend(module.parameters())
         if self.head is not None and self.train_head:
             groups["head"] = list(self.head.parameters())
@@ -220,8 +413,8 @@ class SpeechAdapterModel(Composing, Saving, nn.Module):
         groups = self.parameter_groups()
         rates = dict.fromkeys(groups, DEFAULT_LEARNING_RATE)
         for name in self.trained_adapters:
-            rates.update({k: v for k, v in self.adapters[name].learning_rates().items() if k in groups})
-        for module in (self.fusions[value.name] for value in self.active_fusions):
+            rates.update({k: v for k, v in self.registry.adapter(name).learning_rates().items() if k in groups})
+        for module in self.registry.fusions_in(self.active):
             if module.config.learning_rate is not None:
                 rates[module.group] = module.config.learning_rate
         unknown = sorted(set(overrides or {}) - set(groups))
@@ -236,11 +429,37 @@ class SpeechAdapterModel(Composing, Saving, nn.Module):
         if mode:
             for name in self.trained_adapters:
                 self.adapters[name].train()
-            for value in self.active_fusions:
-                self.fusions[value.name].train()
+            for module in self.registry.fusions_in(self.active):
+                module.train()
             if self.head is not None:
                 self.head.train()
         return self
+
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None, **options: Any
+    ) -> None:
+        """Recompute layers in the backward pass, for memory: torch's non-reentrant way, in every layer.
+
+        Raises:
+            ConfigError: another way that ``transformers`` knows.
+        """
+        asked = {**(gradient_checkpointing_kwargs or {}), **options}
+        for key, value in asked.items():
+            if (key, value) not in (("use_reentrant", False), ("every_n_layers", 1), ("offload", False)):
+                raise ConfigError(f"gradient checkpointing: {key}={value!r} is not supported here; leave it out.")
+        self.gradient_checkpointing = True
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Keep all activations."""
+        self.gradient_checkpointing = False
+
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: Mapping[str, Any] | None = None, **options: Any
+    ) -> None:
+        """The name of :meth:`gradient_checkpointing_enable` since transformers 5."""
+        self.gradient_checkpointing_enable(activation_checkpointing_kwargs, **options)
+
+    activation_checkpointing_disable = gradient_checkpointing_disable
 
     def check_alive(self) -> None:
         """Raise if a trainable tensor has no gradient, a zero one or a non-finite one; call it after ``backward``.
@@ -271,6 +490,9 @@ class SpeechAdapterModel(Composing, Saving, nn.Module):
         adapter: Sequence[Choice] | None = None,
         head: Sequence[str | None] | None = None,
         guide: Tensor | None = None,
+        input_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
         **cached: Any,
     ) -> ModelOutput | dict[str, ModelOutput]:
         """Waveforms (B, samples) at 16 kHz, lengths (B,) in samples -> :class:`ModelOutput`.
@@ -278,9 +500,12 @@ class SpeechAdapterModel(Composing, Saving, nn.Module):
         Args:
             targets: what the active head's loss wants, e.g. (B, U) token ids padded with -100 for CTC.
             time_mask: (B, T) boolean frames to hide (SpecAugment).
-            adapter: one choice a sample, in place of the active composition: names, ``Stack(...)``, None for the base.
-            head: one head a sample, or one a branch of Parallel, in place of the active head; None for none.
+            adapter: one choice per sample, in place of the active composition: names, ``Stack(...)``, None for the
+                base.
+            head: one head per sample, or one per branch of Parallel, in place of the active head; None for none.
             guide: (B,) the member of a Fuse or Route that belongs to each utterance, -100 for unknown: its guide loss.
+            input_values, attention_mask, labels: ``transformers``' names: of waveforms, of lengths as a mask
+                (B, samples), of targets.
             cached: ``cnn_output`` or ``hidden`` with ``frames`` and ``start_layer`` in place of waveforms; see
                 :func:`~speech_adapters.encoders.encode`.
 
@@ -290,148 +515,155 @@ class SpeechAdapterModel(Composing, Saving, nn.Module):
 
         Raises:
             AudioError: an utterance shorter than the encoder's receptive field; lengths that do not fit the waveforms.
-            ConfigError: a head of another width than the features, or a start above a layer that an adapter changes.
+            ConfigError: a head of another width than the features, targets that are none of the head's, or a start
+                above a layer that an adapter changes.
         """
+        waveforms = given.either("waveforms", waveforms, "input_values", input_values)
+        lengths = given.either("lengths", lengths, "attention_mask", attention_mask)
+        lengths = lengths if attention_mask is None else given.lengths_of(attention_mask)
+        targets = given.either("targets", targets, "labels", labels)
         if waveforms is not None:
-            self._check_audio(waveforms, lengths)
+            given.check_audio(waveforms, lengths, self.encoder.receptive_field)
             if lengths is not None and bool((lengths == waveforms.shape[1]).all()):
                 lengths = None
+        if targets is not None and self.head is None and head is None:
+            raise ConfigError("targets were given but no head is active; call set_head or add_head.")
         inputs = {"waveforms": waveforms, "lengths": lengths, "time_mask": time_mask, **cached}
         with self._precision():
             if adapter is not None:
-                return mixed_forward(self, inputs, adapter, head, targets)
+                return self._mixed(inputs, adapter, head, targets)
             if isinstance(self.active, Parallel):
-                return parallel_forward(self, inputs, self.active, head, targets)
+                return self._parallel(self.active, inputs, head, targets)
             if head is not None:
                 raise ConfigError("head=[...] goes with adapter=[...] or Parallel; choose one head with set_head.")
             self._check_widths()
-            root = self._root()
-            result, plan = self.run(root, **inputs)
-            result.features = plan.read(self.encoder, result)
-            self.score(result, targets)
-            nodes, result.pseudo_frames = [node for node in walk(root) if hasattr(node, "attention")], plan.before
-            result.attention = {f"{n.name}.{place}": a for n in nodes for place, a in n.attention.items()}
+            root = self.hooks(self.active)
+            output, plan = self._run(root, inputs)
+            result = _result(output, plan.read(self.encoder, output))
+            _score(result, self.head, targets)
+            fusions, result.pseudo_frames = [h for h in walk(root) if isinstance(h, TrainableHooks)], plan.before
+            result.attention = {f"{h.name}.{site}": a for h in fusions for site, a in h.attention.items()}
             if result.loss is not None and self.training:
-                result.loss = result.loss + sum(node.loss(guide, result.mask, plan.before) for node in nodes)
-                penalties = (self.adapters[name].penalty() for name in self.trained_adapters)
-                result.loss = result.loss + sum(penalty for penalty in penalties if penalty is not None)
+                for fusion in fusions:
+                    result.loss = result.loss + fusion.loss(guide, result.mask, plan.before)
+                for name in self.trained_adapters:
+                    if (penalty := self.registry.adapter(name).penalty()) is not None:
+                        result.loss = result.loss + penalty
         return result
 
-    def run(self, root: Places, **inputs: Any) -> tuple[ModelOutput, AdapterPlan]:
-        """The encoder under ``root``; ``features`` are the last hidden state still."""
-        self._check_start(root, **inputs)
+    def _mixed(
+        self,
+        inputs: Inputs,
+        choices: Sequence[Choice],
+        heads: Sequence[str | None] | None,
+        targets: Tensor | None,
+    ) -> ModelOutput:
+        if heads is not None:
+            check_choices("head", heads, inputs)
+            if targets is not None:
+                raise ConfigError(
+                    "targets go with one head for the batch; with head=[...] score each sample's logits."
+                )
+        output, rows = mixed_forward(self._run, self.mixer, self.registry, inputs, choices)
+        result = _result(output, torch.stack(rows) if len({row.shape[-1] for row in rows}) == 1 else rows)
+        if heads is not None:
+            result.logits = logits_by_sample(self.registry, heads, choices, rows, result.frame_lengths)
+        elif self.active_head is not None:
+            for choice, row in zip(choices, rows, strict=True):
+                check_width(self.registry, self.active_head, choice, row)
+            _score(result, self.head, targets)
+        return result
+
+    def _parallel(
+        self, parallel: Parallel, inputs: Inputs, heads: Sequence[str | None] | None, targets: Tensor | None
+    ) -> dict[str, ModelOutput]:
+        if heads is not None and (isinstance(heads, str) or len(heads) != len(parallel.members)):
+            raise ConfigError(f"head={heads!r}: give one head for each branch of {parallel!r}.")
+        if targets is not None:
+            raise ConfigError(
+                f"{parallel!r}: targets belong to one output; score the branches' logits, or train one by one."
+            )
+        heads = [self.active_head] * len(parallel.members) if heads is None else heads
+        branches = [self.hooks(member) for member in parallel.members]
+        outputs = parallel_forward(self._run, self.encoder, branches, inputs)
+        results = {}
+        for member, head, (output, features) in zip(parallel.members, heads, outputs, strict=True):
+            result = _result(output, features)
+            if head is not None:
+                check_width(self.registry, head, member, features)
+                _score(result, self.registry.head(head), None)
+            results[member if isinstance(member, str) else repr(member)] = result
+        return results
+
+    def _run(self, root: Hooks, inputs: Inputs) -> tuple[EncoderOutput, AdapterPlan]:
+        """The encoder under hooks; ``frame_lengths`` are given even where nothing is padded."""
+        self._check_start(root, inputs)
         plan = AdapterPlan(root, self.skip_layers)
         checkpointing = self.gradient_checkpointing and self.training
         output = self.encoder(**inputs, plan=plan, gradient_checkpointing=checkpointing)
-        last, frames = output.last_hidden_state, output.frame_lengths
-        if frames is None:
-            frames = torch.full((last.shape[0],), last.shape[1], device=last.device)
-        return ModelOutput(last, output.hidden_states, last, frames, output.mask, cnn_output=output.cnn_output), plan
-
-    def score(self, result: ModelOutput, targets: Tensor | None) -> None:
-        """Fill in the active head's logits, and its loss where there are targets."""
-        if self.head is not None:
-            scored = self.head(result.features, result.frame_lengths)
-            result.logits, result.embedding = scored.logits, getattr(scored, "embedding", None)
-            if targets is not None:
-                result.loss = self.head.loss(scored, targets)
-        elif targets is not None:
-            raise ConfigError("targets were given but no head is active; call set_head or add_head.")
+        if output.frame_lengths is None:
+            last = output.last_hidden_state
+            output.frame_lengths = torch.full((last.shape[0],), last.shape[1], device=last.device)
+        return output, plan
 
     # ------------------------------------------------------------------ what it is
+
+    @property
+    def device(self) -> torch.device:
+        """Where the encoder is."""
+        return self.encoder.device
+
+    @property
+    def config(self) -> Any:
+        """The encoder's ``transformers`` configuration."""
+        return self.encoder.config
 
     def count_parameters(self) -> dict[str, float]:
         """``trainable`` (active adapters and head), ``total`` (of all that a forward uses) and ``percent``."""
         trainable = sum(p.numel() for group in self.parameter_groups().values() for p in group)
-        parts = [self.adapters[name] for name in self.active_adapters]
-        added = sum(sum(p.numel() for p in part.parameters()) - part.replaced() for part in parts)
-        fusions = [self.fusions[value.name] for value in self.active_fusions]
-        added += sum(p.numel() for fusion in fusions for p in fusion.parameters())
-        head = 0 if self.head is None else sum(p.numel() for p in self.head.parameters())
-        total = self.encoder.num_parameters + added + head
+        adapters = [self.registry.adapter(name) for name in self.active_adapters]
+        added = sum(_size(adapter) - adapter.replaced() for adapter in adapters)
+        added += sum(_size(module) for module in self.registry.fusions_in(self.active))
+        total = self.encoder.num_parameters + added + (0 if self.head is None else _size(self.head))
         return {"trainable": trainable, "total": total, "percent": 100 * trainable / total}
 
     def __repr__(self) -> str:
-        lines = [f"SpeechAdapterModel on {self.encoder!r}"]
-        for name, module in self.adapters.items():
-            mark = "*" if name in self.active_adapters else " "
-            count = sum(p.numel() for p in module.parameters())
-            lines.append(f" {mark} adapter {name!r}: {count:,} parameters")
-            lines += [f"     {line}" for line in module.describe()]
-        for module in self.fusions.values():
-            mark = "*" if module.value in self.active_fusions else " "
-            count = sum(p.numel() for p in module.parameters())
-            lines.append(f" {mark} {module.value!r}: {count:,} parameters")
-            lines += [f"     {line}" for line in module.describe()]
-        for name, head in self.heads.items():
-            mark = "*" if name == self.active_head else " "
-            count = sum(p.numel() for p in head.parameters())
-            lines.append(f" {mark} head {name!r}: {count:,} parameters, reads {head.input_size}")
-        active = self.count_parameters()
+        registry, lines = self.registry, [f"SpeechAdapterModel on {self.encoder!r}"]
+        for name in self.adapters:
+            adapter, mark = registry.adapter(name), "*" if name in self.active_adapters else " "
+            lines.append(f" {mark} adapter {name!r}: {_size(adapter):,} parameters")
+            lines += [f"     {line}" for line in adapter.describe()]
+        for name in self.fusions:
+            fusion = registry.fusion(name)
+            mark = "*" if fusion.composition in self.active_fusions else " "
+            lines.append(f" {mark} {fusion.composition!r}: {_size(fusion):,} parameters")
+            lines += [f"     {line}" for line in fusion.describe()]
+        for name in self.heads:
+            head, mark = registry.head(name), "*" if name == self.active_head else " "
+            lines.append(f" {mark} head {name!r}: {_size(head):,} parameters, reads {head.input_size}")
         if isinstance(self.active, Composition):
             lines.append(f"   active: {self.active!r}")
+        active = self.count_parameters()
         lines.append("   active: {trainable:,} trainable of {total:,} ({percent:.2f} %)".format(**active))
         return "\n".join(lines)
 
     # ------------------------------------------------------------------ inner
 
-    @property
-    def _device(self) -> torch.device:
-        return self.encoder.device
+    def _precision(self) -> AbstractContextManager[Any]:
+        dtype = cast(torch.dtype, self.encoder.model.dtype)
+        return torch.autocast(self.device.type, dtype) if dtype.itemsize == 2 else nullcontext()
 
-    @property
-    def trained_adapters(self) -> tuple[str, ...]:
-        """Names of the active adapters that train: those outside of Fuse and Route."""
-        return () if self.active is None else trained_names(self.active)
-
-    def _root(self) -> Places:
-        if isinstance(self.active, Parallel):
-            return Stacked(self.places(branch) for branch in self.active.members)
-        return Stacked(()) if self.active is None else self.places(self.active)
-
-    @property
-    def first_layer(self) -> int:
-        """The highest layer whose cached input a forward may start from under the active adapters; -1: only the CNN's
-        output, -2: not even that."""
-        return self.encoder.num_layers if self.active is None else self._root().first_layer
-
-    def _precision(self) -> AbstractContextManager:
-        dtype = self.encoder.model.dtype
-        return torch.autocast(self._device.type, dtype) if dtype.itemsize == 2 else nullcontext()
-
-    def _check_start(
-        self,
-        root: Places,
-        hidden: Tensor | None = None,
-        cnn_output: Tensor | None = None,
-        start_layer: int = 0,
-        **others,
-    ) -> None:
+    def _check_start(self, root: Hooks, inputs: Inputs) -> None:
         first = root.first_layer
-        lowest = next((name for name in self.active_adapters if self.adapters[name].first_layer == first), None)
-        who = repr(self.active) if lowest is None else f"adapter {lowest!r}"
-        if first < -1 and (hidden is not None or cnn_output is not None):
+        hidden, start = inputs.get("hidden"), inputs.get("start_layer", 0)
+        lowest = (name for name in self.active_adapters if self.registry.adapter(name).first_layer == first)
+        name = next(lowest, None)
+        who = repr(self.active) if name is None else f"adapter {name!r}"
+        if first < -1 and (hidden is not None or inputs.get("cnn_output") is not None):
             raise ConfigError(f"{who} acts inside the CNN; start from waveforms.")
-        if hidden is not None and start_layer > first:
+        if hidden is not None and start > first:
             where = "before the layers; start" if first < 0 else f"from layer {first} on; start there, below, or"
-            raise ConfigError(f"start_layer={start_layer}: {who} acts {where} from cnn_output.")
-
-    def _check_audio(self, waveforms: Tensor, lengths: Tensor | None) -> None:
-        if waveforms.dim() != 2 or not waveforms.is_floating_point():
-            raise AudioError(
-                f"waveforms: expected a float tensor (batch, samples), got {tuple(waveforms.shape)} {waveforms.dtype}."
-            )
-        if lengths is not None and (lengths.shape != waveforms.shape[:1] or int(lengths.max()) > waveforms.shape[1]):
-            raise AudioError(
-                f"lengths: expected {len(waveforms)} numbers of samples, none above {waveforms.shape[1]}, "
-                f"got {lengths.tolist()}."
-            )
-        shortest = int(waveforms.shape[1] if lengths is None else lengths.min())
-        if shortest < self.encoder.receptive_field:
-            raise AudioError(
-                f"an utterance of {shortest} samples is shorter than the encoder's receptive field of "
-                f"{self.encoder.receptive_field} samples ({self.encoder.receptive_field / 16:.0f} ms); drop or pad it."
-            )
+            raise ConfigError(f"start_layer={start}: {who} acts {where} from cnn_output.")
 
     def _check_widths(self) -> None:
         if isinstance(self.active, Parallel):  # each branch by itself
@@ -442,21 +674,53 @@ class SpeechAdapterModel(Composing, Saving, nn.Module):
                 f"{list(self.active_adapters)} give {self.feature_size}; add a head while the adapter is active."
             )
 
-    def _check_unmerged(self) -> None:
-        if self.merged_adapter is not None:
-            raise ConfigError(f"adapter {self.merged_adapter!r} is merged into the base; call unmerge_adapter first.")
+    def _check_unfolded(self) -> None:
+        if self.folded_adapter is not None:
+            raise ConfigError(f"adapter {self.folded_adapter!r} is folded into the base; call unfold_adapter first.")
 
-    @staticmethod
-    def _check_new(name: str, existing: nn.ModuleDict, kind: str) -> None:
-        if not NAME.fullmatch(name):
-            raise ConfigError(f"{kind} name {name!r}: use letters, digits, '_' and '-'.")
-        if name in existing:
-            raise ConfigError(f"{kind} {name!r} exists already; delete it first or choose another name.")
-        if hasattr(existing, name):
-            raise ConfigError(f"{kind} name {name!r} is a word of torch's own; choose another name.")
+    # ------------------------------------------------------------------ old names
 
-    @staticmethod
-    def _get(name: str, existing: nn.ModuleDict, kind: str) -> Any:
-        if name not in existing:
-            raise ConfigError(f"no {kind} {name!r}; there are: {', '.join(existing) or 'none'}.")
-        return existing[name]
+    merge_adapter = renamed("merge_adapter", "fold_adapter")
+    unmerge_adapter = renamed("unmerge_adapter", "unfold_adapter")
+    merged_adapter = renamed_attribute("merged_adapter", "folded_adapter")
+    save_merged = renamed("save_merged", "save_folded")
+    merge_adapters = renamed("merge_adapters", "average_adapters")
+    merge_heads = renamed("merge_heads", "average_heads")
+    places = renamed("places", "hooks")
+
+
+def _result(output: EncoderOutput, features: Tensor | list[Tensor]) -> ModelOutput:
+    assert output.frame_lengths is not None
+    return ModelOutput(
+        output.last_hidden_state,
+        output.hidden_states,
+        features,
+        output.frame_lengths,
+        output.mask,
+        cnn_output=output.cnn_output,
+    )
+
+
+def _score(result: ModelOutput, head: HeadModule | None, targets: Tensor | None) -> None:
+    """Fill in the head's logits, and its loss where there are targets."""
+    if head is not None:
+        scored = head(result.features, result.frame_lengths)
+        result.logits, result.embedding = scored.logits, getattr(scored, "embedding", None)
+        if targets is not None:
+            given.check_targets(targets, scored)
+            result.loss = head.loss(scored, targets)
+
+
+def _apart(module: nn.Module, tensors: dict[str, Any], prefix: str, metadata: dict[str, Any]) -> None:
+    """Safetensors can write a state dict: what two names share (an adapter's LoRA matrices stand in the base's
+    projections too) becomes a tensor for each, and all are contiguous."""
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        if isinstance(tensor, Tensor) and tensor.numel():
+            shared = tensor.data_ptr() in seen
+            seen.add(tensor.data_ptr())
+            tensors[name] = tensor.clone().contiguous() if shared else tensor.contiguous()
+
+
+def _size(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())

@@ -13,6 +13,7 @@ import collections.abc
 import dataclasses
 import difflib
 import enum
+import math
 import os
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -46,6 +47,11 @@ def from_dict(cls: type[C], mapping: Mapping[str, Any], where: str = "configurat
     return _build(cls, mapping, _Place(where))
 
 
+def convert(hint: Any, value: Any, where: str, key: str = "") -> Any:
+    """A plain value as any type that a field may have; a ConfigError names ``where`` and the dotted key."""
+    return _convert(hint, value, _Place(where, key))
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """The configuration as values that YAML and JSON can hold; :func:`from_dict` gives an equal one back."""
     return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config) if field.init}
@@ -55,6 +61,18 @@ def field_types(cls: type) -> dict[str, Any]:
     """The annotation of each field that a configuration of this class takes, in order of definition."""
     hints = get_type_hints(cls)
     return {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
+
+
+def check_positive(name: str, value: float, *, zero: bool = False, below: float = math.inf) -> None:
+    """For a configuration's ``__post_init__``: ``value`` must be above 0 (or 0 itself, with ``zero``), finite, and
+    under ``below``.
+
+    Raises:
+        ConfigError: names the key, the value and the bounds.
+    """
+    if not (0 <= value if zero else 0 < value) or not value < below:
+        bounds = ("at least 0" if zero else "above 0") + (f" and below {below:g}" if math.isfinite(below) else "")
+        raise ConfigError(f"{name}={value} must be {bounds}")
 
 
 def members_of(hint: Any) -> tuple[Any, ...]:
@@ -150,7 +168,7 @@ def _convert_union(hint: Any, value: Any, place: _Place, current: Any) -> Any:
         if value is None or (isinstance(value, Typed) and value.text.lower() in ("null", "none", "~")):
             return None
     if type(value) in members:  # it has one of the types already: 3 does not become 3.0
-        return value
+        return _convert(type(value), value, place, current)
     if isinstance(value, Typed):  # any text is a str, most are a list: try the narrower types first
         members.sort(key=lambda member: 1 if member in (str, Path) else 2 if _is_sequence(member) else 0)
         if value.text.startswith("["):
@@ -213,21 +231,28 @@ def _convert_scalar(hint: Any, value: Any) -> tuple[Any, ...]:
         if not typed and (isinstance(value, bool) or not isinstance(value, numbers)):
             return ()
         try:
-            return (hint(value.text if typed else value),)
+            number = hint(value.text if typed else value)
         except (ValueError, OverflowError):
             return ()
+        return () if number != number else (number,)  # NaN is never meant
     value = value.text if typed else value
     if hint is bool:
         known = isinstance(value, bool) or (isinstance(value, str) and value.lower() in _BOOLEANS)
         return (_BOOLEANS[str(value).lower()],) if known else ()
     if hint is str:
-        return (value,) if isinstance(value, str) else ()
+        return (value,) if isinstance(value, str) and _is_text(value) else ()
     if hint is Path:
-        return (Path(os.path.expanduser(value)),) if isinstance(value, str | Path) and str(value) else ()
+        named = isinstance(value, str | Path) and str(value) and _is_text(str(value))
+        return (Path(os.path.expanduser(value)),) if named else ()
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
         same = (member for member in hint if value in (member, _plain(member)) or str(value) == str(member.value))
         return tuple(same)[:1]
     raise TypeError(f"a configuration field cannot have the type {hint!r}")
+
+
+def _is_text(value: str) -> bool:
+    """Whether files and file names can hold it: no NUL, and no half of a surrogate pair."""
+    return not any(symbol == "\0" or "\ud800" <= symbol <= "\udfff" for symbol in value)
 
 
 def _plain(value: Any) -> Any:

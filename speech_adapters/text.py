@@ -9,6 +9,7 @@ import json
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -85,14 +86,17 @@ class Vocabulary:
                     f"vocabulary: the {role} {getattr(self, role)!r} is not among its {len(self.tokens)} tokens; "
                     f"add it, or name the right one with {role}=..."
                 )
-        hidden = {self.blank, self.delimiter}
-        characters = {
-            token: i for i, token in enumerate(self.tokens) if token not in hidden and not _is_special(token)
-        }
-        object.__setattr__(self, "_ids", {**characters, " ": self.tokens.index(self.delimiter)})
-        # What each id adds to a decoded text; blank and special tokens add nothing.
-        spelled = {i: token for token, i in characters.items()} | {self.tokens.index(self.delimiter): " "}
-        object.__setattr__(self, "_spelled", [spelled.get(i, "") for i in range(len(self.tokens))])
+
+    @cached_property
+    def _spelled(self) -> list[str]:
+        """What each id adds to a decoded text; blank and special tokens add nothing."""
+        silent = {token for token in self.tokens if token == self.blank or _is_special(token)}
+        return [" " if token == self.delimiter else "" if token in silent else token for token in self.tokens]
+
+    @cached_property
+    def _ids(self) -> dict[str, int]:
+        """The id of each character, and of the space between words."""
+        return {**{text: i for i, text in enumerate(self._spelled) if text}, " ": self.delimiter_id}
 
     @classmethod
     def wav2vec2(cls) -> Vocabulary:

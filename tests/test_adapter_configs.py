@@ -9,6 +9,7 @@ import torch
 from small_encoders import FAMILIES
 from small_models import METHODS, counts, meta_model, small_model
 
+from speech_adapters.adapters import ADAPTER_METHODS as CONFIGS
 from speech_adapters.adapters import (
     EL,
     ELP,
@@ -26,7 +27,6 @@ from speech_adapters.adapters import (
     adapter_config,
     preset,
 )
-from speech_adapters.adapters import METHODS as CONFIGS
 from speech_adapters.errors import CheckpointError, ConfigError
 
 # --- published sizes -----------------------------------------------------------------------------------------------

@@ -1,3 +1,5 @@
+"""Intervals of corpus figures: by speaker, in any order, as wide as they must be."""
+
 from __future__ import annotations
 
 import json

@@ -18,8 +18,9 @@ from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.runs.folder import RunFolder
 from speech_adapters.tasks.asr import evaluate_asr
 from speech_adapters.training.cache import CachedDataset
+from speech_adapters.training.loop import TrainingResult
 from speech_adapters.training.settings import TrainingConfig
-from speech_adapters.training.trainer import TrainingResult, train
+from speech_adapters.training.supervised import train
 
 START = {"head-only": 3, "l": 0, "elp": None, "top": 2}  # the layer where training starts; None: the CNN's output
 

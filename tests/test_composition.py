@@ -13,7 +13,7 @@ from small_models import METHODS, TARGETS, batch, parameters, small_model
 
 from speech_adapters.adapters import Bottleneck, LoRA
 from speech_adapters.composition import Average, Fuse, FusionConfig, Parallel, Route, RouterConfig, Stack
-from speech_adapters.composition.blocks import composition, learned_in, names_of, trained_names
+from speech_adapters.composition.blocks import composition_from_dict, names_of, trainable_in, trained_names
 from speech_adapters.composition.fusion import FusionLayer
 from speech_adapters.errors import CheckpointError, ConfigError
 from speech_adapters.heads.ctc import CTCHead
@@ -63,10 +63,10 @@ def test_a_composition_prints_as_the_python_that_makes_it_and_survives_json(tree
     if value == "adapter0":
         return
     assert eval(repr(value)) == value and hash(eval(repr(value))) == hash(value)
-    assert composition(json.loads(json.dumps(value.to_dict()))) == value
+    assert composition_from_dict(json.loads(json.dumps(value.to_dict()))) == value
     assert len(names_of(value)) == next(count)
     assert set(trained_names(value)) <= set(names_of(value))
-    assert all(isinstance(inner, Fuse | Route) for inner in learned_in(value))
+    assert all(isinstance(inner, Fuse | Route) for inner in trainable_in(value))
 
 
 def test_what_cannot_be_composed_is_said_when_it_is_written():
@@ -78,7 +78,7 @@ def test_what_cannot_be_composed_is_said_when_it_is_written():
         (lambda: Parallel("a", "a"), "each branch may stand there once"),
         (lambda: Average("a", "b", weights=(1,)), "1 weights for 2 members"),
         (lambda: Average("a", "b", weights=(0.5, 0.6)), "the weights sum to 1.1; they must sum to 1"),
-        (lambda: composition({"kind": "blend", "members": ["a"]}), "unknown composition 'blend'"),
+        (lambda: composition_from_dict({"kind": "blend", "members": ["a"]}), "unknown composition 'blend'"),
     ):
         with pytest.raises(ConfigError, match=message):
             wrong()
@@ -98,9 +98,9 @@ def test_averages_of_one_and_of_equals_are_the_adapter(kind):
 
 def test_an_average_of_linear_places_is_the_average_of_weights():
     model = drawer(LoRA(rank=2), LoRA(rank=2))
-    model.merge_adapters("c", {"a": 0.25, "b": 0.75}, method="svd", rank=4)
-    merged = features(model, "c")
-    torch.testing.assert_close(features(model, Average("a", "b", weights=(0.25, 0.75))), merged, atol=1e-4, rtol=0)
+    model.average_adapters("c", {"a": 0.25, "b": 0.75}, method="svd", rank=4)
+    averaged = features(model, "c")
+    torch.testing.assert_close(features(model, Average("a", "b", weights=(0.25, 0.75))), averaged, atol=1e-4, rtol=0)
 
 
 def test_averages_refuse_what_has_no_sum():
@@ -198,7 +198,7 @@ def test_the_expert_that_adds_nothing_can_leave_the_base():
     assert not torch.allclose(alone, base)
 
 
-@pytest.mark.parametrize("value,config,group", [
+@pytest.mark.parametrize(("value", "config", "group"), [
     (Fuse("a", "b"), FusionConfig(guide_weight=1.0), "fusion"),
     (Fuse("a", "b"), FusionConfig(rank=4, guide_weight=0.5, none_expert=True, dropout=0.1, scaled=True), "fusion"),
     (Route("a", "b"), RouterConfig(guide_weight=1.0), "router"),
@@ -253,7 +253,7 @@ def test_the_guide_leads_each_utterance_to_its_adapter():
             assert (mean.argmax(-1) == guide).all()
 
 
-@pytest.mark.parametrize("value,config", [(Fuse("a", "b"), FusionConfig), (Route("a", "b"), RouterConfig)])
+@pytest.mark.parametrize(("value", "config"), [(Fuse("a", "b"), FusionConfig), (Route("a", "b"), RouterConfig)])
 def test_a_guide_that_is_asked_for_must_come_and_strangers_lose_nothing(value, config):
     losses = []
     for weight in (0.0, 1.0):
@@ -320,7 +320,7 @@ def test_top_k_keeps_the_largest_and_frames_have_gates_of_their_own():
     assert ((gate > 0).sum(-1) == 2).all() and gate[0].std(0).max() > 0.01
     torch.testing.assert_close(gate.sum(-1), torch.ones(gate.shape[:2]))
     model.add_fusion(Route("d", "e"), RouterConfig(per="frame"))
-    with pytest.raises(ConfigError, match="a gate a frame cannot weigh pseudo frames or prefixes"):
+    with pytest.raises(ConfigError, match="a gate per frame cannot weigh pseudo frames or prefixes"):
         model(*batch())
 
 
@@ -486,14 +486,14 @@ def test_parallel_gives_each_branch_as_if_alone_and_runs_the_shared_part_once(ki
 @torch.no_grad()
 def test_a_fusion_comes_back_bit_for_bit_and_refuses_changed_adapters(value, tmp_path):
     model = drawer("el", "el", "el", head=True)
-    for inner in learned_in(value):
+    for inner in trainable_in(value):
         model.add_fusion(inner)
         for parameter in model.fusions[inner.name].parameters():
             parameter += 0.05 * torch.randn_like(parameter)
     expected = model(*batch()).logits
     for name in names_of(value):
         model.save_adapter(name, tmp_path / name)
-    for inner in learned_in(value):
+    for inner in trainable_in(value):
         model.save_fusion(inner.name, tmp_path / inner.name, wer=0.1)
     model.save_head("asr", tmp_path / "head")
 
@@ -503,16 +503,16 @@ def test_a_fusion_comes_back_bit_for_bit_and_refuses_changed_adapters(value, tmp
     for name in names_of(value):
         fresh.load_adapter(tmp_path / name)
     fresh.load_head(tmp_path / "head")
-    for inner in learned_in(value):
+    for inner in trainable_in(value):
         assert fresh.load_fusion(tmp_path / inner.name) == inner.name
     assert fresh.active == value
     assert torch.equal(fresh.eval()(*batch()).logits, expected)
 
-    for inner in reversed(list(learned_in(value))):
+    for inner in reversed(list(trainable_in(value))):
         fresh.delete_fusion(inner.name)
     next(fresh.adapters["a"].parameters()).view(-1)[0] += 1e-6
     with pytest.raises(CheckpointError, match="'a' is not the one that .* was trained with, or has changed since"):
-        fresh.load_fusion(tmp_path / next(learned_in(value)).name)
+        fresh.load_fusion(tmp_path / next(trainable_in(value)).name)
     other = small_model("hubert", "pre-norm")
     with pytest.raises(CheckpointError, match="this fusion was trained on 'small-wavlm-pre-norm'"):
         other.load_fusion(tmp_path / value.name)

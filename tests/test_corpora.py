@@ -12,6 +12,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -240,7 +241,7 @@ class Mirror(http.server.BaseHTTPRequestHandler):
     """Serves one archive; the first answer breaks off in the middle; understands Range."""
 
     content = b""
-    starts: list[int] = []
+    starts: ClassVar[list[int]] = []
 
     def do_GET(self) -> None:
         start = int((self.headers.get("Range") or "bytes=0-")[6:].rstrip("-"))

@@ -1,3 +1,5 @@
+"""The CTC head: loss, lengths, decoding of the checkpoint's own head."""
+
 from __future__ import annotations
 
 import json

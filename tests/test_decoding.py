@@ -1,3 +1,5 @@
+"""Greedy decoding and beam search with a language model."""
+
 from __future__ import annotations
 
 import gzip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -52,7 +53,7 @@ def every_threshold(scores, labels):
 
 def reference_eer(scores, labels):
     points = every_threshold(scores, labels)
-    for (fa, miss), (next_fa, next_miss) in zip(points, points[1:], strict=False):
+    for (fa, miss), (next_fa, next_miss) in pairwise(points):
         # On the segment, p_miss - p_fa is linear: solve for 0 where its ends have different signs.
         low, high = miss - fa, next_miss - next_fa
         if low <= 0 <= high:

@@ -1,3 +1,5 @@
+"""DET curves, score histograms and their reports."""
+
 from __future__ import annotations
 
 import json

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from speech_adapters.adapters import METHODS, PRESETS
+from speech_adapters.adapters import ADAPTER_METHODS, PRESETS
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -28,7 +28,7 @@ def test_committed_pages_are_current(pages):
 
 
 def test_every_method_and_preset_has_its_place(pages):
-    assert len(pages) == 1 + len(METHODS)
+    assert len(pages) == 1 + len(ADAPTER_METHODS)
     assert all(f"| `{name}` |" in pages["methods.md"] for name in PRESETS)
     for name, text in pages.items():
         assert not re.search(r":\w+:`|(?<!`)``(?!`)", text), name

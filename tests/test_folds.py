@@ -127,7 +127,10 @@ def test_bad_protocols_are_named():
     check_partition(make_folds(manifest, "2-fold", dev=False), manifest)
     with pytest.raises(ConfigError, match="makes 1 part"):
         make_folds(corpus(sessions=1), "leave-one-session-out", dev=False)
-    with pytest.warns(UserWarning), pytest.raises(ConfigError, match="3 utterances cannot make 5 folds"):
+    with (
+        pytest.warns(UserWarning, match="otake2023"),
+        pytest.raises(ConfigError, match="3 utterances cannot make 5 folds"),
+    ):
         make_folds(manifest[:3], "otake2023")
     leaking = manifest.map(lambda u: Utterance(**{**vars(u), "speaker": "x"}))
     with pytest.raises(ManifestError, match="1 speaker value"):

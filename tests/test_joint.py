@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from small_encoders import small_encoder
 
-from speech_adapters.adapters import EAdapter
+from speech_adapters.adapters import AdaLoRA, EAdapter
 from speech_adapters.composition import Stack
 from speech_adapters.data.audio import write_audio
 from speech_adapters.data.batches import GuidedDataset, SpeechDataset, collate
@@ -53,18 +55,19 @@ def make_model() -> SpeechAdapterModel:
 def tasks(manifests, *values):
     pairs = zip(("studio", "telephone"), values or ("studio", "telephone"), manifests, strict=True)
     return [
-        JointTask(name=name, value=value, head=name, dataset=SpeechDataset(manifest, HEAD.target))
+        JointTask(name=name, adapter=value, head=name, dataset=SpeechDataset(manifest, HEAD.target))
         for name, value, manifest in pairs
     ]
 
 
 def test_isolated_tasks_train_as_if_alone_to_the_last_bit(manifests, tmp_path):
     together, run = make_model(), RunFolder.create("joint", path=tmp_path / "run")
-    losses = train_jointly(together, tasks(manifests), QUIET, run)
+    train_jointly(together, tasks(manifests), QUIET, run)
     for number, name in enumerate(("studio", "telephone")):
-        alone = make_model()
-        own = train_jointly(alone, tasks(manifests)[number : number + 1], QUIET)
-        assert losses[name] == own[name] and len(losses[name]) == 4
+        alone, own = make_model(), RunFolder.create("joint", path=tmp_path / name)
+        train_jointly(alone, tasks(manifests)[number : number + 1], QUIET, own)
+        lines = [[line["loss"] for line in r.read_metrics() if line["method"] == name] for r in (run, own)]
+        assert lines[0] == lines[1] and len(lines[0]) == 2
         for kind in ("adapters", "heads"):
             one, other = getattr(together, kind)[name].state_dict(), getattr(alone, kind)[name].state_dict()
             assert all(torch.equal(one[key], other[key]) for key in one)
@@ -73,30 +76,69 @@ def test_isolated_tasks_train_as_if_alone_to_the_last_bit(manifests, tmp_path):
     assert [line["step"] for line in run.read_metrics() if line["method"] == "studio"] == [2, 4]
 
 
-def test_a_shared_adapter_learns_from_both(manifests):
+def test_a_shared_adapter_learns_from_both(manifests, tmp_path):
     model = make_model()
     before = {key: tensor.clone() for key, tensor in model.adapters["shared"].state_dict().items()}
-    train_jointly(model, tasks(manifests, Stack("shared", "studio"), Stack("shared", "telephone")), QUIET)
+    stacks = Stack("shared", "studio"), Stack("shared", "telephone")
+    train_jointly(model, tasks(manifests, *stacks), QUIET, RunFolder.create("joint", path=tmp_path / "both"))
     both = model.adapters["shared"].state_dict()
     alone = make_model()
-    train_jointly(alone, tasks(manifests, Stack("shared", "studio"), "telephone")[:1], QUIET)
+    first = tasks(manifests, Stack("shared", "studio"), "telephone")[:1]
+    train_jointly(alone, first, QUIET, RunFolder.create("joint", path=tmp_path / "alone"))
     for key, tensor in alone.adapters["shared"].state_dict().items():
         assert not torch.equal(both[key], before[key]) and not torch.equal(both[key], tensor), key
 
 
-def test_wrong_tasks_are_config_errors(manifests):
+def test_crops_accumulation_evaluation_and_a_methods_schedule_hold_for_joint_training_too(manifests, tmp_path):
+    model = make_model()
+    model.add_adapter("pruned", AdaLoRA(rank=1, init_rank=2, every=1))
+    own = [replace(task, dev=task.dataset) for task in tasks(manifests, "studio", "pruned")]
+    config = replace(QUIET, updates=10, accumulation=2, evaluate_every=5, learning_rates={})
+    run = RunFolder.create("joint", path=tmp_path / "run")
+    result = train_jointly(model, own, config, run)
+    pruned = model.adapters["pruned"]
+    assert sum(pruned.ranks().values()) == len(pruned.ranks())
+    watched = [line for line in run.read_metrics() if "eval_loss" in line]
+    assert [line["step"] for line in watched] == [5, 10] and "eval_studio" in watched[0]
+    assert result.best_dev_loss == min(line["eval_loss"] for line in watched)
+
+
+def test_a_killed_joint_training_ends_with_the_same_bits(manifests, tmp_path):
+    def trained(folder: str, forwards: int | None = None) -> SpeechAdapterModel:
+        model = make_model()
+        if forwards is not None:
+            seen: list[int] = []
+
+            def kill(*_):
+                seen.append(1)
+                if len(seen) == forwards:
+                    raise RuntimeError("killed")
+
+            model.heads["telephone"].register_forward_hook(kill)
+        run = tmp_path / folder
+        folder = RunFolder(run) if run.is_dir() else RunFolder.create("joint", path=run)
+        config = replace(QUIET, accumulation=2, save_minutes=0)
+        train_jointly(model, tasks(manifests, Stack("shared", "studio"), "telephone"), config, folder)
+        return model
+
+    expected = trained("whole").state_dict()
+    for forwards in (2, 5):
+        with pytest.raises(RuntimeError, match="killed"):
+            trained("part", forwards)
+    found = trained("part").state_dict()
+    assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
+
+
+def test_wrong_tasks_are_config_errors(manifests, tmp_path):
     model, own = make_model(), tasks(manifests)
+    run = RunFolder.create("joint", path=tmp_path / "run")
     for wrong, config, message in (
         ([], QUIET, "give at least one, each with a name of its own"),
         ([own[0], own[0]], QUIET, "each with a name of its own"),
-        (
-            own,
-            TrainingConfig(trackers=(), accumulation=2),
-            "training.accumulation is the single-task trainer's; set it to 1",
-        ),
+        (own, replace(QUIET, evaluate_every=1), "needs a dev set, which 'studio' has not"),
     ):
         with pytest.raises(ConfigError, match=message):
-            train_jointly(model, wrong, config)
+            train_jointly(model, wrong, config, run)
 
 
 def test_a_guided_data_set_says_whose_each_utterance_is(manifests):

@@ -35,7 +35,7 @@ def test_a_saved_lora_loads_with_peft_onto_the_stock_model(family, style, varian
 
 @pytest.mark.parametrize("variant", LORAS)
 @pytest.mark.parametrize("style", STYLES)
-def test_merged_into_wavlm_it_is_a_stock_checkpoint(style, variant, tmp_path):
+def test_folded_into_wavlm_it_is_a_stock_checkpoint(style, variant, tmp_path):
     from transformers import AutoModel
 
     waveforms, lengths = batch()
@@ -45,7 +45,7 @@ def test_merged_into_wavlm_it_is_a_stock_checkpoint(style, variant, tmp_path):
     model.add_adapter("a", LORAS[variant])
     ours = shake(model, 0.1)(waveforms, lengths)
     model.set_active("other")
-    model.save_merged("a", tmp_path)
+    model.save_folded("a", tmp_path)
     stock, report = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     mask = (torch.arange(6400) < lengths[:, None]).long()

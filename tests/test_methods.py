@@ -130,7 +130,7 @@ def test_adalora_prunes_to_its_budget_where_it_matters_least():
     again.add_adapter("a", adapter.config)
     resumed = again.adapters["a"]
     resumed.load_tensors(adapter.tensors())
-    resumed.before_update(9, updates)
+    resumed.load_schedule_state(adapter.schedule_state())
     with torch.no_grad():
         for part in resumed.parts.values():
             part.lora_E += 0.1
@@ -367,38 +367,38 @@ def test_adapters_fold_into_the_base_and_out_again(family, style, method, tmp_pa
     model.add_adapter("a", METHODS[method])
     before = {key: tensor.clone() for key, tensor in model.encoder.model.state_dict().items() if "lora_" not in key}
     expected = shake(model, 0.05)(waveforms, lengths)
-    model.save_merged("a", tmp_path / "merged")
-    stock, report = AutoModel.from_pretrained(tmp_path / "merged", output_loading_info=True)
+    model.save_folded("a", tmp_path / "folded")
+    stock, report = AutoModel.from_pretrained(tmp_path / "folded", output_loading_info=True)
     assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     mask = (torch.arange(6400) < lengths[:, None]).long()
     with torch.no_grad():
         theirs = stock.eval()(model.encoder.normalized(waveforms, lengths), attention_mask=mask).last_hidden_state
     real = expected.mask
     torch.testing.assert_close(expected.last_hidden_state[real], theirs[real], atol=2e-5, rtol=0)
-    assert load_encoder(tmp_path / "merged").family == family
+    assert load_encoder(tmp_path / "folded").family == family
     with pytest.raises(ConfigError, match="exists already; choose a new folder"):
-        model.save_merged("a", tmp_path / "merged")
+        model.save_folded("a", tmp_path / "folded")
 
-    model.merge_adapter("a")
+    model.fold_adapter("a")
     folded = model(waveforms, lengths)
     torch.testing.assert_close(folded.last_hidden_state[real], expected.last_hidden_state[real], atol=2e-5, rtol=0)
-    for call in (lambda: model.merge_adapter("other"), lambda: model.add_adapter("b", "lora"), model.train_adapter):
-        with pytest.raises(ConfigError, match="adapter 'a' is merged into the base; call unmerge_adapter first"):
+    for call in (lambda: model.fold_adapter("other"), lambda: model.add_adapter("b", "lora"), model.train_adapter):
+        with pytest.raises(ConfigError, match="adapter 'a' is folded into the base; call unfold_adapter first"):
             call()
-    model.unmerge_adapter()
+    model.unfold_adapter()
     assert model.active_adapters == ("a",)
     assert torch.equal(model(waveforms, lengths).features, expected.features)
     now = model.encoder.model.state_dict()
     assert all(torch.equal(now[key], before[key]) for key in before)
-    with pytest.raises(ConfigError, match="no adapter is merged"):
-        model.unmerge_adapter()
+    with pytest.raises(ConfigError, match="no adapter is folded"):
+        model.unfold_adapter()
 
 
-def test_what_adds_computation_is_not_merged():
+def test_what_adds_computation_is_not_folded():
     model = small_model(method="houlsby")
-    with pytest.raises(ConfigError, match="bottleneck: cannot be merged"):
-        model.merge_adapter("a")
+    with pytest.raises(ConfigError, match="bottleneck: cannot be folded in"):
+        model.fold_adapter("a")
     model.add_adapter("b", "lora")
-    model.merge_adapter("b")
+    model.fold_adapter("b")
     model.delete_adapter("b")
-    assert model.merged_adapter is None and list(model.adapters) == ["a"]
+    assert model.folded_adapter is None and list(model.adapters) == ["a"]

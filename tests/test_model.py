@@ -257,7 +257,7 @@ def test_wrong_names_are_config_errors():
         model.set_active("b")
     with pytest.raises(ConfigError, match=r"Stack\('a', 'a'\): each name may stand there once"):
         model.set_active("a", "a")
-    for wrong in (model.delete_adapter, model.merge_adapter, lambda name: model.save_adapter(name, "x")):
+    for wrong in (model.delete_adapter, model.fold_adapter, lambda name: model.save_adapter(name, "x")):
         with pytest.raises(ConfigError, match="no adapter 'b'"):
             wrong("b")
     for wrong in (model.set_head, model.delete_head, lambda name: model.save_head(name, "x")):
@@ -289,8 +289,8 @@ def test_what_does_not_fit_together_is_a_config_error():
     model.set_head(None)
     with pytest.raises(ConfigError, match="targets were given but no head is active"):
         model(waveforms, lengths, targets=TARGETS)
-    with pytest.raises(ConfigError, match="e: cannot be merged, since no change of the base's weights"):
-        model.merge_adapter("a")
+    with pytest.raises(ConfigError, match="e: cannot be folded in, since no change of the base's weights"):
+        model.fold_adapter("a")
     base = model(waveforms, lengths)
     model.set_active("b", "a")
     with pytest.raises(ConfigError, match="start_layer=1: adapter 'b' acts from layer 0 on; start there, below"):

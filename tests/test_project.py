@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -85,3 +86,41 @@ def test_ci_script_is_executable_and_parses() -> None:
 def test_pre_commit_hooks_are_local() -> None:
     repos = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
     assert {repo["repo"] for repo in repos} == {"local"}
+
+
+SLOW = ("torch", "torchaudio", "transformers", "peft", "speechbrain", "librosa", "sklearn", "scipy", "matplotlib")
+
+
+def in_a_fresh_process(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import speech_adapters",
+        "from speech_adapters.cli import main\ntry:\n    main(['--help'])\nexcept SystemExit:\n    pass",
+        "from speech_adapters.cli import main\ntry:\n    main(['prepare', '--help'])\nexcept SystemExit:\n    pass",
+    ],
+)
+def test_a_first_look_imports_nothing_slow(code: str) -> None:
+    shown = in_a_fresh_process(f"import sys\n{code}\nprint('imported:', *sorted(set({SLOW}) & sys.modules.keys()))")
+    assert shown.splitlines()[-1].split() == ["imported:"]
+
+
+def test_optional_packages_are_imported_only_where_they_are_used() -> None:
+    code = """
+import importlib, pkgutil, sys
+sys.modules |= dict.fromkeys(["torchaudio", "speechbrain", "librosa", "bitsandbytes", "flashlight", "jiwer"])
+import torch
+import speech_adapters
+for module in pkgutil.walk_packages(speech_adapters.__path__, "speech_adapters."):
+    importlib.import_module(module.name)
+model = speech_adapters.SpeechAdapterModel.from_pretrained("tiny-wavlm")
+model.add_adapter("a", "elp")
+model.eval()
+print(model(torch.randn(1, 8000)).features.shape[-1])
+"""
+    assert in_a_fresh_process(code).strip() == "512"

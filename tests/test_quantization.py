@@ -144,7 +144,7 @@ def test_copies_autocast_and_what_is_refused():
     whole = model(waveforms, lengths)
     assert likeness(half.features.float(), whole.features, whole.mask) > 0.98
     with pytest.raises(ConfigError, match="weights in nf4 cannot take an adapter in; load the encoder without"):
-        model.merge_adapter("a")
+        model.fold_adapter("a")
     with pytest.raises(ConfigError, match="quantize='int3': choose int8, int4 or nf4"):
         small_encoder().quantize("int3")
 

@@ -17,7 +17,8 @@ import torch
 
 from speech_adapters.config import load_config
 from speech_adapters.errors import ConfigError, InputError
-from speech_adapters.runs.folder import RunFolder, environment, peak_memory_bytes, reset_peak_memory
+from speech_adapters.runs.environment import environment, peak_memory_bytes, reset_peak_memory
+from speech_adapters.runs.folder import RunFolder
 
 
 @dataclass(kw_only=True)
@@ -112,7 +113,7 @@ def test_peak_memory_sees_what_was_freed() -> None:
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="this system cannot reset the peak")
 def test_peak_memory_can_be_measured_anew() -> None:
     script = (
-        "from speech_adapters.runs.folder import peak_memory_bytes, reset_peak_memory\n"
+        "from speech_adapters.runs.environment import peak_memory_bytes, reset_peak_memory\n"
         "import torch\n"
         "block = torch.ones(100_000_000); del block\n"
         "first = peak_memory_bytes(); reset_peak_memory()\n"

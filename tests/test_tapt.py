@@ -19,10 +19,11 @@ from speech_adapters.data.manifest import Manifest, Utterance
 from speech_adapters.encoders import load_encoder
 from speech_adapters.errors import CheckpointError, ConfigError
 from speech_adapters.objectives.hubert import HuBERTObjective, HuBERTObjectiveConfig
-from speech_adapters.objectives.pretraining import Pretraining, PretrainingConfig
+from speech_adapters.objectives.pretraining import MaskedPrediction, PretrainingConfig, pretrain
 from speech_adapters.objectives.units import KMeansUnits
 from speech_adapters.runs.folder import RunFolder
 from speech_adapters.tasks.downstream import Downstream
+from speech_adapters.training.loop import TrainingResult
 from speech_adapters.training.settings import TrainingConfig
 
 
@@ -48,100 +49,110 @@ def speech(tmp_path_factory) -> Path:
     return folder
 
 
-def pretraining(speech: Path, run: Path, method="e", **changes) -> Pretraining:
-    """A small pass with HuBERT's objective on MFCC units."""
-    manifest = Manifest.read(speech / "speech.jsonl")
-    torch.manual_seed(0)
-    model = SpeechAdapterModel(small_encoder("wavlm", "pre-norm"))
-    model.add_adapter("tapt", METHODS[method] if isinstance(method, str) else method)
-    model.train_adapter("tapt")
-    config = HuBERTObjectiveConfig(clusters=6, projection_size=16)
-    units = KMeansUnits.for_model(model, "mfcc", 6)
-    generator = torch.Generator().manual_seed(4)
-    units.centroids.copy_(torch.randn(units.centroids.shape, generator=generator) * 30)
-    objective = HuBERTObjective(config, model.encoder, model.feature_size, units)
-    settings = {
-        "updates": 12, "crops": 3, "crop_seconds": 0.6, "evaluate_every": 4, "precision": "fp32",
-        "objective_rate": 1e-2, "learning_rates": {"e": 1e-3},
-    }  # fmt: skip
-    run.mkdir(exist_ok=True)
-    return Pretraining(
-        model, objective, manifest[:18], manifest[18:], PretrainingConfig(**settings | changes), RunFolder(run)
-    )
+class Pass:
+    """A small pass with HuBERT's objective on MFCC units, in a run folder that may hold part of it."""
+
+    def __init__(self, speech: Path, run: Path, method="e", **changes) -> None:
+        self.manifest = Manifest.read(speech / "speech.jsonl")
+        torch.manual_seed(0)
+        self.model = SpeechAdapterModel(small_encoder("wavlm", "pre-norm"))
+        self.model.add_adapter("tapt", METHODS[method] if isinstance(method, str) else method)
+        self.model.train_adapter("tapt")
+        units = KMeansUnits.for_model(self.model, "mfcc", 6)
+        generator = torch.Generator().manual_seed(4)
+        units.centroids.copy_(torch.randn(units.centroids.shape, generator=generator) * 30)
+        config = HuBERTObjectiveConfig(clusters=6, projection_size=16)
+        self.objective = HuBERTObjective(config, self.model.encoder, self.model.feature_size, units)
+        settings = {
+            "updates": 12, "crops": 3, "crop_seconds": 0.6, "evaluate_every": 4, "precision": "fp32", "log_every": 1,
+            "objective_rate": 1e-2, "learning_rates": {"e": 1e-3}, "save_minutes": 0,
+        }  # fmt: skip
+        self.config = PretrainingConfig(**settings | changes)
+        run.mkdir(exist_ok=True)
+        self.run = RunFolder(run)
+        self.speech = (self.manifest[:18], self.manifest[18:])
+
+    def train(self) -> TrainingResult:
+        return pretrain(self.model, self.objective, *self.speech, self.config, self.run)
+
+    def held_out_loss(self) -> float:
+        self.model.eval()
+        self.objective.eval()
+        learner = MaskedPrediction(self.model, self.objective, *self.speech, self.config, self.run)
+        return learner.evaluate()["loss"]
 
 
 def test_held_out_loss_falls_and_the_best_state_is_kept(speech, tmp_path):
-    one = pretraining(speech, tmp_path / "run", updates=40, evaluate_every=10)
+    one = Pass(speech, tmp_path / "run", updates=40, evaluate_every=10)
     before = {n: p.clone() for n, p in one.model.encoder.named_parameters()}
     result = one.train()
     losses = [line["eval_loss"] for line in one.run.read_metrics() if "eval_loss" in line]
-    assert result["best"]["loss"] == min(losses) < 0.9 * losses[0]
-    assert one.loss(one.held_out)["loss"] == pytest.approx(result["best"]["loss"], rel=1e-6)
+    assert len(losses) == 5 and result.best_dev_loss == min(losses) < 0.9 * losses[0]
+    assert one.held_out_loss() == pytest.approx(result.best_dev_loss, rel=1e-6)
     assert all(torch.equal(before[n], p) for n, p in one.model.encoder.named_parameters())
     assert not one.model.adapters["tapt"].training
 
 
+class Killed(Exception):
+    pass
+
+
 @pytest.mark.parametrize("method", ["e", "lora-all"])
-def test_a_killed_pass_goes_on_as_if_it_had_not_been(speech, tmp_path, monkeypatch, method):
-    rates = {"learning_rates": {}}
-    whole = pretraining(speech, tmp_path / "whole", method, **rates)
+def test_a_killed_pass_goes_on_as_if_it_had_not_been(speech, tmp_path, method):
+    whole = Pass(speech, tmp_path / "whole", method, learning_rates={})
     expected = whole.train()
-    killed, update = pretraining(speech, tmp_path / "killed", method, **rates), Pretraining._update
+    for call in (6, 11):
+        killed, calls = Pass(speech, tmp_path / "killed", method, learning_rates={}), []
 
-    def dies(self, waveforms):
-        if self.progress["step"] == 6:
-            raise KeyboardInterrupt
-        update(self, waveforms)
+        def dies(*_, calls=calls, call=call):
+            calls.append(1)
+            if len(calls) == call:
+                raise Killed
 
-    monkeypatch.setattr(Pretraining, "_update", dies)
-    with pytest.raises(KeyboardInterrupt):
-        killed.train()
-    monkeypatch.undo()
-    again = pretraining(speech, tmp_path / "killed", method, **rates)
-    assert again.progress["step"] == 4
+        killed.objective.register_forward_hook(dies)
+        with pytest.raises(Killed):
+            killed.train()
+    again = Pass(speech, tmp_path / "killed", method, learning_rates={})
     result = again.train()
-    assert result["best"] == expected["best"]
+    assert (result.best_dev_loss, result.updates) == (expected.best_dev_loss, expected.updates)
     for (name, one), other in zip(
         whole.model.adapters.named_parameters(), again.model.adapters.parameters(), strict=True
     ):
         assert torch.equal(one, other), name
-    lines = [{k: v for k, v in line.items()} for line in whole.run.read_metrics()]
-    assert again.run.read_metrics() == lines
+    assert again.run.read_metrics() == whole.run.read_metrics()
 
 
 def test_the_new_head_can_learn_first_alone(speech, tmp_path):
-    one = pretraining(speech, tmp_path / "run", updates=4, head_first=4, evaluate_every=4)
+    one = Pass(speech, tmp_path / "run", updates=4, head_first=4, evaluate_every=4)
     adapter = {n: p.clone() for n, p in one.model.adapters.named_parameters()}
     head = {n: p.clone() for n, p in one.objective.named_parameters()}
-    changed, evaluate = [], one._evaluate
+    changed = []
 
-    def compare():
-        evaluate()
+    def compare(*_):  # before each forward: what has moved since the start
         now = dict(one.model.adapters.named_parameters()), dict(one.objective.named_parameters())
-        changed.append([any(not torch.equal(p, new[n]) for n, p in old.items())
-                        for old, new in zip((adapter, head), now, strict=True)])  # fmt: skip
+        changed.append(tuple(any(not torch.equal(p, new[n]) for n, p in old.items())
+                             for old, new in zip((adapter, head), now, strict=True)))  # fmt: skip
 
-    one._evaluate = compare
-    assert one.train()["step"] == 8
-    assert changed == [[False, False], [False, True], [True, True]]
+    one.objective.register_forward_pre_hook(compare)
+    one.train()
+    assert list(dict.fromkeys(changed)) == [(False, False), (False, True), (True, True)]
 
 
 def test_early_stopping(speech, tmp_path):
-    one = pretraining(speech, tmp_path / "run", updates=400, evaluate_every=1, patience=2, objective_rate=0.0,
-                      learning_rates={"e": 1.0, "norm": 1.0}, warmup=0.0)  # fmt: skip
-    one.train()
-    assert one.progress["step"] < 60
+    one = Pass(speech, tmp_path / "run", updates=400, evaluate_every=1, patience=2, objective_rate=0.0,
+               learning_rates={"e": 1.0, "norm": 1.0}, warmup=0.0)  # fmt: skip
+    assert one.train().updates < 60
 
 
 def test_a_damaged_checkpoint_and_nothing_to_train_are_refused(speech, tmp_path):
-    one = pretraining(speech, tmp_path / "run", updates=2, evaluate_every=2)
-    one.train()
-    one.checkpoint.write_bytes(one.checkpoint.read_bytes()[:500])
+    Pass(speech, tmp_path / "run", updates=2, evaluate_every=2).train()
+    checkpoint = tmp_path / "run" / "checkpoints" / "tapt.pt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:500])
     with pytest.raises(CheckpointError, match="remove it to begin"):
-        pretraining(speech, tmp_path / "run", updates=2, evaluate_every=2)
+        Pass(speech, tmp_path / "run", updates=2, evaluate_every=2).train()
     with pytest.raises(ConfigError, match="nothing is trainable"):
-        pretraining(speech, tmp_path / "other", "head-only")
-    for bad in ({"updates": 0}, {"head_first": -1}, {"crop_seconds": 0}, {"warmup": 1}, {"precision": "fp8"}):
+        Pass(speech, tmp_path / "other", "head-only").train()
+    for bad in ({"updates": 0}, {"head_first": -1}, {"crop_seconds": 0}, {"warmup": 1}):
         with pytest.raises(ConfigError):
             PretrainingConfig(**bad)
 
@@ -149,7 +160,7 @@ def test_a_damaged_checkpoint_and_nothing_to_train_are_refused(speech, tmp_path)
 @pytest.mark.parametrize("task", ["asr", "emotion"])
 @pytest.mark.parametrize("use", ["continue", "stack"])
 def test_an_adapted_adapter_starts_a_task(speech, tmp_path, task, use):
-    one = pretraining(speech, tmp_path / "run", updates=4, evaluate_every=2)
+    one = Pass(speech, tmp_path / "run", updates=4, evaluate_every=2)
     one.train()
     saved = one.model.save_adapter("tapt", tmp_path / "adapter")
     manifest = Manifest.read(speech / "speech.jsonl")
@@ -171,7 +182,7 @@ def test_an_adapted_adapter_starts_a_task(speech, tmp_path, task, use):
 
 
 def test_another_kind_of_adapter_cannot_continue(speech, tmp_path):
-    one = pretraining(speech, tmp_path / "run", EAdapter(size=8), learning_rates={})
+    one = Pass(speech, tmp_path / "run", EAdapter(size=8), learning_rates={})
     saved = one.model.save_adapter("tapt", tmp_path / "adapter")
     manifest = Manifest.read(speech / "speech.jsonl")
     down = Downstream(adapter="lora")

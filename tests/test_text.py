@@ -1,3 +1,5 @@
+"""Normalisers, the vocabulary and its files."""
+
 from __future__ import annotations
 
 import json
@@ -11,10 +13,10 @@ from speech_adapters.text import NORMALIZERS, Vocabulary, normalize
 
 # facebook/wav2vec2-base-960h, vocab.json
 WAV2VEC2 = {
-    **{"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3, "|": 4, "E": 5, "T": 6, "A": 7, "O": 8, "N": 9, "I": 10, "H": 11},
-    **{"S": 12, "R": 13, "D": 14, "L": 15, "U": 16, "M": 17, "W": 18, "C": 19, "F": 20, "G": 21, "Y": 22, "P": 23},
-    **{"B": 24, "V": 25, "K": 26, "'": 27, "X": 28, "J": 29, "Q": 30, "Z": 31},
-}
+    "<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3, "|": 4, "E": 5, "T": 6, "A": 7, "O": 8, "N": 9, "I": 10, "H": 11,
+    "S": 12, "R": 13, "D": 14, "L": 15, "U": 16, "M": 17, "W": 18, "C": 19, "F": 20, "G": 21, "Y": 22, "P": 23,
+    "B": 24, "V": 25, "K": 26, "'": 27, "X": 28, "J": 29, "Q": 30, "Z": 31,
+}  # fmt: skip
 TRANSCRIPTS = st.text(alphabet="ABCDEFGHIJKLMNOPQRSTUVWXYZ' ").map(lambda text: " ".join(text.split()))
 
 

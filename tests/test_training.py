@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -19,12 +20,21 @@ from small_encoders import small_encoder
 from speech_adapters.data.audio import write_audio
 from speech_adapters.data.batches import LengthBatches, SpeechDataset, check_before_training, collate
 from speech_adapters.data.manifest import Manifest, Utterance
-from speech_adapters.errors import AudioError, ConfigError, InputError, TextError
+from speech_adapters.errors import (
+    AudioError,
+    CheckpointError,
+    ConfigError,
+    InputError,
+    Interrupted,
+    TextError,
+    TrainingError,
+)
 from speech_adapters.heads import CTCHead
 from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.runs.folder import RunFolder
+from speech_adapters.training.loop import rate_factor
 from speech_adapters.training.settings import TrainingConfig
-from speech_adapters.training.trainer import rate_factor, train
+from speech_adapters.training.supervised import time_mask, train
 
 HEAD = CTCHead(dropout=0.0)  # so that processes need not share random numbers
 QUIET = {"trackers": (), "precision": "fp32", "batch_seconds": 3.0, "log_every": 1}
@@ -60,12 +70,12 @@ def make_model(preset: str = "el") -> SpeechAdapterModel:
     return model
 
 
-def run_training(manifest, folder, model=None, dev=None, resume=False, **changes):
+def run_training(manifest, folder, model=None, dev=None, **changes):
     model = model or make_model()
     run = RunFolder(folder) if Path(folder).is_dir() else RunFolder.create("test", path=folder)
     config = TrainingConfig(**{**QUIET, **changes})
     dev = dev and SpeechDataset(dev, HEAD.target)
-    result = train(model, SpeechDataset(manifest, HEAD.target), config, run, dev, method="m", resume=resume)
+    result = train(model, SpeechDataset(manifest, HEAD.target), config, run, dev, "m")
     return model, run, result
 
 
@@ -146,29 +156,117 @@ def test_groups_get_their_own_rates_and_overrides(manifest, tmp_path):
         run_training(manifest, tmp_path / "other", updates=1, learning_rates={"lora": 1.0})
 
 
-def test_resuming_equals_an_uninterrupted_run(manifest, tmp_path):
-    whole, _, _ = run_training(manifest, tmp_path / "whole", updates=8, time_mask_probability=0.2)
+class Killed(Exception):
+    pass
 
-    class Interrupt(Exception):
-        pass
 
-    model = make_model()
+def kill_at(model: SpeechAdapterModel, forward: int) -> None:
+    """Die in the middle of an update, without the loop's leave."""
     seen = 0
 
     def stop(*_):
         nonlocal seen
         seen += 1
-        if seen == 7:
-            raise Interrupt
+        if seen == forward:
+            raise Killed
 
-    handle = model.head.register_forward_hook(stop)
-    with pytest.raises(Interrupt):
-        run_training(manifest, tmp_path / "part", model, updates=8, save_every=4, time_mask_probability=0.2)
-    handle.remove()
-    again = make_model()
-    run_training(manifest, tmp_path / "part", again, updates=8, save_every=4, time_mask_probability=0.2, resume=True)
-    for name, tensor in whole.adapters["a"].state_dict().items():
-        torch.testing.assert_close(again.adapters["a"].state_dict()[name], tensor, atol=1e-7, rtol=0, msg=name)
+    model.head.register_forward_hook(stop)
+
+
+@pytest.mark.parametrize("preset", ["el", "adalora", "gradual"])
+def test_a_killed_training_ends_with_the_same_bits(preset, manifest, tmp_path):
+    settings = dict(
+        updates=8, save_minutes=0, time_mask_probability=0.2, evaluate_every=2, patience=3, dev=manifest,
+        learning_rates={"head": 0.05},
+    )  # fmt: skip
+    whole, whole_run, expected = run_training(manifest, tmp_path / "whole", make_model(preset), **settings)
+    for killed_at in (4, 9, 17):
+        model = make_model(preset)
+        kill_at(model, killed_at)
+        with pytest.raises(Killed):
+            run_training(manifest, tmp_path / "part", model, **settings)
+    again, run, result = run_training(manifest, tmp_path / "part", make_model(preset), **settings)
+    assert all(torch.equal(t, again.state_dict()[n]) for n, t in whole.state_dict().items())
+    assert (result.best_dev_loss, result.updates) == (expected.best_dev_loss, expected.updates)
+    drop = lambda lines: [{k: v for k, v in line.items() if k != "seconds"} for line in lines]  # noqa: E731
+    assert drop(run.read_metrics()) == drop(whole_run.read_metrics())
+    # A finished training is put back, not made again.
+    before = (tmp_path / "part" / "metrics.jsonl").read_bytes()
+    finished, _, same = run_training(manifest, tmp_path / "part", make_model(preset), **settings)
+    assert same == result and (tmp_path / "part" / "metrics.jsonl").read_bytes() == before
+    assert all(torch.equal(t, finished.state_dict()[n]) for n, t in whole.state_dict().items())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_asked_to_stop_it_saves_and_says_so(number, manifest, tmp_path):
+    model = make_model()
+    model.head.register_forward_hook(lambda *_: signal.raise_signal(number))
+    with pytest.raises(Interrupted, match="saved after 1 updates") as stopped:
+        run_training(manifest, tmp_path / "run", model, updates=3, save_minutes=None)
+    assert stopped.value.exit_code == 128 + number
+    whole, _, _ = run_training(manifest, tmp_path / "whole", updates=3)
+    again, _, _ = run_training(manifest, tmp_path / "run", updates=3, save_minutes=None)
+    assert all(torch.equal(t, again.state_dict()[n]) for n, t in whole.state_dict().items())
+
+
+def test_checkpoints_of_other_settings_names_used_twice_and_damage_are_refused(manifest, tmp_path):
+    run_training(manifest, tmp_path / "run", updates=2)
+    with pytest.raises(ConfigError, match="begun with training.updates=2, not 3"):
+        run_training(manifest, tmp_path / "run", updates=3)
+    run = RunFolder.create("test", path=tmp_path / "new")
+    data, config = SpeechDataset(manifest, HEAD.target), TrainingConfig(**QUIET, updates=1)
+    train(make_model(), data, config, run, name="m")
+    with pytest.raises(ConfigError, match="give another name"):
+        train(make_model(), data, config, run, name="m")
+    file = tmp_path / "run" / "checkpoints" / "m.pt"
+    whole = file.read_bytes()
+    for damage in (b"", whole[: len(whole) // 2], whole[:100] + bytes(len(whole) - 100)):
+        file.write_bytes(damage)
+        with pytest.raises(CheckpointError, match="remove it to begin anew"):
+            run_training(manifest, tmp_path / "run", updates=2)
+
+
+def test_what_is_not_finite_is_skipped_and_stops_the_run_in_the_end(manifest, tmp_path):
+    def spoil(updates):
+        model, seen = make_model(), 0
+
+        def nan(module, inputs, output):
+            nonlocal seen
+            seen += 1
+            if seen in updates:
+                output.logits = output.logits * float("nan")
+            return output
+
+        model.head.register_forward_hook(nan)
+        return model
+
+    model, run, result = run_training(manifest, tmp_path / "once", spoil({4}), updates=6)
+    assert result.skipped == 1 and run.read_metrics()[-1]["skipped"] == 1 and result.final_loss == result.final_loss
+    assert all(p.isfinite().all() for p in model.parameters())
+    with pytest.raises(TrainingError, match="3 updates in a row .* not finite.*u[0-9]"):
+        run_training(manifest, tmp_path / "always", spoil(set(range(4, 99))), updates=12)
+
+
+def test_a_run_shorter_than_its_log_interval_knows_its_loss(manifest, tmp_path):
+    _, _, result = run_training(manifest, tmp_path / "run", updates=2, log_every=50)
+    assert np.isfinite(result.final_loss)
+
+
+@pytest.mark.parametrize("preset, group", [("adalora", "adalora"), ("gradual", "layers")])
+def test_a_methods_schedule_is_followed(preset, group, manifest, tmp_path):
+    """Ranks fall to their budget; layers come in from the top."""
+    model, seen = make_model(preset), []
+    adapter = model.adapters["a"]
+
+    def look(*_):
+        seen.append(sum(p.requires_grad for p in adapter.parameters()))
+
+    model.head.register_forward_hook(look)
+    run_training(manifest, tmp_path / "run", model, updates=12, warmup=0.0)
+    if preset == "gradual":
+        assert seen[0] < seen[3] < seen[-1]
+    else:
+        assert sum(adapter.ranks().values()) <= adapter.config.rank * len(adapter.ranks())
 
 
 @pytest.mark.parametrize("preset", ["lora", "houlsby", "elp", "last-2"])
@@ -179,14 +277,10 @@ def test_a_warm_up_does_not_make_a_zero_start_look_dead(preset, manifest, tmp_pa
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
 def test_schedules_rise_and_fall(schedule):
-    factors = [rate_factor(schedule, 10, 100, done) for done in range(100)]
+    config = TrainingConfig(updates=100, warmup=0.1, schedule=schedule)
+    factors = [rate_factor(config, done) for done in range(100)]
     assert 0 < factors[0] < factors[5] < factors[10] == 1.0
     assert factors[-1] == 1.0 if schedule == "constant" else factors[-1] < 0.02 < factors[50] < 1
-
-
-def test_nothing_to_resume_from_is_said(manifest, tmp_path):
-    with pytest.raises(ConfigError, match="no checkpoint to resume from"):
-        run_training(manifest, tmp_path / "run", updates=2, resume=True)
 
 
 def test_a_dead_tensor_stops_the_run_and_is_named(manifest, tmp_path):
@@ -208,18 +302,10 @@ def test_early_stopping_keeps_the_best(manifest, tmp_path):
     assert result.updates == 30 or curve[-1] >= min(curve)
 
 
-def test_time_mask_hides_about_the_asked_share(manifest, tmp_path):
-    from transformers import TrainingArguments
-
-    from speech_adapters.training.trainer import AdapterTrainer
-
-    model, run = make_model(), RunFolder.create("test", path=tmp_path / "run")
-    config = TrainingConfig(**QUIET, time_mask_probability=0.1)
-    trainer = AdapterTrainer(
-        model, SpeechDataset(manifest), None, config, TrainingArguments(str(tmp_path), report_to=[]), run, "m"
-    )
+def test_time_mask_hides_about_the_asked_share():
+    model, config = make_model(), TrainingConfig(**QUIET, time_mask_probability=0.1)
     lengths = torch.tensor([160000] * 50 + [16000])
-    mask = trainer._time_mask(lengths, 160000)
+    mask = time_mask(model.encoder, lengths, 160000, config)
     assert mask.shape == (51, int(model.encoder.frame_lengths(160000)))
     assert 0.06 < mask[:50].float().mean() < 0.14
     assert not mask[50, int(model.encoder.frame_lengths(16000)) :].any()
@@ -245,10 +331,10 @@ from speech_adapters.data.manifest import Manifest
 from speech_adapters.data.batches import SpeechDataset
 from speech_adapters.runs.folder import RunFolder
 from speech_adapters.training.settings import TrainingConfig
-from speech_adapters.training.trainer import train
+from speech_adapters.training.supervised import train
 config = TrainingConfig(**QUIET, updates=4, accumulation={accumulation})
 manifest = Manifest.read({manifest!r}, require=("text",))
-train(make_model(), SpeechDataset(manifest, HEAD.target), config, RunFolder({folder!r}), method="m")
+train(make_model(), SpeechDataset(manifest, HEAD.target), config, RunFolder({folder!r}), name="m")
 """
 
 

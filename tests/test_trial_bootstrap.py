@@ -1,3 +1,5 @@
+"""Intervals of detection figures, drawn by speaker on both sides of a trial."""
+
 from __future__ import annotations
 
 import numpy as np

@@ -1,3 +1,5 @@
+"""Trial lists and enrolment maps: reading, checking, refusing."""
+
 from __future__ import annotations
 
 from pathlib import Path

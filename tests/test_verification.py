@@ -173,7 +173,7 @@ def test_plda_scores_equal_speechbrains_and_beat_the_cosine():
     from speechbrain.processing import PLDA_LDA
 
     train, speakers = gaussian_speakers(60, 5, 0)
-    plda = PLDA.fit(train, speakers, rank=2)
+    plda = PLDA.fit(train.vectors, speakers, rank=2)
     test, who = gaussian_speakers(30, 4, 1)
     pairs = np.triu_indices(len(who), 1)
     labels = np.array([who[i] == who[j] for i, j in zip(*pairs, strict=True)])
@@ -202,7 +202,7 @@ def test_plda_scores_equal_speechbrains_and_beat_the_cosine():
     row = np.argsort(np.argsort(ids))  # speechbrain sorts by name
     np.testing.assert_allclose(scores, expected.scoremat[row[pairs[0]], row[pairs[1]]], atol=1e-4)
     with pytest.raises(InputError, match="PLDA training: 4 utterances of 1 speakers"):
-        PLDA.fit(Embeddings(tuple("abcd"), torch.randn(4, 6)), ["s"] * 4)
+        PLDA.fit(torch.randn(4, 6), ["s"] * 4)
 
 
 def test_options_that_do_not_go_together(corpus, model):
@@ -211,7 +211,8 @@ def test_options_that_do_not_go_together(corpus, model):
         evaluate_verification(model, corpus.trials)
     with pytest.raises(ConfigError, match="ready scores take no cohort"):
         evaluate_verification(np.zeros(66), corpus.trials, cohort=embeddings)
-    plda = PLDA.fit(*gaussian_speakers(5, 3, 0), rank=2)
+    few_speakers, names = gaussian_speakers(5, 3, 0)
+    plda = PLDA.fit(few_speakers.vectors, names, rank=2)
     with pytest.raises(ConfigError, match="a cohort or PLDA, not both"):
         evaluate_verification(embeddings, corpus.trials, corpus.manifest, cohort=embeddings, plda=plda)
     few = Embeddings(embeddings.ids[:5], embeddings.vectors[:5], "few.npz")

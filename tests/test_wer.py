@@ -1,3 +1,5 @@
+"""WER and CER, their intervals, the comparison of two systems, and trn files."""
+
 from __future__ import annotations
 
 import json

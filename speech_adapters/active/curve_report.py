@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from speech_adapters.reports.charts import Line, line_chart
+from speech_adapters.reports.page import render
 
 
 def curve_page(found: dict[str, Any], unit: str, score: str) -> str:
@@ -23,7 +24,7 @@ def curve_page(found: dict[str, Any], unit: str, score: str) -> str:
     whole = [(min(ends), found["full"]["value"]), (max(ends), found["full"]["value"])]
     lines.append(Line(f"whole pool ({found['full']['labels']:.0f} {unit})", whole, len(lines), dashed=True))
     chart = line_chart(lines, f"labelled {unit}", f"{score}, %", percent=True)
-    return _PAGE.format(chart=chart)
+    return render("curves.html.j2", title=f"Label curves: {score}", chart=chart)
 
 
 def curve_table(found: dict[str, Any], unit: str, score: str) -> str:
@@ -44,12 +45,3 @@ def curve_table(found: dict[str, Any], unit: str, score: str) -> str:
         area, gain = figures["metrics"]["area"], figures.get("area_minus_random")
         lines.append(f"{name:18s} {shown(area):>24s} {shown(gain):>24s} {reached:>22s}")
     return "\n".join(lines)
-
-
-_PAGE = """<!doctype html><meta charset="utf-8"><title>Label curves</title>
-<style>:root {{ color-scheme: light dark; }}
-body {{ font: 14px system-ui, sans-serif; max-width: 46rem; margin: 1rem; }}
-svg.chart text {{ fill: currentColor; font-size: 12px; }} svg.chart .grid {{ stroke: currentColor; opacity: .2; }}
-.legend span {{ margin-right: 1rem; white-space: nowrap; }}</style>
-{chart}
-"""

@@ -3,6 +3,9 @@
 The same columns in all three: ``id``, ``guess`` (the model's), ``uncertainty``, ``nearest`` (labelled utterances that
 sound alike, with their labels) and the key to fill in, ``text`` or ``emotion``. Fill it in one of them: in the CSV or
 JSON Lines by hand, or in the page, whose button saves a filled JSON Lines file. Errors start with ``file:line``.
+
+Annotators get no absolute paths: ``audio_filepath`` begins where the picks' folders part. A cell of the CSV that a
+spreadsheet would take for a formula gets an apostrophe in front, which reading takes away again.
 """
 
 from __future__ import annotations
@@ -11,9 +14,9 @@ import csv
 import io
 import json
 import os
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +26,11 @@ from speech_adapters.active.pool_predictions import Observation
 from speech_adapters.data.manifest import Manifest, Utterance
 from speech_adapters.errors import ManifestError
 from speech_adapters.files import write_text
-from speech_adapters.reports.report import audio_player
+from speech_adapters.reports.page import render
+from speech_adapters.reports.sound import sound_of
 
 MOST_AUDIO_BYTES = 40_000_000
+_FORMULA = re.compile(r"'*[=+\-@\t\r\n]")  # what begins like one, apostrophes put in front included
 
 
 @dataclass(frozen=True)
@@ -75,14 +80,15 @@ def write_sheet(folder: str | os.PathLike[str], rows: Sequence[Row], key: str, l
         labels: the classes to choose from; free text without.
     """
     folder = Path(folder)
-    entries = [
+    root = os.path.commonpath([row.utterance.audio_filepath.parent.absolute() for row in rows])
+    entries: list[dict[str, Any]] = [
         {
             "id": row.utterance.id,
             key: "",
             "guess": row.guess,
             "uncertainty": None if row.uncertainty is None else round(row.uncertainty, 4),
             "nearest": list(row.nearest),
-            "audio_filepath": str(row.utterance.audio_filepath),
+            "audio_filepath": os.path.relpath(row.utterance.audio_filepath.absolute(), root),
             "offset": row.utterance.offset,
             "duration": row.utterance.duration,
         }
@@ -92,15 +98,19 @@ def write_sheet(folder: str | os.PathLike[str], rows: Sequence[Row], key: str, l
     table = io.StringIO()
     writer = csv.DictWriter(table, list(entries[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows({**entry, "nearest": " | ".join(entry["nearest"])} for entry in entries)
+    for entry in entries:
+        cells = {**entry, "nearest": " | ".join(entry["nearest"])}
+        writer.writerow({name: _guard(cell) if isinstance(cell, str) else cell for name, cell in cells.items()})
     write_text(folder / "sheet.csv", table.getvalue())
     left, cards = MOST_AUDIO_BYTES, []
-    for row, entry in zip(rows, entries, strict=True):
-        player, size = audio_player(entry, folder, left)
-        left -= size
-        cards.append(_card(row, player, key, labels))
-    page = _PAGE.replace("{key}", escape(json.dumps(key))).replace("{count}", str(len(rows)))
-    write_text(folder / "sheet.html", page.replace("{cards}", "".join(cards)))
+    for row in rows:
+        sound = sound_of(row.utterance.audio_filepath, row.utterance.offset, row.utterance.duration, left)
+        left -= sound.size
+        cards.append((row, sound))
+    title = f"{len(rows)} utterances to label"
+    write_text(
+        folder / "sheet.html", render("sheet.html.j2", "sheet.js", title=title, key=key, cards=cards, labels=labels)
+    )
     return folder / "sheet.html"
 
 
@@ -130,6 +140,8 @@ def read_sheet(
             raise ManifestError(f"{where}: {key!r} of {name!r} is empty; fill it in")
         if labels and label not in labels:
             raise ManifestError(f"{where}: {key} {label!r} is not one of {', '.join(sorted(labels))}; correct it")
+        if re.search("[\ud800-\udfff]", label):
+            raise ManifestError(f"{where}: {key!r} of {name!r} holds half a character (a lone surrogate); retype it")
         found[name] = {key: label}
     if missing := sorted(wanted - set(found)):
         shown = ", ".join(map(repr, missing[:3])) + (", ..." if len(missing) > 3 else "")
@@ -140,76 +152,40 @@ def read_sheet(
 def _lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
     """Numbered entries of a CSV or JSON Lines file."""
     try:
-        text = path.read_text(encoding="utf-8-sig")  # spreadsheets put a byte order mark in front
+        text = path.read_bytes().decode("utf-8-sig")  # spreadsheets put a byte order mark in front
     except (OSError, UnicodeDecodeError) as error:
         raise ManifestError(f"{path}: cannot be read as UTF-8 ({error}); give a filled sheet.csv or .jsonl") from error
     if path.suffix.lower() == ".csv":
-        reader = csv.DictReader(io.StringIO(text))
-        return [(reader.line_num, row) for row in reader]
+        return _table_lines(path, text)
     entries = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # U+2028 and its like are letters of a label
         if not line.strip():
             continue
         try:
             entry = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ManifestError(f"{path}:{number}: not JSON ({error.msg}); correct the line") from error
+        except (ValueError, RecursionError) as error:
+            raise ManifestError(f"{path}:{number}: not JSON ({error}); correct the line") from error
         if not isinstance(entry, dict):
             raise ManifestError(f"{path}:{number}: expected a JSON object, got {entry!r}; correct the line")
         entries.append((number, entry))
     return entries
 
 
-def _card(row: Row, player: str, key: str, labels: Sequence[str]) -> str:
-    name = escape(row.utterance.id, quote=True)
-    if labels:
-        choices = "".join(f"<option>{escape(label)}</option>" for label in ("", *labels))
-        field = f'<select data-id="{name}" aria-label="{escape(key)}">{choices}</select>'
-    else:
-        field = f'<textarea data-id="{name}" rows="2" aria-label="{escape(key)}"></textarea>'
-    unsure = "" if row.uncertainty is None else f"uncertainty {row.uncertainty:.3f}"
-    nearest = "".join(f"<li>{escape(one)}</li>" for one in row.nearest)
-    return (
-        f"<article><header><b>{name}</b> <span>{row.utterance.duration:.1f} s {unsure}</span></header>{player}"
-        f"<p>guess: <q>{escape(row.guess)}</q></p>{f'<p>sounds like</p><ul>{nearest}</ul>' if nearest else ''}"
-        f"<label>{escape(key)} {field}</label></article>"
-    )
+def _table_lines(path: Path, text: str) -> list[tuple[int, dict[str, Any]]]:
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    entries: list[tuple[int, dict[str, Any]]] = []
+    try:
+        for row in reader:
+            cells = {name: _unguard(cell) for name, cell in row.items() if isinstance(cell, str)}
+            entries.append((reader.line_num, cells))
+    except csv.Error as error:
+        raise ManifestError(f"{path}:{reader.line_num}: not a table ({error}); correct the line") from error
+    return entries
 
 
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Labelling sheet</title>
-<style>
-:root { color-scheme: light dark; }
-body { font: 15px/1.5 system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; max-width: 52rem; margin: 0 auto;
-  padding: 1rem; }
-article { border: 1px solid color-mix(in srgb, currentColor 20%, transparent); border-radius: 6px; padding: .7rem 1rem;
-  margin: 0 0 .8rem; }
-header span { opacity: .7; margin-left: .6rem; } p, ul { margin: .3rem 0; } audio { width: 100%; }
-label { display: block; } textarea, select { display: block; font: inherit; width: 100%; box-sizing: border-box; }
-.bar { position: sticky; top: 0; background: Canvas; padding: .6rem 0; }
-button { font: inherit; padding: .3rem .9rem; }
-</style>
-</head>
-<body data-key="{key}">
-<h1>{count} utterances to label</h1>
-<p class="bar"><button id="save">Save labels</button> <span id="state"></span></p>
-{cards}
-<script>
-const key = JSON.parse(document.body.dataset.key), fields = [...document.querySelectorAll("[data-id]")];
-const show = () => document.getElementById("state").textContent =
-  fields.filter(f => f.value.trim()).length + " of " + fields.length + " filled in";
-fields.forEach(f => f.addEventListener("input", show)); show();
-document.getElementById("save").addEventListener("click", () => {
-  const lines = fields.map(f => JSON.stringify({id: f.dataset.id, [key]: f.value.trim()}) + "\\n");
-  const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob(lines, {type: "application/jsonl"}));
-  link.download = "sheet_filled.jsonl"; link.click();
-});
-</script>
-</body>
-</html>
-"""
+def _guard(cell: str) -> str:
+    return f"'{cell}" if _FORMULA.match(cell) else cell
+
+
+def _unguard(cell: str) -> str:
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell

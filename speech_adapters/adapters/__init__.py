@@ -2,7 +2,7 @@
 
 from speech_adapters.adapters.adalora import AdaLoRA
 from speech_adapters.adapters.adapter_bias import AdapterBias
-from speech_adapters.adapters.base import METHODS, AdapterConfig, AdapterModule, adapter_config
+from speech_adapters.adapters.base import ADAPTER_METHODS, AdapterConfig, AdapterModule, adapter_config
 from speech_adapters.adapters.bitfit import BitFit
 from speech_adapters.adapters.bottleneck import Bottleneck, EAdapter
 from speech_adapters.adapters.cnn_adapter import CNNAdapter
@@ -24,8 +24,8 @@ from speech_adapters.adapters.vera import VeRA
 from speech_adapters.adapters.weighted_sum import WeightedSum
 
 __all__ = [
-    "ALIASES", "EL", "ELP", "IA3", "METHODS", "PRESETS", "AdaLoRA", "AdapterBias", "AdapterConfig", "AdapterModule",
-    "AdapterPlan", "BitFit", "Bottleneck", "CNNAdapter", "Combine", "Compacter", "ConvAdapter", "DeepPrompts", "E",
-    "EAdapter", "FineTuning", "HeadOnly", "L", "LAdapter", "LayerNorms", "LoRA", "PAdapter", "PiSSA", "Prefix", "VeRA",
-    "WeightedSum", "adapter_config", "preset",
+    "ADAPTER_METHODS", "ALIASES", "EL", "ELP", "IA3", "PRESETS", "AdaLoRA", "AdapterBias", "AdapterConfig",
+    "AdapterModule", "AdapterPlan", "BitFit", "Bottleneck", "CNNAdapter", "Combine", "Compacter", "ConvAdapter",
+    "DeepPrompts", "E", "EAdapter", "FineTuning", "HeadOnly", "L", "LAdapter", "LayerNorms", "LoRA", "PAdapter",
+    "PiSSA", "Prefix", "VeRA", "WeightedSum", "adapter_config", "preset",
 ]  # fmt: skip

@@ -15,15 +15,19 @@ Source: Zhang et al., "AdaLoRA: Adaptive Budget Allocation" (ICLR 2023, sections
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from speech_adapters.adapters.projections import ProjectionConfig, ProjectionModule
+from speech_adapters.adapters.projections import ProjectionConfig, ProjectionModule, ProjectionPart
 from speech_adapters.encoders.forward import Site
 from speech_adapters.encoders.loading import Encoder
 from speech_adapters.errors import ConfigError
+
+if TYPE_CHECKING:
+    from peft import AdaLoraConfig
+    from peft.tuners.adalora.layer import RankAllocator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +54,7 @@ class AdaLoRA(ProjectionConfig):
         super().__post_init__()
         if self.init_rank <= self.rank:
             raise ConfigError(f"adalora: init_rank={self.init_rank} must be above rank={self.rank}.")
-        if not (0 <= self.warmup and 0 <= self.settle and self.warmup + self.settle < 1 and self.every >= 1):
+        if not (self.warmup >= 0 and self.settle >= 0 and self.warmup + self.settle < 1 and self.every >= 1):
             raise ConfigError(
                 f"adalora: warmup={self.warmup}, settle={self.settle}, every={self.every}; the two shares must leave "
                 "updates between them, and every must be at least 1."
@@ -59,14 +63,14 @@ class AdaLoRA(ProjectionConfig):
     def build(self, encoder: Encoder) -> AdaLoRAModule:
         return AdaLoRAModule(self, encoder)
 
-    def peft_config(self, encoder: Encoder, updates: int = 1000):
+    def peft_config(self, encoder: Encoder, updates: int = 1000) -> AdaLoraConfig:
         """The equivalent ``peft.AdaLoraConfig`` for a training of so many updates."""
         from peft import AdaLoraConfig
 
         return AdaLoraConfig(
             init_r=self.init_rank,
             target_r=self.rank,
-            lora_alpha=self.alpha,
+            lora_alpha=self.alpha,  # type: ignore[arg-type]  # peft says int and takes any number
             tinit=round(self.warmup * updates),
             tfinal=round(self.settle * updates),
             deltaT=self.every,
@@ -78,7 +82,11 @@ class AdaLoRA(ProjectionConfig):
         )
 
 
-class Triplets(nn.Module):
+IMPORTANCE = ("ipt", "exp_avg_ipt", "exp_avg_unc")
+"""What the allocator remembers of every weight: sensitivity, and its moving average and uncertainty."""
+
+
+class Triplets(ProjectionPart):
     """Q (r, D_in), E (r, 1) and P (D_out, r) under ``peft``'s names."""
 
     def __init__(self, linear: nn.Linear, config: AdaLoRA) -> None:
@@ -94,11 +102,11 @@ class Triplets(nn.Module):
         inner = nn.functional.linear(hidden, self.lora_A * self.lora_E)
         return self.scale * nn.functional.linear(inner, self.lora_B)
 
-    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def folded(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         return weight + self.scale * self.lora_B @ (self.lora_A * self.lora_E), bias
 
 
-class AdaLoRAModule(ProjectionModule):
+class AdaLoRAModule(ProjectionModule[Triplets]):
     """Triplets by projection."""
 
     config: AdaLoRA
@@ -106,39 +114,47 @@ class AdaLoRAModule(ProjectionModule):
     def __init__(self, config: AdaLoRA, encoder: Encoder) -> None:
         super().__init__(config, encoder)
         self.peft_config = config.peft_config(encoder)
-        self._allocator = None
+        self._allocator: RankAllocator | None = None
         self._kept: dict[str, list[bool]] | None = None
 
-    def part(self, linear: nn.Linear, target: str) -> nn.Module:
+    def part(self, linear: nn.Linear, target: str) -> Triplets:
         return Triplets(linear, self.config)
 
     def penalty(self) -> Tensor:
-        total = []
-        for part in self.parts.values():
-            for gram in (part.lora_A @ part.lora_A.T, part.lora_B.T @ part.lora_B):
-                total.append(torch.linalg.norm(gram - torch.eye(len(gram), device=gram.device)))
-        return self.config.orthogonality * torch.stack(total).mean()
-
-    def before_update(self, done: int, total: int) -> None:
-        if self._kept is None and done >= total - round(self.config.settle * total):  # a resumed run: already pruned
-            self._kept = {f"{key}.lora_E.own": (p.lora_E != 0).flatten().tolist() for key, p in self.parts.items()}
+        grams = [g for p in self.parts.values() for g in (p.lora_A @ p.lora_A.T, p.lora_B.T @ p.lora_B)]
+        norms = [torch.linalg.norm(gram - torch.eye(len(gram), device=gram.device)) for gram in grams]
+        return self.config.orthogonality * torch.stack(norms).mean()
 
     def after_update(self, done: int, total: int) -> None:
+        allocator = self._allocator_for(total)
+        last = total - self.peft_config.tfinal
+        if done < last:
+            allocator.update_and_allocate(self._view(), done)
+        elif self._kept is None:
+            self._kept = allocator.update_and_allocate(self._view(), last, force_mask=True)[1]
+        else:
+            allocator.mask_using_rank_pattern(self._view(), self._kept)
+
+    def schedule_state(self) -> dict[str, Any]:
+        scores = {} if self._allocator is None else {key: getattr(self._allocator, key) for key in IMPORTANCE}
+        return {"importance": scores, "kept": self._kept, "total": self.peft_config.total_step}
+
+    def load_schedule_state(self, state: dict[str, Any]) -> None:
+        allocator = self._allocator_for(state["total"])
+        for key, scores in state["importance"].items():
+            setattr(allocator, key, scores)
+        self._kept = state["kept"]
+
+    def _allocator_for(self, total: int) -> RankAllocator:
+        """``peft``'s budget schedule for a training of ``total`` updates; a new one begins with each new total."""
         from peft.tuners.adalora.layer import RankAllocator
 
         if self._allocator is None or self.peft_config.total_step != total:
-            fractions = {"tinit": self.config.warmup, "tfinal": self.config.settle}
-            for name, share in fractions.items():
-                setattr(self.peft_config, name, round(share * total))
+            self.peft_config.tinit = round(self.config.warmup * total)
+            self.peft_config.tfinal = round(self.config.settle * total)
             self.peft_config.total_step = total
-            self._allocator = RankAllocator(self._view(), self.peft_config, "own")
-        last = total - self.peft_config.tfinal
-        if done < last:
-            self._allocator.update_and_allocate(self._view(), done)
-        elif done == last:
-            self._kept = self._allocator.update_and_allocate(self._view(), done, force_mask=True)[1]
-        else:
-            self._allocator.mask_using_rank_pattern(self._view(), self._kept)
+            self._allocator, self._kept = RankAllocator(self._view(), self.peft_config, "own"), None
+        return self._allocator
 
     def ranks(self) -> dict[str, int]:
         """Entries of E that are not zero, by projection of the stock model."""

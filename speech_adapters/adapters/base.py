@@ -1,7 +1,7 @@
-"""What every adapter is: a keyword-only config that builds a module, and the places where that module may act.
+"""What every adapter is: a keyword-only config that builds a module, and that module's hooks into the forward.
 
 A method is one file: its config (a dataclass whose defaults are a published setup) and its module. The module
-overrides the places it needs and leaves the others alone.
+overrides the hooks it needs and leaves the others alone.
 """
 
 from __future__ import annotations
@@ -9,17 +9,17 @@ from __future__ import annotations
 import copy
 import dataclasses
 import re
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from speech_adapters import schema
-from speech_adapters.adapters.hooks import Places
+from speech_adapters.adapters.hooks import Hooks
 from speech_adapters.encoders.loading import Encoder
 from speech_adapters.errors import CheckpointError, ConfigError
 
-METHODS: dict[str, type[AdapterConfig]] = {}
+ADAPTER_METHODS: dict[str, type[AdapterConfig]] = {}
 
 #: Learning rate of each parameter group when neither the adapter's config nor the run gives one.
 DEFAULT_LEARNING_RATE = 1e-3
@@ -38,7 +38,7 @@ class AdapterConfig:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "method" in cls.__dict__:
-            METHODS[cls.method] = cls
+            ADAPTER_METHODS[cls.method] = cls
 
     def __post_init__(self) -> None:
         for name in ("size", "rank", "frames", "length", "reduction_factor"):
@@ -79,13 +79,13 @@ def adapter_config(values: dict[str, Any]) -> AdapterConfig:
     """The config that :meth:`AdapterConfig.to_dict` described. Raises ConfigError for one that it cannot have."""
     values = dict(values)
     method = values.pop("method", None)
-    if not isinstance(method, str) or method not in METHODS:
-        raise ConfigError(f"unknown adapter method {method!r}; known: {', '.join(sorted(METHODS))}.")
-    return METHODS[method].from_dict(values)
+    if not isinstance(method, str) or method not in ADAPTER_METHODS:
+        raise ConfigError(f"unknown adapter method {method!r}; known: {', '.join(sorted(ADAPTER_METHODS))}.")
+    return ADAPTER_METHODS[method].from_dict(values)
 
 
-class AdapterModule(Places, nn.Module):
-    """The trainable part of an adapter: its :class:`~speech_adapters.adapters.hooks.Places`, and what is saved."""
+class AdapterModule(Hooks, nn.Module):
+    """The trainable part of an adapter: its :class:`~speech_adapters.adapters.hooks.Hooks`, and what is saved."""
 
     def __init__(self, config: AdapterConfig) -> None:
         super().__init__()
@@ -110,6 +110,13 @@ class AdapterModule(Places, nn.Module):
 
     def after_update(self, done: int, total: int) -> None:
         """Called after ``done`` updates of ``total``, while their gradients are still there."""
+
+    def schedule_state(self) -> dict[str, Any]:
+        """What these schedules remember beside the adapter's tensors, for a training that goes on."""
+        return {}
+
+    def load_schedule_state(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`schedule_state` gave."""
 
     # -- what is saved and trained
 
@@ -145,19 +152,19 @@ class AdapterModule(Places, nn.Module):
                 f"{self.config.method}: tensor {wrong[0]!r} is missing, unexpected or of another shape."
             )
 
-    def merged_weights(self, encoder: Encoder) -> dict[str, Tensor]:
+    def folded_weights(self, encoder: Encoder) -> dict[str, Tensor]:
         """The stock model's tensors, by name, that this adapter changes, with it folded in.
 
         Raises:
             ConfigError: a method that no change of weights can stand for.
         """
         raise ConfigError(
-            f"{self.config.method}: cannot be merged, since no change of the base's weights stands for what it adds; "
-            "keep it as an adapter."
+            f"{self.config.method}: cannot be folded in, since no change of the base's weights stands for what it "
+            "adds; keep it as an adapter."
         )
 
     def describe(self) -> list[str]:
-        """One line a place, for ``print(model)``."""
+        """One line per site, for ``print(model)``."""
         return [f"{self.config.group}: {sum(p.numel() for p in self.parameters()):,} parameters"]
 
 
@@ -184,7 +191,10 @@ def choose_layers(layers: Layers, total: int, method: str) -> list[int]:
     return chosen
 
 
-def trainable_copy(module: nn.Module) -> nn.Module:
+M = TypeVar("M", bound=nn.Module)
+
+
+def trainable_copy(module: M) -> M:
     """A float32 copy of one of the base's modules, out of 8 or 4 bits and without what LoRA has put into it."""
     twin = copy.deepcopy(module).float()
     for name, part in list(twin.named_modules()):

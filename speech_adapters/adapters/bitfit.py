@@ -63,14 +63,14 @@ class BitFitModule(AdapterModule):
         key = f"{index}_{name}"
         return partial(_shifted, norm, self.shifts[key]) if key in self.shifts else None
 
-    def merged_weights(self, encoder: Encoder) -> dict[str, Tensor]:
-        merged = {}
+    def folded_weights(self, encoder: Encoder) -> dict[str, Tensor]:
+        folded = {}
         for key, shift in self.shifts.items():
             index, name = key.split("_", 1)
             place = f"encoder.layers.{index}.{name}" if name in NORMS else module_name(int(index), name)
             module = encoder.model.get_submodule(place)
-            merged[f"{place}.bias"] = getattr(module, "base_layer", module).bias.float() + shift.detach()
-        return merged
+            folded[f"{place}.bias"] = getattr(module, "base_layer", module).bias.float() + shift.detach()
+        return folded
 
 
 def _shifted(norm: Norm, shift: Tensor, hidden: Tensor) -> Tensor:

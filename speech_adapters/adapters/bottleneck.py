@@ -23,6 +23,7 @@ from typing import ClassVar, Literal
 from torch import Tensor, nn
 
 from speech_adapters.adapters.base import AdapterConfig, AdapterModule, Layers, activation, choose_layers
+from speech_adapters.adapters.module_dict import ModuleDict
 from speech_adapters.encoders.forward import Site
 from speech_adapters.encoders.loading import Encoder
 from speech_adapters.errors import ConfigError
@@ -97,6 +98,9 @@ class BottleneckLayer(nn.Module):
 class BottleneckModule(AdapterModule):
     """Bottleneck layers by site and layer."""
 
+    config: Bottleneck
+    sites: ModuleDict[ModuleDict[BottleneckLayer]]
+
     def __init__(self, config: Bottleneck, encoder: Encoder) -> None:
         super().__init__(config)
         unknown = [site for site in config.sites if site not in SITES]
@@ -117,9 +121,9 @@ class BottleneckModule(AdapterModule):
         if not self.layer_indices:
             raise ConfigError(f"{config.method}: skip_top={config.skip_top} leaves none of the chosen layers.")
         self.first_layer = self.layer_indices[0]
-        self.sites = nn.ModuleDict(
+        self.sites = ModuleDict(
             {
-                site: nn.ModuleDict(
+                site: ModuleDict(
                     {str(i): BottleneckLayer(encoder.hidden_size, config, size, eps) for i in self.layer_indices}
                 )
                 for site in config.sites
@@ -138,6 +142,7 @@ class BottleneckModule(AdapterModule):
             return site.input
         if self.config.placement == "pfeiffer":
             # Pre-norm layers have no LayerNorm after the addition: there the adapter reads the plain sum.
+            assert site.residual is not None and site.norm is not None  # the feed-forward comes with both
             total = site.output + site.residual
             return total if self.pre_norm else site.norm(total)
         return site.output

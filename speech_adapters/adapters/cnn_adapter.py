@@ -19,8 +19,10 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from speech_adapters.adapters.base import AdapterConfig, AdapterModule, Layers, choose_layers, trainable_copy
+from speech_adapters.adapters.module_dict import ModuleDict
 from speech_adapters.encoders.forward import Site
 from speech_adapters.encoders.loading import Encoder
+from speech_adapters.encoders.stock import StockConvLayer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,13 +43,15 @@ class CNNAdapter(AdapterConfig):
 class CNNAdapterModule(AdapterModule):
     """Twins by block."""
 
+    config: CNNAdapter
+    twins: ModuleDict[StockConvLayer]
     first_layer = -2
 
     def __init__(self, config: CNNAdapter, encoder: Encoder) -> None:
         super().__init__(config)
         blocks = encoder.model.feature_extractor.conv_layers
         chosen = choose_layers(config.blocks, len(blocks), config.method)
-        self.twins = nn.ModuleDict({str(index): trainable_copy(blocks[index]) for index in chosen})
+        self.twins = ModuleDict({str(index): trainable_copy(blocks[index]) for index in chosen})
         for twin in self.twins.values():
             nn.init.zeros_(twin.conv.weight)
             if twin.conv.bias is not None:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from speech_adapters.adapters.base import AdapterConfig, AdapterModule, adapter_config
-from speech_adapters.adapters.hooks import Stacked
+from speech_adapters.adapters.hooks import StackedHooks
+from speech_adapters.adapters.module_dict import ModuleDict
 from speech_adapters.encoders.attention import AttentionPrefix
 from speech_adapters.encoders.forward import EncoderOutput, Frames, Norm, Projection, Site
 from speech_adapters.encoders.loading import Encoder
@@ -53,6 +54,8 @@ class Combine(AdapterConfig):
 class CombineModule(AdapterModule):
     """Hands every place on to the parts."""
 
+    config: Combine
+
     def __init__(self, config: Combine, encoder: Encoder) -> None:
         super().__init__(config)
         if not config.parts:
@@ -60,7 +63,7 @@ class CombineModule(AdapterModule):
         repeated = [group for group, count in Counter(part.group for part in config.parts).items() if count > 1]
         if repeated:
             raise ConfigError(f"Combine: two parts of group {repeated[0]!r}; keep one, so that each has its own rate.")
-        self.parts = nn.ModuleDict({part.group: part.build(encoder) for part in config.parts})
+        self.parts = ModuleDict({part.group: part.build(encoder) for part in config.parts})
         readers = [name for name, part in self.parts.items() if part.output_size is not None]
         if len(readers) > 1:
             raise ConfigError(f"Combine: {' and '.join(readers)} both feed the head; keep one.")
@@ -68,8 +71,8 @@ class CombineModule(AdapterModule):
         self.first_layer = min(part.first_layer for part in self.parts.values())
 
     @property
-    def stack(self) -> Stacked:
-        return Stacked(self.parts.values())
+    def stack(self) -> StackedHooks:
+        return StackedHooks(self.parts.values())
 
     def pseudo_frames(self, where: str, frames: Tensor, mask: Tensor | None) -> Frames | None:
         return self.stack.pseudo_frames(where, frames, mask)
@@ -112,15 +115,22 @@ class CombineModule(AdapterModule):
         for part in self.parts.values():
             part.after_update(done, total)
 
-    def merged_weights(self, encoder: Encoder) -> dict[str, Tensor]:
-        merged: dict[str, Tensor] = {}
+    def schedule_state(self) -> dict[str, Any]:
+        return {name: part.schedule_state() for name, part in self.parts.items()}
+
+    def load_schedule_state(self, state: dict[str, Any]) -> None:
         for name, part in self.parts.items():
-            weights = part.merged_weights(encoder)
-            twice = sorted(set(weights) & set(merged))
+            part.load_schedule_state(state[name])
+
+    def folded_weights(self, encoder: Encoder) -> dict[str, Tensor]:
+        folded: dict[str, Tensor] = {}
+        for name, part in self.parts.items():
+            weights = part.folded_weights(encoder)
+            twice = sorted(set(weights) & set(folded))
             if twice:
-                raise ConfigError(f"part {name!r} and one before it both change {twice[0]!r}; merge them one by one.")
-            merged |= weights
-        return merged
+                raise ConfigError(f"part {name!r} and one before it both change {twice[0]!r}; fold them one by one.")
+            folded |= weights
+        return folded
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
         return {name: parameters for part in self.parts.values() for name, parameters in part.groups().items()}

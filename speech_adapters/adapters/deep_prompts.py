@@ -19,9 +19,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from speech_adapters.adapters.base import AdapterConfig, AdapterModule, Layers, choose_layers
+from speech_adapters.encoders.attention import AttentionPrefix
 from speech_adapters.encoders.forward import Projection
 from speech_adapters.encoders.loading import Encoder
 
@@ -45,6 +46,8 @@ class DeepPrompts(AdapterConfig):
 class DeepPromptsModule(AdapterModule):
     """Prompts by layer, (length, D)."""
 
+    config: DeepPrompts
+
     def __init__(self, config: DeepPrompts, encoder: Encoder) -> None:
         super().__init__(config)
         self.layer_indices = choose_layers(config.layers, encoder.num_layers, config.method)
@@ -53,8 +56,10 @@ class DeepPromptsModule(AdapterModule):
             {str(i): config.init_std * torch.randn(config.length, encoder.hidden_size) for i in self.layer_indices}
         )
 
-    def prefix(self, index: int, project: Projection) -> tuple[Tensor, Tensor] | None:
-        return project(self.prompts[str(index)].unsqueeze(0)) if str(index) in self.prompts else None
+    def prefix(self, index: int, project: Projection) -> AttentionPrefix | None:
+        if str(index) not in self.prompts:
+            return None
+        return AttentionPrefix(*project(self.prompts[str(index)].unsqueeze(0)))
 
     def describe(self) -> list[str]:
         return [f"prompts: {self.config.length} in each of {len(self.layer_indices)} layers"]

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from speech_adapters.adapters.base import AdapterConfig, AdapterModule, Layers, choose_layers, trainable_copy
+from speech_adapters.adapters.module_dict import ModuleDict
 from speech_adapters.encoders.loading import Encoder
 from speech_adapters.errors import ConfigError
 
@@ -49,16 +50,19 @@ class FineTuning(AdapterConfig):
 class FineTuningModule(AdapterModule):
     """Trainable copies of the base's layers."""
 
+    config: FineTuning
+
     def __init__(self, config: FineTuning, encoder: Encoder) -> None:
         super().__init__(config)
         self.layer_indices = choose_layers(config.layers, encoder.num_layers, config.method)
-        self.layers = nn.ModuleDict(
+        self.layers = ModuleDict(
             {str(index): trainable_copy(encoder.model.encoder.layers[index]) for index in self.layer_indices}
         )
         self.first_layer = self.layer_indices[0]
 
     def layer(self, index: int) -> nn.Module | None:
-        return self.layers[str(index)] if str(index) in self.layers else None
+        key = str(index)
+        return self.layers[key] if key in self.layers else None  # noqa: SIM401  (a ModuleDict has no get)
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
         trained = [p for n, p in self.named_parameters() if not _is_position_bias(n)]
@@ -76,7 +80,7 @@ class FineTuningModule(AdapterModule):
                 trains = index in self.layer_indices[count - unfrozen :] and not _is_position_bias(name)
                 parameter.requires_grad_(trains)
 
-    def merged_weights(self, encoder: Encoder) -> dict[str, Tensor]:
+    def folded_weights(self, encoder: Encoder) -> dict[str, Tensor]:
         return {f"encoder.layers.{key}": tensor for key, tensor in self.layers.state_dict().items()}
 
     def replaced(self) -> int:

@@ -1,7 +1,7 @@
-"""Where an adapter may act in the encoder's forward, and how several act together in a stack.
+"""Hooks: where an adapter may act in the encoder's forward, and how several act together in a stack.
 
-What acts is one :class:`Places`: an adapter, a stack of them, or another composition
-(``speech_adapters.composition``); :class:`AdapterPlan` puts it into the forward.
+What acts is one :class:`Hooks`: an adapter, a stack of them, or another composition
+(``speech_adapters.composition``); :class:`AdapterPlan` calls its hooks on the way through the encoder.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from speech_adapters.encoders.loading import Encoder
 from speech_adapters.errors import ConfigError
 
 
-class Places:
-    """Every place is optional: None means that nothing happens there (see ``encoders.forward.Plan``).
+class Hooks:
+    """Every hook is optional: None means that nothing happens there (see ``encoders.forward.Plan``).
 
     Attributes:
         output_size: width of what :meth:`read` gives the head, None when the head reads the last hidden state.
@@ -59,11 +59,11 @@ class Places:
         return None
 
 
-class Stacked(Places):
+class StackedHooks(Hooks):
     """Members in order: each sees what the ones before it made of a site; the last reader feeds the head."""
 
-    def __init__(self, members: Iterable[Places]) -> None:
-        self.members: Sequence[Places] = tuple(members)
+    def __init__(self, members: Iterable[Hooks]) -> None:
+        self.members: Sequence[Hooks] = tuple(members)
         sizes = [member.output_size for member in self.members if member.output_size is not None]
         self.output_size = sizes[-1] if sizes else None
         self.first_layer = min((member.first_layer for member in self.members), default=sys.maxsize)
@@ -118,14 +118,14 @@ def join_prefixes(prefixes: Sequence[AttentionPrefix]) -> AttentionPrefix:
     if any(prefix.mask is not None for prefix in prefixes):
         raise ConfigError("prefixes chosen per sample cannot be joined to others.")
     batch = max(len(prefix.keys) for prefix in prefixes)
-    keys, values = ([p[i].expand(batch, -1, -1) for p in prefixes] for i in (0, 1))
-    return AttentionPrefix(torch.cat(keys, dim=1), torch.cat(values, dim=1))
+    keys = torch.cat([prefix.keys.expand(batch, -1, -1) for prefix in prefixes], dim=1)
+    return AttentionPrefix(keys, torch.cat([prefix.values.expand(batch, -1, -1) for prefix in prefixes], dim=1))
 
 
-def walk(places: Places) -> Iterator[Places]:
-    """A composition and all its members, outer ones first."""
-    yield places
-    for member in getattr(places, "members", ()):
+def walk(hooks: Hooks) -> Iterator[Hooks]:
+    """A composition's hooks and those of all its members, outer ones first."""
+    yield hooks
+    for member in getattr(hooks, "members", ()):
         yield from walk(member)
 
 
@@ -136,7 +136,7 @@ class AdapterPlan(Plan):
         before: pseudo frames before the real ones, known once the forward has passed the front-end.
     """
 
-    def __init__(self, root: Places, skip_layers: int = 0) -> None:
+    def __init__(self, root: Hooks, skip_layers: int = 0) -> None:
         self.root, self.skip_layers = root, skip_layers
         self.before: int | Tensor = 0
 

@@ -12,14 +12,17 @@ Source: Liu et al., "Few-Shot Parameter-Efficient Fine-Tuning is Better and Chea
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from speech_adapters.adapters.projections import ProjectionConfig, ProjectionModule
+from speech_adapters.adapters.projections import ProjectionConfig, ProjectionModule, ProjectionPart
 from speech_adapters.encoders.forward import Site
 from speech_adapters.encoders.loading import Encoder
+
+if TYPE_CHECKING:
+    from peft import IA3Config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +38,7 @@ class IA3(ProjectionConfig):
     def build(self, encoder: Encoder) -> IA3Module:
         return IA3Module(self, encoder)
 
-    def peft_config(self, encoder: Encoder):
+    def peft_config(self, encoder: Encoder) -> IA3Config:
         """The equivalent ``peft.IA3Config``."""
         from peft import IA3Config
 
@@ -48,7 +51,7 @@ class IA3(ProjectionConfig):
         )
 
 
-class OutputScale(nn.Module):
+class OutputScale(ProjectionPart):
     """Factors (D_out, 1) on a projection's output."""
 
     def __init__(self, linear: nn.Linear) -> None:
@@ -58,11 +61,11 @@ class OutputScale(nn.Module):
     def forward(self, site: Site) -> Tensor:
         return site.output * (self.ia3_l.flatten() - 1)  # what is added: zero at the start, to the last bit
 
-    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def folded(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         return weight * self.ia3_l, None if bias is None else bias * self.ia3_l.flatten()
 
 
-class InputScale(nn.Module):
+class InputScale(ProjectionPart):
     """Factors (1, D_in) on a projection's input."""
 
     def __init__(self, linear: nn.Linear) -> None:
@@ -72,14 +75,14 @@ class InputScale(nn.Module):
     def forward(self, site: Site) -> Tensor:
         return site.output * (self.ia3_l.flatten() - 1)
 
-    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def folded(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         return weight * self.ia3_l, bias
 
 
-class IA3Module(ProjectionModule):
+class IA3Module(ProjectionModule[ProjectionPart]):
     """Factors by projection."""
 
-    def part(self, linear: nn.Linear, target: str) -> nn.Module:
+    def part(self, linear: nn.Linear, target: str) -> ProjectionPart:
         return InputScale(linear) if target == "output_dense" else OutputScale(linear)
 
     def delta(self, name: str, index: int, site: Site) -> Tensor | None:

@@ -45,16 +45,19 @@ class LAdapter(AdapterConfig):
 class LAdapterModule(AdapterModule):
     """A linear map and a LayerNorm a layer, and the layer weights."""
 
+    config: LAdapter
+
     def __init__(self, config: LAdapter, encoder: Encoder) -> None:
         super().__init__(config)
         self.layer_indices = choose_layers(config.layers, encoder.num_layers, config.method)
         count, eps = len(self.layer_indices), encoder.config.layer_norm_eps
-        self.paths = nn.ModuleList(nn.Linear(encoder.hidden_size, config.size) for _ in range(count))
+        paths = [nn.Linear(encoder.hidden_size, config.size) for _ in range(count)]
+        self.paths = nn.ModuleList(paths)
         self.norms = nn.ModuleList(nn.LayerNorm(config.size, eps=eps) for _ in range(count))
         self.layer_weights = nn.Parameter(torch.full((count,), 1.0 / count))
         self.activation = activation(config.activation)
         self.output_size, self.first_layer = config.size, self.layer_indices[0]
-        for path in self.paths:
+        for path in paths:
             nn.init.normal_(path.weight, std=config.init_std)
             nn.init.zeros_(path.bias)
 
@@ -62,11 +65,13 @@ class LAdapterModule(AdapterModule):
         final_norm = encoder.model.encoder.layer_norm if encoder.pre_norm else None
         # Of one dimension each: numbers of none would leave sum and gradient in bf16, too coarse to tell layers apart.
         weights = self.layer_weights.softmax(0).split(1)
-        total = 0
+        total: Tensor | None = None
         for weight, index, path, norm in zip(weights, self.layer_indices, self.paths, self.norms, strict=True):
             hidden = output.hidden_states[index - encoder.num_layers]  # from the top: the run may start above layer 0
             hidden = hidden if final_norm is None else final_norm(hidden)
-            total = total + weight * norm(self.activation(path(hidden)))
+            part = weight * norm(self.activation(path(hidden)))
+            total = part if total is None else total + part
+        assert total is not None  # an adapter has at least one layer
         return total
 
     def describe(self) -> list[str]:

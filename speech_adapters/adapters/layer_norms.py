@@ -49,9 +49,9 @@ class LayerNormsModule(AdapterModule):
 
     def norm(self, index: int, name: str, norm: Norm) -> Norm | None:
         key = f"{index}_{name}"
-        return self.norms[key] if key in self.norms else None
+        return self.norms[key] if key in self.norms else None  # noqa: SIM401  (a ModuleDict has no get)
 
-    def merged_weights(self, encoder: Encoder) -> dict[str, Tensor]:
+    def folded_weights(self, encoder: Encoder) -> dict[str, Tensor]:
         return {
             f"encoder.layers.{key.replace('_', '.', 1)}": tensor for key, tensor in self.norms.state_dict().items()
         }

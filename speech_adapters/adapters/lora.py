@@ -18,7 +18,7 @@ import copy
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
 from torch import Tensor, nn
 
@@ -27,6 +27,10 @@ from speech_adapters.adapters.projections import ProjectionConfig, low_rank_blue
 from speech_adapters.encoders.forward import Site
 from speech_adapters.encoders.loading import Encoder
 from speech_adapters.errors import ConfigError
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+    from peft.tuners.lora import Linear
 
 VARIANTS = ("lora", "rslora", "dora")
 
@@ -50,13 +54,13 @@ class LoRA(ProjectionConfig):
     def blueprint(self, encoder: Encoder) -> dict[str, Tensor]:
         return low_rank_blueprint(self, encoder, self.rank, magnitude=self.variant == "dora")
 
-    def peft_config(self, encoder: Encoder):
+    def peft_config(self, encoder: Encoder) -> LoraConfig:
         """The equivalent ``peft.LoraConfig``."""
         from peft import LoraConfig
 
         return LoraConfig(
             r=self.rank,
-            lora_alpha=self.alpha,
+            lora_alpha=self.alpha,  # type: ignore[arg-type]  # peft says int and takes any number
             lora_dropout=self.dropout,
             target_modules=self.target_modules(encoder),
             use_rslora=self.variant == "rslora",
@@ -69,6 +73,8 @@ class LoRA(ProjectionConfig):
 class LoRAModule(AdapterModule):
     """Holds the ``peft`` layers of one adapter; their parameters also stand in the base's module tree."""
 
+    config: LoRA
+
     def __init__(self, config: LoRA, encoder: Encoder) -> None:
         super().__init__(config)
         if config.variant not in VARIANTS:
@@ -76,7 +82,7 @@ class LoRAModule(AdapterModule):
         self.chosen, self.targets = config.chosen(encoder), config.target_modules(encoder)
         self.first_layer = min(index for index, _ in self.chosen)
         self.name = ""
-        self.layers: list[nn.Module] = []  # peft's layers, which hold every LoRA adapter of the model
+        self.layers: list[Linear] = []  # peft's layers, which hold every LoRA adapter of the model
         self.parts = nn.ModuleList()  # this adapter's own A, B (and magnitudes)
 
     def attach(self, encoder: Encoder, name: str) -> None:
@@ -88,7 +94,7 @@ class LoRAModule(AdapterModule):
             inject_adapter_in_model(self.config.peft_config(encoder), encoder.model, adapter_name=name)
         encoder.model.requires_grad_(False).eval()
         self.name = name
-        self.layers = [encoder.model.get_submodule(target) for target in self.targets]
+        self.layers = [cast("Linear", encoder.model.get_submodule(target)) for target in self.targets]
         self.parts = nn.ModuleList(part for _, part in self._own_parts()).float()  # trained in full precision
         for layer in self.layers:  # peft's own forward stays out: the plan adds the update, whatever the composition
             layer._disable_adapters = True
@@ -105,7 +111,7 @@ class LoRAModule(AdapterModule):
         if (index, name) not in self.chosen:
             return None
         layer = self.layers[self.chosen.index((index, name))]
-        part = layer.lora_A[self.name]
+        part = cast(nn.Linear, layer.lora_A[self.name])
         hidden = site.input.to(part.weight.dtype)
         if self.name in layer.lora_variant:
             variant = layer.lora_variant[self.name]
@@ -133,13 +139,13 @@ class LoRAModule(AdapterModule):
         if not encoder.model.peft_config:
             del encoder.model.peft_config
 
-    def merged_weights(self, encoder: Encoder) -> dict[str, Tensor]:
-        merged = {}
+    def folded_weights(self, encoder: Encoder) -> dict[str, Tensor]:
+        folded = {}
         for target, layer in zip(self.targets, self.layers, strict=True):
             twin = copy.deepcopy(layer).float()
             twin.merge(safe_merge=True, adapter_names=[self.name])  # peft refuses with its reason where it cannot
-            merged[f"{target}.weight"] = twin.base_layer.weight.detach()
-        return merged
+            folded[f"{target}.weight"] = cast(nn.Linear, twin.base_layer).weight.detach()
+        return folded
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
         return {self.config.group: list(self.parts.parameters())}

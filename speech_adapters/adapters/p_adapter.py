@@ -49,6 +49,7 @@ class PAdapter(AdapterConfig):
 class PAdapterModule(AdapterModule):
     """The pseudo frames, (N, C)."""
 
+    config: PAdapter
     first_layer = -1
 
     def __init__(self, config: PAdapter, encoder: Encoder) -> None:

@@ -16,15 +16,23 @@ the conversion to a LoRA of rank 2 r is its appendix's.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from speech_adapters.adapters.projections import ProjectionConfig, ProjectionModule, low_rank_blueprint
+from speech_adapters.adapters.projections import (
+    ProjectionConfig,
+    ProjectionModule,
+    ProjectionPart,
+    low_rank_blueprint,
+)
 from speech_adapters.encoders.forward import Site
 from speech_adapters.encoders.loading import Encoder
 from speech_adapters.errors import ConfigError
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +50,7 @@ class PiSSA(ProjectionConfig):
     def blueprint(self, encoder: Encoder) -> dict[str, Tensor]:
         return low_rank_blueprint(self, encoder, 2 * self.rank)
 
-    def peft_config(self, encoder: Encoder):
+    def peft_config(self, encoder: Encoder) -> LoraConfig:
         """The ``peft.LoraConfig`` of the saved file: rank 2 r at scale 1."""
         from peft import LoraConfig
 
@@ -55,8 +63,11 @@ class PiSSA(ProjectionConfig):
         )
 
 
-class PiSSAUpdate(nn.Module):
+class PiSSAUpdate(ProjectionPart):
     """A (r, D_in) and B (D_out, r), and the frozen pair that they started from."""
+
+    start_a: Tensor
+    start_b: Tensor
 
     def __init__(self, linear: nn.Linear, rank: int) -> None:
         super().__init__()
@@ -72,16 +83,16 @@ class PiSSAUpdate(nn.Module):
         hidden, linear = site.input.to(self.a.dtype), nn.functional.linear
         return linear(linear(hidden, self.a), self.b) - linear(linear(hidden, self.start_a), self.start_b)
 
-    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def folded(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         return weight + self.b @ self.a - self.start_b @ self.start_a, bias
 
 
-class PiSSAModule(ProjectionModule):
+class PiSSAModule(ProjectionModule[PiSSAUpdate]):
     """Updates by projection."""
 
     config: PiSSA
 
-    def part(self, linear: nn.Linear, target: str) -> nn.Module:
+    def part(self, linear: nn.Linear, target: str) -> PiSSAUpdate:
         return PiSSAUpdate(linear, self.config.rank)
 
     def tensors(self) -> dict[str, Tensor]:

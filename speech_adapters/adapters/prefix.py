@@ -19,9 +19,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from speech_adapters.adapters.base import AdapterConfig, AdapterModule, Layers, choose_layers
+from speech_adapters.encoders.attention import AttentionPrefix
 from speech_adapters.encoders.forward import Projection
 from speech_adapters.encoders.loading import Encoder
 from speech_adapters.errors import ConfigError
@@ -50,6 +51,8 @@ class Prefix(AdapterConfig):
 class PrefixModule(AdapterModule):
     """Prefixes by layer, (length, 2 D): keys, then values."""
 
+    config: Prefix
+
     def __init__(self, config: Prefix, encoder: Encoder) -> None:
         super().__init__(config)
         if config.hidden is not None and config.hidden < 1:
@@ -68,7 +71,7 @@ class PrefixModule(AdapterModule):
             self.inner = nn.Linear(width, config.hidden)
             self.outer = nn.ModuleDict({name: nn.Linear(config.hidden, 2 * width) for name in names})
 
-    def prefix(self, index: int, project: Projection) -> tuple[Tensor, Tensor] | None:
+    def prefix(self, index: int, project: Projection) -> AttentionPrefix | None:
         if index not in self.layer_indices:
             return None
         if self.config.hidden is None:
@@ -76,7 +79,7 @@ class PrefixModule(AdapterModule):
         else:
             both = self.outer[str(index)](torch.tanh(self.inner(self.table)))
         keys, values = self.dropout(both).unsqueeze(0).chunk(2, dim=-1)
-        return keys, values
+        return AttentionPrefix(keys, values)
 
     def describe(self) -> list[str]:
         form = "flat" if self.config.hidden is None else f"through {self.config.hidden} tanh"

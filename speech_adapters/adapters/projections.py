@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Generic, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from speech_adapters.adapters.base import AdapterConfig, AdapterModule, Layers, choose_layers
+from speech_adapters.adapters.module_dict import ModuleDict
 from speech_adapters.encoders.forward import Site
 from speech_adapters.encoders.loading import Encoder
 from speech_adapters.errors import ConfigError
@@ -50,7 +51,7 @@ def module_name(index: int, target: str) -> str:
 def projection(encoder: Encoder, index: int, target: str) -> nn.Linear:
     """A projection of the frozen base, without what ``peft`` has put around it."""
     module = encoder.model.get_submodule(module_name(index, target))
-    return getattr(module, "base_layer", module)
+    return cast(nn.Linear, getattr(module, "base_layer", module))
 
 
 def low_rank_blueprint(
@@ -67,34 +68,49 @@ def low_rank_blueprint(
     return tensors
 
 
-class ProjectionModule(AdapterModule):
-    """One part a projection, called with the projection's :class:`Site`; saved under ``peft``'s names.
+class ProjectionPart(nn.Module):
+    """What a method puts on one projection: a module from its :class:`Site` to what is added to the output."""
 
-    A subclass gives ``part(linear, target)``: a module from a :class:`Site` to what is added to the output, with
-    ``merged(weight, bias)``: the projection's weights with the part folded in.
+    def folded(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The projection's weights with the part folded in."""
+        raise NotImplementedError
+
+
+Part = TypeVar("Part", bound=nn.Module)
+
+
+class ProjectionModule(AdapterModule, Generic[Part]):
+    """One part per projection, saved under ``peft``'s names.
+
+    A subclass makes them in ``part(linear, target)``. Parts that are no :class:`ProjectionPart` need ``delta`` and
+    ``folded`` of the subclass's own.
     """
 
     config: ProjectionConfig
+    parts: ModuleDict[Part]
 
     def __init__(self, config: ProjectionConfig, encoder: Encoder) -> None:
         super().__init__(config)
         chosen = config.chosen(encoder)
         self.first_layer = min(index for index, _ in chosen)
-        self.parts = nn.ModuleDict(
+        self.parts = ModuleDict(
             {f"{index}_{target}": self.part(projection(encoder, index, target), target) for index, target in chosen}
         )
 
-    def part(self, linear: nn.Linear, target: str) -> nn.Module:
+    def part(self, linear: nn.Linear, target: str) -> Part:
+        """Make the part of a projection."""
         raise NotImplementedError
 
     def delta(self, name: str, index: int, site: Site) -> Tensor | None:
         key = f"{index}_{name}"
         return self.parts[key](site) if key in self.parts else None
 
-    def merged(self, part: nn.Module, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        return part.merged(weight, bias)
+    def folded(self, part: Part, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """A projection's weights with its part folded in."""
+        assert isinstance(part, ProjectionPart)
+        return part.folded(weight, bias)
 
-    def named_parts(self) -> list[tuple[str, nn.Module]]:
+    def named_parts(self) -> list[tuple[str, Part]]:
         """(name of the projection inside the stock model, its part)."""
         split = ((key.split("_", 1), part) for key, part in self.parts.items())
         return [(module_name(int(index), target), part) for (index, target), part in split]
@@ -106,13 +122,13 @@ class ProjectionModule(AdapterModule):
             for key, tensor in part.state_dict().items()
         }
 
-    def merged_weights(self, encoder: Encoder) -> dict[str, Tensor]:
-        weights = {}
+    def folded_weights(self, encoder: Encoder) -> dict[str, Tensor]:
+        weights: dict[str, Tensor | None] = {}
         with torch.no_grad():
             for name, part in self.named_parts():
                 module = encoder.model.get_submodule(name)
-                linear = getattr(module, "base_layer", module)
-                changed = self.merged(
+                linear = cast(nn.Linear, getattr(module, "base_layer", module))
+                changed = self.folded(
                     part, linear.weight.float(), None if linear.bias is None else linear.bias.float()
                 )
                 weights |= {f"{name}.{key}": tensor for key, tensor in zip(("weight", "bias"), changed, strict=True)}

@@ -11,7 +11,7 @@ Source: Kopiczko et al., "VeRA: Vector-based Random Matrix Adaptation" (ICLR 202
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,9 @@ from torch import Tensor, nn
 from speech_adapters.adapters.projections import ProjectionConfig, ProjectionModule
 from speech_adapters.encoders.forward import Site
 from speech_adapters.encoders.loading import Encoder
+
+if TYPE_CHECKING:
+    from peft import VeraConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +40,7 @@ class VeRA(ProjectionConfig):
     def build(self, encoder: Encoder) -> VeRAModule:
         return VeRAModule(self, encoder)
 
-    def peft_config(self, encoder: Encoder):
+    def peft_config(self, encoder: Encoder) -> VeraConfig:
         """The equivalent ``peft.VeraConfig``."""
         from peft import VeraConfig
 
@@ -62,10 +65,12 @@ class VeRAVectors(nn.Module):
         self.vera_lambda_d = nn.Parameter(torch.full((config.rank,), config.start))
 
 
-class VeRAModule(ProjectionModule):
+class VeRAModule(ProjectionModule[VeRAVectors]):
     """The shared pair and the vectors by projection."""
 
     config: VeRA
+    vera_A: Tensor
+    vera_B: Tensor
 
     def __init__(self, config: VeRA, encoder: Encoder) -> None:
         super().__init__(config, encoder)
@@ -84,7 +89,7 @@ class VeRAModule(ProjectionModule):
                 matrix.uniform_(-bound, bound, generator=generator)
             self.register_buffer(name, matrix)
 
-    def part(self, linear: nn.Linear, target: str) -> nn.Module:
+    def part(self, linear: nn.Linear, target: str) -> VeRAVectors:
         return VeRAVectors(linear, self.config)
 
     def delta(self, name: str, index: int, site: Site) -> Tensor | None:
@@ -95,7 +100,7 @@ class VeRAModule(ProjectionModule):
         inner = nn.functional.linear(site.input.to(self.vera_A.dtype), self.vera_A[:, : part.shape[0]])
         return part.vera_lambda_b * nn.functional.linear(part.vera_lambda_d * inner, self.vera_B[: part.shape[1]])
 
-    def merged(self, part: nn.Module, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def folded(self, part: VeRAVectors, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         inner = part.vera_lambda_d.unsqueeze(1) * self.vera_A[:, : part.shape[0]]
         return weight + part.vera_lambda_b.unsqueeze(1) * (self.vera_B[: part.shape[1]] @ inner), bias
 

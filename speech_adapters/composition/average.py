@@ -1,7 +1,7 @@
-"""Members side by side, summed with weights at every place: what Average and Route share.
+"""Members side by side, summed with weights at every site: what Average and Route share.
 
-With weights that sum to one, the weighted sum of the members' outputs at a place is what is written here, whichever
-the place: additions to a sub-layer or a projection, LayerNorms (``LN`` is linear in its gain and bias, so this equals
+With weights that sum to one, the weighted sum of the members' outputs at a site is what is written here, whichever
+the site: additions to a sub-layer or a projection, LayerNorms (``LN`` is linear in its gain and bias, so this equals
 one LayerNorm with averaged ones), features for the head. Pseudo frames, attention keys and values are averaged
 themselves, as attentional mixtures of prompts are (Asai et al., "ATTEMPT", EMNLP 2022); they must be of one shape.
 """
@@ -9,10 +9,12 @@ themselves, as attentional mixtures of prompts are (Asai et al., "ATTEMPT", EMNL
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 
+import torch
 from torch import Tensor
 
-from speech_adapters.adapters.hooks import Places
+from speech_adapters.adapters.hooks import Hooks
 from speech_adapters.encoders.attention import AttentionPrefix
 from speech_adapters.encoders.forward import EncoderOutput, Frames, Norm, Projection, Site
 from speech_adapters.encoders.loading import Encoder
@@ -21,27 +23,28 @@ from speech_adapters.errors import ConfigError
 Weights = Sequence[float | Tensor]
 
 
-class Weighted(Places):
-    """Fixed weights, one a member.
+class WeightedHooks(Hooks):
+    """Fixed weights, one per member.
 
     Raises:
         ConfigError: members that replace whole layers, or that differ in what they give the head.
     """
 
-    def __init__(self, members: Sequence[Places], weights: Weights, label: str, layers: int) -> None:
+    def __init__(self, members: Sequence[Hooks], weights: Weights, label: str, layers: int) -> None:
         self.members, self._weights, self.label = tuple(members), weights, label
         self.output_size = check_members(members, label, layers)
         self.first_layer = min(member.first_layer for member in members)
 
     def weights(self, frames: int | None = None) -> Weights:
-        """One factor a member, to multiply (B, T, D) with; ``frames`` is that T, None where T is not time."""
+        """One factor per member, to multiply (B, T, D) with; ``frames`` is that T, None where T is not time."""
         return self._weights
 
     def pseudo_frames(self, where: str, frames: Tensor, mask: Tensor | None) -> Frames | None:
-        found = [member.pseudo_frames(where, frames, mask) for member in self.members]
-        if all(one is None for one in found):
+        made = [member.pseudo_frames(where, frames, mask) for member in self.members]
+        found = [one for one in made if one is not None]
+        if not found:
             return None
-        if any(one is None for one in found) or len({(one.frames.shape, one.before) for one in found}) > 1:
+        if len(found) < len(made) or len({(one.frames.shape, one.before) for one in found}) > 1:
             raise ConfigError(f"{self.label}: the members add different numbers of pseudo frames, or only some do.")
         total = self._sum([one.frames for one in found], None)
         return found[0]._replace(frames=total)
@@ -53,12 +56,15 @@ class Weighted(Places):
         return lambda hidden: self._sum([(one or norm)(hidden) for one in found], hidden.shape[1])
 
     def prefix(self, index: int, project: Projection) -> AttentionPrefix | None:
-        found = [member.prefix(index, project) for member in self.members]
-        if all(one is None for one in found):
+        made = [member.prefix(index, project) for member in self.members]
+        found = [AttentionPrefix(*one) for one in made if one is not None]
+        if not found:
             return None
-        if any(one is None for one in found) or len({one[0].shape for one in found}) > 1:
+        if len(found) < len(made) or len({one.keys.shape for one in found}) > 1:
             raise ConfigError(f"{self.label}: layer {index} has prefixes of different lengths, or only some have one.")
-        return AttentionPrefix(*(self._sum([one[part] for one in found], None) for part in (0, 1)))
+        return AttentionPrefix(
+            self._sum([one.keys for one in found], None), self._sum([one.values for one in found], None)
+        )
 
     def delta(self, name: str, index: int, site: Site) -> Tensor | None:
         found = [member.delta(name, index, site) for member in self.members]
@@ -71,15 +77,15 @@ class Weighted(Places):
 
     def _sum(self, found: Sequence[Tensor | None], frames: int | None) -> Tensor:
         parts = zip(self.weights(frames), found, strict=True)
-        return sum(weight * one for weight, one in parts if one is not None)
+        return reduce(torch.add, [one * weight for weight, one in parts if one is not None])
 
 
-def check_members(members: Sequence[Places], label: str, layers: int) -> int | None:
-    """The width of what all members give the head; see :class:`Weighted` for the errors."""
+def check_members(members: Sequence[Hooks], label: str, layers: int) -> int | None:
+    """The width of what all members give the head; see :class:`WeightedHooks` for the errors."""
     if any(member.layer(index) is not None for member in members for index in range(layers)):
         raise ConfigError(
             f"{label}: fine-tuned layers stand in place of the base's and have no output to combine; "
-            "model.merge_adapters averages their weights."
+            "model.average_adapters averages their weights."
         )
     sizes = list(dict.fromkeys(member.output_size for member in members))
     if len(sizes) > 1:

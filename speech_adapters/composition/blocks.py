@@ -1,13 +1,13 @@
 """How adapters act together, as values: ``Stack("telephone", "asr")``, ``Fuse("studio", "telephone")``.
 
 A composition names adapters and other compositions, prints as the Python that makes it, and is compared by value; it
-holds no weights. What it does at each place of the encoder, ``d_n`` being what member n would add there:
+holds no weights. What it does at each site of the encoder, ``d_n`` being what member n would add there:
 
     Stack      one after the other, each reading what the ones before made of the place
     Average    sum_n w_n d_n
-    Fuse       sum_n a_n W_v d_n, a the attention of AdapterFusion at this place (``composition.fusion``)
-    Route      sum_n g_n d_n, g one learned gate for an utterance or a frame (``composition.routing``)
-    Parallel   each branch by itself, above one pass of the layers that no branch changes; one output a branch
+    Fuse       sum_n a_n W_v d_n, a the attention of AdapterFusion at this site (``composition.fusion``)
+    Route      sum_n g_n d_n, g one trained gate per utterance or frame (``composition.routing``)
+    Parallel   each branch by itself, above one pass of the layers that no branch changes; one output per branch
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Composition:
         return {}
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values that JSON holds; :func:`composition` reads them back."""
+        """Plain values that JSON holds; :func:`composition_from_dict` reads them back."""
         members = [member if isinstance(member, str) else member.to_dict() for member in self.members]
         return {"kind": self.kind, "members": members, **self.options()}
 
@@ -68,7 +68,7 @@ class Stack(Composition):
 
 
 class Parallel(Composition):
-    """Branches side by side: the model returns one output a branch, by the branch's name."""
+    """Branches side by side: the model returns one output per branch, by the branch's name."""
 
     kind = "parallel"
 
@@ -78,7 +78,7 @@ class Parallel(Composition):
 
 
 class Average(Composition):
-    """The members' weighted sum at every place; ``weights`` sum to one, equal by default, and may be negative."""
+    """The members' weighted sum at every site; ``weights`` sum to one, equal by default, and may be negative."""
 
     kind = "average"
 
@@ -92,15 +92,15 @@ class Average(Composition):
 
     @property
     def weights(self) -> tuple[float, ...]:
-        """One weight a member."""
+        """One weight per member."""
         return self._weights if self._weights is not None else (1 / len(self.members),) * len(self.members)
 
     def options(self) -> dict[str, Any]:
         return {} if self._weights is None else {"weights": self._weights}
 
 
-class Learned(Composition):
-    """A composition with weights of its own, which the model keeps under ``name``: ``model.add_fusion``."""
+class TrainableComposition(Composition):
+    """A composition with weights of its own, which the model keeps under ``name``; see ``model.add_fusion``."""
 
     def __init__(self, *members: str | Composition, name: str | None = None) -> None:
         self._name = name
@@ -115,13 +115,13 @@ class Learned(Composition):
         return {} if self._name is None else {"name": self._name}
 
 
-class Fuse(Learned):
+class Fuse(TrainableComposition):
     """AdapterFusion of the members (Pfeiffer et al., EACL 2021)."""
 
     kind = "fuse"
 
 
-class Route(Learned):
+class Route(TrainableComposition):
     """Mixture of experts: a gate reads the utterance, or each frame, and weighs the members."""
 
     kind = "route"
@@ -130,32 +130,32 @@ class Route(Learned):
 KINDS: dict[str, type[Composition]] = {cls.kind: cls for cls in (Stack, Parallel, Average, Fuse, Route)}
 
 
-def names_of(value: str | Composition) -> tuple[str, ...]:
+def names_of(composition: str | Composition) -> tuple[str, ...]:
     """The adapters in a composition, each once, in order."""
-    if isinstance(value, str):
-        return (value,)
-    return tuple(dict.fromkeys(name for member in value.members for name in names_of(member)))
+    if isinstance(composition, str):
+        return (composition,)
+    return tuple(dict.fromkeys(name for member in composition.members for name in names_of(member)))
 
 
-def trained_names(value: str | Composition) -> tuple[str, ...]:
+def trained_names(composition: str | Composition) -> tuple[str, ...]:
     """The adapters that train with a composition: all but those under Fuse and Route, which are trained before."""
-    if isinstance(value, str):
-        return (value,)
-    if isinstance(value, Learned):
+    if isinstance(composition, str):
+        return (composition,)
+    if isinstance(composition, TrainableComposition):
         return ()
-    return tuple(dict.fromkeys(name for member in value.members for name in trained_names(member)))
+    return tuple(dict.fromkeys(name for member in composition.members for name in trained_names(member)))
 
 
-def learned_in(value: str | Composition) -> Iterator[Learned]:
-    """The compositions with weights of their own in ``value``, inner ones first."""
-    if isinstance(value, Composition):
-        for member in value.members:
-            yield from learned_in(member)
-        if isinstance(value, Learned):
-            yield value
+def trainable_in(composition: str | Composition) -> Iterator[TrainableComposition]:
+    """The compositions with weights of their own in a composition, inner ones first."""
+    if isinstance(composition, Composition):
+        for member in composition.members:
+            yield from trainable_in(member)
+        if isinstance(composition, TrainableComposition):
+            yield composition
 
 
-def composition(values: str | dict[str, Any]) -> str | Composition:
+def composition_from_dict(values: str | dict[str, Any]) -> str | Composition:
     """The composition that :meth:`Composition.to_dict` described."""
     if isinstance(values, str):
         return values
@@ -163,4 +163,4 @@ def composition(values: str | dict[str, Any]) -> str | Composition:
     kind, members = values.pop("kind", None), values.pop("members", [])
     if kind not in KINDS:
         raise ConfigError(f"unknown composition {kind!r}; known: {', '.join(KINDS)}.")
-    return KINDS[kind](*map(composition, members), **values)
+    return KINDS[kind](*map(composition_from_dict, members), **values)

@@ -1,4 +1,4 @@
-"""AdapterFusion: attention over trained adapters, at every place where they act.
+"""AdapterFusion: attention over trained adapters, at every site where they act.
 
 With ``x`` what the adapters read there, ``f`` the sub-layer's output and ``u_n`` what adapter n adds to it::
 
@@ -7,15 +7,15 @@ With ``x`` what the adapters read there, ``f`` the sub-layer's output and ``u_n`
     f + sum_n a_n v_n
 
 Start: ``W_q, W_k ~ N(0, 0.02)``, zero biases, ``W_v = I + 1e-6`` off the diagonal, drawn to the identity by
-``0.01 ||I - W_v||_F^2`` a place in the loss. Parameters a place: ``3 D^2 + 2 D``, 21,252,096 for 12 layers of 768:
+``0.01 ||I - W_v||_F^2`` per site in the loss. Parameters per site: ``3 D^2 + 2 D``, 21,252,096 for 12 layers of 768:
 more than the adapters themselves, hence the low-rank variant (``W_q, W_k: D -> r``; ``W_v = I + U V`` with U zero at
 the start): ``4 D r + 2 r``.
 
 Two stages: first the adapters, each on its own domain; then, with them frozen, the fusion on all domains' data.
 
-A LayerNorm that the adapters tune is a place too, with ``u_n = LN_n(x) - LN(x)`` and ``f = LN(x)``; so are features
+A LayerNorm that the adapters tune is a site too, with ``u_n = LN_n(x) - LN(x)`` and ``f = LN(x)``; so are features
 for the head, with ``u_n`` the features, ``f = 0`` and ``x`` the last hidden state. Pseudo frames and prefixes of all
-members stand side by side: the encoder's own attention weighs them. An adapter that does not act at a place adds 0.
+members stand side by side: the encoder's own attention weighs them. An adapter that does not act at a site adds 0.
 
 Sources: Pfeiffer et al., "AdapterFusion" (EACL 2021, section 3.2) and its official code; the expert that adds nothing
 and the guide loss: Hou et al., "Exploiting Adapters for Cross-lingual Low-resource Speech Recognition" (SimAdapter,
@@ -26,15 +26,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import reduce
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from speech_adapters.adapters.hooks import Places, Stacked
+from speech_adapters.adapters.hooks import Hooks, StackedHooks
 from speech_adapters.composition.average import check_members
-from speech_adapters.composition.blocks import Fuse
-from speech_adapters.composition.fusion_base import LearnedConfig, LearnedModule, guide_loss
+from speech_adapters.composition.blocks import TrainableComposition
+from speech_adapters.composition.fusion_base import (
+    CompositionConfig,
+    CompositionModule,
+    TrainableHooks,
+    guide_loss,
+)
 from speech_adapters.encoders.forward import EncoderOutput, Frames, Norm, Plan, Site
 from speech_adapters.encoders.loading import Encoder
 from speech_adapters.errors import ConfigError
@@ -43,11 +49,11 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj", "intermediate_dense", "
 
 
 @dataclass(frozen=True, kw_only=True)
-class FusionConfig(LearnedConfig):
+class FusionConfig(CompositionConfig):
     """The defaults are the library's "dynamic" configuration."""
 
     value: bool = True
-    """Transform the members' outputs by W_v; False is the "static" variant, which only weighs them."""
+    """Whether there is a W_v; False is the "static" variant, which only weighs what the members add."""
     rank: int | None = None
     """Rank r of the low-rank variant; None for full matrices, as published."""
     scaled: bool = False
@@ -68,12 +74,15 @@ class FusionConfig(LearnedConfig):
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"FusionConfig: dropout={self.dropout} is not a probability; choose 0 <= dropout < 1.")
 
-    def build(self, value: Fuse, members: Sequence[Places], encoder: Encoder) -> FusionModule:
-        return FusionModule(self, value, members, encoder)
+    def build(self, composition: TrainableComposition, members: Sequence[Hooks], encoder: Encoder) -> FusionModule:
+        return FusionModule(self, composition, members, encoder)
 
 
 class FusionLayer(nn.Module):
-    """One place: query (B, T, Q) and values (B, T, N, D) -> (B, T, D) and attention (B, T, N)."""
+    """One site: what the adapters read (B, T, Q) and what they add (B, T, N, D) -> (B, T, D), attention (B, T, N).
+
+    ``query``, ``key`` and ``value`` are W_q, W_k and W_v; ``value_up`` is U where W_v is of low rank.
+    """
 
     def __init__(self, query_size: int, size: int, config: FusionConfig) -> None:
         super().__init__()
@@ -84,7 +93,8 @@ class FusionLayer(nn.Module):
         for linear in (self.query, self.key):
             nn.init.normal_(linear.weight, std=0.02)
             nn.init.zeros_(linear.bias)
-        self.value = self.value_up = None
+        self.value: nn.Linear | None = None
+        self.value_up: nn.Linear | None = None
         if config.value and config.rank is None:
             self.value = nn.Linear(size, size, bias=False)
             nn.init.constant_(self.value.weight, 1e-6)
@@ -93,15 +103,15 @@ class FusionLayer(nn.Module):
             self.value, self.value_up = nn.Linear(size, inner, bias=False), nn.Linear(inner, size, bias=False)
             nn.init.zeros_(self.value_up.weight)
 
-    def forward(self, query: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, read: Tensor, added: Tensor) -> tuple[Tensor, Tensor]:
         # W_k and W_v are linear: applied to the query and to the weighted sum they cost the same for any number of
         # members, q . (W_k u_n + b_k) = (W_k' q) . u_n + q . b_k.
-        query = self.query(query)
-        scores = torch.einsum("btd,btnd->btn", query @ self.key.weight, values)
+        query = self.query(read)
+        scores = torch.einsum("btd,btnd->btn", query @ self.key.weight, added)
         scores = (scores + (query @ self.key.bias).unsqueeze(-1)) * self.scale
         attention = self.dropout(scores).softmax(-1)
-        fused = torch.einsum("btn,btnd->btd", attention, values)
-        if self.value_up is not None:
+        fused = torch.einsum("btn,btnd->btd", attention, added)
+        if self.value is not None and self.value_up is not None:
             fused = fused + self.value_up(self.value(fused))
         elif self.value is not None:
             fused = self.value(fused)
@@ -117,49 +127,56 @@ class FusionLayer(nn.Module):
         return (torch.eye(len(self.value.weight), device=self.value.weight.device) - self.value.weight).square().sum()
 
 
-class FusionModule(LearnedModule):
-    """One :class:`FusionLayer` a place; the places are found by one pass of silence through the encoder."""
+class FusionModule(CompositionModule):
+    """One :class:`FusionLayer` per site; the sites are found by one pass of silence through the encoder."""
 
     group = "fusion"
 
-    def __init__(self, config: FusionConfig, value: Fuse, members: Sequence[Places], encoder: Encoder) -> None:
-        super().__init__(config, value)
-        check_members(members, repr(value), encoder.num_layers)
+    config: FusionConfig
+
+    def __init__(
+        self, config: FusionConfig, composition: TrainableComposition, members: Sequence[Hooks], encoder: Encoder
+    ) -> None:
+        super().__init__(config, composition)
+        check_members(members, repr(composition), encoder.num_layers)
         finder = _Finder(members)
         with torch.no_grad():
             silence = torch.zeros(1, 2 * encoder.receptive_field, device=encoder.device)
             encoder(silence, plan=finder)
         width, read = encoder.hidden_size, members[0].output_size
-        if any(place.startswith(PROJECTIONS) for place in finder.places):
+        if any(site.startswith(PROJECTIONS) for site in finder.sites):
             raise ConfigError(
-                f"{value!r}: LoRA acts inside projections, where AdapterFusion is not defined; use Average, Route or "
-                "model.merge_adapters."
+                f"{composition!r}: LoRA acts inside projections, where AdapterFusion is not defined; use Average, "
+                "Route or model.average_adapters."
             )
-        if not finder.places and read is None:
-            raise ConfigError(f"{value!r}: no member adds to a sub-layer's output, so there is nothing to attend to.")
-        self.layers = nn.ModuleDict({place: FusionLayer(width, width, config) for place in finder.places})
+        if not finder.sites and read is None:
+            raise ConfigError(
+                f"{composition!r}: no member adds to a sub-layer's output, so there is nothing to attend to."
+            )
+        self.layers = nn.ModuleDict({site: FusionLayer(width, width, config) for site in finder.sites})
         if read is not None:
             self.layers["read"] = FusionLayer(width, read, config)
 
-    def places(self, members: Sequence[Places], layers: int) -> Fused:
-        return Fused(members, self)
+    def hooks(self, members: Sequence[Hooks], layers: int) -> FusedHooks:
+        return FusedHooks(members, self)
 
     def regularizer(self) -> Tensor:
-        """``0.01 sum ||I - W_v||_F^2`` over all places."""
-        return self.config.regularization * sum(layer.regularizer() for layer in self.layers.values())
+        """``0.01 sum ||I - W_v||_F^2`` over all sites."""
+        terms = [cast(FusionLayer, layer).regularizer() for layer in self.layers.values()]
+        return self.config.regularization * reduce(torch.add, terms)
 
     def describe(self) -> list[str]:
         rank = "" if self.config.rank is None else f" of rank {self.config.rank}"
-        return [f"{'dynamic' if self.config.value else 'static'} fusion{rank} at {len(self.layers)} places"]
+        return [f"{'dynamic' if self.config.value else 'static'} fusion{rank} at {len(self.layers)} sites"]
 
 
-class Fused(Stacked):
-    """The members under one forward's attention, kept in ``attention`` by place, each (B, T, N)."""
+class FusedHooks(StackedHooks, TrainableHooks):
+    """The members under one forward's attention, kept in ``attention`` by site, each (B, T, N)."""
 
-    def __init__(self, members: Sequence[Places], module: FusionModule) -> None:
+    def __init__(self, members: Sequence[Hooks], module: FusionModule) -> None:
         super().__init__(members)
-        self.module, self.name = module, module.value.name
-        self.attention: dict[str, Tensor] = {}
+        self.module, self.name = module, module.composition.name
+        self.attention = {}
 
     def delta(self, name: str, index: int, site: Site) -> Tensor | None:
         found = [member.delta(name, index, site) for member in self.members]
@@ -185,25 +202,26 @@ class Fused(Stacked):
             return None
         return self._fuse("read", output.last_hidden_state, [m.read(encoder, output) for m in self.members])
 
-    def loss(self, guide: Tensor | None, mask: Tensor | None, before: int) -> Tensor:
-        """The regulariser, and the guide loss of ``guide`` (B,), each utterance's member."""
-        weights = [found if place == "read" else found[:, before:] for place, found in self.attention.items()]
+    def loss(self, guide: Tensor | None, mask: Tensor | None, before: int | Tensor) -> Tensor:
+        weights = [found if site == "read" else found[:, before:] for site, found in self.attention.items()]
         return self.module.regularizer() + guide_loss(self.module.config, weights, guide, mask)
 
-    def _fuse(self, place: str, query: Tensor, found: Sequence[Tensor | None]) -> Tensor:
+    def _fuse(self, site: str, read: Tensor, found: Sequence[Tensor | None]) -> Tensor:
         some = next(one for one in found if one is not None)
-        values = [torch.zeros_like(some) if one is None else one for one in found]
+        added = [torch.zeros_like(some) if one is None else one for one in found]
         if self.module.config.none_expert:
-            values.append(torch.zeros_like(some))
-        fused, self.attention[place] = self.module.layers[place](query, torch.stack(values, dim=2))
+            added.append(torch.zeros_like(some))
+        fused: Tensor
+        fused, self.attention[site] = self.module.layers[site](read, torch.stack(added, dim=2))
         return fused
 
 
 class _Finder(Plan):
-    """Runs the frozen base, and notes the places where members would act."""
+    """Runs the frozen base, and notes the sites where members would act."""
 
-    def __init__(self, members: Sequence[Places]) -> None:
-        self.members, self.places = members, []
+    def __init__(self, members: Sequence[Hooks]) -> None:
+        self.members = members
+        self.sites: list[str] = []
 
     def pseudo_frames(self, where: str, frames: Tensor, mask: Tensor | None) -> Frames:
         for member in self.members:  # a gate among them reads the frames here
@@ -218,6 +236,6 @@ class _Finder(Plan):
         self._note(f"{name}_{index}", [member.delta(name, index, site) for member in self.members])
         return site.output
 
-    def _note(self, place: str, found: Sequence[Any]) -> None:
+    def _note(self, site: str, found: Sequence[Any]) -> None:
         if any(one is not None for one in found):
-            self.places.append(place)
+            self.sites.append(site)

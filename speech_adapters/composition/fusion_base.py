@@ -1,22 +1,23 @@
-"""What Fuse and Route share: a config, a module that the model keeps by name, and the guide loss."""
+"""What Fuse and Route share: a config, a module that the model keeps by name, its hooks, and the guide loss."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from speech_adapters.adapters.hooks import Places
-from speech_adapters.composition.blocks import Learned
+from speech_adapters.adapters.hooks import Hooks
+from speech_adapters.composition.blocks import TrainableComposition
 from speech_adapters.encoders.loading import Encoder
 from speech_adapters.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LearnedConfig:
+class CompositionConfig:
     """Settings of a composition with weights of its own."""
 
     guide_weight: float = 0.0
@@ -28,7 +29,9 @@ class LearnedConfig:
         if self.guide_weight < 0:
             raise ConfigError(f"{type(self).__name__}: guide_weight={self.guide_weight}; it must not be negative.")
 
-    def build(self, value: Learned, members: Sequence[Places], encoder: Encoder) -> LearnedModule:
+    def build(
+        self, composition: TrainableComposition, members: Sequence[Hooks], encoder: Encoder
+    ) -> CompositionModule:
         """Make the module. Raises ConfigError for members that cannot be composed in this way."""
         raise NotImplementedError
 
@@ -37,30 +40,47 @@ class LearnedConfig:
         return dataclasses.asdict(self)
 
 
-class LearnedModule(nn.Module):
+class CompositionModule(nn.Module):
     """The trainable part; ``group`` names its parameters for learning rates."""
 
     group: ClassVar[str]
 
-    def __init__(self, config: LearnedConfig, value: Learned) -> None:
+    def __init__(self, config: CompositionConfig, composition: TrainableComposition) -> None:
         super().__init__()
-        self.config, self.value = config, value
+        self.config, self.composition = config, composition
 
-    def places(self, members: Sequence[Places], layers: int) -> Places:
+    def hooks(self, members: Sequence[Hooks], layers: int) -> TrainableHooks:
         """The members under this module, for one forward."""
         raise NotImplementedError
 
     def describe(self) -> list[str]:
+        """One line per part, for ``print(model)``."""
+        raise NotImplementedError
+
+
+class TrainableHooks(Hooks):
+    """The members of a Fuse or Route in one forward.
+
+    Attributes:
+        name: of the composition.
+        attention: what the members were weighed with, by site: (B, T, N), or (B, 1, N) of one gate per utterance.
+    """
+
+    name: str
+    attention: dict[str, Tensor]
+
+    def loss(self, guide: Tensor | None, mask: Tensor | None, before: int | Tensor) -> Tensor:
+        """What is added to the loss: regularisers, and the guide loss of ``guide`` (B,), each utterance's member."""
         raise NotImplementedError
 
 
 def guide_loss(
-    config: LearnedConfig, weights: Sequence[Tensor], guide: Tensor | None, mask: Tensor | None
+    config: CompositionConfig, weights: Sequence[Tensor], guide: Tensor | None, mask: Tensor | None
 ) -> Tensor | float:
     """``guide_weight`` times the cross-entropy of the members' mean weights over an utterance's real frames.
 
     Args:
-        weights: of each place, (B, T, N) or (B, 1, N), summing to one over N; the loss is their mean.
+        weights: of each site, (B, T, N) or (B, 1, N), summing to one over N; the loss is their mean.
         guide: (B,) index of the member that belongs to each utterance, -100 where none does.
         mask: (B, T) True on real frames.
 
@@ -74,7 +94,8 @@ def guide_loss(
             f"{type(config).__name__}: guide_weight={config.guide_weight} needs each utterance's member: train on a "
             "GuidedDataset (or pass guide=..., -100 for unknown), or set it to 0."
         )
-    return config.guide_weight * sum(_guided(place, guide, mask) for place in weights) / len(weights)
+    total = reduce(torch.add, [_guided(site, guide, mask) for site in weights])
+    return config.guide_weight * total / len(weights)
 
 
 def _guided(weights: Tensor, guide: Tensor, mask: Tensor | None) -> Tensor:

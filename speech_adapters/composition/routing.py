@@ -3,7 +3,7 @@
     s = [mean_t c_t; std_t c_t]  (a gate per utterance)   or   s_t = c_t  (per frame)     c the CNN's output, (T, C)
     g = softmax(W LN(s) + b)
 
-and at every place ``sum_n g_n d_n`` (see ``composition.weighted``): the same gate in all layers, so that a gate of one
+and at every site ``sum_n g_n d_n`` (see ``composition.average``): the same gate in all layers, so that a gate of one
 member alone is that adapter, exactly. W starts at zero, the uniform average. With ``top_k`` the k largest weights are
 kept and renormalised; for k = 1 the gradient passes straight through.
 
@@ -21,21 +21,26 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from speech_adapters.adapters.hooks import Places
-from speech_adapters.composition.average import Weighted, Weights, check_members
-from speech_adapters.composition.blocks import Route
-from speech_adapters.composition.fusion_base import LearnedConfig, LearnedModule, guide_loss
+from speech_adapters.adapters.hooks import Hooks
+from speech_adapters.composition.average import WeightedHooks, Weights, check_members
+from speech_adapters.composition.blocks import TrainableComposition
+from speech_adapters.composition.fusion_base import (
+    CompositionConfig,
+    CompositionModule,
+    TrainableHooks,
+    guide_loss,
+)
 from speech_adapters.encoders.forward import Frames
 from speech_adapters.encoders.loading import Encoder
 from speech_adapters.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
-class RouterConfig(LearnedConfig):
-    """A gate an utterance over all members; ours, where the papers differ among themselves."""
+class RouterConfig(CompositionConfig):
+    """A gate per utterance over all members; ours, where the papers differ among themselves."""
 
     per: Literal["utterance", "frame"] = "utterance"
-    """A recording has one channel and one speaker: one decision for all its frames is steadier than one a frame."""
+    """A recording has one channel and one speaker: one decision for all its frames is steadier than one per frame."""
     top_k: int | None = None
     """Members kept for each decision; None keeps all."""
     balance: float = 0.01
@@ -49,23 +54,27 @@ class RouterConfig(LearnedConfig):
         if self.top_k is not None and self.top_k < 1:
             raise ConfigError(f"RouterConfig: top_k={self.top_k}; it must be at least 1, or None for all members.")
 
-    def build(self, value: Route, members: Sequence[Places], encoder: Encoder) -> RouterModule:
-        return RouterModule(self, value, members, encoder)
+    def build(self, composition: TrainableComposition, members: Sequence[Hooks], encoder: Encoder) -> RouterModule:
+        return RouterModule(self, composition, members, encoder)
 
 
-class RouterModule(LearnedModule):
+class RouterModule(CompositionModule):
     """CNN frames (B, T, C) and their mask -> weights (B, 1 or T, N)."""
 
     group = "router"
 
-    def __init__(self, config: RouterConfig, value: Route, members: Sequence[Places], encoder: Encoder) -> None:
-        super().__init__(config, value)
+    config: RouterConfig
+
+    def __init__(
+        self, config: RouterConfig, composition: TrainableComposition, members: Sequence[Hooks], encoder: Encoder
+    ) -> None:
+        super().__init__(config, composition)
         if config.top_k is not None and config.top_k > len(members):
-            raise ConfigError(f"{value!r}: top_k={config.top_k} of {len(members)} members; choose fewer.")
-        check_members(members, repr(value), encoder.num_layers)
+            raise ConfigError(f"{composition!r}: top_k={config.top_k} of {len(members)} members; choose fewer.")
+        check_members(members, repr(composition), encoder.num_layers)
         if min(member.first_layer for member in members) < -1:
             raise ConfigError(
-                f"{value!r}: a member acts inside the CNN, whose output the gate reads; use Average or Fuse."
+                f"{composition!r}: a member acts inside the CNN, whose output the gate reads; use Average or Fuse."
             )
         size = encoder.config.conv_dim[-1] * (2 if config.per == "utterance" else 1)
         self.norm, self.gate = nn.LayerNorm(size), nn.Linear(size, len(members))
@@ -87,42 +96,39 @@ class RouterModule(LearnedModule):
         weights = kept / kept.sum(-1, keepdim=True)
         return weights + kept - kept.detach() if self.config.top_k == 1 else weights
 
-    def places(self, members: Sequence[Places], layers: int) -> Routed:
-        return Routed(members, self, layers)
+    def hooks(self, members: Sequence[Hooks], layers: int) -> RoutedHooks:
+        return RoutedHooks(members, self, layers)
 
     def describe(self) -> list[str]:
         top = "" if self.config.top_k is None else f", top {self.config.top_k}"
-        return [f"router: one gate {'an' if self.config.per == 'utterance' else 'a'} {self.config.per}{top}"]
+        return [f"router: one gate per {self.config.per}{top}"]
 
 
-class Routed(Weighted):
-    """The members under the gate of one forward, which is kept in ``gate``, (B, 1 or T, N)."""
+class RoutedHooks(WeightedHooks, TrainableHooks):
+    """The members under the gate (B, 1 or T, N) of one forward; ``attention`` has it as it weighs them."""
 
-    def __init__(self, members: Sequence[Places], module: RouterModule, layers: int) -> None:
-        super().__init__(members, (), repr(module.value), layers)
-        self.module, self.name, self.first_layer = module, module.value.name, -1
+    def __init__(self, members: Sequence[Hooks], module: RouterModule, layers: int) -> None:
+        super().__init__(members, (), repr(module.composition), layers)
+        self.module, self.name, self.first_layer = module, module.composition.name, -1
+        self.attention = {}
         self.gate: Tensor | None = None
+        self.mask: Tensor | None = None
 
     def pseudo_frames(self, where: str, frames: Tensor, mask: Tensor | None) -> Frames | None:
         if where == "cnn_out":
             self.gate, self.mask = self.module(frames, mask), mask
+            self.attention = {"gate": self.module.kept(self.gate)}
         return super().pseudo_frames(where, frames, mask)
 
     def weights(self, frames: int | None = None) -> Weights:
-        assert self.gate is not None  # the front-end ran: first_layer is -1
-        if self.gate.shape[1] not in (1, frames):
+        gate = self.attention["gate"]  # the front-end ran: first_layer is -1
+        if gate.shape[1] not in (1, frames):
             raise ConfigError(
-                f"{self.label}: a gate a frame cannot weigh pseudo frames or prefixes; use per='utterance'."
+                f"{self.label}: a gate per frame cannot weigh pseudo frames or prefixes; use per='utterance'."
             )
-        return self.module.kept(self.gate).unsqueeze(-1).unbind(2)
+        return gate.unsqueeze(-1).unbind(2)
 
-    @property
-    def attention(self) -> dict[str, Tensor]:
-        """The gate as it weighs the members, by place like AdapterFusion's attention."""
-        return {} if self.gate is None else {"gate": self.module.kept(self.gate)}
-
-    def loss(self, guide: Tensor | None, mask: Tensor | None, before: int) -> Tensor:
-        """The load-balance loss, and the guide loss of ``guide`` (B,), each utterance's member."""
+    def loss(self, guide: Tensor | None, mask: Tensor | None, before: int | Tensor) -> Tensor:
         assert self.gate is not None
         real = self.gate if self.mask is None or self.gate.shape[1] == 1 else self.gate[self.mask].unsqueeze(1)
         decided = nn.functional.one_hot(real.argmax(-1), real.shape[-1]).float().mean((0, 1))

@@ -1,8 +1,8 @@
-"""Merging in weight space: one adapter, or head, out of the weights of several of the same configuration.
+"""Averages of weights: one adapter, or head, out of the weights of several of the same configuration.
 
 With ``t_n`` a tensor of member n and ``w_n`` its weight::
 
-    linear            sum_n w_n t_n                          averaging; task arithmetic with negative weights
+    linear            sum_n w_n t_n                          plain averaging; task arithmetic with negative weights
     svd               LoRA only: the best rank-r A, B of     sum_n w_n B_n A_n  (in units of the scaled update)
     ties              trim to the largest ``density``, elect a sign by the sum, add what agrees
     dare_linear       drop at random, rescale by 1 / density, then linear
@@ -11,7 +11,7 @@ With ``t_n`` a tensor of member n and ``w_n`` its weight::
 
 ``linear`` of LoRA averages A and B one by one, which is not the average of the updates; ``svd`` is. Tensors that start
 elsewhere than at zero (copies of the base's LayerNorms, or everything, when the members were trained on from one
-adapter) are merged as differences from that start: what is pruned or subtracted is a change, not a weight.
+adapter) are averaged as differences from that start: what is pruned or subtracted is a change, not a weight.
 
 Sources: Ilharco et al., "Editing Models with Task Arithmetic" (ICLR 2023); Yadav et al., "TIES-Merging" (NeurIPS
 2023); Yu et al., "Language Models are Super Mario" (DARE, ICML 2024). The functions are those of ``peft``.
@@ -24,26 +24,29 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from speech_adapters.adapters.base import AdapterConfig
+from speech_adapters.adapters.base import AdapterConfig, AdapterModule
 from speech_adapters.encoders.loading import Encoder
 from speech_adapters.errors import ConfigError
+from speech_adapters.heads.base import HeadModule
 
-PRUNING = ("ties", "dare_linear", "dare_ties", "magnitude_prune")
-METHODS = ("linear", "svd", *PRUNING)
+Member = AdapterModule | HeadModule
+
+PRUNING_METHODS = ("ties", "dare_linear", "dare_ties", "magnitude_prune")
+AVERAGING_METHODS = ("linear", "svd", *PRUNING_METHODS)
 
 
 @dataclass(frozen=True)
-class Merged:
-    """The configuration of the members, and the merged tensors."""
+class Averaged:
+    """The members' configuration, and the averaged tensors."""
 
     config: Any
     tensors: dict[str, Tensor]
 
 
-def merge(
-    members: Mapping[str, nn.Module],
+def average(
+    members: Mapping[str, Member],
     weights: Mapping[str, float],
     method: str = "linear",
     *,
@@ -51,31 +54,31 @@ def merge(
     rank: int | None = None,
     seed: int = 0,
     base: Mapping[str, Tensor] | None = None,
-) -> Merged:
-    """Merge adapters, or heads, by their weights.
+) -> Averaged:
+    """Average adapters, or heads, by their weights.
 
     Args:
         members: modules by name, all of the same configuration (learning rates may differ).
         weights: a weight for each; nothing is normalised.
         method: "linear", "svd", "ties", "dare_linear", "dare_ties" or "magnitude_prune".
         density: share of values kept by the pruning methods, above 0 and at most 1.
-        rank: for "svd", of the merged adapter; by default that of the members.
+        rank: for "svd", of the new adapter; by default that of the members.
         seed: of what DARE drops.
         base: the tensors that members started from, by name, where these are not zero.
 
     Raises:
         ConfigError: different configurations or shapes, an unknown method, a missing or misplaced option.
     """
-    if method not in METHODS:
-        raise ConfigError(f"merge: method {method!r} is unknown; choose from {', '.join(METHODS)}.")
+    if method not in AVERAGING_METHODS:
+        raise ConfigError(f"average: method {method!r} is unknown; choose from {', '.join(AVERAGING_METHODS)}.")
     if not members:
-        raise ConfigError("merge: give at least one name with its weight.")
-    if (density is not None) != (method in PRUNING) or (density is not None and not 0 < density <= 1):
+        raise ConfigError("average: give at least one name with its weight.")
+    if (density is not None) != (method in PRUNING_METHODS) or (density is not None and not 0 < density <= 1):
         raise ConfigError(
-            f"merge: {', '.join(PRUNING)} need density, a share above 0 and up to 1; the others take none."
+            f"average: {', '.join(PRUNING_METHODS)} need density, a share above 0 and up to 1; the others take none."
         )
     if rank is not None and (method != "svd" or rank < 1):
-        raise ConfigError(f"merge: rank={rank}; it belongs to method='svd' and is at least 1.")
+        raise ConfigError(f"average: rank={rank}; it belongs to method='svd' and is at least 1.")
     config = _shared_config(members)
     factors = torch.tensor([float(weights[name]) for name in members])
     tensors = [_tensors(module) for module in members.values()]
@@ -84,14 +87,14 @@ def merge(
     if method == "svd":
         return _svd(config, list(members.values()), factors, rank)
     combine = _function(method, density)
-    merged = {}
+    averaged = {}
     with torch.random.fork_rng():  # peft's functions draw from the global generator
         torch.manual_seed(seed)
         for key, first in tensors[0].items():
             start = torch.zeros_like(first) if base is None or key not in base else base[key].to(first)
             parts = [(own[key] - start).float() for own in tensors]
-            merged[key] = (start.float() + combine(parts, factors.to(first.device))).to(first.dtype)
-    return Merged(config, merged)
+            averaged[key] = (start.float() + combine(parts, factors.to(first.device))).to(first.dtype)
+    return Averaged(config, averaged)
 
 
 def fixed_start(config: AdapterConfig, encoder: Encoder) -> dict[str, Tensor]:
@@ -120,24 +123,24 @@ def _ties_of_all(parts: list[Tensor], factors: Tensor) -> Tensor:
     return merge_utils.disjoint_merge(stacked * merge_utils.reshape_weight_task_tensors(stacked, factors), mask)
 
 
-def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    tensors = module.tensors() if hasattr(module, "tensors") else module.state_dict()
+def _tensors(module: Member) -> dict[str, Tensor]:
+    tensors = module.tensors() if isinstance(module, AdapterModule) else module.state_dict()
     return {key: tensor.detach() for key, tensor in tensors.items()}
 
 
-def _shared_config(members: Mapping[str, nn.Module]) -> Any:
+def _shared_config(members: Mapping[str, Member]) -> Any:
     first, *others = members
     for other in others:
         one, two = (shape_of(members[name].config.to_dict()) for name in (first, other))
         if one != two:
             differing = sorted(key for key in one.keys() | two.keys() if one.get(key) != two.get(key))
             raise ConfigError(
-                f"merge: {first!r} and {other!r} have different configurations ({', '.join(differing)}); only weights "
-                "of the same method and shape can be merged."
+                f"average: {first!r} and {other!r} have different configurations ({', '.join(differing)}); only "
+                "weights of the same method and shape can be averaged."
             )
         shapes = [{key: tensor.shape for key, tensor in _tensors(members[name]).items()} for name in (first, other)]
         if shapes[0] != shapes[1]:
-            raise ConfigError(f"merge: the tensors of {first!r} and {other!r} differ in shape.")
+            raise ConfigError(f"average: the tensors of {first!r} and {other!r} differ in shape.")
     return members[first].config
 
 
@@ -148,12 +151,12 @@ def shape_of(config: Any) -> Any:
     return [shape_of(item) for item in config] if isinstance(config, list) else config
 
 
-def _svd(config: Any, modules: list[nn.Module], factors: Tensor, rank: int | None) -> Merged:
+def _svd(config: Any, modules: list[Member], factors: Tensor, rank: int | None) -> Averaged:
     """``sum_n w_n B_n A_n = U S V'``, cut to rank r: ``A = sqrt(S) V'``, ``B = U sqrt(S)``."""
     if getattr(config, "method", None) != "lora" or config.variant == "dora":
-        raise ConfigError("merge: method='svd' is for LoRA and rsLoRA, whose update is a product B A; use 'linear'.")
+        raise ConfigError("average: method='svd' is for LoRA and rsLoRA, whose update is a product B A; use 'linear'.")
     rank = rank or config.rank
-    merged: dict[str, Tensor] = {}
+    averaged: dict[str, Tensor] = {}
     tensors = [_tensors(module) for module in modules]
     for key in tensors[0]:
         if ".lora_A." not in key:
@@ -161,9 +164,9 @@ def _svd(config: Any, modules: list[nn.Module], factors: Tensor, rank: int | Non
         other = key.replace(".lora_A.", ".lora_B.")
         update = sum(w * own[other].float() @ own[key].float() for w, own in zip(factors, tensors, strict=True))
         if rank > min(update.shape):
-            raise ConfigError(f"merge: rank={rank} is above the projections' own {min(update.shape)}.")
+            raise ConfigError(f"average: rank={rank} is above the projections' own {min(update.shape)}.")
         left, values, right = torch.linalg.svd(update, full_matrices=False)
         root = values[:rank].sqrt()
-        merged[key], merged[other] = root[:, None] * right[:rank], left[:, :rank] * root
+        averaged[key], averaged[other] = root[:, None] * right[:rank], left[:, :rank] * root
     scale = (rank / config.rank) ** (0.5 if config.variant == "rslora" else 1.0)
-    return Merged(replace(config, rank=rank, alpha=config.alpha * scale), merged)
+    return Averaged(replace(config, rank=rank, alpha=config.alpha * scale), averaged)

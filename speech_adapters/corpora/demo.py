@@ -184,7 +184,7 @@ def _rms(waveform: torch.Tensor) -> float:
 def _babble(voices: Sequence[torch.Tensor]) -> torch.Tensor:
     """All background voices at once, equally loud, as long as the shortest."""
     length = min(map(len, voices))
-    return sum(voice[:length] / _rms(voice[:length]) for voice in voices)
+    return sum((voice[:length] / _rms(voice[:length]) for voice in voices), torch.zeros(length))
 
 
 def _render(planned: Planned, waveform: torch.Tensor, babble: torch.Tensor) -> torch.Tensor:
@@ -227,10 +227,10 @@ def _utterance(planned: Planned, path: Path, samples: int) -> Utterance:
 def _trials(utterances: Sequence[Utterance], audio: Path, target: int = 25, nontarget: int = 75) -> str:
     """Trials: ``target`` pairs of each speaker, ``nontarget`` pairs of the same gender for each speaker on average."""
     rng = np.random.default_rng(VERSION)
-    speakers = sorted({utterance.speaker for utterance in utterances})
+    speakers = sorted({utterance.speaker for utterance in utterances if utterance.speaker is not None})
     pools: dict[str, list[tuple[Utterance, Utterance]]] = {name: [] for name in (*speakers, "others")}
     for enrol, test in combinations(utterances, 2):
-        if enrol.speaker == test.speaker:
+        if enrol.speaker is not None and enrol.speaker == test.speaker:
             pools[enrol.speaker].append((enrol, test))
         elif enrol.extra["gender"] == test.extra["gender"]:
             pools["others"].append((enrol, test))

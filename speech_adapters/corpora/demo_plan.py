@@ -102,10 +102,11 @@ def _plan_split(split_index: int, split: str) -> list[Planned]:
     count = UTTERANCES[split]
     sentences = read_sentences()[split]
     order = np.random.default_rng([VERSION, split_index]).permutation(len(sentences))
-    speakers = []
-    for index, variant in enumerate(VARIANTS[split].split()):
-        for accent in ("en-us", ACCENTS[index % len(ACCENTS)]):
-            speakers.append((variant, accent))
+    speakers = [
+        (variant, accent)
+        for index, variant in enumerate(VARIANTS[split].split())
+        for accent in ("en-us", ACCENTS[index % len(ACCENTS)])
+    ]
     plan = []
     for s, (variant, accent) in enumerate(speakers):
         rng = np.random.default_rng([VERSION, split_index, s])

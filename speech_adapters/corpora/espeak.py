@@ -16,7 +16,7 @@ import struct
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -50,7 +50,7 @@ class EspeakError(RuntimeError):
     """eSpeak cannot be loaded or refuses a job."""
 
 
-def synthesize(jobs: Sequence[Spoken]) -> Iterator[tuple[int, np.ndarray]]:
+def synthesize(jobs: Sequence[Spoken]) -> Generator[tuple[int, np.ndarray]]:
     """Yield ``(sample rate in Hz, (samples,) int16 array)`` for each job, in order, as the process speaks.
 
     Raises:
@@ -61,6 +61,7 @@ def synthesize(jobs: Sequence[Spoken]) -> Iterator[tuple[int, np.ndarray]]:
         process = subprocess.Popen(
             [sys.executable, "-P", __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors
         )
+        assert process.stdin is not None and process.stdout is not None
         try:
             with process.stdin as pipe:  # the process reads all before it speaks: neither side can block the other
                 pipe.write(json.dumps([asdict(job) for job in jobs]).encode())
@@ -104,18 +105,19 @@ def _speak(
 ) -> Iterator[tuple[int, np.ndarray]]:
     chunks: list[np.ndarray] = []
 
-    @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
-    def collect(samples: ctypes._Pointer, count: int, _events: int | None) -> int:
+    def collect(samples: ctypes._Pointer[ctypes.c_short], count: int, _events: int | None) -> int:
         if count > 0:
             chunks.append(np.ctypeslib.as_array(samples, (count,)).astype("<i2"))
         return 0
 
+    # Kept in a variable: eSpeak calls it for as long as it speaks.
+    callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)(collect)
     path = os.fsencode(data)
     rate = library.espeak_Initialize(AUDIO_OUTPUT_SYNCHRONOUS, 0, path, INITIALIZE_DONT_EXIT)
     if rate <= 0:
         raise EspeakError(f"no eSpeak data in {os.fsdecode(path)}")
     library.espeak_ng_SetRandSeed(ctypes.c_long(1))  # else the breath of breathy voices follows the clock
-    library.espeak_SetSynthCallback(collect)
+    library.espeak_SetSynthCallback(callback)
     for job in jobs:
         variant = job.voice.partition("+")[2]
         known = (Path(data) / "voices" / "!v" / variant).exists()  # eSpeak passes over unknown ones without a word

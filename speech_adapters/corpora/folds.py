@@ -34,16 +34,18 @@ class Fold:
     def write(self, folder: str | os.PathLike[str]) -> dict[str, Path]:
         """Write ``<folder>/<name>_{train,dev,test}.jsonl``; returns split -> manifest."""
         splits = {"train": self.train, "dev": self.dev, "test": self.test}
-        paths = {split: Path(folder) / f"{self.name}_{split}.jsonl" for split, part in splits.items() if part}
-        for split, path in paths.items():
-            splits[split].write(path)
+        paths = {}
+        for split, part in splits.items():
+            if part:
+                paths[split] = Path(folder) / f"{self.name}_{split}.jsonl"
+                part.write(paths[split])
         return paths
 
 
 def make_folds(
     manifest: Manifest, protocol: str, *, label_field: str | None = "emotion", dev: bool = True, seed: int = 0
 ) -> list[Fold]:
-    """The folds of a protocol, by its name:
+    """The folds of a protocol, by its name.
 
     - ``leave-one-<key>-out``: one part for each value of a key of the manifest, such as ``session`` or ``speaker``
     - ``<k>-fold``: k parts of whole speakers, in which the labels are as equally frequent as can be
@@ -62,8 +64,8 @@ def make_folds(
     if match := re.fullmatch(r"leave-one-(\w+)-out", protocol):
         key = match[1]
         manifest.require(key)
-        names = manifest.values(key)
-        parts = [manifest.filter(lambda u, name=name: u.get(key) == name) for name in names]
+        names: Sequence[object] = manifest.values(key)
+        parts = [Manifest((u for u in manifest if u.get(key) == name), manifest.name) for name in names]
     elif match := re.fullmatch(r"(\d+)-fold", protocol):
         names = [f"fold{i + 1}" for i in range(int(match[1]))]
         parts = _speaker_parts(manifest, len(names), label_field, seed)
@@ -102,15 +104,15 @@ def _rotate(manifest: Manifest, parts: Sequence[Manifest], names: Sequence[str],
     for i, (name, test) in enumerate(zip(names, parts, strict=True)):
         watched = parts[(i + 1) % len(parts)] if dev else None
         out = {utterance.id for part in (test, watched or ()) for utterance in part}
-        train = manifest.filter(lambda utterance, out=out: utterance.id not in out)
-        sets = (Manifest(s, f"{manifest.name} {name} {kind}") if s is not None else None
-                for kind, s in (("train", train), ("dev", watched), ("test", test)))  # fmt: skip
-        folds.append(Fold(name, *sets))
+        title = f"{manifest.name} {name}"
+        train = Manifest((utterance for utterance in manifest if utterance.id not in out), f"{title} train")
+        watched = None if watched is None else Manifest(watched, f"{title} dev")
+        folds.append(Fold(name, train, watched, Manifest(test, f"{title} test")))
     return folds
 
 
 def _speaker_parts(manifest: Manifest, k: int, label_field: str | None, seed: int) -> list[Manifest]:
-    """k parts of whole speakers with like shares of the labels."""
+    """Divide the corpus into k parts of whole speakers with like shares of the labels."""
     from sklearn.model_selection import StratifiedGroupKFold
 
     manifest.require("speaker", *([label_field] if label_field else []))
@@ -131,7 +133,7 @@ def _speaker_parts(manifest: Manifest, k: int, label_field: str | None, seed: in
     parts = []
     for _, test in splits:
         ids = {utterances[i].id for i in test}
-        parts.append(manifest.filter(lambda utterance, ids=ids: utterance.id in ids))
+        parts.append(Manifest((utterance for utterance in manifest if utterance.id in ids), manifest.name))
     if empty := sum(not len(part) for part in parts):
         raise ManifestError(
             f"{manifest.name}: {empty} of {k} folds would be empty, since a few speakers hold most of the labels; "

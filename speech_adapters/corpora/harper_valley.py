@@ -121,7 +121,7 @@ def _segments(corpus: Path, file: Path, left_out: Counter[str]) -> Iterator[Utte
 
 
 def _value(segment: Any, key: str, where: str | Path) -> Any:
-    kinds = {"index": int, "offset_ms": (int, float), "duration_ms": (int, float)}
+    kinds: dict[str, type | tuple[type, ...]] = {"index": int, "offset_ms": (int, float), "duration_ms": (int, float)}
     kind = kinds.get(key, str)
     value = segment.get(key) if isinstance(segment, dict) else None
     if not isinstance(value, kind) or isinstance(value, bool):

@@ -198,6 +198,7 @@ class Config:
 
 
 def main(config: Config) -> None:
+    """Write the simulated copy of each manifest and say what is in it."""
     if not config.manifest or config.output is None:
         raise ConfigError("give --manifest and --output: what to simulate, and the folder to write to.")
     stems = [path.stem for path in config.manifest]

@@ -2,14 +2,24 @@
 
 Every encoder of the toolkit eats 16 kHz mono. What cannot be turned into that without a decision of the user's (which
 channel? is a cut file wanted?) is an :class:`~speech_adapters.errors.AudioError` that names the file and the remedy.
+
+Samples are returned as they stand in the file, full scale at 1: nothing is clipped or set to another level, so that
+training, evaluation and serving hear the same. Peaks above 1 (floating-point mixes, decoded MP3) stay; those above
+:data:`MAX_PEAK` are integers written as floating point and are refused.
 """
 
 from __future__ import annotations
 
 import os
 import struct
+import sys
+import threading
+import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import soundfile
@@ -23,6 +33,13 @@ SAMPLE_RATE = 16_000
 
 MIN_SAMPLES = 400
 """Receptive field in samples of the Base and Large convolutional front-end: 25 ms at 16 kHz give one frame."""
+
+MAX_PEAK = 16.0
+"""Highest amplitude of a usable waveform, 24 dB above full scale: 16-bit integers written as floating point reach
+32768, and an encoder without normalisation hears noise."""
+
+RATES = (4_000, 384_000)
+"""Lowest and highest sample rate in Hz of a recording; headers that say otherwise are damaged."""
 
 DURATION_TOLERANCE = 0.05
 """Seconds by which a file may fall short of an asked duration: rounding in manifests, padding of lossy codecs."""
@@ -49,7 +66,7 @@ def audio_info(path: str | os.PathLike[str]) -> AudioInfo:
         AudioError: the file is missing, empty, of an unknown format or cut short.
     """
     with _open(path) as file:
-        return AudioInfo(file.samplerate, file.channels, file.frames)
+        return AudioInfo(file.samplerate, file.channels, _frames(file))
 
 
 def read_audio(
@@ -61,10 +78,11 @@ def read_audio(
     channel: int | str | None = None,
     resample: bool = True,
 ) -> torch.Tensor:
-    """Read a file (wav, flac, ogg/opus, mp3) or a piece of it as a float32 tensor of shape ``(samples,)`` in [-1, 1].
+    """Read a file (wav, flac, ogg/opus, mp3) or a piece of it as a float32 tensor of shape ``(samples,)``.
 
     Args:
-        path: the file.
+        path: the file. A name with accents is found in either Unicode form (composed, as Linux and Windows write it,
+            or decomposed, as Macs do).
         sample_rate: rate in Hz of what is returned.
         offset: where to start, in seconds.
         duration: how much to read, in seconds; all that follows ``offset`` by default.
@@ -73,31 +91,46 @@ def read_audio(
         resample: convert other rates with soxr; ``False`` refuses them.
 
     Raises:
-        AudioError: missing, empty, cut short, corrupt, NaN or infinite samples, another rate with ``resample=False``,
-            several channels without ``channel``, or less than 25 ms.
+        AudioError: missing, empty, cut short, corrupt, NaN or infinite samples, integers written as floating point,
+            another rate with ``resample=False``, several channels without ``channel``, or less than 25 ms.
     """
     with _open(path) as file:
-        rate, channels, frames = file.samplerate, file.channels, file.frames
+        rate = file.samplerate
         if rate != sample_rate and not resample:
             raise AudioError(f"{path}: sampled at {rate} Hz, expected {sample_rate}; pass resample=True or convert it")
-        pick = _channel_index(path, channel, channels)
-        start, count = _piece(path, offset, duration, rate, frames)
+        pick = _channel_index(path, channel, file.channels)
+        start, count = _piece(path, offset, duration, rate, _frames(file))
         try:
             if start:  # seeking in Ogg is slow, even to 0
                 file.seek(start)
-            samples = file.read(count, dtype="float32", always_2d=True)
-        except (soundfile.SoundFileError, RuntimeError) as error:
-            raise AudioError(f"{path}: cut short or corrupt ({error}); export or download it again") from error
+            samples = _read(file, count, pick)
+        except (soundfile.SoundFileError, RuntimeError, ValueError) as error:
+            raise AudioError(f"{path}: cut short or corrupt ({_reason(error)}); {_AGAIN}") from error
         # The frame count of MP3 and Ogg is an estimate or includes codec padding; elsewhere a short read means damage.
         exact = file.format not in ("MP3", "OGG")
     if len(samples) < count and (exact or len(samples) < count - DURATION_TOLERANCE * rate):
-        raise AudioError(
-            f"{path}: cut short: {len(samples)} of {count} samples could be read; export or download it again"
-        )
-    waveform = torch.from_numpy(np.ascontiguousarray(samples.mean(axis=1) if pick == "mix" else samples[:, pick]))
+        raise AudioError(f"{path}: cut short: {len(samples)} of {count} samples could be read; {_AGAIN}")
+    waveform = torch.from_numpy(samples)
     check_waveform(waveform, path, min_samples=1)
     waveform = _resample(waveform, rate, sample_rate)
     return check_waveform(waveform, path, min_samples=MIN_SAMPLES * sample_rate // SAMPLE_RATE)
+
+
+def pack(waveform: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """A ``(samples,)`` waveform in half the memory: int16 samples and the scale that :func:`unpack` multiplies with.
+
+    Audio of 16-bit files comes back bit for bit; any other is exact to 16 bits of its own peak, however loud or quiet.
+    """
+    whole = waveform * 32768
+    if torch.equal(whole, whole.round()) and -32768 <= whole.min() and whole.max() <= 32767:
+        return whole.to(torch.int16), 1 / 32768
+    scale = float(waveform.abs().max()) / 32767
+    return (waveform.double() / scale).round().to(torch.int16), scale
+
+
+def unpack(samples: torch.Tensor, scale: float) -> torch.Tensor:
+    """The ``(samples,)`` float32 waveform of what :func:`pack` gave."""
+    return samples.float().mul_(scale)
 
 
 def write_audio(
@@ -122,10 +155,15 @@ def write_audio(
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
         samples = waveform.detach().to("cpu", torch.float32).numpy()
-        soundfile.write(temporary, samples, sample_rate, subtype=subtype, format=format_name)
+        with soundfile.SoundFile(temporary, "w", sample_rate, 1, subtype, format=format_name) as file:
+            for start in range(0, len(samples), 65_536):  # libsndfile's Vorbis encoder crashes on minutes at once
+                file.write(samples[start : start + 65_536])
         os.replace(temporary, path)
-    except (soundfile.SoundFileError, TypeError, ValueError) as error:
-        raise AudioError(f"{path}: cannot be written ({error}); use a suffix such as .wav or .flac") from error
+    except (soundfile.SoundFileError, TypeError, ValueError, OSError) as error:
+        raise AudioError(
+            f"{path}: cannot be written ({_reason(error)}); its folder must exist, be yours and have space, and its "
+            "suffix name a format, such as .wav or .flac"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -170,31 +208,164 @@ def check_waveform(
     if not torch.isfinite(waveform).all():
         bad = int((~torch.isfinite(waveform)).nonzero()[0])
         raise AudioError(f"{source}: NaN or infinite samples, the first at index {bad}; export it again")
+    if (peak := float(waveform.detach().abs().max())) > MAX_PEAK:
+        raise AudioError(
+            f"{source}: amplitudes up to {peak:g}, expected floating point in [-1, 1]; these look like integers: "
+            "divide by full scale (32768 for 16 bit) and write it again"
+        )
     return waveform
 
 
-def _open(path: str | os.PathLike[str]) -> soundfile.SoundFile:
-    path = Path(path)
-    if not path.exists():
+_AGAIN = "export or download it again"
+
+_BLOCK = 1 << 22
+"""Samples read at once: what a header promises is never allocated before as much has been decoded."""
+
+_MOST_PER_BYTE = {"FLAC": 6_000, "OGG": 6_000, "CAF": 6_000}
+"""Samples that one byte can stand for at the very best: FLAC codes 65,535 equal samples in 11 bytes, Vorbis, Opus and
+ALAC thousands of silent ones in a few."""
+
+_MOST_PER_BYTE_ELSEWHERE = 64
+"""As above for MP3 (576 samples in 24 bytes) and what is coded sample by sample."""
+
+_UNKNOWN = 1 << 62
+"""libsndfile's frame count is above this where the header leaves the length open (FLAC written to a pipe)."""
+
+
+class _Stream(soundfile.SoundFile):
+    """A file that is read from front to back: soundfile seeks after each read of a seekable one, which is slow in Ogg
+    and fails at the end of a FLAC of unknown length. :meth:`seek` itself works as ever."""
+
+    def seekable(self) -> bool:
+        return False
+
+
+@contextmanager
+def _open(path: str | os.PathLike[str]) -> Iterator[soundfile.SoundFile]:
+    """The opened file, its header checked."""
+    path = _existing(Path(path))
+    if not os.path.exists(path):
         raise AudioError(f"{path}: no such audio file; check the path (manifest paths are relative to the manifest)")
     if path.is_dir():
         raise AudioError(f"{path}: is a folder, expected an audio file; name one file in it")
     if path.stat().st_size == 0:
-        raise AudioError(f"{path}: empty file (0 bytes); export or download it again")
-    try:
-        file = soundfile.SoundFile(path)
-    except (soundfile.SoundFileError, RuntimeError) as error:
+        raise AudioError(f"{path}: empty file (0 bytes); {_AGAIN}")
+    if path.suffix.lower() == ".raw":
         raise AudioError(
-            f"{path}: corrupt, or not audio that libsndfile reads ({error}); "
-            "export it again as wav, flac, ogg/opus or mp3"
-        ) from error
+            f"{path}: a .raw file does not say its rate and coding; convert it, for example with "
+            "sox -t raw -r 16000 -e signed -b 16 -c 1 in.raw out.wav"
+        )
+    try:
+        with path.open("rb") as start:
+            head = start.read(4)
+        if head[:2] == b"\xf0\x7e":  # libsndfile reads these, but prints what is wrong with them
+            raise AudioError(f"{path}: a MIDI sample dump; export it again as wav, flac, ogg/opus or mp3")
+        with _silent_mp3(head):
+            try:
+                file = _Stream(path)
+            except (soundfile.SoundFileError, RuntimeError, TypeError, ValueError) as error:
+                raise AudioError(
+                    f"{path}: corrupt, or not audio that libsndfile reads ({_reason(error)}); "
+                    "export it again as wav, flac, ogg/opus or mp3"
+                ) from error
+            with file:
+                _check_header(path, file)
+                yield file
+    except OSError as error:
+        raise AudioError(f"{path}: cannot be read ({error.strerror or error}); check its permissions") from error
+
+
+def _check_header(path: Path, file: soundfile.SoundFile) -> None:
+    """Refuse what no recording's header says, before anything is allocated for it."""
+    size = path.stat().st_size
     if file.frames == 0:
-        file.close()
         raise AudioError(f"{path}: holds 0 samples; leave it out or export it again")
+    if not RATES[0] <= file.samplerate <= RATES[1]:
+        raise AudioError(
+            f"{path}: its header says {file.samplerate} Hz, expected {RATES[0]} to {RATES[1]}; it is damaged: {_AGAIN}"
+        )
+    most = size * _MOST_PER_BYTE.get(file.format, _MOST_PER_BYTE_ELSEWHERE) // file.channels
+    if most < file.frames < _UNKNOWN:
+        raise AudioError(
+            f"{path}: its header promises {file.frames} samples, but {size} bytes hold at most {most}; "
+            f"it is cut short or damaged: {_AGAIN}"
+        )
     if _is_cut(path, file.format):
-        file.close()
-        raise AudioError(f"{path}: cut short: its header promises more bytes; export or download it again")
-    return file
+        raise AudioError(f"{path}: cut short: its header promises more bytes; {_AGAIN}")
+
+
+def _frames(file: soundfile.SoundFile) -> int:
+    """Samples per channel: the header's count or, where it leaves that open, what is counted by decoding."""
+    if file.frames < _UNKNOWN:
+        return int(file.frames)
+    try:
+        total, block = 0, max(_BLOCK // file.channels, 1)
+        while read := len(file.read(block, dtype="float32", always_2d=True)):
+            total += read
+        file.seek(0)
+    except (soundfile.SoundFileError, RuntimeError) as error:
+        raise AudioError(f"{file.name}: cut short or corrupt ({_reason(error)}); {_AGAIN}") from error
+    return total
+
+
+def _read(file: soundfile.SoundFile, count: int, pick: int | Literal["mix"]) -> np.ndarray:
+    """(samples,) the next ``count`` samples of one channel, or of the mean of all; fewer where the file ends."""
+    parts: list[np.ndarray] = []
+    block = max(_BLOCK // file.channels, 1)
+    while count > 0:
+        samples = file.read(min(count, block), dtype="float32", always_2d=True)
+        parts.append(samples.mean(axis=1) if pick == "mix" else np.ascontiguousarray(samples[:, pick]))
+        count = count - len(samples) if len(samples) else 0
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _reason(error: Exception) -> str:
+    """libsndfile's own words, without the path that soundfile puts before them."""
+    return str(getattr(error, "error_string", "") or getattr(error, "strerror", "") or error).rstrip(".")
+
+
+def _existing(path: Path) -> Path:
+    """``path``, or the file whose name looks the same: é is one code point or two, and file systems tell them apart."""
+    if str(path).isascii() or os.path.exists(path):
+        return path
+    found = Path(path.anchor)
+    for part in path.parts[bool(path.anchor) :]:
+        forms = (part, unicodedata.normalize("NFC", part), unicodedata.normalize("NFD", part))
+        found /= next((form for form in forms if os.path.exists(found / form)), part)
+    return found
+
+
+_silencing = threading.Lock()
+_silenced = 0
+_terminal = -1
+
+
+@contextmanager
+def _silent_mp3(head: bytes) -> Iterator[None]:
+    """Keep libmpg123, which decodes what opens with none of the other formats' marks, from writing to the terminal.
+
+    It writes to file descriptor 2 itself, which the whole process shares: the first thread to come turns that away,
+    the last to leave turns it back.
+    """
+    global _silenced, _terminal
+    if head in (b"RIFF", b"fLaC", b"OggS", b"FORM", b"caff"):
+        yield
+        return
+    with _silencing:
+        if _silenced == 0:
+            sys.stderr.flush()
+            _terminal, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, 2)
+            os.close(nowhere)
+        _silenced += 1
+    try:
+        yield
+    finally:
+        with _silencing:
+            _silenced -= 1
+            if _silenced == 0:
+                os.dup2(_terminal, 2)
+                os.close(_terminal)
 
 
 def _is_cut(path: Path, format_name: str) -> bool:
@@ -221,14 +392,19 @@ def _is_cut(path: Path, format_name: str) -> bool:
     return False
 
 
-def _channel_index(path: str | os.PathLike[str], channel: int | str | None, channels: int) -> int | str:
+def _channel_index(path: str | os.PathLike[str], channel: int | str | None, channels: int) -> int | Literal["mix"]:
     if channel is None:
         if channels > 1:
-            raise AudioError(f'{path}: {channels} channels; choose one with channel=0 or average with channel="mix"')
+            raise AudioError(
+                f'{path}: {channels} channels; choose one with channel=0 or average with channel="mix" '
+                '(in a manifest: the key "channel")'
+            )
         return 0
-    if channel != "mix" and not (isinstance(channel, int) and 0 <= channel < channels):
-        raise AudioError(f'{path}: channel={channel!r} does not exist; use 0 to {channels - 1}, or "mix"')
-    return channel
+    if channel == "mix":
+        return "mix"
+    if isinstance(channel, int) and not isinstance(channel, bool) and 0 <= channel < channels:
+        return channel
+    raise AudioError(f'{path}: channel={channel!r} does not exist; use 0 to {channels - 1}, or "mix"')
 
 
 def _piece(
@@ -236,7 +412,7 @@ def _piece(
 ) -> tuple[int, int]:
     """First frame and number of frames of the asked piece."""
     total = frames / rate
-    if offset < 0 or (duration is not None and duration <= 0):
+    if not 0 <= offset < float("inf") or (duration is not None and not 0 < duration < float("inf")):
         raise AudioError(f"{path}: offset={offset} and duration={duration} must be at least 0 and above 0 seconds")
     start = round(offset * rate)
     if start >= frames:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from speech_adapters.data.audio import SAMPLE_RATE, check_waveform, read_audio
+from speech_adapters.data.audio import SAMPLE_RATE, check_waveform, pack, read_audio, unpack
 from speech_adapters.data.augmentation import Augmentation
 from speech_adapters.data.manifest import Manifest, Utterance
 from speech_adapters.encoders.loading import Encoder
@@ -45,7 +45,7 @@ class SpeechDataset(Dataset):
         self.manifest, self.target, self.augmentation, self.seed = manifest, target, augmentation, seed
         self.crop_seconds = crop_seconds
         self.epoch = 0
-        self._kept: dict[int, Tensor] | None = {} if keep_in_memory else None
+        self._kept: dict[int, tuple[Tensor, float]] | None = {} if keep_in_memory else None
 
     def __len__(self) -> int:
         return len(self.manifest)
@@ -57,14 +57,14 @@ class SpeechDataset(Dataset):
         return [min(utterance.duration, longest) for utterance in self.manifest]
 
     def waveform(self, index: int) -> Tensor:
-        """(samples,) at 16 kHz, as recorded."""
+        """(samples,) at 16 kHz, as recorded; held in memory exact to 16 bits of its own peak."""
         if self._kept is not None and index in self._kept:
-            return self._kept[index].float() / 32768
+            return unpack(*self._kept[index])
         utterance = self.manifest[index]
         audio = read_audio(utterance.audio_filepath, offset=utterance.offset, duration=utterance.duration)
         if self._kept is not None:
-            self._kept[index] = (audio * 32768).round().clamp(-32768, 32767).to(torch.int16)
-            return self._kept[index].float() / 32768
+            self._kept[index] = pack(audio)
+            return unpack(*self._kept[index])
         return audio
 
     def __getitem__(self, index: int) -> dict:
@@ -191,12 +191,24 @@ class LengthBatches(Sampler[list[int]]):
         self.epoch = epoch
 
 
-class EpochLoader(DataLoader):
-    """A loader whose batches and augmentation know the epoch."""
+def training_loader(
+    dataset: SpeechDataset, batches: LengthBatches, epoch: int, start: int = 0, workers: int = 0
+) -> DataLoader:
+    """The batches of one epoch from place ``start`` on; batches and augmentation know the epoch."""
+    batches.set_epoch(epoch)
+    dataset.epoch = epoch
+    return DataLoader(
+        dataset,
+        batch_sampler=list(batches)[start:],
+        collate_fn=collate,
+        num_workers=workers,
+        worker_init_fn=ignore_interrupts,
+    )
 
-    def set_epoch(self, epoch: int) -> None:
-        self.batch_sampler.set_epoch(epoch)
-        self.dataset.epoch = epoch
+
+def ignore_interrupts(_: int) -> None:
+    """For processes that read data: the main process decides when to stop."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def evaluation_loader(dataset: SpeechDataset, batch_seconds: float) -> DataLoader:

@@ -7,7 +7,6 @@ for clean, heard in crop_batches(Crops(speech, key=(seed, epoch), crop_seconds=5
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -17,9 +16,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from speech_adapters.data.audio import MIN_SAMPLES, SAMPLE_RATE, read_audio
+from speech_adapters.data.audio import MIN_SAMPLES, SAMPLE_RATE, pack, read_audio, unpack
 from speech_adapters.data.augmentation import speed
+from speech_adapters.data.batches import ignore_interrupts
 from speech_adapters.data.manifest import Manifest
+from speech_adapters.data.store import Store
 from speech_adapters.errors import ConfigError
 
 BLOCK = 256
@@ -27,40 +28,35 @@ BLOCK = 256
 
 
 class Speech:
-    """All utterances of a manifest, decoded once into a memory-mapped int16 file in ``folder`` that runs share.
+    """All utterances of a manifest, decoded once into a :class:`Store` in ``folder`` that runs share.
 
     An hour takes 115 MB. Utterances under ``shortest`` samples are never drawn.
     """
 
     def __init__(self, manifest: Manifest, folder: str | os.PathLike[str], shortest: int = MIN_SAMPLES) -> None:
-        base = Path(folder) / f"audio-{manifest.sha256[:12]}"
-        samples, lengths = base.with_suffix(".int16"), base.with_suffix(".npy")
-        if not lengths.is_file():
-            base.parent.mkdir(parents=True, exist_ok=True)
-            found, temporary = [], base.with_name(f".{base.name}.{os.getpid()}")
-            try:
-                with temporary.open("wb") as file:
-                    for u in tqdm(manifest, desc="decoding", leave=False, disable=None):
-                        wave = read_audio(u.audio_filepath, offset=u.offset, duration=u.duration, channel="mix")
-                        file.write((wave * 32768).round().clamp(-32768, 32767).to(torch.int16).numpy().tobytes())
-                        found.append(len(wave))
-                os.replace(temporary, samples)
-                with temporary.open("wb") as file:
-                    np.save(file, np.array(found))
-                os.replace(temporary, lengths)  # last: where it is, both are whole
-            finally:
-                temporary.unlink(missing_ok=True)
-        self.samples = np.memmap(samples, dtype=np.int16, mode="r")
-        self.lengths = np.load(lengths)
-        self.starts = np.cumsum(self.lengths) - self.lengths
+        base = Path(folder) / f"audio-{manifest.content_key()[:16]}"
+        if not Store.exists(base):
+            size = round(2 * SAMPLE_RATE * 3600 * manifest.hours)
+            scales = np.zeros(len(manifest))
+            Store.write(base, np.int16, 1, _decoded(manifest, scales), len(manifest), size, {"scales": scales})
+        self.store = Store(base, np.int16)
+        self.lengths, self.scales = self.store.counts, self.store.arrays["scales"]
         self.usable = np.flatnonzero(self.lengths >= shortest)
         if not len(self.usable):
             raise ConfigError(f"{manifest.name}: no utterance has {shortest} samples or more; give longer speech")
 
     def piece(self, index: int, length: int, rng: np.random.Generator) -> Tensor:
-        """A random piece (length,) of an utterance, in [-1, 1]."""
-        start = self.starts[index] + rng.integers(self.lengths[index] - length + 1)
-        return torch.from_numpy(self.samples[start : start + length].astype(np.float32) / 32768)
+        """A random piece (length,) of an utterance, as it was recorded."""
+        start = int(rng.integers(self.lengths[index] - length + 1))
+        samples = torch.from_numpy(self.store.piece(index, start, length).copy())
+        return unpack(samples, float(self.scales[index]))
+
+
+def _decoded(manifest: Manifest, scales: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    for number, u in enumerate(tqdm(manifest, desc="decoding", unit="utterance", leave=False)):
+        wave = read_audio(u.audio_filepath, offset=u.offset, duration=u.duration, channel="mix")
+        samples, scales[number] = pack(wave)
+        yield number, samples.numpy()
 
 
 class Crops(Dataset):
@@ -107,11 +103,11 @@ class Crops(Dataset):
         return clean, clean if self.augment is None else torch.stack([self.augment(wave, rng) for wave in clean])
 
 
-def crop_batches(crops: Crops, start: int = 0, workers: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches from place ``start`` on, prepared by so many processes."""
-    places = range(start, len(crops))
-    return iter(DataLoader(crops, batch_size=None, sampler=places, num_workers=workers, worker_init_fn=_ignore_ctrl_c))
-
-
-def _ignore_ctrl_c(_: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process decides when to stop
+def crop_batches(
+    crops: Crops, places: Sequence[int] | None = None, workers: int = 0
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches at ``places``, by default all, prepared by so many processes."""
+    order = range(len(crops)) if places is None else places
+    return iter(
+        DataLoader(crops, batch_size=None, sampler=order, num_workers=workers, worker_init_fn=ignore_interrupts)
+    )

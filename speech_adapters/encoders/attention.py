@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from speech_adapters.encoders.stock import StockAttention
+
 
 class AttentionPrefix(NamedTuple):
     """Extra keys and values, each (B or 1, P, D), and a mask (B, P), True on those that stand, or None for all."""
@@ -27,18 +29,18 @@ class AttentionPrefix(NamedTuple):
     mask: Tensor | None = None
 
 
-def has_position_bias(attention: nn.Module) -> bool:
+def has_position_bias(attention: StockAttention) -> bool:
     """True for WavLM's attention, whose gates scale a relative position bias shared by all layers."""
     return hasattr(attention, "gru_rel_pos_linear")
 
 
-def position_bias(attention: nn.Module, frames: int) -> Tensor:
+def position_bias(attention: StockAttention, frames: int) -> Tensor:
     """The relative position bias (1, heads, frames, frames) of the first WavLM layer, shared by all layers."""
     # Contiguous: it comes with the heads innermost, which makes every layer's use of it many times slower.
     return attention.compute_bias(frames, frames).unsqueeze(0).contiguous()
 
 
-def position_gate(attention: nn.Module, hidden: Tensor) -> Tensor:
+def position_gate(attention: StockAttention, hidden: Tensor) -> Tensor:
     """WavLM's gate (B, heads, T, 1) on the position bias, read from the attention's input (B, T, D)."""
     batch, frames, _ = hidden.shape
     heads = hidden.view(batch, frames, attention.num_heads, -1).transpose(1, 2)
@@ -48,11 +50,11 @@ def position_gate(attention: nn.Module, hidden: Tensor) -> Tensor:
 
 
 def self_attention(
-    attention: nn.Module,
+    attention: StockAttention,
     hidden: Tensor,
     mask: Tensor | None = None,
     bias: Tensor | None = None,
-    prefix: tuple[Tensor, ...] | None = None,
+    prefix: AttentionPrefix | None = None,
     run: Callable[[str, nn.Module, Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Multi-head self-attention over the stock module's projections.
@@ -62,8 +64,8 @@ def self_attention(
         hidden: (B, T, D).
         mask: (B, 1, 1, T) boolean, True on frames that may be attended to; None when nothing is padded.
         bias: (1, heads, T, T), WavLM's shared relative position bias before gating.
-        prefix: an :class:`AttentionPrefix`, or its keys and values, put before the frames' own; every frame sees them,
-            with position bias 0 (they stand at no position).
+        prefix: put before the frames' own keys and values; every frame sees it, with position bias 0 (it stands at no
+            position).
         run: ``run(name, module, input) -> output`` in place of a plain call of each projection.
 
     Returns: (B, T, D), after ``out_proj``.
@@ -82,7 +84,6 @@ def self_attention(
     key, value = project("k_proj", hidden), project("v_proj", hidden)
 
     if prefix is not None:
-        prefix = AttentionPrefix(*prefix)
         extra = prefix.keys.shape[1]
         key = torch.cat([prefix.keys.to(key.dtype).expand(batch, -1, -1), key], dim=1)
         value = torch.cat([prefix.values.to(value.dtype).expand(batch, -1, -1), value], dim=1)
@@ -102,15 +103,31 @@ def self_attention(
     return project("out_proj", context.transpose(1, 2).reshape(batch, frames, width))
 
 
-def _fused(query, key, value, mask, gate, bias, dropout: float) -> Tensor:
+def _fused(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    gate: Tensor | None,
+    bias: Tensor | None,
+    dropout: float,
+) -> Tensor:
     """PyTorch's fused attention (B, heads, T, D / heads), with the gated bias as its additive mask."""
-    if bias is not None:
+    if gate is not None and bias is not None:
         additive = (gate * bias).to(query.dtype)
         mask = additive if mask is None else additive.masked_fill(~mask, float("-inf"))
     return scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
 
 
-def _by_products(query, key, value, mask, gate, bias, dropout: float) -> Tensor:
+def _by_products(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    gate: Tensor | None,
+    bias: Tensor | None,
+    dropout: float,
+) -> Tensor:
     """The same as two matrix products, for CPUs.
 
     There the fused kernel takes no mask that has a gradient, and this one has: PyTorch then falls back to products in
@@ -126,7 +143,7 @@ def _by_products(query, key, value, mask, gate, bias, dropout: float) -> Tensor:
             start = query.new_zeros(mask.shape).masked_fill_(~mask, float("-inf"))
             start = start.expand(batch, heads, 1, -1).reshape(batch * heads, 1, -1)
             scores = torch.baddbmm(start, query, key.transpose(1, 2), alpha=width**-0.5)
-        if bias is not None:
+        if gate is not None and bias is not None:
             scores.view(batch, heads, frames, -1).addcmul_(gate, bias.to(scores.dtype))
         weights = nn.functional.dropout(scores.softmax(dim=-1), dropout)
         return torch.bmm(weights, value).view(batch, heads, frames, width)

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from speech_adapters.encoders.attention import AttentionPrefix, has_position_bias, position_bias, self_attention
+from speech_adapters.encoders.stock import StockConfig, StockFeedForward, StockLayer, StockModel
 from speech_adapters.errors import ConfigError
 
 #: Frames (B, T, D) -> frames of the same shape.
@@ -23,6 +24,9 @@ Norm = Callable[[Tensor], Tensor]
 
 #: Frames (B, T, D) -> the keys and values (B, T, D) that a layer's attention makes of them.
 Projection = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+#: A number of samples, or one per utterance (B,).
+Samples = TypeVar("Samples", int, Tensor)
 
 
 class Site(NamedTuple):
@@ -111,14 +115,14 @@ class EncoderOutput:
     cnn_output: Tensor | None
 
 
-def frame_lengths(config, samples: Tensor | int) -> Tensor | int:
+def frame_lengths(config: StockConfig, samples: Samples) -> Samples:
     """Frames that the CNN makes of ``samples``; a number or a tensor (B,)."""
     for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
         samples = (samples - kernel) // stride + 1
     return samples
 
 
-def receptive_field(config) -> int:
+def receptive_field(config: StockConfig) -> int:
     """Samples that one frame covers: the least that an utterance must have."""
     field, step = 1, 1
     for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
@@ -132,9 +136,17 @@ def frame_mask(lengths: Tensor, frames: int) -> Tensor:
     return torch.arange(frames, device=lengths.device) < lengths.unsqueeze(1)
 
 
-def encode_layer(layer: nn.Module, index: int, hidden: Tensor, mask, bias, plan: Plan, pre_norm: bool) -> Tensor:
+def encode_layer(
+    layer: StockLayer,
+    index: int,
+    hidden: Tensor,
+    mask: Tensor | None,
+    bias: Tensor | None,
+    plan: Plan,
+    pre_norm: bool,
+) -> Tensor:
     """One transformer layer (B, T, D) -> (B, T, D), adapters at their places; ``mask`` is (B, T)."""
-    layer, layer_input = plan.layer(index, layer), hidden
+    layer, layer_input = cast(StockLayer, plan.layer(index, layer)), hidden
     attention_norm = plan.norm(index, "layer_norm", layer.layer_norm)
     final_norm = plan.norm(index, "final_layer_norm", layer.final_layer_norm)
 
@@ -145,10 +157,8 @@ def encode_layer(layer: nn.Module, index: int, hidden: Tensor, mask, bias, plan:
         frames = frames.to(layer_input.dtype)
         normed = attention_norm(frames) if pre_norm else frames
         # No mask: these frames stand beside the utterances, not in them.
-        return tuple(
-            plan.site(name, index, Site(normed, getattr(layer.attention, name)(normed)))
-            for name in ("k_proj", "v_proj")
-        )
+        key, value = layer.attention.k_proj(normed), layer.attention.v_proj(normed)
+        return plan.site("k_proj", index, Site(normed, key)), plan.site("v_proj", index, Site(normed, value))
 
     normed = attention_norm(hidden) if pre_norm else hidden
     attention_mask = None if mask is None else mask[:, None, None, :]
@@ -169,7 +179,7 @@ def encode_layer(layer: nn.Module, index: int, hidden: Tensor, mask, bias, plan:
     return plan.site("layer", index, Site(layer_input, hidden, mask))
 
 
-def feed_forward(module: nn.Module, hidden: Tensor, run: Callable[[str, nn.Module, Tensor], Tensor]) -> Tensor:
+def feed_forward(module: StockFeedForward, hidden: Tensor, run: Callable[[str, nn.Module, Tensor], Tensor]) -> Tensor:
     """The stock feed-forward (B, T, D) -> (B, T, D), with ``run`` around each of its parts."""
     hidden = run("intermediate_dense", module.intermediate_dense, hidden)
     hidden = module.intermediate_dropout(run("intermediate_act", module.intermediate_act_fn, hidden))
@@ -177,7 +187,7 @@ def feed_forward(module: nn.Module, hidden: Tensor, run: Callable[[str, nn.Modul
 
 
 def encode(
-    model: nn.Module,
+    model: StockModel,
     waveforms: Tensor | None = None,
     lengths: Tensor | None = None,
     *,
@@ -279,7 +289,7 @@ def _extend(plan: Plan, where: str, found: Frames) -> Frames:
     return added._replace(before=found.before + added.before)
 
 
-def _project(model: nn.Module, features: Tensor) -> tuple[Tensor, Tensor]:
+def _project(model: StockModel, features: Tensor) -> tuple[Tensor, Tensor]:
     projected = model.feature_projection(features)
     # HuBERT's projection returns the projected frames alone, the others also the normalised input.
     return projected if isinstance(projected, tuple) else (projected, features)

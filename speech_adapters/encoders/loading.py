@@ -18,14 +18,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from speech_adapters.encoders.forward import EncoderOutput, encode, frame_lengths, receptive_field
+from speech_adapters.encoders.forward import EncoderOutput, Samples, encode, frame_lengths, receptive_field
 from speech_adapters.encoders.pickling import let_pickle
 from speech_adapters.encoders.quantization import Quantization, quantize_model
+from speech_adapters.encoders.stock import StockConfig, StockModel
 from speech_adapters.errors import CheckpointError, ConfigError
 
 FAMILIES = {
@@ -86,7 +87,7 @@ class Encoder(nn.Module):
         ctc: CTCWeights | None = None,
     ) -> None:
         super().__init__()
-        self.model = model.requires_grad_(False).eval()
+        self.model = cast(StockModel, model.requires_grad_(False).eval())
         self.name, self.revision = name, revision
         self.normalize, self.ctc = normalize, ctc
         self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -95,7 +96,7 @@ class Encoder(nn.Module):
         let_pickle(model)
 
     @property
-    def config(self):
+    def config(self) -> StockConfig:
         return self.model.config
 
     @property
@@ -160,7 +161,7 @@ class Encoder(nn.Module):
         self.quantization = kind
         return self
 
-    def frame_lengths(self, samples: Tensor | int) -> Tensor | int:
+    def frame_lengths(self, samples: Samples) -> Samples:
         """Frames made of so many samples; number or tensor (B,)."""
         return frame_lengths(self.config, samples)
 

@@ -7,9 +7,10 @@ it is taken apart into its settings and tensors and put together again.
 from __future__ import annotations
 
 import copyreg
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.parametrize import is_parametrized
 
@@ -25,13 +26,15 @@ def let_pickle(model: nn.Module) -> None:
             copyreg.pickle(type(module), _take_apart)  # each such module has a class of its own
 
 
-def _take_apart(conv: nn.Conv1d) -> tuple:
+def _take_apart(conv: nn.Conv1d) -> tuple[Callable[..., nn.Conv1d], tuple[Any, ...]]:
     settings = {name: getattr(conv, name) for name in SETTINGS}
-    dim = conv.parametrizations.weight[0].dim
+    dim = cast(Any, conv).parametrizations.weight[0].dim
     return _put_together, (settings, conv.bias is not None, dim, conv.state_dict(), conv.training)
 
 
-def _put_together(settings: dict[str, Any], bias: bool, dim: int, tensors: dict, training: bool) -> nn.Conv1d:
+def _put_together(
+    settings: dict[str, Any], bias: bool, dim: int, tensors: dict[str, Tensor], training: bool
+) -> nn.Conv1d:
     conv = weight_norm(nn.Conv1d(**settings, bias=bias), dim=dim)
     first = next(iter(tensors.values()))
     conv.to(first.device, first.dtype).load_state_dict(tensors)

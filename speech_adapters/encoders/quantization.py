@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from functools import cache
 from importlib.util import find_spec
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ Quantization = Literal["int8", "int4", "nf4"]
 
 GROUP = 64
 SMALLEST = 4096
+CONV_SETTINGS = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
 LEVELS = {
     "int4": tuple((code - 8) / 7 for code in range(16)),
     "nf4": (
@@ -62,6 +63,9 @@ def weight_bytes(model: nn.Module) -> int:
 class QuantizedLinear(nn.Linear):
     """A frozen linear map (..., D_in) -> (..., D_out); ``weight`` is unfolded at each look."""
 
+    codes: Tensor
+    scales: Tensor
+
     def __init__(self, linear: nn.Linear, kind: Quantization) -> None:
         nn.Module.__init__(self)  # not Linear's: it would make a weight of its own
         self.in_features, self.out_features, self.kind = linear.in_features, linear.out_features, kind
@@ -72,7 +76,7 @@ class QuantizedLinear(nn.Linear):
         self.bias = linear.bias
 
     @property
-    def weight(self) -> Tensor:
+    def weight(self) -> Tensor:  # type: ignore[override]  # read-only here: nothing trains or replaces it
         """(D_out, D_in), float32."""
         if self.kind == "int8":
             return self.codes * self.scales.float()
@@ -80,7 +84,7 @@ class QuantizedLinear(nn.Linear):
         return unfold(self.codes, self.scales, self.kind, (self.out_features, self.in_features))
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return _FrozenLinear.apply(hidden, self)
+        return _FrozenLinear.apply(hidden, self)  # type: ignore[no-untyped-call]  # torch leaves apply untyped
 
     def unfolded(self) -> nn.Linear:
         """An ordinary linear map with the same weights, e.g. to be trained."""
@@ -95,10 +99,12 @@ class QuantizedLinear(nn.Linear):
 class QuantizedConv1d(nn.Conv1d):
     """A frozen convolution in int8, weight norm folded in; ``weight`` is unfolded at each look."""
 
+    codes: Tensor
+    scales: Tensor
+
     def __init__(self, conv: nn.Conv1d) -> None:
         nn.Module.__init__(self)
-        names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
-        for name in names:
+        for name in CONV_SETTINGS:
             setattr(self, name, getattr(conv, name))
         codes, scales = _to_int8(conv.weight.detach().float())
         self.register_buffer("codes", codes)
@@ -106,7 +112,8 @@ class QuantizedConv1d(nn.Conv1d):
         self.bias = conv.bias
 
     @property
-    def weight(self) -> Tensor:
+    def weight(self) -> Tensor:  # type: ignore[override]  # read-only here: nothing trains or replaces it
+        """(D_out, D_in / groups, kernel), float32."""
         return self.codes * self.scales.float()
 
     def forward(self, signal: Tensor) -> Tensor:
@@ -116,13 +123,11 @@ class QuantizedConv1d(nn.Conv1d):
 
     def unfolded(self) -> nn.Conv1d:
         """An ordinary convolution with the same weights, e.g. to be trained."""
-        conv = nn.Conv1d(
-            self.in_channels, self.out_channels, self.kernel_size, self.stride, self.padding, self.dilation,
-            self.groups, self.bias is not None, device=self.codes.device,
-        )  # fmt: skip
+        settings = {name: getattr(self, name) for name in CONV_SETTINGS}
+        conv = nn.Conv1d(**settings, bias=self.bias is not None, device=self.codes.device)
         with torch.no_grad():
             conv.weight.copy_(self.weight)
-            if self.bias is not None:
+            if self.bias is not None and conv.bias is not None:
                 conv.bias.copy_(self.bias)
         return conv
 
@@ -133,13 +138,13 @@ class _FrozenLinear(torch.autograd.Function):
     """``hidden W' + b`` that keeps nothing but the module for the backward pass: no gradient reaches W."""
 
     @staticmethod
-    def forward(ctx, hidden: Tensor, linear: QuantizedLinear) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, linear: QuantizedLinear) -> Tensor:
         ctx.linear = linear
         bias = None if linear.bias is None else linear.bias.to(hidden.dtype)
         return functional.linear(hidden, linear.weight.to(hidden.dtype), bias)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient @ ctx.linear.weight.to(gradient.dtype), None
 
 

@@ -132,7 +132,9 @@ def detection_curve(scores: ArrayLike, labels: ArrayLike) -> DetectionCurve:
     Raises:
         InputError: see :class:`RankedTrials`.
     """
-    return RankedTrials(scores, labels).curve()
+    curve = RankedTrials(scores, labels).curve()
+    assert curve is not None  # the trials were checked: both kinds are there, each counted once
+    return curve
 
 
 def eer(scores: ArrayLike, labels: ArrayLike) -> float:

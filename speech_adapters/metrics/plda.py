@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from speech_adapters.data.embeddings import Embeddings
 from speech_adapters.errors import InputError
 from speech_adapters.metrics.trial_scores import row_products
 
@@ -34,8 +33,8 @@ class PLDA:
     constant: float
 
     @classmethod
-    def fit(cls, embeddings: Embeddings, speakers: Sequence[str], *, rank: int = 100, iterations: int = 10) -> PLDA:
-        """Train on ``embeddings`` of N utterances and their ``speakers`` (N).
+    def fit(cls, vectors: Tensor, speakers: Sequence[str], *, rank: int = 100, iterations: int = 10) -> PLDA:
+        """Train on the embeddings (N, E) of N utterances and their ``speakers`` (N).
 
         Args:
             rank: of F, at most the embeddings' width.
@@ -46,19 +45,19 @@ class PLDA:
         from speechbrain.processing.PLDA_LDA import PLDA as Trainer
         from speechbrain.processing.PLDA_LDA import StatObject_SB
 
-        count, width = embeddings.vectors.shape
+        count, width = vectors.shape
         models = np.unique(np.asarray(speakers))
         if not count > width or not 1 < len(models) < count:
             raise InputError(
                 f"PLDA training: {count} utterances of {len(models)} speakers for embeddings of width {width}; give "
                 "more utterances than that width, of at least two speakers, with several utterances a speaker."
             )
-        centre = embeddings.vectors.double().mean(0)
-        vectors = normalize(embeddings.vectors.double() - centre, dim=1).numpy()
+        centre = vectors.double().mean(0)
+        normalized = normalize(vectors.double() - centre, dim=1).numpy()
         nothing = np.empty(count, dtype="|O")
         statistics = StatObject_SB(
-            modelset=np.asarray(speakers, dtype="|O"), segset=np.asarray(embeddings.ids, dtype="|O"), start=nothing,
-            stop=nothing, stat0=np.ones((count, 1)), stat1=vectors.copy(),
+            modelset=np.asarray(speakers, dtype="|O"), segset=np.arange(count).astype(str), start=nothing,
+            stop=nothing, stat0=np.ones((count, 1)), stat1=normalized.copy(),
         )  # fmt: skip
         trainer = Trainer(rank_f=min(rank, width), nb_iter=iterations)
         trainer.plda(statistics)
@@ -69,8 +68,8 @@ class PLDA:
         k = trainer.F.T @ np.linalg.inv(trainer.Sigma) @ trainer.F
         eye = np.eye(len(k))
         constant = np.linalg.slogdet(k + eye)[1] - np.linalg.slogdet(2 * k + eye)[1] / 2
-        phi, psi = inverse - same, inverse @ between @ same
-        mean, phi, psi = (torch.from_numpy(np.ascontiguousarray(part)) for part in (trainer.mean, phi, psi))
+        parts = (trainer.mean, inverse - same, inverse @ between @ same)
+        mean, phi, psi = (torch.from_numpy(np.ascontiguousarray(part)) for part in parts)
         return cls(centre, mean, phi, psi, float(constant))
 
     def score(

@@ -52,6 +52,8 @@ def bootstrap_trials(
     if n < 1:
         raise ConfigError(f"draws={n}: a bootstrap needs at least one draw.")
     value = statistics(None)
+    if value is None:
+        raise InputError("the trials lack targets or non-targets; give a list that holds both.")
     n = min(n, max(FEWEST_DRAWS, MOST_WORK // len(labels)))
     draws, resampled = _draws(labels, speakers, n, np.random.default_rng(seed))
     figures = [found for weights in draws if (found := statistics(weights)) is not None]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -170,10 +171,10 @@ def word_error_rate(
                 character_errors=sum(_counts(characters.alignments[i]).values()),
             )
         )
-    options = {"groups": speakers, "n": n, "seed": seed}
+    interval = partial(bootstrap, groups=speakers, n=n, seed=seed)
     return WERResult(
-        wer=bootstrap([s.errors for s in scores], [s.words for s in scores], **options),
-        cer=bootstrap([s.character_errors for s in scores], [s.characters for s in scores], **options),
+        wer=interval([s.errors for s in scores], [s.words for s in scores]),
+        cer=interval([s.character_errors for s in scores], [s.characters for s in scores]),
         utterances=tuple(scores),
         normalizer=normalizer,
     )

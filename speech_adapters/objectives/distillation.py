@@ -76,6 +76,14 @@ class HiddenStateDistillation(nn.Module):
         )
         self._sums: dict[str, Tensor] | None = None
 
+    def of_layers(self, weights: Sequence[float]) -> HiddenStateDistillation:
+        """The same loss over the first ``len(weights)`` pairs, at these weights, with the statistics of all."""
+        count, width = len(weights), self.mean.shape[1]
+        loss = HiddenStateDistillation(width, width, self.layers[:count], weights, self.position_mean.shape[1])
+        for name in ("mean", "std", "position_mean"):
+            getattr(loss, name).copy_(getattr(self, name)[:count])
+        return loss
+
     @torch.no_grad()
     def observe(self, teacher_states: Sequence[Tensor], mask: Tensor | None = None) -> None:
         """Gather one batch of the teacher's statistics: states (B, T, D) a layer, mask (B, T), True on real frames."""

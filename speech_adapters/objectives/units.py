@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-import torchaudio
 from torch import Tensor, nn
 
 from speech_adapters.data.audio import SAMPLE_RATE
@@ -28,9 +27,11 @@ class KMeansUnits(nn.Module):
         super().__init__()
         self.source = source
         self.register_buffer("centroids", torch.zeros(clusters, size))
-        self.mfcc = torchaudio.transforms.MFCC(
-            SAMPLE_RATE, 13, melkwargs={"n_fft": 400, "hop_length": _HOP, "n_mels": 40}
-        )
+        if source == MFCC:
+            from torchaudio.transforms import MFCC as Coefficients
+
+            filters = {"n_fft": 400, "hop_length": _HOP, "n_mels": 40}
+            self.mfcc = Coefficients(SAMPLE_RATE, 13, melkwargs=filters)
 
     @classmethod
     def for_model(cls, model: SpeechAdapterModel, source: str, clusters: int) -> KMeansUnits:
@@ -48,10 +49,12 @@ class KMeansUnits(nn.Module):
         encoder = model.encoder
         if self.source != MFCC:
             return encoder(waveforms, lengths, stop_layer=self.source).hidden_states[-1].float()
+        from torchaudio.functional import compute_deltas
+
         with torch.autocast(waveforms.device.type, enabled=False):
             coefficients = self.mfcc(encoder.normalized(waveforms, lengths).float())
-            delta = torchaudio.functional.compute_deltas(coefficients)
-            stacked = torch.cat([coefficients, delta, torchaudio.functional.compute_deltas(delta)], dim=1)
+            delta = compute_deltas(coefficients)
+            stacked = torch.cat([coefficients, delta, compute_deltas(delta)], dim=1)
         frames = int(encoder.frame_lengths(waveforms.shape[1]))
         centres = encoder.receptive_field // 2 + encoder.stride * torch.arange(frames, device=stacked.device)
         nearest = (centres / _HOP).round().long().clamp(max=stacked.shape[-1] - 1)

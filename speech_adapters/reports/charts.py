@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-# Okabe and Ito (2008): told apart with any colour vision; its black is left to the text, which follows the page.
-COLORS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#b8a800")
-_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 640, 260, 56, 12, 10, 38
+from markupsafe import Markup
+
+# Narrow, so that letters stay readable on a phone.
+_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 440, 240, 50, 12, 10, 38
 _MOST_POINTS = 400  # a polyline; more cannot be seen at this width
+_INKS = 12
+
+
+def ink(color: int) -> str:
+    """A colour of the page's style sheet, which has one for light and one for dark."""
+    return f"var(--c{color % _INKS})"
 
 
 @dataclass(frozen=True)
@@ -24,11 +31,11 @@ class Line:
     band: Sequence[tuple[float, float, float]] = ()
 
 
-def line_chart(lines: Sequence[Line], x_label: str, y_label: str, percent: bool = False) -> str:
+def line_chart(lines: Sequence[Line], x_label: str, y_label: str, percent: bool = False) -> Markup:
     """Curves over a shared axis; logarithmic where the positive values span more than a factor of 20."""
     lines = [line for line in lines if line.points]
     if not lines:
-        return ""
+        return Markup()
     xs = [x for line in lines for x, _ in line.points]
     ys = [y for line in lines for _, y in line.points] + [y for line in lines for _, *ends in line.band for y in ends]
     ys = [y * (100 if percent else 1) for y in ys]
@@ -51,22 +58,24 @@ def line_chart(lines: Sequence[Line], x_label: str, y_label: str, percent: bool 
             edge = [(x, low) for x, low, _ in line.band] + [(x, high) for x, _, high in reversed(line.band)]
             outline = [place(x, y * (100 if percent else 1)) for x, y in edge]
             shape = " ".join(f"{x:.1f},{y:.1f}" for x, y in outline)
-            parts.append(f'<polygon points="{shape}" fill="{COLORS[line.color % len(COLORS)]}" fill-opacity="0.13"/>')
+            parts.append(f'<polygon points="{shape}" style="fill:{ink(line.color)}" fill-opacity="0.13"/>')
         step = math.ceil(len(line.points) / _MOST_POINTS)
         kept = [*line.points[::step], line.points[-1]]
         places = [place(x, y * (100 if percent else 1)) for x, y in kept]
-        color, dash = COLORS[line.color % len(COLORS)], ' stroke-dasharray="6 4"' if line.dashed else ""
+        dash = ' stroke-dasharray="6 4"' if line.dashed else ""
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.8"{dash}/>')
+        parts.append(
+            f'<polyline points="{path}" fill="none" style="stroke:{ink(line.color)}" stroke-width="1.8"{dash}/>'
+        )
         if len(line.points) <= 30:
-            parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.6" fill="{color}"/>' for x, y in places]
+            parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.6" style="fill:{ink(line.color)}"/>' for x, y in places]
     return _svg(parts, x_label, y_label) + legend(lines)
 
 
-def bar_chart(values: Mapping[str, float], x_label: str, y_label: str, color: int = 0) -> str:
+def bar_chart(values: Mapping[str, float], x_label: str, y_label: str, color: int = 0) -> Markup:
     """One bar a name; bars of negative values hang from the zero line."""
     if not values:
-        return ""
+        return Markup()
     y_ticks = ticks(min(0.0, *values.values()), max(0.0, *values.values()))
     span = y_ticks[-1] - y_ticks[0]
     slot = (_WIDTH - _LEFT - _RIGHT) / len(values)
@@ -75,12 +84,12 @@ def bar_chart(values: Mapping[str, float], x_label: str, y_label: str, color: in
         return _HEIGHT - _BOTTOM - (y - y_ticks[0]) / span * (_HEIGHT - _TOP - _BOTTOM)
 
     parts = [_horizontal(height(y), number(y)) for y in y_ticks]
-    every = math.ceil(len(values) / 25)
+    every = math.ceil(len(values) * max(map(len, values)) / 48)  # about so many letters fit
     for index, (name, value) in enumerate(values.items()):
         left, top = _LEFT + (index + 0.15) * slot, min(height(value), height(0.0))
         parts.append(
             f'<rect x="{left:.1f}" y="{top:.1f}" width="{0.7 * slot:.1f}" '
-            f'height="{abs(height(value) - height(0.0)):.1f}" fill="{COLORS[color % len(COLORS)]}">'
+            f'height="{abs(height(value) - height(0.0)):.1f}" style="fill:{ink(color)}">'
             f"<title>{escape(name)}: {value:.4g}</title></rect>"
         )
         if index % every == 0:
@@ -88,49 +97,12 @@ def bar_chart(values: Mapping[str, float], x_label: str, y_label: str, color: in
     return _svg(parts, x_label, y_label)
 
 
-def heat_map(
-    rows: Sequence[str],
-    columns: Sequence[str],
-    values: Sequence[Sequence[float]],
-    x_label: str,
-    y_label: str,
-    percent: bool = False,
-    color: int = 0,
-) -> str:
-    """A table of shaded cells, the largest value darkest; each cell carries its figure."""
-    if not rows or not columns:
-        return ""
-    left, top, cell = 190, 26, 26
-    width = (_WIDTH - left - _RIGHT) / len(columns)
-    height = top + cell * len(rows) + _BOTTOM
-    low, high = min(map(min, values)), max(map(max, values))
-    parts = []
-    for index, name in enumerate(columns):
-        parts.append(f'<text x="{left + (index + 0.5) * width:.1f}" y="16" text-anchor="middle">{escape(name)}</text>')
-    for y, (name, row) in enumerate(zip(rows, values, strict=True)):
-        middle = top + (y + 0.65) * cell
-        parts.append(f'<text x="{left - 8}" y="{middle:.1f}" text-anchor="end">{escape(name)}</text>')
-        for x, value in enumerate(row):
-            shade = 0.08 + 0.72 * ((value - low) / (high - low) if high > low else 0.0)
-            label = f"{100 * value:.1f}" if percent else f"{value:.2f}"
-            parts.append(
-                f'<rect x="{left + x * width:.1f}" y="{top + y * cell}" width="{width - 2:.1f}" height="{cell - 2}" '
-                f'fill="{COLORS[color % len(COLORS)]}" fill-opacity="{shade:.2f}">'
-                f"<title>{escape(name)}, {escape(columns[x])}: {label}</title></rect>"
-                f'<text x="{left + (x + 0.5) * width:.1f}" y="{middle:.1f}" text-anchor="middle">{label}</text>'
-            )
-    return (
-        f'<svg class="chart" viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{escape(y_label)}">'
-        f"{''.join(parts)}"
-        f'<text x="{(left + _WIDTH - _RIGHT) / 2}" y="{height - 8}" text-anchor="middle">{escape(x_label)}</text>'
-        f'<text transform="translate(12 {height / 2}) rotate(-90)" text-anchor="middle">{escape(y_label)}</text></svg>'
-    )
-
-
-def scatter_chart(points: Mapping[str, tuple[float, float]], x_label: str, y_label: str) -> str:
+def scatter_chart(
+    points: Mapping[str, tuple[float, float]], x_label: str, y_label: str, colors: Mapping[str, int] | None = None
+) -> Markup:
     """One named point each, over a logarithmic x axis; every x is above 0."""
     if not points:
-        return ""
+        return Markup()
     xs, ys = [x for x, _ in points.values()], [y for _, y in points.values()]
     x_ticks = _log_ticks(min(xs), max(max(xs), 1.01 * min(xs)))
     y_ticks = ticks(min(ys), max(ys))
@@ -145,26 +117,34 @@ def scatter_chart(points: Mapping[str, tuple[float, float]], x_label: str, y_lab
     labels: list[tuple[float, float, float]] = []  # left, right and height of those that stand
     for name, (x, y) in sorted(points.items(), key=lambda point: -point[1][1]):  # from the top down
         left, top = place(x, y)
-        anchor, shift = ("end", -6) if left > 0.75 * _WIDTH else ("start", 6)
-        wide = 6.5 * len(name) + 6
+        anchor, shift = ("end", -6) if left > 0.6 * _WIDTH else ("start", 6)
+        wide = 6.2 * len(name) + 6
         begin = left - wide if anchor == "end" else left
         height = top + 4
         while any(b < begin + wide and begin < e and abs(h - height) < 11 for b, e, h in labels):
             height += 1
         labels.append((begin, begin + wide, height))
         parts.append(
-            f'<circle cx="{left:.1f}" cy="{top:.1f}" r="3.5" fill="{COLORS[0]}"><title>{escape(name)}: {number(x)}, '
-            f'{y:.4g}</title></circle><text x="{left + shift:.1f}" y="{height:.1f}" text-anchor="{anchor}">'
+            f'<circle cx="{left:.1f}" cy="{top:.1f}" r="3.5" style="fill:{ink((colors or {}).get(name, 0))}">'
+            f"<title>{escape(name)}: {number(x)}, {y:.4g}</title></circle>"
+            f'<text x="{left + shift:.1f}" y="{height:.1f}" text-anchor="{anchor}">'
             f"{escape(name)}</text>"
         )
     return _svg(parts, x_label, y_label)
 
 
 def histogram(
-    edges: Sequence[float], kinds: Mapping[str, Sequence[float]], x_label: str, y_label: str, mark: tuple[str, float]
-) -> str:
-    """One see-through outline a kind over the bins between ``edges``, and a dashed line at the named place."""
+    edges: Sequence[float],
+    kinds: Mapping[str, Sequence[float]],
+    x_label: str,
+    y_label: str,
+    mark: tuple[str, float | None],
+    color: int = 0,
+) -> Markup:
+    """Outlines of two kinds over the bins between ``edges``: the first in ``color``, the second in grey; and a dashed
+    line at the named place."""
     y_ticks = ticks(0.0, max(map(max, kinds.values())))
+    inks = [ink(color), "var(--other)"]
 
     def across(x: float) -> float:
         return _LEFT + (x - edges[0]) / (edges[-1] - edges[0]) * (_WIDTH - _LEFT - _RIGHT)
@@ -174,21 +154,20 @@ def histogram(
 
     parts = [_horizontal(up(y), number(y)) for y in y_ticks]
     parts += [_below(across(x), number(x)) for x in ticks(edges[0], edges[-1]) if edges[0] <= x <= edges[-1]]
-    for index, heights in enumerate(kinds.values()):
+    for shade, heights in zip(inks, kinds.values(), strict=True):
         places = [(across(edges[0]), up(0))]
         for height, left, right in zip(heights, edges[:-1], edges[1:], strict=True):
             places += [(across(left), up(height)), (across(right), up(height))]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in [*places, (across(edges[-1]), up(0))])
-        color = COLORS[index % len(COLORS)]
-        parts.append(f'<polygon points="{path}" fill="{color}" fill-opacity="0.35" stroke="{color}"/>')
+        parts.append(f'<polygon points="{path}" style="fill:{shade};stroke:{shade}" fill-opacity="0.35"/>')
     name, x = mark
-    if edges[0] <= x <= edges[-1]:
+    if x is not None and edges[0] <= x <= edges[-1]:
         parts.append(
             f'<line x1="{across(x):.1f}" x2="{across(x):.1f}" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}" '
             f'stroke="currentColor" stroke-dasharray="4 3"/>'
             f'<text x="{across(x) + 5:.1f}" y="{_TOP + 10}">{escape(name)}</text>'
         )
-    return _svg(parts, x_label, y_label) + legend([Line(name, (), index) for index, name in enumerate(kinds)])
+    return _svg(parts, x_label, y_label) + _legend(zip(kinds, inks, ("", ""), strict=True))
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
@@ -222,15 +201,18 @@ def number(value: float) -> str:
     return f"{value:.6g}"
 
 
-def legend(lines: Sequence[Line]) -> str:
+def legend(lines: Sequence[Line]) -> Markup:
     """The names of curves beside a sample of their lines."""
-    return f'<p class="legend">{"".join(map(_legend_entry, lines))}</p>'
+    return _legend((line.name, ink(line.color), "6 4" if line.dashed else "") for line in lines)
 
 
-def _legend_entry(line: Line) -> str:
-    color, dash = COLORS[line.color % len(COLORS)], ' stroke-dasharray="6 4"' if line.dashed else ""
-    stroke = f'<line x2="26" y1="5" y2="5" stroke-width="2.5" stroke="{color}"{dash}/>'
-    return f'<span><svg width="26" height="10">{stroke}</svg> {escape(line.name)}</span>'
+def _legend(entries: Iterable[tuple[str, str, str]]) -> Markup:
+    samples = [
+        f'<span><svg width="26" height="10" aria-hidden="true"><line x2="26" y1="5" y2="5" stroke-width="2.5" '
+        f'style="stroke:{color}" stroke-dasharray="{dash or "none"}"/></svg> {escape(name)}</span>'
+        for name, color, dash in entries
+    ]
+    return Markup(f'<p class="legend">{"".join(samples)}</p>')
 
 
 def _horizontal(y: float, label: str) -> str:
@@ -244,11 +226,11 @@ def _below(x: float, label: str) -> str:
     return f'<text x="{x:.1f}" y="{_HEIGHT - _BOTTOM + 16}" text-anchor="middle">{escape(label)}</text>'
 
 
-def _svg(parts: Sequence[str], x_label: str, y_label: str) -> str:
+def _svg(parts: Sequence[str], x_label: str, y_label: str) -> Markup:
     middle = (_HEIGHT - _BOTTOM + _TOP) / 2
-    return (
-        f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(y_label)}">'
-        f"{''.join(parts)}"
+    return Markup(
+        f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
+        f'aria-label="{escape(y_label)} by {escape(x_label)}">{"".join(parts)}'
         f'<text x="{(_LEFT + _WIDTH - _RIGHT) / 2}" y="{_HEIGHT - 4}" text-anchor="middle">{escape(x_label)}</text>'
-        f'<text transform="translate(12 {middle}) rotate(-90)" text-anchor="middle">{escape(y_label)}</text></svg>'
+        f'<text transform="translate(11 {middle}) rotate(-90)" text-anchor="middle">{escape(y_label)}</text></svg>'
     )

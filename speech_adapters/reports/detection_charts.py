@@ -6,59 +6,105 @@ What they are drawn from fits JSON (``detection.json`` of a run folder): a few h
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
+from itertools import pairwise
 from statistics import NormalDist
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
+from numpy.typing import NDArray
 
 from speech_adapters.metrics.detection import DetectionCurve
-from speech_adapters.reports.charts import COLORS, Line, histogram, legend, number
+from speech_adapters.reports.charts import Line, histogram, ink, legend, number
 
 _SIZE, _LEFT, _RIGHT, _TOP, _BOTTOM = 400, 56, 12, 10, 38  # a DET plot is square
 _RATES = (0.0001, 0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 0.95)
 _MOST_POINTS, _BINS = 300, 60
 
 
-def chart_data(curve: DetectionCurve, p_targets: Sequence[float]) -> dict[str, Any]:
-    """What the charts of one system need: points of the DET curve, marks for EER and minDCF, a histogram of scores."""
+@dataclass(frozen=True)
+class Mark:
+    """A named operating point."""
+
+    name: str
+    p_miss: float
+    p_fa: float
+
+
+@dataclass(frozen=True)
+class DetectionData:
+    """What the charts of one system need; rates are fractions."""
+
+    p_miss: list[float]
+    p_fa: list[float]
+    """Points of the DET curve."""
+    least_miss: float
+    least_fa: float
+    """The smallest rates above 0 that the trials can show."""
+    marks: list[Mark]
+    """The EER first, then detection costs."""
+    edges: list[float]
+    target: list[float]
+    nontarget: list[float]
+    """The histogram: shares of each kind between ``edges``."""
+    threshold: float | None
+    """Of the EER."""
+
+    def __post_init__(self) -> None:
+        rates = [self.least_miss, self.least_fa, *self.p_miss, *self.p_fa]
+        rates += [rate for mark in self.marks for rate in (mark.p_miss, mark.p_fa)]
+        if not all(0 <= rate <= 1 for rate in rates):
+            raise ValueError("error rates lie between 0 and 1")
+        if not 0 < len(self.p_miss) == len(self.p_fa):
+            raise ValueError("p_miss and p_fa are as many numbers each, one or more")
+        if not 1 < len(self.edges) == len(self.target) + 1 == len(self.nontarget) + 1:
+            raise ValueError("target and nontarget have one number for each bin between two edges")
+        if any(right <= left for left, right in pairwise(self.edges)) or min(self.target + self.nontarget) < 0:
+            raise ValueError("edges grow, and shares are 0 or more")
+
+
+def chart_data(curve: DetectionCurve, p_targets: Sequence[float]) -> DetectionData:
+    """What the charts draw of one system: the curve, marks for EER and minDCF, a histogram of scores."""
     kept = _evenly(curve.p_miss, curve.p_fa)
-    point = curve.eer()
-    marks = [{"name": f"EER {100 * point.value:.2f} %", "p_miss": point.p_miss, "p_fa": point.p_fa}]
+    eer = curve.eer()
+    marks = [Mark(f"EER {100 * eer.value:.2f} %", eer.p_miss, eer.p_fa)]
     for p in p_targets:
         point = curve.min_dcf(p)
-        marks.append({"name": f"minDCF({p:g}) {point.value:.3f}", "p_miss": point.p_miss, "p_fa": point.p_fa})
+        marks.append(Mark(f"minDCF({p:g}) {point.value:.3f}", point.p_miss, point.p_fa))
     finite = np.isfinite(curve.thresholds)
-    thresholds = curve.thresholds[finite]
-    edges = np.linspace(
-        thresholds[0], thresholds[-1] if thresholds[-1] > thresholds[0] else thresholds[0] + 1, _BINS + 1
+    scores = curve.thresholds[finite]
+    edges = np.linspace(scores[0], scores[-1] if scores[-1] > scores[0] else scores[0] + 1, _BINS + 1)
+    target, nontarget = (
+        (np.histogram(scores, edges, weights=counts[finite])[0] / counts.sum()).tolist()
+        for counts in (curve.targets, curve.nontargets)
     )
-    shares = {
-        kind: np.histogram(thresholds, edges, weights=counts[finite])[0] / counts.sum()
-        for kind, counts in (("target", curve.targets), ("non-target", curve.nontargets))
-    }
-    return {
-        "p_miss": curve.p_miss[kept].tolist(),
-        "p_fa": curve.p_fa[kept].tolist(),
-        "resolution": {"p_miss": 1 / float(curve.targets.sum()), "p_fa": 1 / float(curve.nontargets.sum())},
-        "marks": marks,
-        "histogram": {"edges": edges.tolist(), **{kind: share.tolist() for kind, share in shares.items()}},
-        "threshold": curve.eer().threshold,
-    }
+    return DetectionData(
+        p_miss=curve.p_miss[kept].tolist(),
+        p_fa=curve.p_fa[kept].tolist(),
+        least_miss=1 / float(curve.targets.sum()),
+        least_fa=1 / float(curve.nontargets.sum()),
+        marks=marks,
+        edges=edges.tolist(),
+        target=target,
+        nontarget=nontarget,
+        threshold=eer.threshold,
+    )
 
 
-def det_chart(systems: Mapping[str, Mapping[str, Any]]) -> str:
+def det_chart(systems: Mapping[str, DetectionData], colors: Mapping[str, int] | None = None) -> Markup:
     """DET curves on probit axes, on which two normal score distributions give a straight line (Martin et al., "The DET
-    curve in assessment of detection task performance", Eurospeech 1997). ``systems``: :func:`chart_data` by name.
+    curve in assessment of detection task performance", Eurospeech 1997).
 
     Axes begin below the least rate that the trials can show; where an error rate is 0, the curve leaves the frame.
     """
     if not systems:
-        return ""
-    rates = [rate for data in systems.values() for rate in (data["resolution"]["p_miss"], data["resolution"]["p_fa"])]
+        return Markup()
+    rates = [rate for data in systems.values() for rate in (data.least_miss, data.least_fa)]
     low = max([rate for rate in _RATES[:5] if rate <= min(rates)], default=_RATES[0])
-    marked = [mark[rate] for data in systems.values() for mark in data["marks"] for rate in ("p_miss", "p_fa")]
-    high = min([rate for rate in _RATES if rate >= max(0.5, *marked)], default=_RATES[-1])
+    marked = [rate for data in systems.values() for mark in data.marks for rate in (mark.p_miss, mark.p_fa)]
+    high = min([rate for rate in _RATES if rate >= max([0.5, *marked])], default=_RATES[-1])
     start, span = _probit(low), _probit(high) - _probit(low)
     side = _SIZE - _LEFT - _RIGHT
 
@@ -79,18 +125,18 @@ def det_chart(systems: Mapping[str, Mapping[str, Any]]) -> str:
             )
     entries = []
     for index, (name, data) in enumerate(systems.items()):
-        color = COLORS[index % len(COLORS)]
+        color = (colors or {}).get(name, index)
         inside = [
             place(p_fa, p_miss)
-            for p_fa, p_miss in zip(data["p_fa"], data["p_miss"], strict=True)
+            for p_fa, p_miss in zip(data.p_fa, data.p_miss, strict=True)
             if low <= p_fa <= high and low <= p_miss <= high
         ]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in inside)
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.8"/>')
-        entries.append(Line(name, (), index))
-        parts += _marks(data["marks"], place, color, name if len(systems) > 1 else None)
+        parts.append(f'<polyline points="{path}" fill="none" style="stroke:{ink(color)}" stroke-width="1.8"/>')
+        entries.append(Line(name, (), color))
+        parts += _marks(data.marks, place, ink(color), name if len(systems) > 1 else None)
     middle = _LEFT + side / 2
-    return (
+    return Markup(
         f'<svg class="chart square" viewBox="0 0 {_SIZE} {_TOP + side + _BOTTOM}" role="img" aria-label="DET curve">'
         f"{''.join(parts)}"
         f'<text x="{middle}" y="{_TOP + side + 34}" text-anchor="middle">false alarms, %</text>'
@@ -100,14 +146,14 @@ def det_chart(systems: Mapping[str, Mapping[str, Any]]) -> str:
     )
 
 
-def score_histogram(data: Mapping[str, Any]) -> str:
-    """Histograms of non-target and target scores, each as percent of its kind, with the threshold of the EER."""
-    edges = data["histogram"]["edges"]
-    kinds = {kind: [100 * share for share in data["histogram"][kind]] for kind in ("target", "non-target")}
-    return histogram(edges, kinds, "score", "% of its kind", ("EER", data["threshold"]))
+def score_histogram(data: DetectionData, color: int = 0) -> Markup:
+    """Histograms of target and non-target scores, each as percent of its kind, with the threshold of the EER."""
+    kinds = {"target": data.target, "non-target": data.nontarget}
+    shares = {kind: [100 * share for share in found] for kind, found in kinds.items()}
+    return histogram(data.edges, shares, "score", "% of its kind", ("EER", data.threshold), color)
 
 
-def _evenly(p_miss: np.ndarray, p_fa: np.ndarray) -> np.ndarray:
+def _evenly(p_miss: NDArray[Any], p_fa: NDArray[Any]) -> NDArray[Any]:
     """Points that a reader can tell apart: about evenly spread over the probit plane, the ends among them."""
     floor = 0.5 / len(p_miss)
     axis = NormalDist()
@@ -122,7 +168,7 @@ def _probit(rate: float) -> float:
 
 
 def _marks(
-    marks: Sequence[Mapping[str, Any]],
+    marks: Sequence[Mark],
     place: Callable[[float, float], tuple[float, float]],
     color: str,
     system: str | None,
@@ -130,16 +176,16 @@ def _marks(
     """A circle for the EER, squares for detection costs, named beside them; among other systems, in their titles."""
     names: dict[tuple[float, float], list[str]] = {}
     for mark in marks:
-        names.setdefault(place(mark["p_fa"], mark["p_miss"]), []).append(mark["name"])
+        names.setdefault(place(mark.p_fa, mark.p_miss), []).append(mark.name)
     parts = []
     for (x, y), here in names.items():
         text = escape(", ".join(here))
         title = f"<title>{escape(system)}: {text}</title>" if system is not None else ""
         if here[0].startswith("EER"):
-            parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" fill="{color}">{title}</circle>')
+            parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" style="fill:{color}">{title}</circle>')
         else:
             parts.append(
-                f'<rect x="{x - 4:.1f}" y="{y - 4:.1f}" width="8" height="8" fill="none" stroke="{color}" '
+                f'<rect x="{x - 4:.1f}" y="{y - 4:.1f}" width="8" height="8" fill="none" style="stroke:{color}" '
                 f'stroke-width="1.8">{title}</rect>'
             )
         if system is None:

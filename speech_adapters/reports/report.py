@@ -1,8 +1,7 @@
 """One self-contained HTML page about a run; it needs no network and no file beside it.
 
 Made from the run folder's ``results.json`` and, where they are there, ``config.yaml``, ``metrics.jsonl``,
-``worst.json`` (utterances: ``id``, ``speaker``, ``audio_filepath``, ``offset``, ``duration``, ``reference``,
-``hypothesis``, ``alignment``, ``errors``, ``words``), ``layer_weights.json``
+``worst.json`` (:class:`~speech_adapters.reports.run_files.Mistake`), ``layer_weights.json``
 (``{"adapter": [weight of layer 1, ...]}``, or ``{"adapter": {"name": weight}}``) and ``detection.json``
 (``{"system": what`` :func:`~speech_adapters.reports.detection_charts.chart_data` ``gives}``). A run over domains
 adds ``domains.json`` (``metric`` and ``cells``: method -> domain -> ``{value, low, high}``) and ``attention.json``
@@ -11,28 +10,28 @@ adds ``domains.json`` (``metric`` and ``cells``: method -> domain -> ``{value, l
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
-from speech_adapters.data.audio import SAMPLE_RATE, read_audio
-from speech_adapters.errors import InputError
-from speech_adapters.files import read_json, read_log, write_text
-from speech_adapters.metrics.bootstrap import Interval
-from speech_adapters.reports.charts import Line, bar_chart, heat_map, line_chart, scatter_chart
-from speech_adapters.reports.confusion_chart import confusion_chart
+from markupsafe import Markup
+
+from speech_adapters.files import write_text
+from speech_adapters.reports.charts import Line, bar_chart, line_chart, scatter_chart
 from speech_adapters.reports.detection_charts import det_chart, score_histogram
+from speech_adapters.reports.page import Cell, Table, render
+from speech_adapters.reports.run_files import Confusion, Domains, Mistake, Rate, RunFiles
+from speech_adapters.reports.sound import Sound, sound_of
 from speech_adapters.reports.summary import RATES, columns_of, figure, method_rows, summary_table
+from speech_adapters.reports.usage import how_to_use
 
 __all__ = ["method_rows", "summary_table", "write_report"]
 
-_MOST_SECONDS = 30.0  # of one utterance's audio in the page
+Row = Mapping[str, Any]
+Colors = dict[str, int]
 
 
 def write_report(run_folder: str | os.PathLike[str], *, most_audio_bytes: int = 12_000_000) -> Path:
@@ -41,115 +40,132 @@ def write_report(run_folder: str | os.PathLike[str], *, most_audio_bytes: int = 
     Raises :class:`InputError` where ``results.json`` is missing or a file is not what it should be.
     """
     folder = Path(run_folder)
-    results = _read(folder / "results.json", dict, needed=True)
-    config = folder / "config.yaml"
-    title = f"{results.get('task', 'run')}: {results.get('adapter', '')}"
-    title += f" on {results['encoder']}" if results.get("encoder") else ""  # ready scores come from nowhere
-    sections = (
-        f"<h1>{escape(title)}</h1>",
-        _facts(results, folder.resolve().name),
-        _section("Methods", _method_table(method_rows(results))),
-        _section("Domains", _domains(_read(folder / "domains.json", dict))),
-        _section("Attention of each place", _attention(_read(folder / "attention.json", dict))),
-        _section("Figures against parameters", _against_parameters(method_rows(results))),
-        _section("Classes", _classes(method_rows(results))),
-        _section("Data", _data_table(results.get("data"))),
-        _section("Training", _curves(read_log(folder / "metrics.jsonl"), str(results.get("adapter") or "this run"))),
-        _section("Weight of each layer", _layer_weights(_read(folder / "layer_weights.json", dict))),
-        _section("Detection", _detection(_read(folder / "detection.json", dict))),
-        _section("Worst utterances", _worst(_read(folder / "worst.json", list), folder, most_audio_bytes)),
-        _details("Configuration", config.read_text(encoding="utf-8") if config.exists() else ""),
-        _details("Environment", _environment(results)),
+    run = RunFiles.read(folder)
+    rows = method_rows(run.results)
+    log = [{**line, "method": _method_of(line.get("method"), rows)} for line in run.log]
+    colors: Colors = {}  # one of each method through all charts, the order of the table first
+    for name in [str(row["method"]) for row in (*rows, *log)] + [*run.detection, *run.layer_weights]:
+        colors.setdefault(name, len(colors))
+    title = f"{run.results.get('task', 'run')}: {run.results.get('adapter', '')}"
+    title += f" on {run.results['encoder']}" if run.results.get("encoder") else ""  # ready scores come from nowhere
+    page = render(
+        "report.html.j2",
+        title=title,
+        facts=_facts(run.results, folder.resolve().name),
+        methods=_method_table(rows),
+        usage=how_to_use(run.results, folder),
+        parameters=_against_parameters(rows, colors),
+        domains=_domains(run.domains),
+        attention=_attention(run.attention),
+        classes=_classes(rows),
+        data=_data_table(run.results["data"]),
+        curves=_curves(log, colors),
+        layer_weights=_layer_weights(run.layer_weights, colors),
+        det=det_chart(run.detection, colors),
+        histograms=[(name, score_histogram(data, colors[name])) for name, data in run.detection.items()],
+        mistakes=_mistakes(run.worst, folder, most_audio_bytes),
+        config=run.config.strip(),
+        environment=_environment(run.results),
     )
-    page = _PAGE.format(title=escape(title), style=_STYLE, body="\n".join(filter(None, sections)))
     write_text(folder / "report.html", page)
     return folder / "report.html"
 
 
-def _facts(results: Mapping[str, Any], run: str) -> str:
+def _facts(results: Row, run: str) -> dict[str, str]:
     seeds = results.get("seeds", results.get("seed"))
+    train = results["data"].get("train")
     facts = {
         "Task": results.get("task"),
         "Encoder": results.get("encoder"),
         "Adapter": results.get("adapter"),
-        "Training data": _amount((results.get("data") or {}).get("train")),
+        "Training data": _amount(train) if isinstance(train, Mapping) else "",
         "Run": run,
         "Seed": ", ".join(map(str, seeds)) if isinstance(seeds, list) else seeds,
         "Device": results.get("device"),
         "Commit": str(results.get("git_commit") or "")[:12],
     }
-    shown = {name: value for name, value in facts.items() if value not in (None, "")}
-    items = "".join(f"<div><dt>{name}</dt><dd>{escape(str(value))}</dd></div>" for name, value in shown.items())
-    return f'<dl class="facts">{items}</dl>'
+    return {name: str(value) for name, value in facts.items() if value not in (None, "")}
 
 
-def _amount(split: Any) -> str:
-    """``5.0 h, 120 speakers``, as far as it is known."""
-    known = split if isinstance(split, Mapping) else {}
+def _amount(split: Row) -> str:
+    """``5.0 hours, 120 speakers``, as far as it is known."""
     units = ("hours", "speakers", "utterances")
-    return ", ".join(f"{_datum(unit, known[unit])} {unit}" for unit in units if known.get(unit))
+    return ", ".join(f"{_datum(unit, split[unit])} {unit}" for unit in units if split.get(unit))
 
 
-def _method_table(rows: Sequence[Mapping[str, Any]]) -> str:
+def _method_table(rows: Sequence[Row]) -> Table:
     columns = columns_of(rows)
-    body = [
-        [f"<strong>{escape(c.cells[i])}</strong>" if i in c.best else escape(c.cells[i]) for c in columns]
+    cells = [
+        [Cell(c.cells[i], c.intervals[i] if c.intervals else "", bold=i == c.best) for c in columns]
         for i in range(len(rows))
     ]
-    note = "Rates in percent with 95 % bootstrap intervals; the best figure of a column is bold."
-    return _table([c.title for c in columns], body, [c.numeric for c in columns]) + f'<p class="note">{note}</p>'
+    return Table([c.title for c in columns], cells, [c.numeric for c in columns])
 
 
-def _against_parameters(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The main metric over the trained parameters, one point a method, where there are three or more."""
+def _against_parameters(rows: Sequence[Row], colors: Colors) -> Markup:
+    """The main metric over the trained parameters, one point per method, where there are three or more."""
     name = next((key for row in rows for key in row.get("metrics") or {} if key.lower() in RATES), None)
-    if name is None:
-        return ""
     points = {}
-    for row in rows:
+    for row in rows if name is not None else ():
         trained = figure((row.get("parameters") or {}).get("trainable"))
         value = figure((row.get("metrics") or {}).get(name))
-        if trained and value is not None:
-            points[str(row.get("method", ""))] = (trained, 100 * value)
-    chart = scatter_chart(points, "trained parameters, head included", f"{name.upper()} %")
-    return chart if len(points) >= 3 else ""
+        if trained and trained > 0 and value is not None:
+            points[str(row["method"])] = (trained, 100 * value)
+    if name is None or len(points) < 3:
+        return Markup()
+    return scatter_chart(points, "trained parameters, head included", f"{name.upper()} %", colors)
 
 
-def _classes(rows: Sequence[Mapping[str, Any]]) -> str:
+def _classes(rows: Sequence[Row]) -> list[tuple[str, Table, Table]]:
     """Of each method that classified: its confusion matrix, and recall, precision and F1 of each class."""
-    figures = []
+    found = []
     for row in rows:
         metrics = row.get("metrics") or {}
         confusion, per_class = metrics.get("confusion"), metrics.get("per_class")
-        if not confusion or not per_class:
-            continue
-        keys = ("recall", "precision", "f1")
-        cells = [
-            [escape(name), str(entry["support"]), *(_rate(entry[key]) for key in keys)]
-            for name, entry in per_class.items()
-        ]
-        titles = ["class", "utterances", "recall %", "precision %", "F1 %"]
-        chart = confusion_chart(confusion["labels"], confusion["counts"])
-        table = _table(titles, cells, [False, True, True, True, True])
-        figures.append(f'<h3>{escape(str(row["method"]))}</h3><div class="pair">{chart}{table}</div>')
-    return "".join(figures)
+        if confusion and per_class:
+            cells = [
+                [Cell(name), Cell(f"{c.support:g}"), *map(_rate, (c.recall, c.precision, c.f1))]
+                for name, c in per_class.items()
+            ]
+            titles = ["class", "utterances", "recall %", "precision %", "F1 %"]
+            figures = Table(titles, cells, [False, True, True, True, True])
+            found.append((str(row["method"]), confusion_table(confusion), figures))
+    return found
 
 
-def _rate(entry: Mapping[str, float]) -> str:
-    """``61.2 [50.1, 70.3]``"""
-    value, low, high = (f"{100 * entry[key]:.1f}" for key in ("value", "low", "high"))
-    return f"{value} [{low}, {high}]"
+def confusion_table(confusion: Confusion) -> Table:
+    """Counts of true classes (rows) by predictions (columns), shaded by their share of the row."""
+    rows = []
+    for label, counts in zip(confusion.labels, confusion.counts, strict=True):
+        total = sum(counts)
+        cells = [Cell(label)]
+        for guess, count in zip(confusion.labels, counts, strict=True):
+            share = max(0.0, count / total) if total > 0 else 0.0
+            tip = f"{label} taken for {guess}: {round(count, 1):g} of {round(total, 1):g}"
+            cells.append(Cell(f"{100 * share:.0f} %" if total else "", f"{round(count, 1):g}", share=share, tip=tip))
+        rows.append(cells)
+    numeric = [False, *[True] * len(confusion.labels)]
+    return Table(["true class", *confusion.labels], rows, numeric, corner="predicted, % of the true class")
 
 
-def _data_table(data: Any) -> str:
-    if not isinstance(data, Mapping) or not data:
-        return ""
+def _rate(rate: Rate, share: float | None = None) -> Cell:
+    """A rate in percent, its interval below."""
+    if rate.value is None:
+        return Cell("")
+    interval = "" if rate.low is None or rate.high is None else f"[{100 * rate.low:.1f}, {100 * rate.high:.1f}]"
+    note = "" if rate.resampled == "speaker" else f" by {rate.resampled}"
+    return Cell(f"{100 * rate.value:.1f}", interval + note, share=share)
+
+
+def _data_table(data: Row) -> Table | None:
+    if not data:
+        return None
     splits = {name: entry for name, entry in data.items() if isinstance(entry, Mapping)} or {"all": data}
     keys = list(dict.fromkeys(key for entry in splits.values() for key in entry))
-    titles = {key: "SHA-256" if key == "sha256" else key for key in keys}
-    rows = [[escape(name), *(escape(_datum(key, entry.get(key))) for key in keys)] for name, entry in splits.items()]
+    titles = ["SHA-256" if key == "sha256" else key for key in keys]
+    rows = [[Cell(name), *(Cell(_datum(key, entry.get(key))) for key in keys)] for name, entry in splits.items()]
     numeric = [all(isinstance(entry.get(key, 0), int | float | list) for entry in splits.values()) for key in keys]
-    return _table(["split", *titles.values()], rows, [False, *numeric])
+    return Table(["split", *titles], rows, [False, *numeric])
 
 
 def _datum(key: str, value: Any) -> str:
@@ -162,20 +178,23 @@ def _datum(key: str, value: Any) -> str:
     return str(value)[:12] if key in ("sha256", "hash") else str(value)
 
 
-def _curves(log: Sequence[Mapping[str, Any]], own: str) -> str:
-    """Losses and held-out rates over steps, the mean of a method's seeds; a log line may say its ``method``."""
+def _method_of(name: Any, rows: Sequence[Row]) -> str:
+    """The method of the table that a training run was of: ``lora-l-fold2-seed1`` belongs to ``lora+l``."""
+    if name is None:
+        return str(rows[0]["method"])
+    stem = re.sub(r"(-fold\d+)?(-seed\d+)?$", "", str(name))
+    return next((str(row["method"]) for row in rows if str(row["method"]).replace("+", "-") == stem), stem)
 
-    def method_of(line: Mapping[str, Any]) -> str:
-        return re.sub(r"-seed\d+$", "", str(line.get("method", own)))
 
-    methods = list(dict.fromkeys(map(method_of, log)))
+def _curves(log: Sequence[Row], colors: Colors) -> list[Markup]:
+    """Losses and held-out rates over steps, the mean of a method's folds and seeds; held-out ones are dashed."""
     found: dict[tuple[str, str], dict[float, list[float]]] = {}
     for index, line in enumerate(log):
         step = figure(line.get("step"))
         for key, value in line.items():
             if figure(value) is not None:
-                steps = found.setdefault((method_of(line), key), {})
-                steps.setdefault(float(index if step is None else step), []).append(float(value))
+                steps = found.setdefault((line["method"], key), {})
+                steps.setdefault(float(index if step is None else step), []).append(float(figure(value) or 0.0))
     curves = {
         name: [(step, sum(values) / len(values)) for step, values in sorted(steps.items())]
         for name, steps in found.items()
@@ -183,174 +202,79 @@ def _curves(log: Sequence[Mapping[str, Any]], own: str) -> str:
 
     def lines(wanted: Iterable[tuple[str, str]]) -> list[Line]:
         return [
-            Line(f"{method}: {key.replace('_', ' ')}", curves[method, key], methods.index(method), key != "loss")
+            Line(f"{method}: {_curve_name(key)}", curves[method, key], colors[method], key != "loss")
             for method, key in wanted
         ]
 
     # `train_loss` is a trainer's mean over the whole run: a single point that belongs on no curve.
     losses = lines(key for key in curves if key[1] == "loss" or (key[1].endswith("_loss") and key[1] != "train_loss"))
     rates = lines(key for key in curves if key[1].removeprefix("eval_") in RATES)
-    charts = (line_chart(losses, "step", "loss"), line_chart(rates, "step", "held-out rate, %", percent=True))
-    return _side_by_side("", *charts)
+    charts = (line_chart(losses, "step", "loss"), line_chart(rates, "step", "dev rate, %", percent=True))
+    return [chart for chart in charts if chart]
 
 
-def _layer_weights(weights: Any) -> str:
-    figures = []
-    for index, (adapter, values) in enumerate(weights.items()):
-        named = values if isinstance(values, Mapping) else {str(i): value for i, value in enumerate(values, 1)}
-        known = {str(name): value for name, value in named.items() if figure(value) is not None}
-        figures.append(f"<h3>{escape(adapter)}</h3>{bar_chart(known, 'layer', 'weight', index)}")
-    return _side_by_side(*figures)
+def _curve_name(key: str) -> str:
+    if key == "loss":
+        return "training loss"
+    return key.replace("eval_", "dev ", 1).replace("_", " ")
 
 
-def _domains(matrix: Mapping[str, Any]) -> str:
-    """Every method on every domain: a heat map, and a table with intervals."""
-    cells = matrix.get("cells")
-    if not cells:
-        return ""
-    domains = list(next(iter(cells.values())))
-    values = [[row[domain]["value"] for domain in domains] for row in cells.values()]
-    metric = str(matrix.get("metric", "")).upper()
-    chart = heat_map(list(cells), domains, values, "tested on", f"{metric}, %", percent=True, color=3)
-    body = [
-        [escape(method), *(Interval.from_dict(row[domain]).percent() for domain in domains)]
-        for method, row in cells.items()
-    ]
-    return chart + _table([f"{metric}, %", *domains], body, [False, *[True] * len(domains)])
+def _layer_weights(
+    weights: Mapping[str, list[float | None] | dict[str, float | None]], colors: Colors
+) -> list[tuple[str, Markup]]:
+    found = []
+    for adapter, values in weights.items():
+        named = values if isinstance(values, dict) else {str(i): value for i, value in enumerate(values, 1)}
+        known = {name: value for name, value in named.items() if value is not None}
+        found.append((adapter, bar_chart(known, "layer", "weight", colors[adapter])))
+    return found
 
 
-def _attention(attention: Mapping[str, Any]) -> str:
+def _domains(matrix: Domains) -> Table | None:
+    """Every method on every domain, the largest figure darkest."""
+    names = list(dict.fromkeys(name for row in matrix.cells.values() for name in row))
+    values = [rate.value for row in matrix.cells.values() for rate in row.values() if rate.value is not None]
+    if not values:
+        return None
+    rows = []
+    for method, row in matrix.cells.items():
+        rates = [row.get(name, Rate(None)) for name in names]
+        rows.append([Cell(method), *(_rate(rate, _share(rate.value, values)) for rate in rates)])
+    return Table([f"{matrix.metric.upper()} %", *names], rows, [False, *[True] * len(names)], corner="tested on")
+
+
+def _attention(attention: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> list[tuple[str, Table]]:
     """Where a fusion looks on each domain's test set."""
-    figures = []
+    found = []
     for domain, places in attention.items():
-        members = list(next(iter(places.values())))
-        values = [[weights[member] for member in members] for weights in places.values()]
-        figures.append(f"<h3>{escape(domain)}</h3>{heat_map(list(places), members, values, 'adapter', 'weight')}")
-    return _side_by_side(*figures)
+        members = list(dict.fromkeys(member for weights in places.values() for member in weights))
+        rows = []
+        for place, weights in places.items():
+            shown = [weights.get(member) for member in members]
+            cells = [Cell("" if weight is None else f"{weight:.2f}", share=_share(weight, (0, 1))) for weight in shown]
+            rows.append([Cell(place), *cells])
+        found.append((domain, Table(["place", *members], rows, [False, *[True] * len(members)], corner="adapter")))
+    return found
 
 
-def _detection(systems: Mapping[str, Any]) -> str:
-    """One DET chart of all systems, and a histogram of scores for each."""
-    histograms = [f"<h3>{escape(name)}</h3>{score_histogram(data)}" for name, data in systems.items()]
-    return _side_by_side(det_chart(systems), *histograms)
+def _share(value: float | None, values: Sequence[float]) -> float | None:
+    """Where ``value`` lies between the least and the largest of ``values``, 0 to 1."""
+    low, high = min(values), max(values)
+    return None if value is None or high <= low else min(max((value - low) / (high - low), 0.0), 1.0)
 
 
-def _worst(utterances: Any, folder: Path, most_audio_bytes: int) -> str:
-    cards = []
+def _mistakes(utterances: Sequence[Mistake], folder: Path, bytes_left: int) -> list[tuple[Mistake, Sound]]:
+    found = []
     for utterance in utterances:
-        player, size = audio_player(utterance, folder, most_audio_bytes)
-        most_audio_bytes -= size
-        errors, words = utterance.get("errors"), utterance.get("words")
-        score = "" if errors is None else f"{errors} errors" + (f" in {words} words" if words is not None else "")
-        speaker = f"speaker {utterance['speaker']}" if utterance.get("speaker") else ""
-        who = " · ".join(filter(None, (speaker, score)))
-        texts = utterance.get("alignment") or f"REF: {utterance.get('reference')}\nHYP: {utterance.get('hypothesis')}"
-        cards.append(
-            f"<article><header><b>{escape(str(utterance.get('id', '')))}</b> <span>{escape(who)}</span></header>"
-            f"{player}<pre>{escape(str(texts).rstrip())}</pre></article>"
-        )
-    return "".join(cards)
+        sound = Sound()
+        if utterance.audio_filepath:
+            path = folder / utterance.audio_filepath  # an absolute path stays itself
+            sound = sound_of(path, utterance.offset or 0.0, utterance.duration, bytes_left)
+        bytes_left -= sound.size
+        found.append((utterance, sound))
+    return found
 
 
-def audio_player(utterance: Mapping[str, Any], folder: Path, bytes_left: int) -> tuple[str, int]:
-    """An audio player that carries its sound, and its size in bytes; or a line that says why there is none."""
-    import soundfile
-
-    if not utterance.get("audio_filepath"):
-        return "", 0
-    seconds = min(utterance.get("duration") or _MOST_SECONDS, _MOST_SECONDS)
-    try:
-        path = folder / str(utterance["audio_filepath"])  # an absolute path stays itself
-        waveform = read_audio(path, offset=utterance.get("offset") or 0.0, duration=utterance.get("duration"))
-    except InputError as error:
-        return f'<p class="note">no audio: {escape(str(error))}</p>', 0
-    buffer = io.BytesIO()
-    samples = waveform[: int(seconds * SAMPLE_RATE)].clamp(-1.0, 1.0).numpy()
-    soundfile.write(buffer, samples, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
-    encoded = base64.b64encode(buffer.getvalue()).decode("ascii")
-    if len(encoded) > bytes_left:
-        return '<p class="note">no audio: the page is at its size limit</p>', 0
-    return f'<audio controls preload="metadata" src="data:audio/flac;base64,{encoded}"></audio>', len(encoded)
-
-
-def _environment(results: Mapping[str, Any]) -> str:
-    keys = ("device", "git_commit", "versions")
-    return json.dumps({key: results[key] for key in keys if key in results}, indent=2)
-
-
-def _section(title: str, body: str) -> str:
-    return f"<section><h2>{title}</h2>{body}</section>" if body else ""
-
-
-def _details(title: str, text: str) -> str:
-    return f"<details><summary>{title}</summary><pre>{escape(text)}</pre></details>" if text.strip("{} \n") else ""
-
-
-def _side_by_side(*figures: str) -> str:
-    shown = [f"<figure>{figure}</figure>" for figure in figures if figure]
-    return f'<div class="figures">{"".join(shown)}</div>' if shown else ""
-
-
-def _table(titles: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[bool]) -> str:
-    """``rows`` hold HTML; ``titles`` are escaped here."""
-    align = [' class="number"' if is_numeric else "" for is_numeric in numeric]
-    head = "".join(f"<th{a}>{escape(title)}</th>" for title, a in zip(titles, align, strict=True))
-    body = "".join(
-        "<tr>" + "".join(f"<td{a}>{cell}</td>" for cell, a in zip(row, align, strict=True)) + "</tr>" for row in rows
-    )
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def _read(path: Path, kind: type[Any], needed: bool = False) -> Any:
-    """What a JSON file holds, or an empty ``kind`` where it is missing and not needed."""
-    content = read_json(path) if needed or path.exists() else kind()
-    if not isinstance(content, kind):
-        raise InputError(f"{path}: expected a JSON {'list' if kind is list else 'object'}; repeat what writes it")
-    return content
-
-
-_STYLE = """
-:root { color-scheme: light dark; --line: color-mix(in srgb, currentColor 18%, transparent);
-  --soft: color-mix(in srgb, currentColor 6%, transparent); }
-body { font: 15px/1.5 system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; max-width: 76rem; margin: 0 auto;
-  padding: 1.5rem 1.25rem 4rem; }
-h1 { font-size: 1.6rem; margin: 0 0 .75rem; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
-h3 { font-size: .95rem; margin: 0 0 .3rem; font-weight: 600; }
-.facts { display: flex; flex-wrap: wrap; gap: .5rem 2rem; margin: 0; }
-.facts dt, .note, th, article header span { opacity: .68; font-size: .82rem; }
-.facts dd { margin: 0; font-weight: 600; }
-.scroll, pre { overflow-x: auto; }
-table { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums; white-space: nowrap; }
-th, td { padding: .35rem .5rem; text-align: left; border-bottom: 1px solid var(--line); }
-th:first-child, td:first-child { padding-left: 0; }
-th { font-weight: 600; } .number { text-align: right; }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 1.5rem; }
-.pair { display: flex; flex-wrap: wrap; gap: 1.5rem; align-items: center; margin-bottom: 1.5rem; }
-.pair .chart { flex: 1 1 24rem; } .pair .scroll { max-width: 100%; }
-figure { margin: 0; min-width: 0; } .chart { width: 100%; max-width: 40rem; height: auto; }
-.square { max-width: 28rem; }
-.chart text { font-size: 12px; fill: currentColor; opacity: .75; } .grid { stroke: var(--line); }
-.legend { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; margin: .2rem 0 0 2rem; font-size: .85rem; }
-article { border: 1px solid var(--line); border-radius: 8px; padding: .7rem .9rem; margin: .7rem 0; }
-article header { display: flex; flex-wrap: wrap; gap: .2rem 1rem; align-items: baseline; }
-audio { width: 100%; max-width: 30rem; height: 2.2rem; margin-top: .5rem; display: block; }
-pre { font: 13px/1.45 ui-monospace, Menlo, Consolas, "DejaVu Sans Mono", monospace; background: var(--soft);
-  padding: .6rem .8rem; border-radius: 6px; margin: .6rem 0 0; }
-details { margin-top: 1.5rem; } summary { cursor: pointer; font-weight: 600; }
-"""
-
-# The policy lets the page fetch nothing, so that it stays complete in itself.
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; media-src data:">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
-{body}
-</body>
-</html>
-"""
+def _environment(results: Row) -> str:
+    known = {key: results[key] for key in ("device", "git_commit", "versions") if results.get(key)}
+    return json.dumps(known, indent=2, ensure_ascii=False) if known else ""

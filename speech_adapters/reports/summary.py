@@ -9,6 +9,7 @@ from typing import Any
 
 RATES = {"wer", "cer", "eer", "ua", "uar", "wa", "war", "accuracy", "f1", "macro_f1"}  # fractions, shown as percent
 _HIGHER_IS_BETTER = {"ua", "uar", "wa", "war", "accuracy", "f1", "macro_f1"}
+_LOWER_IS_BETTER = ("wer", "cer", "eer", "min_dcf", "act_dcf", "min_cllr", "cllr")  # or names that begin so
 _WRITTEN = {"min dcf": "minDCF", "act dcf": "actDCF", "min cllr": "minCllr", "cllr": "Cllr", "macro f1": "macro F1"}
 _COUNTS = {"substitutions": "sub", "deletions": "del", "insertions": "ins"}
 
@@ -25,44 +26,45 @@ def summary_table(rows: Sequence[Mapping[str, Any]]) -> str:
     Columns that no row fills are left out. Metrics are ``{value, low, high}`` or plain numbers; ``substitutions``,
     ``deletions`` and ``insertions`` stand among them as counts.
     """
-    columns = columns_of(rows)
-    lines = [[column.title for column in columns], ["-" * column.width for column in columns]]
-    lines += [[column.cells[i] for column in columns] for i in range(len(rows))]
+    columns: list[tuple[str, Sequence[str], bool]] = []  # title, cells, whether they are numbers
+    for column in columns_of(rows):
+        columns.append((column.title, column.cells, column.numeric))
+        if any(column.intervals):
+            columns.append(("95 % interval", column.intervals, True))
+    lines = [[title, *cells] for title, cells, _ in columns]
+    widths = [max(map(len, line)) for line in lines]
+    for line, width in zip(lines, widths, strict=True):
+        line.insert(1, "-" * width)
     return "\n".join(
         "  ".join(
-            cell.rjust(column.width) if column.numeric else cell.ljust(column.width)
-            for cell, column in zip(line, columns, strict=True)
+            cell.rjust(width) if numeric else cell.ljust(width)
+            for cell, width, (_, _, numeric) in zip(line, widths, columns, strict=True)
         ).rstrip()
-        for line in lines
+        for line in zip(*lines, strict=True)
     )
 
 
 @dataclass(frozen=True)
 class Column:
     title: str
-    cells: list[str]
+    cells: Sequence[str]
     numeric: bool = True
-    best: frozenset[int] = frozenset()
-    """The rows that hold the best figure."""
-
-    @property
-    def width(self) -> int:
-        return max(map(len, [self.title, *self.cells]))
+    intervals: Sequence[str] = ()
+    """Of a metric: ``[low, high]`` beside each cell, empty where it is not known."""
+    best: int | None = None
+    """The row that is better than all others, its interval apart from each of theirs."""
 
 
 def columns_of(rows: Sequence[Mapping[str, Any]]) -> list[Column]:
+    """The columns of the table, those that no row fills left out."""
     names = dict.fromkeys(name for row in rows for name, entry in _metrics(row).items() if figure(entry) is not None)
     columns = [Column("method", [str(row.get("method", "")) for row in rows], numeric=False)]
     for name in names:
         if name in _COUNTS or name in ("words", "characters", "utterances", "trials", "targets"):
             continue
         entries = [_metrics(row).get(name) for row in rows]
-        values = [figure(entry) for entry in entries]
-        known = [value for value in values if value is not None]
-        best = (max if name.lower() in _HIGHER_IS_BETTER else min)(known)
-        winners = frozenset(i for i, value in enumerate(values) if value == best and len(known) > 1)
-        columns.append(Column(_title(name), [_show(name, value) for value in values], best=winners))
-        columns.append(Column("95 % interval", [_interval(name, entry) for entry in entries]))
+        cells, intervals = [_show(name, figure(entry)) for entry in entries], [_interval(name, e) for e in entries]
+        columns.append(Column(_title(name), cells, intervals=intervals, best=_best(name, entries)))
     parameters = [row.get("parameters") or {} for row in rows]
     columns += [
         *(Column(short, [_count(_metrics(row).get(name)) for row in rows]) for name, short in _COUNTS.items()),
@@ -75,11 +77,33 @@ def columns_of(rows: Sequence[Mapping[str, Any]]) -> list[Column]:
     return [column for column in columns if any(column.cells)]
 
 
+def _best(name: str, entries: Sequence[Any]) -> int | None:
+    """The row whose whole interval is better than every other row's; none where two overlap or one is not known."""
+    if name.lower() in _HIGHER_IS_BETTER:
+        sign = -1
+    elif name.lower().startswith(_LOWER_IS_BETTER):
+        sign = 1
+    else:
+        return None
+    ends: dict[int, tuple[float, float]] = {}
+    for row, entry in enumerate(entries):
+        if figure(entry) is not None:
+            known = [figure(entry.get(end)) for end in ("low", "high")] if isinstance(entry, Mapping) else []
+            signed = sorted(sign * end for end in known if end is not None)
+            if len(signed) < 2:
+                return None
+            ends[row] = (signed[0], signed[1])
+    first = min(ends, key=lambda row: ends[row])
+    others = [low for row, (low, _) in ends.items() if row != first]
+    return first if others and ends[first][1] < min(others) else None
+
+
 def _metrics(row: Mapping[str, Any]) -> Mapping[str, Any]:
     return row.get("metrics") or {}
 
 
 def figure(entry: Any) -> float | None:
+    """The value of a metric, plain or with its interval; none where it is no finite number."""
     value = entry.get("value") if isinstance(entry, Mapping) else entry
     return value if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) else None
 

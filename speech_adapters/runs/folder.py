@@ -2,13 +2,15 @@
 
     runs/asr_librispeech/2025-01-31_12-00-00/
         config.yaml        the resolved configuration; ``--config`` with it repeats the run
-        metrics.jsonl      one line a logged step
+        metrics.jsonl      one line per logged step
         results.json       figures with intervals, parameters, seconds, versions
+        checkpoints/       what a training goes on from when it was stopped
         adapters/<name>/   heads/<name>/   trn/<name>/   predictions/<name>.jsonl   scores/<name>.txt
         tensorboard/   report.html
-    runs/asr_librispeech/latest -> the newest
+    runs/asr_librispeech/latest -> the newest run that began to train
 
-In a multi-process run the main process creates the folder and is the only one that writes to it.
+The same configuration with the same folder goes on where it stopped; another configuration is refused. One process (of
+a multi-process run the main one) writes to a folder at a time.
 """
 
 from __future__ import annotations
@@ -17,26 +19,40 @@ import contextlib
 import itertools
 import json
 import os
-import platform
 import re
-import subprocess
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from speech_adapters.config import load_config, save_config, to_dict
 from speech_adapters.errors import ConfigError, InputError
-from speech_adapters.files import read_json, read_log, to_json, write_json
+from speech_adapters.files import read_json, read_log, to_json, write_json, write_text
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+_HELD: dict[Path, IO[str]] = {}
+"""The locks of this process, by folder."""
+
+NEVER_COMPARED = ("output", "resume")
+"""Settings that say where a run lies, not what it is."""
 
 
 class RunFolder:
-    """An existing run folder; :meth:`create` makes a new one."""
+    """An existing run folder, to read or to go on with; :meth:`open` and :meth:`create` make new ones.
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+    Attributes:
+        path: the folder.
+        resumed: whether it existed before; trainings then go on from their checkpoints. In a new folder a second
+            training of the same name is refused.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, resumed: bool = True) -> None:
+        self.path, self.resumed = Path(path), resumed
+        self._latest: Path | None = None
         if not self.path.is_dir():
             raise InputError(
                 f"{self.path}: no such run folder; give one that a recipe wrote, such as runs/<recipe>/latest"
@@ -46,63 +62,112 @@ class RunFolder:
     def create(
         cls, recipe: str, root: str | os.PathLike[str] = "runs", path: str | os.PathLike[str] | None = None
     ) -> RunFolder:
-        """Make ``<root>/<recipe>/<time>`` and point ``latest`` at it; or make exactly ``path``, which must be new.
+        """Make ``<root>/<recipe>/<time>``, or exactly ``path``, which must be new, and lock it.
 
         Under ``torchrun`` the main process makes it and all get the same one. Raises :class:`InputError` where the
         folder cannot be made.
         """
-        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-            return cls._create(recipe, root, path)
-        import torch
-        from accelerate import PartialState
-        from accelerate.utils import broadcast_object_list
-
-        processes = PartialState(cpu=not torch.cuda.is_available())
-        made = [str(cls._create(recipe, root, path).path) if processes.is_main_process else None]
-        return cls(broadcast_object_list(made)[0])
+        return _once_for_all_processes(lambda: cls._create(recipe, root, path))
 
     @classmethod
-    def resume_or_create(
-        cls, recipe: str, config: Any, path: str | os.PathLike[str] | None = None, ignore: Sequence[str] = ("output",)
+    def open(
+        cls,
+        recipe: str,
+        config: Any,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        resume: str | None = None,
+        root: str | os.PathLike[str] = "runs",
+        ignore: Sequence[str] = (),
     ) -> RunFolder:
-        """The run folder ``path`` where a run of the same ``config`` was begun; else a new one that holds ``config``.
+        """The folder of a run with this ``config``: the one that was begun, else a new one that holds it.
 
-        Raises :class:`ConfigError` that names the first setting that differs from those the run was begun with.
+        Args:
+            path: where it lies or shall lie; ``<root>/<recipe>/<time>`` by default.
+            resume: "latest" for ``<root>/<recipe>/latest``, or a path: a run that must have been begun.
+            ignore: settings that may differ from those it was begun with.
+
+        Raises:
+            ConfigError: it was begun with other settings; the message names all that differ.
+            InputError: a folder that is no run's, that another process writes to, or that cannot be made.
         """
-        if path is None or not (Path(path) / "config.yaml").is_file():
-            run = cls.create(recipe, path=path)
-            run.save_config(config)
+        if resume is not None:
+            if path is not None:
+                raise ConfigError("give --output or --resume, not both: each names the run folder.")
+            path = Path(root) / _file_name(recipe) / "latest" if resume == "latest" else Path(resume)
+            if not (path / "config.yaml").is_file():
+                raise InputError(f"{path}: no run to resume; see what lies in {Path(root) / recipe}, or leave --resume.")
+            path = path.resolve()
+
+        def opened() -> RunFolder:
+            if path is None or not (Path(path) / "config.yaml").is_file():
+                run = cls._create(recipe, root, path)
+                run.save_config(config)
+                return run
+            run = cls(path)
+            run._take_lock()
+            run._check_same(config, (*NEVER_COMPARED, *ignore))
             return run
-        run = cls(path)
-        before, now = to_dict(load_config(type(config), run.config_file)), to_dict(config)
-        for key in now:
-            if key not in ignore and now[key] != before[key]:
-                raise ConfigError(
-                    f"{key}: {path} was begun with {before[key]}, not {now[key]}; go on with that value, or name "
-                    "a new folder as --output."
-                )
-        return run
+
+        return _once_for_all_processes(opened)
 
     @classmethod
     def _create(cls, recipe: str, root: str | os.PathLike[str], path: str | os.PathLike[str] | None) -> RunFolder:
         try:
             if path is not None:
-                Path(path).mkdir(parents=True)
-                return cls(path)
-            parent = Path(root) / _file_name(recipe)
-            parent.mkdir(parents=True, exist_ok=True)
-            stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-            for attempt in itertools.count(1):  # two runs may start within the same second
-                folder = parent / (stamp if attempt == 1 else f"{stamp}_{attempt}")
-                with contextlib.suppress(FileExistsError):
-                    folder.mkdir()
-                    break
-        except FileExistsError as error:
-            raise InputError(f"{error.filename}: exists already; name a new folder, or remove it") from error
+                folder = Path(path)
+                left = [file.name for file in folder.iterdir()] if folder.is_dir() else []
+                if set(left) - {".lock"} - {name for name in left if name.startswith(".config.yaml.")}:
+                    raise InputError(f"{folder}: exists already and holds no run; name a new folder, or remove it")
+                folder.mkdir(parents=True, exist_ok=True)  # a run killed before it wrote its configuration left it so
+            else:
+                parent = Path(root) / _file_name(recipe)
+                parent.mkdir(parents=True, exist_ok=True)
+                stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+                for attempt in itertools.count(1):  # two runs may start within the same second
+                    folder = parent / (stamp if attempt == 1 else f"{stamp}_{attempt}")
+                    with contextlib.suppress(FileExistsError):
+                        folder.mkdir()
+                        break
         except OSError as error:
             raise InputError(f"{error.filename}: the run folder cannot be made ({error.strerror})") from error
-        _point(parent / "latest", folder.name)
-        return cls(folder)
+        run = cls(folder, resumed=False)
+        run._take_lock()
+        if path is None:
+            run._latest = folder.parent / "latest"
+        return run
+
+    def begin(self) -> None:
+        """Called when the first update is about to be made: only now does ``latest`` point here."""
+        if self._latest is not None:
+            _point(self._latest, self.path.name)
+            self._latest = None
+
+    def _take_lock(self) -> None:
+        """Hold the folder until this process ends: two writers would mix their runs."""
+        place = self.path.resolve()
+        if fcntl is None or place in _HELD:  # Windows has no flock; there nothing keeps two processes apart
+            return
+        try:
+            lock = (self.path / ".lock").open("w")
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"{self.path}: another process writes to this run; wait for it, or name another folder"
+            ) from None
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot be written to ({error.strerror}); name another folder") from error
+        _HELD[place] = lock
+
+    def _check_same(self, config: Any, ignore: Sequence[str]) -> None:
+        before, now = _flat(to_dict(load_config(type(config), self.config_file))), _flat(to_dict(config))
+        differing = [key for key in now | before if key.split(".")[0] not in ignore and now.get(key) != before.get(key)]
+        if differing:
+            shown = "; ".join(f"{key} was {before.get(key)!r}, now {now.get(key)!r}" for key in differing[:10])
+            raise ConfigError(
+                f"{self.path} was begun with other settings: {shown}. Go on with the former ones, or name a new folder "
+                "as --output."
+            )
 
     def __fspath__(self) -> str:
         return str(self.path)
@@ -140,6 +205,10 @@ class RunFolder:
     def report_file(self) -> Path:
         return self.path / "report.html"
 
+    def checkpoint(self, name: str) -> Path:
+        """What the training called ``name`` goes on from."""
+        return self.path / "checkpoints" / f"{_file_name(name)}.pt"
+
     @property
     def tensorboard(self) -> Path:
         return self.path / "tensorboard"
@@ -170,6 +239,12 @@ class RunFolder:
         with self.metrics_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(to_json(metrics), ensure_ascii=False) + "\n")
 
+    def forget_metrics(self, lost: Callable[[dict[str, Any]], bool]) -> None:
+        """Take out the lines that are about to come again, since they were logged after the last checkpoint."""
+        if self.metrics_file.exists():
+            kept = [line for line in self.read_metrics() if not lost(line)]
+            write_text(self.metrics_file, (json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
+
     def read_metrics(self) -> list[dict[str, Any]]:
         """The logged lines in order; none where nothing was logged."""
         return read_log(self.metrics_file)
@@ -183,50 +258,6 @@ class RunFolder:
         return read_json(self.results_file)
 
 
-def environment(device: Any = None) -> dict[str, Any]:
-    """``versions``, ``git_commit`` (``...-dirty`` with local changes; None if unknown) and ``device``, for results."""
-    import torch
-
-    packages = ("speech-adapters", "torch", "torchaudio", "transformers", "peft", "numpy")
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    cpu = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
-    return {
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in packages}},
-        "git_commit": _git_commit(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
-    }
-
-
-def peak_memory_bytes(device: Any = "cpu") -> int:
-    """Peak memory in bytes: allocated by torch on a GPU, resident on a CPU; since :func:`reset_peak_memory`."""
-    import torch
-
-    if torch.device(device).type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    try:  # Linux: getrusage would count the memory of the process that started this one as well
-        status = Path("/proc/self/status").read_text()
-        return 1024 * int(re.search(r"VmHWM:\s*(\d+) kB", status)[1])  # type: ignore[index]
-    except (OSError, TypeError):
-        pass
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak  # macOS counts bytes, others KiB
-
-
-def reset_peak_memory(device: Any = "cpu") -> None:
-    """Begin a new measurement, so that each method of a run gets its own peak (on a CPU: on Linux only)."""
-    import torch
-
-    if torch.device(device).type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    else:
-        with contextlib.suppress(OSError):  # "5" resets the high-water mark of resident memory; see proc(5)
-            Path("/proc/self/clear_refs").write_text("5")
-
-
 def _point(link: Path, target: str) -> None:
     """Make or move a symbolic link in one step, so that it never dangles."""
     temporary = link.with_name(f".latest.{os.getpid()}.tmp")
@@ -238,30 +269,41 @@ def _point(link: Path, target: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def _once_for_all_processes(make: Callable[[], RunFolder]) -> RunFolder:
+    """Under ``torchrun`` the main process makes the folder and tells the others where it lies, or why there is none."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return make()
+    import torch
+    from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list
+
+    processes = PartialState(cpu=not torch.cuda.is_available())
+    made: list[Any] = [None]
+    if processes.is_main_process:
+        try:
+            made = [make()]
+        except InputError as error:
+            made = [error]
+    own, told = made[0], [(os.fspath(made[0]) if isinstance(made[0], RunFolder) else str(made[0]), getattr(made[0], "resumed", None))]
+    broadcast_object_list(told)
+    if own is None:
+        text, resumed = told[0]
+        own = InputError(text) if resumed is None else RunFolder(text, resumed=resumed)
+    if isinstance(own, InputError):
+        raise own
+    return own
+
+
+def _flat(values: Any, key: str = "") -> dict[str, Any]:
+    """Nested settings by dotted key."""
+    if not isinstance(values, dict) or not values:
+        return {key: values}
+    return {k: v for name, value in values.items() for k, v in _flat(value, f"{key}.{name}" if key else name).items()}
+
+
 def _file_name(name: str) -> str:
     if not re.fullmatch(r"[\w][\w.+-]*", name):
         raise ConfigError(f"name '{name}': use letters, digits and _ . + - only, since it names a file or folder")
     return name
 
 
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:  # run from a checkout that was not installed
-        return None
-
-
-def _git_commit() -> str | None:
-    """The commit this code is of; None where it does not lie in a repository that tracks it."""
-    here = Path(__file__)
-    try:
-        for command in (
-            ("ls-files", "--error-unmatch", here.name),
-            ("describe", "--always", "--dirty", "--exclude=*", "--abbrev=40"),
-        ):
-            done = subprocess.run(
-                ["git", *command], cwd=here.parent, capture_output=True, text=True, check=True, timeout=20
-            )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()

@@ -1,7 +1,7 @@
 """Fold an adapter into the base's weights: in place and out again, or as a stock ``transformers`` checkpoint.
 
 What can be folded is what a change of weights can stand for: the LoRA family, (IA)^3, BitFit, LayerNorm tuning and
-fine-tuned layers (:meth:`~speech_adapters.adapters.AdapterModule.merged_weights`).
+fine-tuned layers (:meth:`~speech_adapters.adapters.AdapterModule.folded_weights`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def folded_weights(encoder: Encoder, adapter: AdapterModule) -> dict[str, Tensor
             f"{encoder.name}: weights in {encoder.quantization} cannot take an adapter in; load the encoder without "
             "quantize, load the adapter and fold it there."
         )
-    return {name: tensor.detach() for name, tensor in adapter.merged_weights(encoder).items()}
+    return {name: tensor.detach() for name, tensor in adapter.folded_weights(encoder).items()}
 
 
 @torch.no_grad()

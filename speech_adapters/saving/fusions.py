@@ -15,9 +15,16 @@ from torch import Tensor, nn
 
 from speech_adapters import schema
 from speech_adapters.adapters.base import AdapterModule
-from speech_adapters.composition.blocks import Fuse, Learned, Route, composition, learned_in, names_of
+from speech_adapters.composition.blocks import (
+    Fuse,
+    Route,
+    TrainableComposition,
+    composition_from_dict,
+    names_of,
+    trainable_in,
+)
 from speech_adapters.composition.fusion import FusionConfig
-from speech_adapters.composition.fusion_base import LearnedConfig, LearnedModule
+from speech_adapters.composition.fusion_base import CompositionConfig, CompositionModule
 from speech_adapters.composition.routing import RouterConfig
 from speech_adapters.encoders.loading import Encoder, fingerprint
 from speech_adapters.errors import CheckpointError, ConfigError
@@ -29,14 +36,14 @@ from speech_adapters.saving.parts import check_fit, load_part, save_part
 class SavedFusion:
     """A fusion as it lies in its folder: its composition, settings and tensors."""
 
-    value: Learned
-    config: LearnedConfig
+    composition: TrainableComposition
+    config: CompositionConfig
     tensors: dict[str, Tensor]
     card: dict[str, Any]
     base: Base
     folder: Path
 
-    def load_into(self, module: LearnedModule) -> None:
+    def load_into(self, module: CompositionModule) -> None:
         """Fill the module that ``config.build`` made. Raises CheckpointError where the tensors do not fit it."""
         check_fit(self.tensors, module.state_dict(), str(self.folder))
         module.load_state_dict(self.tensors)
@@ -53,7 +60,7 @@ class _Description:
 
 def save_fusion(
     folder: str | Path,
-    module: LearnedModule,
+    module: CompositionModule,
     encoder: Encoder,
     adapters: Mapping[str, AdapterModule],
     fusions: Mapping[str, nn.Module],
@@ -71,10 +78,10 @@ def save_fusion(
         InputError: a folder that cannot be written.
     """
     description = {
-        "composition": module.value.to_dict(),
+        "composition": module.composition.to_dict(),
         "config": schema.to_dict(module.config),
         "base": vars(Base.of(encoder)),
-        "parts": _checksums(module.value, adapters, fusions),
+        "parts": _checksums(module.composition, adapters, fusions),
         "card": dict(card),
     }
     return save_part(folder, "fusion", description, module.state_dict())
@@ -92,10 +99,10 @@ def read_fusion(
     described = read_description(_Description, values, folder, "fusion")
     described.base.check(Base.of(encoder), f"{folder}: this fusion")
     try:
-        value = composition(described.composition)
-        if not isinstance(value, Fuse | Route) or not isinstance(value.name, str):
-            raise ConfigError(f"{value!r} has no weights of its own")
-        settings = FusionConfig if isinstance(value, Fuse) else RouterConfig
+        composition = composition_from_dict(described.composition)
+        if not isinstance(composition, Fuse | Route) or not isinstance(composition.name, str):
+            raise ConfigError(f"{composition!r} has no weights of its own")
+        settings = FusionConfig if isinstance(composition, Fuse) else RouterConfig
         config = schema.from_dict(settings, described.config, settings.__name__)
     except (ValueError, TypeError, AttributeError, RecursionError) as error:  # not what Composition.to_dict writes
         raise CheckpointError(
@@ -104,19 +111,21 @@ def read_fusion(
     _check_sizes(config, tensors, folder)
     for part in described.parts:
         if part not in adapters and part not in fusions:
-            raise CheckpointError(f"{folder}: {value!r} needs {part!r}, which is not loaded; load it first.")
+            raise CheckpointError(f"{folder}: {composition!r} needs {part!r}, which is not loaded; load it first.")
     try:
-        now = _checksums(value, adapters, fusions)
+        now = _checksums(composition, adapters, fusions)
     except KeyError as error:
-        raise CheckpointError(f"{folder}: {value!r} needs {error}, which is not loaded; load it first.") from None
+        raise CheckpointError(
+            f"{folder}: {composition!r} needs {error}, which is not loaded; load it first."
+        ) from None
     for part, checksum in now.items():
         if checksum != described.parts.get(part):
             raise CheckpointError(
-                f"{folder}: {part!r} is not the one that {value!r} was trained with, or has changed since; load the "
-                "one saved beside it, or train the fusion anew."
+                f"{folder}: {part!r} is not the one that {composition!r} was trained with, or has changed since; load "
+                "the one saved beside it, or train the fusion anew."
             )
     return SavedFusion(
-        value=value,
+        composition=composition,
         config=config,
         tensors=tensors,
         card=described.card,
@@ -125,7 +134,7 @@ def read_fusion(
     )
 
 
-def _check_sizes(config: LearnedConfig, tensors: Mapping[str, Tensor], folder: str | Path) -> None:
+def _check_sizes(config: CompositionConfig, tensors: Mapping[str, Tensor], folder: str | Path) -> None:
     """No size of the settings is above all sizes of the weights: nothing huge is made before the weights are tried."""
     largest = max((size for tensor in tensors.values() for size in tensor.shape), default=0)
     for key, size in vars(config).items():
@@ -134,8 +143,8 @@ def _check_sizes(config: LearnedConfig, tensors: Mapping[str, Tensor], folder: s
 
 
 def _checksums(
-    value: Learned, adapters: Mapping[str, AdapterModule], fusions: Mapping[str, nn.Module]
+    composition: TrainableComposition, adapters: Mapping[str, AdapterModule], fusions: Mapping[str, nn.Module]
 ) -> dict[str, str]:
-    inner = [fusion.name for fusion in learned_in(value) if fusion is not value]
-    own = {name: fingerprint(adapters[name].tensors()) for name in names_of(value)}
+    inner = [fusion.name for fusion in trainable_in(composition) if fusion is not composition]
+    own = {name: fingerprint(adapters[name].tensors()) for name in names_of(composition)}
     return own | {name: fingerprint(fusions[name].state_dict()) for name in inner}

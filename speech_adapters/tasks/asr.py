@@ -19,7 +19,7 @@ from speech_adapters.heads.decoding import BeamSearch, greedy_decode
 from speech_adapters.metrics.bootstrap import bootstrap
 from speech_adapters.metrics.wer import WERResult, word_error_rate
 from speech_adapters.model import SpeechAdapterModel
-from speech_adapters.runs.folder import peak_memory_bytes, reset_peak_memory
+from speech_adapters.runs.environment import peak_memory_bytes, reset_peak_memory
 from speech_adapters.text import Vocabulary
 from speech_adapters.training.cache import CachedDataset
 

@@ -15,7 +15,7 @@ from speech_adapters.data.manifest import Manifest
 from speech_adapters.errors import CheckpointError, ConfigError
 from speech_adapters.metrics.classification import ClassificationResult, ClassifiedUtterance, score_classification
 from speech_adapters.model import SpeechAdapterModel
-from speech_adapters.runs.folder import peak_memory_bytes, reset_peak_memory
+from speech_adapters.runs.environment import peak_memory_bytes, reset_peak_memory
 from speech_adapters.training.cache import CachedDataset
 
 

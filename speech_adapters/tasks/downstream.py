@@ -29,7 +29,7 @@ from speech_adapters.tasks.asr import evaluate_asr
 from speech_adapters.tasks.classification import evaluate_classification
 from speech_adapters.training.cache import CachedDataset
 from speech_adapters.training.settings import TrainingConfig
-from speech_adapters.training.trainer import train
+from speech_adapters.training.supervised import train
 
 Result = WERResult | ClassificationResult
 ADAPTER, BELOW = "task", "tapt"
@@ -114,7 +114,7 @@ class Downstream:
         data = SpeechDataset(labelled, head.target, settings.augmentation, seed)
         if settings.cache is not None and pool is not None:
             data, settings = self.cached(model, pool).part(data), replace(settings, cache=None)
-        train(model, data, settings, run, method=name)
+        train(model, data, settings, run, name=name)
         return model
 
     def cached(self, model: SpeechAdapterModel, manifest: Manifest) -> CachedDataset:

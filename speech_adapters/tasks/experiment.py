@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # the rest is imported where it is used, so that a recipe's -
     from speech_adapters.heads import HeadConfig
     from speech_adapters.model import SpeechAdapterModel
     from speech_adapters.runs.folder import RunFolder
-    from speech_adapters.training.trainer import TrainingResult
+    from speech_adapters.training.loop import TrainingResult
 
 R = TypeVar("R")
 
@@ -146,7 +146,7 @@ class Task(ABC, Generic[R]):
     ) -> TrainingResult:
         """Train what is trainable; tasks with further stages add them."""
         from speech_adapters.data.batches import SpeechDataset
-        from speech_adapters.training.trainer import train
+        from speech_adapters.training.supervised import train
 
         target = model.head.config.target
         data = SpeechDataset(
@@ -158,7 +158,7 @@ class Task(ABC, Generic[R]):
             keep_in_memory=corpus.train.hours < KEPT_HOURS,
         )
         dev = None if corpus.dev is None else SpeechDataset(corpus.dev, target)
-        return train(model, data, settings, run, dev, method=name)
+        return train(model, data, settings, run, dev, name)
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,8 @@ def run_experiment(recipe: str, task: Task) -> dict[str, Any]:
     from speech_adapters.encoders import load_encoder
     from speech_adapters.files import write_json
     from speech_adapters.reports.report import method_rows, summary_table, write_report
-    from speech_adapters.runs.folder import RunFolder, environment
+    from speech_adapters.runs.environment import environment
+    from speech_adapters.runs.folder import RunFolder
 
     config = task.config
     processes = PartialState(cpu=not torch.cuda.is_available())

@@ -31,7 +31,7 @@ from speech_adapters.metrics.plda import PLDA
 from speech_adapters.metrics.trial_bootstrap import bootstrap_trials
 from speech_adapters.metrics.trial_scores import cosine_scores, normalize_scores
 from speech_adapters.model import SpeechAdapterModel
-from speech_adapters.runs.folder import peak_memory_bytes, reset_peak_memory
+from speech_adapters.runs.environment import peak_memory_bytes, reset_peak_memory
 
 P_TARGETS = (0.01, 0.05)
 """Priors of a target at which detection costs are reported, with both costs 1 (VoxSRC; NIST SRE)."""

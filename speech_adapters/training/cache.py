@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,17 +20,22 @@ import torch
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
+from speech_adapters.data.audio import SAMPLE_RATE
 from speech_adapters.data.batches import SpeechDataset, evaluation_loader
+from speech_adapters.data.store import Store
 from speech_adapters.errors import ConfigError
 from speech_adapters.model import SpeechAdapterModel
+
+VERSION = 2
+"""Of what is stored, part of the key: a change of the frozen forward raises it."""
 
 
 class CachedDataset(Dataset):
     """A dataset of ``{"cached": (T, D), "start": layer, "target": ..., "index": ..., ...}``, D the width at the start.
 
     ``start`` is the layer whose input is cached, or None when it is the CNN's output, for adapters that act before the
-    layers (P-adapters). Values are kept in half precision in a memory-mapped file of ``folder``, which methods, seeds
-    and runs share; it is named after the encoder's fingerprint, the start and the manifest.
+    layers (P-adapters). Values are kept in half precision in a :class:`Store` in ``folder``, which methods, seeds and
+    runs share; its name follows from the encoder's weights and normalisation, the start, and the audio itself.
 
     Args:
         dataset: without augmentation and crops.
@@ -52,56 +58,49 @@ class CachedDataset(Dataset):
         self.start = None if model.first_layer < 0 else model.first_layer
         encoder = model.encoder
         self.width = encoder.config.conv_dim[-1] if self.start is None else encoder.hidden_size
-        key = f"{encoder.fingerprint} {self.start} {dataset.manifest.sha256}"
+        shaping = (
+            VERSION,
+            encoder.fingerprint,
+            encoder.normalize,
+            encoder.quantization,
+            encoder.model.dtype,
+            self.start,
+        )
+        key = f"{shaping} {dataset.manifest.content_key()}"
         base = Path(folder) / f"activations-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
-        values, frames = base.with_suffix(".float16"), base.with_suffix(".npy")
-        if not frames.is_file():
-            self._compute(values, frames, model, 0.0 if encoder.group_norm else batch_seconds)
-        self.ends = np.cumsum(np.load(frames))
-        self._values = np.memmap(values, np.float16, "r", shape=(int(self.ends[-1]), self.width))
+        if not Store.exists(base):
+            frames = sum(int(encoder.frame_lengths(round(u.duration * SAMPLE_RATE))) for u in dataset.manifest)
+            found = self._compute(model, 0.0 if encoder.group_norm else batch_seconds)
+            Store.write(base, np.float16, self.width, found, len(dataset), 2 * frames * self.width)
+        self._store = Store(base, np.float16, self.width)
 
     @torch.no_grad()
-    def _compute(self, values: Path, frames: Path, model: SpeechAdapterModel, batch_seconds: float) -> None:
-        values.parent.mkdir(parents=True, exist_ok=True)
-        temporary = values.with_name(f".{values.name}.{os.getpid()}")
-        encoder, device = model.encoder, next(model.encoder.model.parameters()).device
-        counts = np.array([encoder.frame_lengths(len(self.dataset.waveform(i))) for i in range(len(self))])
-        self.ends = np.cumsum(counts)
+    def _compute(self, model: SpeechAdapterModel, batch_seconds: float) -> Iterator[tuple[int, np.ndarray]]:
+        encoder = model.encoder
         loader = evaluation_loader(self.dataset, batch_seconds)
-        try:
-            written = np.memmap(temporary, np.float16, "w+", shape=(int(self.ends[-1]), self.width))
-            for batch in tqdm(loader, desc="frozen layers, once", unit="batch", leave=False):
-                output = encoder(
-                    batch["waveforms"].to(device), batch["lengths"].to(device), stop_layer=self.start or 0
-                )
-                found = output.cnn_output if self.start is None else output.hidden_states[-1]
-                if not found.abs().max() < torch.finfo(torch.float16).max:
-                    raise ConfigError("training.cache: activations beyond half precision's range; set it to null.")
-                for index, states in zip(batch["indices"].tolist(), found.float().cpu().numpy(), strict=True):
-                    begin, end = self._span(index)
-                    written[begin:end] = states[: end - begin]
-            written.flush()
-            del written
-            os.replace(temporary, values)
-            with temporary.open("wb") as file:
-                np.save(file, counts)
-            os.replace(temporary, frames)  # last: where it is, both are whole
-        finally:
-            temporary.unlink(missing_ok=True)
+        for batch in tqdm(loader, desc="frozen layers, once", unit="batch", leave=False):
+            lengths = batch["lengths"]
+            output = encoder(
+                batch["waveforms"].to(encoder.device), lengths.to(encoder.device), stop_layer=self.start or 0
+            )
+            found = output.cnn_output if self.start is None else output.hidden_states[-1]
+            if not found.abs().max() < torch.finfo(torch.float16).max:
+                raise ConfigError("training.cache: activations beyond half precision's range; set it to null.")
+            frames = encoder.frame_lengths(lengths).tolist()
+            values = found.float().cpu().numpy()
+            yield from zip(
+                batch["indices"].tolist(), (v[:n] for v, n in zip(values, frames, strict=True)), strict=True
+            )
 
     def part(self, dataset: SpeechDataset) -> CachedPart:
         """The utterances of another dataset, all of which this one holds, with that one's targets."""
         return CachedPart(self, dataset)
 
-    def _span(self, index: int) -> tuple[int, int]:
-        return int(self.ends[index - 1]) if index else 0, int(self.ends[index])
-
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> dict:
-        begin, end = self._span(index)
-        cached = torch.from_numpy(self._values[begin:end].astype(np.float32))
+        cached = torch.from_numpy(self._store[index].astype(np.float32))
         return {"cached": cached, "start": self.start, **self.dataset.labels(index)}
 
 

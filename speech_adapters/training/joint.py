@@ -8,20 +8,21 @@ was, the optimizer's moments and weight decay included.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from speech_adapters.composition.blocks import Composition
-from speech_adapters.data.batches import EpochLoader, LengthBatches, SpeechDataset, collate
+from speech_adapters.data.batches import SpeechDataset
 from speech_adapters.errors import ConfigError
 from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.runs.folder import RunFolder
+from speech_adapters.training.loop import Learner, Loss, Position, TrainingResult, fit
 from speech_adapters.training.settings import TrainingConfig
-from speech_adapters.training.trainer import rate_factor
+from speech_adapters.training.supervised import Supervised
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,98 +30,137 @@ class JointTask:
     """One task of a joint run.
 
     Attributes:
-        name: in the metrics log. value: the adapter or composition that it trains. head: its head.
+        name: in the log. adapter: the adapter or composition that it trains. head: its head.
     """
 
     name: str
-    value: str | Composition
+    adapter: str | Composition
     head: str
     dataset: SpeechDataset
+    dev: SpeechDataset | None = None
 
 
 def train_jointly(
     model: SpeechAdapterModel,
     tasks: Sequence[JointTask],
     config: TrainingConfig,
-    run: RunFolder | None = None,
-) -> dict[str, list[float]]:
-    """Train all tasks together, ``config.updates`` batches each, in turn; returns the losses of each task.
+    run: RunFolder,
+    name: str = "joint",
+) -> TrainingResult:
+    """Train all tasks together, ``config.updates`` updates each, in turn.
 
-    One AdamW over everything, each group at its own learning rate. Batches, warm-up, schedule, clipping, seed and
-    logging follow ``config``; evaluation, checkpoints and several processes are the single-task trainer's.
+    One AdamW over everything, each group at its own learning rate. ``config.evaluate_every`` watches the mean of the
+    tasks' dev losses.
 
     Raises:
-        ConfigError: no tasks, two of one name, a composition and a head that do not fit, or settings of the
-            single-task trainer.
-        RuntimeError: a trainable tensor without gradient after two updates of its task.
+        ConfigError: no tasks, two of one name, a composition and a head that do not fit, or a task without a dev set
+            where there are evaluations.
+        RuntimeError, TrainingError, Interrupted: see :func:`~speech_adapters.training.loop.fit`.
     """
     names = [task.name for task in tasks]
     if not tasks or len(set(names)) < len(names):
         raise ConfigError(f"train_jointly: tasks {names}: give at least one, each with a name of its own.")
-    for setting in ("evaluate_every", "save_every", "patience", "time_mask_probability", "accumulation"):
-        default = TrainingConfig.__dataclass_fields__[setting].default
-        if getattr(config, setting) != default:
-            raise ConfigError(f"train_jointly: training.{setting} is the single-task trainer's; set it to {default}.")
-    torch.manual_seed(config.seed)
-    groups, members = _groups(model, tasks, config)
-    optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
-    factor = partial(rate_factor, config.schedule, round(config.warmup * config.updates), config.updates)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-    batches = [_endless(task.dataset, config) for task in tasks]
-    losses: dict[str, list[float]] = {name: [] for name in names}
-    device = model.encoder.device
+    if config.evaluate_every and (lacking := [task.name for task in tasks if task.dev is None]):
+        raise ConfigError(f"train_jointly: training.evaluate_every needs a dev set, which {lacking[0]!r} has not.")
+    if config.cache is not None:
+        raise ConfigError("train_jointly: training.cache holds what one task's adapters read; set it to null.")
+    model.to(PartialState(cpu=not torch.cuda.is_available()).device)
     model.gradient_checkpointing = config.gradient_checkpointing
-    for update in tqdm(range(config.updates), desc=" + ".join(names), unit="round", leave=False):
-        for task, stream in zip(tasks, batches, strict=True):
-            model.train_adapter(task.value, head=task.head)
-            optimizer.zero_grad(set_to_none=True)  # AdamW passes over what has no gradient: the other tasks' own
-            batch = {
-                k: v.to(device) if isinstance(v, Tensor) else v for k, v in next(stream).items() if k != "indices"
+    return fit(_Joint(model, tasks, config), config, run, name)
+
+
+class _Joint(Learner):
+    """Each task's :class:`Supervised` in turn: update n belongs to task n modulo their number."""
+
+    def __init__(self, model: SpeechAdapterModel, tasks: Sequence[JointTask], config: TrainingConfig) -> None:
+        self.model, self.tasks, self.config = model, tasks, config
+        self.device, self.turns = model.encoder.device, len(tasks)
+        self.parts = []
+        for task in tasks:
+            self._activate(task)
+            own = {group: rate for group, rate in config.learning_rates.items() if group in model.parameter_groups()}
+            self.parts.append(Supervised(model, task.dataset, replace(config, learning_rates=own), task.dev))
+
+    def _activate(self, task: JointTask) -> None:
+        self.model.train_adapter(task.adapter, head=task.head)
+
+    def groups(self) -> dict[str, tuple[list[nn.Parameter], float]]:
+        """Over all tasks, every tensor once: what is shared stands under the first task that has it."""
+        seen: set[int] = set()
+        groups = {}
+        for task, part in zip(self.tasks, self.parts, strict=True):
+            self._activate(task)
+            for group, (parameters, rate) in part.groups().items():
+                if new := [parameter for parameter in parameters if id(parameter) not in seen]:
+                    seen.update(map(id, new))
+                    groups[f"{task.name}.{group}"] = (new, rate)
+        return groups
+
+    def batches(self, at: Position) -> Iterator[dict[str, Any]]:
+        """One batch per task and round, without end: each task goes through its own epochs."""
+        per_update = self.config.accumulation
+        updates, used = at.place // per_update, []
+        for turn, part in enumerate(self.parts):  # task t has made the updates t, t + turns, ... before this one
+            own = len(range(turn, updates, self.turns)) * per_update
+            used.append(_endless(part, at, own))
+        while True:
+            for _ in range(per_update):
+                yield next(used[updates % self.turns])
+            updates += 1
+
+    def loss(self, batch: dict[str, Any], update: int) -> Loss:
+        return self.parts[update % self.turns].loss(batch, update)
+
+    def turn(self, update: int) -> str:
+        return self.tasks[update % self.turns].name
+
+    def evaluate(self) -> dict[str, float]:
+        found = {}
+        for task, part in zip(self.tasks, self.parts, strict=True):
+            self._activate(task)
+            self.model.eval()
+            found[task.name] = part.evaluate()["loss"]
+        return {"loss": sum(found.values()) / len(found), **found}
+
+    def tensors(self) -> dict[str, Tensor]:
+        tensors = {}
+        for task, part in zip(self.tasks, self.parts, strict=True):
+            self._activate(task)
+            tensors |= {
+                f"{task.name}/{name}" if name.startswith("head/") else name: tensor
+                for name, tensor in part.tensors().items()
             }
-            with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-                loss = model(**batch).loss
-            loss.backward()
-            if update == 1:
-                model.check_alive()
-            nn.utils.clip_grad_norm_(members[task.name], config.max_grad_norm)
-            optimizer.step()
-            losses[task.name].append(float(loss.detach()))
-            if run is not None and (update + 1) % config.log_every == 0:
-                run.log_metrics({"method": task.name, "step": update + 1, "loss": losses[task.name][-1]})
-        schedule.step()
-    model.eval()
-    return losses
+        return tensors
+
+    def train(self, mode: bool = True) -> None:
+        self.model.train(mode)
+
+    def check_alive(self) -> None:
+        self.model.check_alive()
+
+    def before_update(self, update: int) -> None:
+        self._activate(self.tasks[update % self.turns])
+        self.parts[update % self.turns].before_update(update // self.turns)
+
+    def after_update(self, update: int) -> None:
+        self.parts[update % self.turns].after_update(update // self.turns)
+
+    def state(self) -> dict[str, Any]:
+        states = {}
+        for task, part in zip(self.tasks, self.parts, strict=True):
+            self._activate(task)
+            states[task.name] = part.state()
+        return states
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        for task, part in zip(self.tasks, self.parts, strict=True):
+            self._activate(task)
+            part.load_state(state[task.name])
 
 
-def _groups(model: SpeechAdapterModel, tasks: Sequence[JointTask], config: TrainingConfig):
-    """The optimizer's groups over all tasks, every tensor once, and each task's own list of parameters."""
-    seen: set[int] = set()
-    groups, members = [], {}
-    for task in tasks:
-        model.train_adapter(task.value, head=task.head)
-        own = model.parameter_groups()
-        rates = model.learning_rates({k: v for k, v in config.learning_rates.items() if k in own})
-        members[task.name] = [parameter for group in own.values() for parameter in group]
-        for name, parameters in own.items():
-            new = [parameter for parameter in parameters if id(parameter) not in seen]
-            seen.update(map(id, new))
-            if new:
-                groups.append({"params": new, "lr": rates[name], "name": f"{task.name}.{name}"})
-    if not groups:
-        raise ConfigError("train_jointly: nothing is trainable.")
-    return groups, members
-
-
-def _endless(dataset: SpeechDataset, config: TrainingConfig) -> Iterator[dict[str, Tensor]]:
-    durations = [utterance.duration for utterance in dataset.manifest]
-    loader = EpochLoader(
-        dataset,
-        batch_sampler=LengthBatches(durations, config.batch_seconds, seed=config.seed),
-        collate_fn=collate,
-        num_workers=config.workers,
-    )
-    epoch = 0
+def _endless(part: Supervised, at: Position, place: int) -> Iterator[dict[str, Any]]:
+    """One task's batches from its ``place`` on, epoch after epoch."""
+    epoch, place = divmod(place, len(part.order(at)))
     while True:
-        loader.set_epoch(epoch)
-        yield from loader
-        epoch += 1
+        yield from part.batches(replace(at, epoch=epoch, place=place))
+        epoch, place = epoch + 1, 0

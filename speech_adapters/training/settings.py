@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, fields
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from speech_adapters.data.augmentation import Augmentation
 from speech_adapters.errors import ConfigError
 
+TRACKERS = {
+    "tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow", "comet_ml": "comet_ml", "aim": "aim",
+    "clearml": "clearml", "dvclive": "dvclive", "swanlab": "swanlab", "trackio": "trackio",
+}  # fmt: skip
+"""Accelerate's names of trackers -> the package that each needs."""
+
 
 @dataclass(kw_only=True)
-class TrainingConfig:
-    """Settings of one training run; the same for an adapter and its baselines, so that updates match."""
+class LoopConfig:
+    """Settings of one run of the loop, whatever it trains."""
 
     updates: int = 1000
     """Optimizer steps. Methods are compared at equal updates."""
-
-    batch_seconds: float = 60.0
-    """Audio per batch and process, in seconds, padding included; utterances of like length share a batch."""
-
-    crop_seconds: float | None = None
-    """Train on a random piece of at most this length; None on whole utterances. Otake et al. (2023) cut at 12.5 for
-    emotion and speakers, margin losses are usually trained on 3; not for recognition, whose text would not fit."""
 
     accumulation: int = 1
     """Batches per update; two processes with 1 give the same update as one process with 2."""
@@ -31,7 +32,10 @@ class TrainingConfig:
     """By parameter group ("head", "e", "l", "lora", ...), over the adapter's own published rates."""
 
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """Decay to zero after the warm-up; the published recipes decay by hand-made steps, which cosine comes close to."""
+    """Decay after the warm-up; the published recipes decay by hand-made steps, which cosine comes close to."""
+
+    final_rate: float = 0.0
+    """Where the decay ends, as a share of the peak rates."""
 
     warmup: float = 0.1
     """Share of the updates in which the rates rise from zero; 10 % as in the SURE benchmark."""
@@ -39,8 +43,78 @@ class TrainingConfig:
     weight_decay: float = 0.0
     """Otake et al. (2023) use Adam without decay."""
 
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of Adam's two moments; Kingma and Ba (2015)."""
+
     max_grad_norm: float = 1.0
     """Gradients are clipped to this norm."""
+
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """bf16 and fp16 are autocast: weights, loss and optimizer stay in fp32. auto: bf16 where the hardware computes in
+    it (GPUs since Ampere, CPUs with AMX or AVX512-BF16), else fp32."""
+
+    evaluate_every: int = 0
+    """Updates between evaluations on held-out data; 0 makes none. Where there are any, the state with the lowest
+    held-out loss is what the training leaves behind."""
+
+    patience: int = 0
+    """Stop after so many evaluations in a row without a lower held-out loss; 0 never stops early."""
+
+    log_every: int = 10
+    """Updates between lines of metrics.jsonl."""
+
+    save_minutes: float | None = 5.0
+    """Minutes between checkpoints that a stopped run goes on from; 0 saves after every update, null only when asked
+    to stop (Ctrl-C, SIGTERM). A run that went on ends with the same weights as one that was not stopped."""
+
+    workers: int = 0
+    """Processes that read and augment audio; 0 does it in the training process."""
+
+    seed: int = 0
+    """Of the order of the data, augmentation, masks and dropout: all follow from it and the update's number."""
+
+    trackers: tuple[str, ...] = ("tensorboard",)
+    """Where else metrics go, by accelerate's names: "tensorboard", "wandb", "mlflow", ...; "none" for nowhere."""
+
+    def __post_init__(self) -> None:
+        for name in ("updates", "accumulation", "log_every"):
+            self._require(getattr(self, name) >= 1, name, "must be at least 1")
+        for name in ("evaluate_every", "patience", "workers", "seed", "weight_decay"):
+            self._require(getattr(self, name) >= 0, name, "must not be negative")
+        for name, rate in self.learning_rates.items():
+            self._require(0 <= rate < math.inf, f"learning_rates.{name}", "must be a number, 0 or above", rate)
+        self._require(0 < self.max_grad_norm, "max_grad_norm", "must be above 0; .inf does not clip")
+        self._require(0 <= self.warmup < 1, "warmup", "must lie in [0, 1)")
+        self._require(0 <= self.final_rate <= 1, "final_rate", "must lie in [0, 1]")
+        self._require(all(0 <= beta < 1 for beta in self.betas), "betas", "must lie in [0, 1)")
+        self._require(self.save_minutes is None or self.save_minutes >= 0, "save_minutes", "must not be negative")
+        self._require(
+            not self.patience or self.evaluate_every > 0, "patience", "watches evaluations: set evaluate_every"
+        )
+        for tracker in self.trackers:
+            if tracker != "none" and find_spec(TRACKERS.get(tracker, "") or "-") is None:
+                known = ", ".join((*TRACKERS, "none"))
+                remedy = f"install {TRACKERS[tracker]}" if tracker in TRACKERS else f"choose from {known}"
+                raise ConfigError(f"training.trackers: {tracker!r} cannot be used; {remedy}.")
+        if self.precision == "auto":
+            self.precision = "bf16" if fast_bfloat16() else "fp32"
+
+    def _require(self, fine: bool, name: str, what: str, value: Any = None) -> None:
+        if not fine:  # a NaN is never fine
+            shown = getattr(self, name) if value is None else value
+            raise ConfigError(f"training.{name}={shown}: {what}.")
+
+
+@dataclass(kw_only=True)
+class TrainingConfig(LoopConfig):
+    """Settings of one training on labelled speech, the same for an adapter and its baselines."""
+
+    batch_seconds: float = 60.0
+    """Audio per batch and process, in seconds, padding included; utterances of like length share a batch."""
+
+    crop_seconds: float | None = None
+    """Train on a random piece of at most this length; None on whole utterances. Otake et al. (2023) cut at 12.5 for
+    emotion and speakers, margin losses are usually trained on 3; not for recognition, whose text would not fit."""
 
     time_mask_probability: float = 0.0
     """Share of frames hidden by SpecAugment (spans of 10) at the encoder's input; 0.05 for wav2vec 2.0 fine-tuning."""
@@ -48,60 +122,36 @@ class TrainingConfig:
     augmentation: Augmentation | None = None
     """Speed, noise and telephone augmentation of the waveforms; None for none."""
 
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """bf16 is autocast: weights, loss and optimizer stay in fp32. auto: bf16 where the hardware computes in it (GPUs
-    since Ampere, CPUs with AMX or AVX512-BF16), else fp32."""
-
     gradient_checkpointing: bool = False
     """Recompute layers in the backward pass: less memory, about a third more time."""
-
-    evaluate_every: int = 0
-    """Updates between evaluations on the dev set; 0 evaluates at the end only."""
-
-    patience: int = 0
-    """Stop after so many evaluations without a better dev loss, and keep the best; 0 never stops early."""
-
-    log_every: int = 10
-    """Updates between lines of metrics.jsonl."""
-
-    save_every: int = 0
-    """Updates between checkpoints to resume from; 0 saves none."""
 
     cache: Path | None = None
     """Folder for activations below the lowest adapter, computed once for all epochs, methods, seeds and runs: a head
     alone trains many times faster, adapters in upper layers up to twice. Goes with no augmentation, no crops; null
     caches nothing."""
 
-    workers: int = 0
-    """Processes that read and augment audio; 0 does it in the training process."""
-
-    seed: int = 0
-
-    trackers: tuple[str, ...] = ("tensorboard",)
-    """Where else metrics go, by their transformers names: "tensorboard", "wandb", "mlflow", ..."""
-
     def __post_init__(self) -> None:
-        for name in ("updates", "accumulation", "log_every"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"training.{name}={getattr(self, name)}: must be at least 1.")
-        if self.batch_seconds <= 0:
-            raise ConfigError(f"training.batch_seconds={self.batch_seconds}: must be above 0.")
-        if self.crop_seconds is not None and self.crop_seconds < 0.1:
-            raise ConfigError(
-                f"training.crop_seconds={self.crop_seconds}: must be at least 0.1, or null for no crops."
-            )
-        if not 0 <= self.warmup < 1 or not 0 <= self.time_mask_probability < 1:
-            raise ConfigError("training.warmup and training.time_mask_probability must lie in [0, 1).")
-        if self.precision == "auto":
-            self.precision = "bf16" if fast_bfloat16() else "fp32"
-        if self.cache is not None and (
-            self.augmentation is not None or self.time_mask_probability or self.crop_seconds
-        ):
+        super().__post_init__()
+        self._require(0 < self.batch_seconds < math.inf, "batch_seconds", "must be a number above 0")
+        self._require(
+            self.crop_seconds is None or 0.1 <= self.crop_seconds < math.inf,
+            "crop_seconds",
+            "must be at least 0.1, or null for no crops",
+        )
+        self._require(0 <= self.time_mask_probability < 1, "time_mask_probability", "must lie in [0, 1)")
+        if self.cache is not None and (self.augmentation or self.time_mask_probability or self.crop_seconds):
             raise ConfigError(
                 "training.cache: augmentation, time masks and crops change what is cached; turn one off."
             )
-        if self.patience and not self.evaluate_every:
-            raise ConfigError("training.patience needs training.evaluate_every: early stopping watches evaluations.")
+
+
+FREE_TO_CHANGE = ("log_every", "save_minutes", "workers", "trackers", "cache")
+"""Settings that a stopped training may go on with changed: they change no update."""
+
+
+def settings_of_updates(config: LoopConfig) -> dict[str, str]:
+    """All that shapes the updates, as text: what a checkpoint belongs to."""
+    return {f.name: repr(getattr(config, f.name)) for f in fields(config) if f.name not in FREE_TO_CHANGE}
 
 
 def fast_bfloat16() -> bool:

@@ -8,8 +8,7 @@ from small_models import METHODS, batch, small_model
 from test_composition import drawer, features
 
 from speech_adapters.adapters import Bottleneck, LoRA
-from speech_adapters.composition.weight_averaging import METHODS as MERGES
-from speech_adapters.composition.weight_averaging import fixed_start, merge
+from speech_adapters.composition.weight_averaging import AVERAGING_METHODS, average, fixed_start
 from speech_adapters.errors import ConfigError
 from speech_adapters.heads.ctc import CTCHead
 from speech_adapters.text import Vocabulary
@@ -23,15 +22,15 @@ def tensors(model, name):
 def test_every_kind_averages_and_copies(kind):
     model = drawer(kind, kind)
     a, b = tensors(model, "a"), tensors(model, "b")
-    model.merge_adapters("copy", {"a": 1.0})
+    model.average_adapters("copy", {"a": 1.0})
     assert model.active == "copy"
     assert all(torch.equal(tensor, a[key]) for key, tensor in tensors(model, "copy").items())
-    model.merge_adapters("mean", {"a": 0.25, "b": 0.75})
+    model.average_adapters("mean", {"a": 0.25, "b": 0.75})
     for key, tensor in tensors(model, "mean").items():
         torch.testing.assert_close(tensor, 0.25 * a[key] + 0.75 * b[key])
 
 
-@pytest.mark.parametrize("method", [m for m in MERGES if m != "svd"])
+@pytest.mark.parametrize("method", [m for m in AVERAGING_METHODS if m != "svd"])
 @pytest.mark.parametrize("kind", ["el", "lora", "full"])
 def test_methods_act_on_the_change_from_the_start(kind, method):
     model = drawer(kind, kind)
@@ -39,12 +38,12 @@ def test_methods_act_on_the_change_from_the_start(kind, method):
     if kind == "full":
         assert set(start) == set(tensors(model, "a"))
     options = {} if method == "linear" else {"density": 0.5}
-    model.merge_adapters("c", {"a": 0.6, "b": -0.3}, method, **options)
-    merged = tensors(model, "c")
-    key = next(key for key in merged if key.endswith(("norm.weight", "lora_B.weight")))
+    model.average_adapters("c", {"a": 0.6, "b": -0.3}, method, **options)
+    averaged = tensors(model, "c")
+    key = next(key for key in averaged if key.endswith(("norm.weight", "lora_B.weight")))
     base = start.get(key, torch.zeros(()))
     changes = [tensors(model, name)[key] - base for name in "ab"]
-    change = merged[key] - base
+    change = averaged[key] - base
     if method == "linear":
         torch.testing.assert_close(change, 0.6 * changes[0] - 0.3 * changes[1], atol=1e-6, rtol=1e-4)
     elif method == "magnitude_prune":
@@ -64,11 +63,11 @@ def test_dare_follows_its_seed_and_leaves_the_global_one_alone():
     torch.manual_seed(7)
     for name, seed in (("one", 0), ("same", 0), ("other", 1)):
         members = {key: model.adapters[key] for key in "ab"}
-        merged = merge(members, {"a": 0.5, "b": 0.5}, "dare_ties", density=0.3, seed=seed).tensors
+        averaged = average(members, {"a": 0.5, "b": 0.5}, "dare_ties", density=0.3, seed=seed).tensors
         if name == "one":
-            first = merged
+            first = averaged
         else:
-            equal = all(torch.equal(first[key], merged[key]) for key in first)
+            equal = all(torch.equal(first[key], averaged[key]) for key in first)
             assert equal == (name == "same")
     assert torch.equal(torch.rand(3), expected)
 
@@ -83,10 +82,10 @@ def test_svd_is_the_best_low_rank_sum_of_updates():
         return [scale * own[k.replace("lora_A", "lora_B")] @ own[k] for k in own if "lora_A" in k]
 
     expected = [0.7 * a + 0.3 * b for a, b in zip(updates("a"), updates("b"), strict=True)]
-    model.merge_adapters("whole", weights, "svd", rank=4)
+    model.average_adapters("whole", weights, "svd", rank=4)
     for one, other in zip(updates("whole"), expected, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
-    model.merge_adapters("cut", weights, "svd")
+    model.average_adapters("cut", weights, "svd")
     assert model.adapters["cut"].config.rank == 2
     for one, other in zip(updates("cut"), expected, strict=True):
         tail = torch.linalg.svdvals(other)[2:]
@@ -95,33 +94,33 @@ def test_svd_is_the_best_low_rank_sum_of_updates():
 
 def test_task_arithmetic_from_a_common_start_adds_what_was_learnt():
     model = drawer("houlsby")
-    model.merge_adapters("b", {"a": 1.0})
-    model.merge_adapters("c", {"a": 1.0})
+    model.average_adapters("b", {"a": 1.0})
+    model.average_adapters("c", {"a": 1.0})
     with torch.no_grad():
         for number, name in enumerate("bc", 1):
             for parameter in model.adapters[name].parameters():
                 parameter += 0.01 * number
-    model.merge_adapters("sum", {"b": 1.0, "c": -1.0}, base="a")
+    model.average_adapters("sum", {"b": 1.0, "c": -1.0}, base="a")
     for key, tensor in tensors(model, "sum").items():
         torch.testing.assert_close(tensor, tensors(model, "a")[key] - 0.01, atol=1e-6, rtol=0)
     assert not torch.allclose(features(model, "sum"), features(model, "a"))
 
 
-def test_heads_merge_too():
+def test_heads_average_too():
     model = small_model()
     for name in ("one", "two"):
         model.add_head(name, CTCHead())
-    model.merge_heads("mean", {"one": 0.5, "two": 0.5})
+    model.average_heads("mean", {"one": 0.5, "two": 0.5})
     assert model.active_head == "mean" and not model.head.training
     mean = (model.heads["one"].linear.weight + model.heads["two"].linear.weight) / 2
     torch.testing.assert_close(model.head.linear.weight, mean)
     assert model(*batch()).logits.shape[-1] == 32
     model.add_head("small", CTCHead(Vocabulary.from_texts(["ab"])))
     with pytest.raises(ConfigError, match=r"'one' and 'small' have different configurations \(vocabulary\)"):
-        model.merge_heads("x", {"one": 0.5, "small": 0.5})
+        model.average_heads("x", {"one": 0.5, "small": 0.5})
 
 
-def test_what_cannot_be_merged_is_refused():
+def test_what_cannot_be_averaged_is_refused():
     model = drawer("houlsby", Bottleneck(size=3), "lora", LoRA(rank=8, learning_rate=1e-5), "dora")
     for weights, options, message in (
         (
@@ -142,6 +141,6 @@ def test_what_cannot_be_merged_is_refused():
         ({"x": 1.0}, {}, "no adapter 'x'"),
     ):
         with pytest.raises(ConfigError, match=message):
-            model.merge_adapters("new", weights, **options)
+            model.average_adapters("new", weights, **options)
     assert "new" not in model.adapters
-    model.merge_adapters("new", {"c": 0.5, "d": 0.5})  # learning rates do not matter
+    model.average_adapters("new", {"c": 0.5, "d": 0.5})  # learning rates do not matter

@@ -1,26 +1,24 @@
-"""What a fusion or a router looked at: its weights on the members, by place, over a data set."""
+"""What a fusion or a router looked at: its weights on the members, by site, over a data set."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from speech_adapters.model import SpeechAdapterModel
+from speech_adapters.model import SpeechAdapterModel
 
 
 @torch.no_grad()
 def mean_attention(model: SpeechAdapterModel, batches: Iterable[dict[str, Tensor]]) -> dict[str, dict[str, float]]:
-    """Place -> member -> weight of the active Fuse and Route compositions, the mean over utterances.
+    """Site -> member -> weight of the active Fuse and Route compositions, the mean over utterances.
 
     Args:
         batches: with ``waveforms`` and ``lengths``, such as those of ``evaluation_loader``. An utterance's weight is
             the mean over its real frames; pseudo frames are left out.
 
-    Places are "name.feed_forward_3", "name.read", or "name.gate" of a router. The expert that adds nothing is "none".
+    Sites are "name.feed_forward_3", "name.read", or "name.gate" of a router. The expert that adds nothing is "none".
     """
     model.eval()
     device = model.encoder.device
@@ -30,17 +28,17 @@ def mean_attention(model: SpeechAdapterModel, batches: Iterable[dict[str, Tensor
         output = model(batch["waveforms"].to(device), batch["lengths"].to(device))
         frames = output.last_hidden_state.shape[1]
         real = torch.arange(frames, device=device) < output.frame_lengths[:, None]
-        for place, attention in output.attention.items():
+        for site, attention in output.attention.items():
             if attention.shape[1] > 1:
                 if attention.shape[1] != frames:
                     attention = attention[:, output.pseudo_frames : output.pseudo_frames + frames]
                 attention = (attention * real.unsqueeze(-1)).sum(1) / real.sum(1, keepdim=True)
-            sums[place] = sums.get(place, 0) + attention.reshape(len(real), -1).sum(0).cpu()
+            sums[site] = sums.get(site, 0) + attention.reshape(len(real), -1).sum(0).cpu()
         count += len(real)
-    members = {value.name: [*map(_word, value.members)] for value in model.active_fusions}
+    members = {fusion.name: [*map(_word, fusion.members)] for fusion in model.active_fusions}
     return {
-        place: dict(zip([*members[place.split(".")[0]], "none"], (total / count).tolist(), strict=False))
-        for place, total in sums.items()
+        site: dict(zip([*members[site.split(".")[0]], "none"], (total / count).tolist(), strict=False))
+        for site, total in sums.items()
     }
 
 

@@ -1,0 +1,1 @@
+"""Runs: the folder a run leaves behind, and what it ran on."""

@@ -1,0 +1,507 @@
+"""The loop: every training in this package is these lines, whatever is learnt and from what.
+
+A :class:`Learner` says what trains, on which batches, by which loss. The loop does the rest, alike for all: a rate per
+parameter group with its schedule, the methods' own schedules, accumulation, several processes, bf16 and fp16, the
+check that every tensor learns, losses that are not finite, evaluation, the best state, patience, the log, and
+checkpoints.
+
+A stopped training goes on to the same bits: an update's random numbers follow from the seed and the update's number
+alone, so that a checkpoint need hold only what was learnt and how far.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import send_to_device, set_seed
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from speech_adapters.errors import CheckpointError, ConfigError, Interrupted, TrainingError
+from speech_adapters.files import atomic
+from speech_adapters.runs.environment import peak_memory_bytes, reset_peak_memory
+from speech_adapters.runs.folder import RunFolder
+from speech_adapters.training.settings import LoopConfig, settings_of_updates
+
+SKIPPED_IN_A_ROW = {"fp32": 3, "bf16": 3, "fp16": 25}
+"""Updates in a row whose gradients are not finite before a training gives up; fp16 finds its loss scale so."""
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where in the data an update reads: the batches of ``epoch`` from ``place`` on, of them process ``rank``'s."""
+
+    epoch: int
+    place: int
+    rank: int = 0
+    processes: int = 1
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What one batch gave: a scalar to minimise, the seconds of audio in it, whose they are, and further figures."""
+
+    loss: Tensor
+    seconds: float
+    ids: Sequence[str] = ()
+    figures: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Learner(ABC):
+    """What the loop trains.
+
+    Attributes:
+        device: where the loop puts batches.
+        turns: learners that take turns: so many updates make a round, and ``updates`` counts rounds.
+        watched_from_start: evaluate before the first update too, so that a training that helps nothing changes
+            nothing.
+    """
+
+    device: torch.device
+    turns: int = 1
+    watched_from_start: bool = False
+
+    @abstractmethod
+    def groups(self) -> dict[str, tuple[list[nn.Parameter], float]]:
+        """Parameters that train and their peak learning rate, by group."""
+
+    @abstractmethod
+    def batches(self, at: Position) -> Iterator[Any]:
+        """The batches from a position to the end of its epoch; the same ones whenever it is asked."""
+
+    @abstractmethod
+    def loss(self, batch: Any, update: int) -> Loss:
+        """The loss of one batch, to be differentiated; ``update`` counts from 0."""
+
+    @abstractmethod
+    def tensors(self) -> dict[str, Tensor]:
+        """All that the training changes, by name: what checkpoints and the best state hold."""
+
+    @abstractmethod
+    def train(self, mode: bool = True) -> None:
+        """Turn dropout on or off."""
+
+    @abstractmethod
+    def check_alive(self) -> None:
+        """Raise where a trainable tensor has got no gradient."""
+
+    def evaluate(self) -> dict[str, float]:
+        """``loss`` on held-out data, and further figures; called without gradients."""
+        raise ConfigError("training.evaluate_every needs a dev set.")
+
+    def turn(self, update: int) -> str | None:
+        """Whose turn an update is, for the log; None where nobody takes turns."""
+        return None
+
+    def before_update(self, update: int) -> None:  # noqa: B027
+        """Called first of all: schedules of a method's own."""
+
+    def after_update(self, update: int) -> None:  # noqa: B027
+        """Called last, gradients still in place."""
+
+    def state(self) -> dict[str, Any]:
+        """What else a checkpoint needs, in tensors and plain values."""
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:  # noqa: B027
+        """Take back what :meth:`state` gave."""
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a training cost: updates made, wall seconds, audio seconds per wall second, peak memory in bytes.
+
+    ``skipped`` counts updates that were left out since their gradients were not finite.
+    """
+
+    updates: int
+    seconds: float
+    audio_seconds_per_second: float
+    peak_memory_bytes: int
+    final_loss: float
+    best_dev_loss: float | None
+    skipped: int = 0
+
+    def __add__(self, later: TrainingResult) -> TrainingResult:
+        """Two stages of one training."""
+        seconds = self.seconds + later.seconds
+        audio = sum(stage.audio_seconds_per_second * stage.seconds for stage in (self, later))
+        return TrainingResult(
+            updates=self.updates + later.updates,
+            seconds=seconds,
+            audio_seconds_per_second=audio / max(seconds, 1e-9),
+            peak_memory_bytes=max(self.peak_memory_bytes, later.peak_memory_bytes),
+            final_loss=later.final_loss,
+            best_dev_loss=later.best_dev_loss,
+            skipped=self.skipped + later.skipped,
+        )
+
+
+@dataclass
+class _Progress:
+    """How far a training is."""
+
+    done: int = 0
+    epoch: int = 0
+    place: int = 0
+    seconds: float = 0.0
+    audio_seconds: float = 0.0
+    peak_memory: int = 0
+    last_loss: float = math.nan
+    best_loss: float | None = None
+    worse: int = 0
+    stopped: bool = False
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    alive: list[int] = field(default_factory=list)
+    """Turns whose tensors were seen to learn."""
+    sums: dict[str, list[float]] = field(default_factory=dict)
+    """Of each figure since the last line of the log: its sum and count."""
+
+
+def fit(learner: Learner, config: LoopConfig, run: RunFolder, name: str) -> TrainingResult:
+    """Train ``learner`` as ``config`` says; in a run folder that holds ``name`` already, go on, or return at once.
+
+    Args:
+        name: of this training in the run folder, its log and its checkpoint; once per run.
+
+    Raises:
+        ConfigError: nothing to train, a name that this run has used, a checkpoint of other settings.
+        RuntimeError: a trainable tensor without gradient after two updates.
+        TrainingError: losses or gradients that stay other than finite; it names the batch.
+        Interrupted: Ctrl-C or SIGTERM came; what was trained is in the checkpoint.
+    """
+    return _Training(learner, config, run, name).run()
+
+
+class _Training:
+    def __init__(self, learner: Learner, config: LoopConfig, folder: RunFolder, name: str) -> None:
+        self.learner, self.config, self.folder, self.name = learner, config, folder, name
+        self.groups = learner.groups()
+        self.parameters = [parameter for parameters, _ in self.groups.values() for parameter in parameters]
+        if not self.parameters:
+            raise ConfigError("nothing is trainable; call model.train_adapter(name, head=...) first.")
+        self.total = config.updates * learner.turns
+        self.accelerator = Accelerator(
+            cpu=not torch.cuda.is_available(),
+            log_with=[tracker for tracker in config.trackers if tracker != "none"] or None,
+            project_dir=str(folder.tensorboard),
+        )
+        self.optimizer = torch.optim.AdamW(
+            [{"params": parameters, "lr": rate, "name": group} for group, (parameters, rate) in self.groups.items()],
+            betas=config.betas,
+            weight_decay=config.weight_decay,
+        )
+        self.scaler = torch.amp.GradScaler(learner.device.type, enabled=config.precision == "fp16")
+        self.progress = _Progress()
+        self.best: dict[str, Tensor] = {}
+
+    def run(self) -> TrainingResult:
+        path = self.folder.checkpoint(self.name)
+        if path.is_file():
+            if not self.folder.resumed:
+                raise ConfigError(f"training {self.name!r} was made in {self.folder.path} already; give another name.")
+            if (result := self._load(path)) is not None:
+                return result
+        progress, learner = self.progress, self.learner
+        self.folder.begin()
+        self.accelerator.init_trackers(self.name)
+        reset_peak_memory(learner.device)
+        learner.train()
+        if learner.watched_from_start and progress.best_loss is None and self.config.evaluate_every:
+            self._evaluate()
+        with self._bar() as bar, _stop_when_asked() as asked:
+            started = saved = time.perf_counter()
+            stream = self._stream()
+            while progress.done < self.total and not progress.stopped:
+                self._update(stream)
+                progress.done += 1
+                if progress.done % learner.turns == 0:
+                    self._log_and_evaluate()
+                    bar.update()
+                now = time.perf_counter()
+                progress.seconds, started = progress.seconds + now - started, now
+                due = self.config.save_minutes is not None and now - saved >= 60 * self.config.save_minutes
+                stop = self._any_process(asked)
+                if stop or due:
+                    self._save(path)
+                    saved = time.perf_counter()
+                if stop:
+                    number = asked[0] if asked else signal.SIGTERM
+                    message = f"{self.name}: saved after {progress.done} updates in {path}"
+                    raise Interrupted(message, 128 + number, str(self.folder.path))
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+        if self.best:
+            self._copy(self.best)
+        learner.train(False)
+        progress.peak_memory = max(progress.peak_memory, peak_memory_bytes(learner.device))
+        result = TrainingResult(
+            updates=progress.done // learner.turns,
+            seconds=progress.seconds,
+            audio_seconds_per_second=progress.audio_seconds / max(progress.seconds, 1e-9),
+            peak_memory_bytes=progress.peak_memory,
+            final_loss=progress.last_loss,
+            best_dev_loss=progress.best_loss,
+            skipped=progress.skipped,
+        )
+        self._save(path, result)
+        return result
+
+    # ------------------------------------------------------------------ one update
+
+    def _stream(self) -> Iterator[Any]:
+        """Batches without end, from where the training stands."""
+        progress, accelerator = self.progress, self.accelerator
+        while True:
+            at = Position(progress.epoch, progress.place, accelerator.process_index, accelerator.num_processes)
+            for batch in self.learner.batches(at):
+                progress.place += 1
+                yield send_to_device(batch, self.learner.device)
+            progress.epoch, progress.place = progress.epoch + 1, 0
+
+    def _update(self, stream: Iterator[Any]) -> None:
+        config, progress, learner = self.config, self.progress, self.learner
+        done, turn = progress.done // learner.turns, progress.done % learner.turns
+        batches = [next(stream) for _ in range(config.accumulation)]
+        self._seed(progress.done)  # after the reading, which draws numbers of its own when an epoch begins
+        learner.before_update(progress.done)
+        factor = rate_factor(config, done)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.groups[group["name"]][1] * factor
+        self.optimizer.zero_grad(set_to_none=True)  # AdamW passes over what has no gradient: others' turns
+        ids: list[str] = []
+        for batch in batches:
+            with self._autocast():
+                found = learner.loss(batch, progress.done)
+            self.scaler.scale(found.loss / config.accumulation).backward()
+            ids += found.ids
+            progress.audio_seconds += found.seconds * self.accelerator.num_processes
+            self._note(found)
+        self._average_gradients()
+        self.scaler.unscale_(self.optimizer)
+        if progress.done >= learner.turns and turn not in progress.alive:
+            learner.check_alive()  # the second update: what a zero start hides in the first is alive by now
+            progress.alive.append(turn)
+        norm = nn.utils.clip_grad_norm_(self.parameters, config.max_grad_norm)
+        finite = math.isfinite(float(norm))
+        if finite or self.scaler.is_enabled():  # the scaler skips what is not finite by itself, and learns from it
+            self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if finite:
+            progress.skipped_in_a_row = 0
+            learner.after_update(progress.done)
+        else:
+            self._skip(ids)
+
+    def _seed(self, update: int) -> None:
+        """Random numbers of this update and process alone, so that a resumed run draws the same."""
+        entropy = (self.config.seed, update, self.accelerator.process_index)
+        set_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
+
+    def _autocast(self) -> torch.autocast:
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.config.precision)
+        return torch.autocast(self.learner.device.type, dtype, enabled=dtype is not None)
+
+    def _average_gradients(self) -> None:
+        """Over the processes of a distributed run, in one exchange."""
+        if self.accelerator.num_processes > 1:
+            own = [parameter for parameter in self.parameters if parameter.grad is not None]
+            flat = self.accelerator.reduce(torch.cat([p.grad.flatten() for p in own]), "mean")
+            for parameter, grad in zip(own, flat.split([p.numel() for p in own]), strict=True):
+                parameter.grad = grad.view_as(parameter)
+
+    def _any_process(self, asked: Sequence[int]) -> bool:
+        """Whether one of the processes was asked to stop: they stop at the same update."""
+        if self.accelerator.num_processes == 1:
+            return bool(asked)
+        return bool(self.accelerator.reduce(torch.tensor(float(len(asked)), device=self.learner.device), "sum"))
+
+    def _skip(self, ids: Sequence[str]) -> None:
+        progress = self.progress
+        progress.skipped += 1
+        progress.skipped_in_a_row += 1
+        if progress.skipped_in_a_row >= SKIPPED_IN_A_ROW[self.config.precision]:
+            batch = f" The last batch held {', '.join(ids[:20])}." if ids else ""
+            raise TrainingError(
+                f"{self.name}: {progress.skipped_in_a_row} updates in a row had gradients that are not finite, the "
+                f"last one at update {progress.done}; nothing of them was applied. Lower the learning rates, or look "
+                f"at the data.{batch}"
+            )
+
+    # ------------------------------------------------------------------ what is written down
+
+    def _note(self, found: Loss) -> None:
+        figures = {"loss": found.loss, **found.figures}
+        values = torch.stack([torch.as_tensor(v).detach().float().cpu() for v in figures.values()]).tolist()
+        turn = self.learner.turn(self.progress.done)
+        for key, value in zip(figures, values, strict=True):
+            total = self.progress.sums.setdefault(key if turn is None else f"{turn}/{key}", [0.0, 0])
+            if math.isfinite(value):  # what is skipped is counted, not averaged
+                total[0], total[1] = total[0] + value, total[1] + 1
+
+    def _log_and_evaluate(self) -> None:
+        config, progress = self.config, self.progress
+        done = progress.done // self.learner.turns
+        last = done == config.updates
+        if done % config.log_every == 0 or last:
+            self._sum_over_processes()
+            lines: dict[str, dict[str, Any]] = {}
+            for key, (total, count) in progress.sums.items():
+                turn, _, figure = key.rpartition("/")
+                lines.setdefault(turn or self.name, {})[figure] = total / count if count else math.nan
+            for method, figures in lines.items():
+                progress.last_loss = figures["loss"]
+                rates = {group["name"]: group["lr"] for group in self.optimizer.param_groups}
+                self._log(method, {**figures, "learning_rate": rates, "skipped": progress.skipped})
+            progress.sums.clear()
+        if config.evaluate_every and (done % config.evaluate_every == 0 or last):
+            self._evaluate()
+
+    def _sum_over_processes(self) -> None:
+        if self.accelerator.num_processes > 1:
+            sums = self.progress.sums
+            total = torch.tensor(list(sums.values()), device=self.learner.device)
+            sums.update(zip(sums, self.accelerator.reduce(total, "sum").tolist(), strict=True))
+
+    def _log(self, method: str, figures: dict[str, Any]) -> None:
+        step = self.progress.done // self.learner.turns
+        if self.accelerator.is_main_process:
+            self.folder.log_metrics({"method": method, "step": step, **figures})
+        plain = {key: value for key, value in figures.items() if isinstance(value, float)}
+        prefix = "" if method == self.name else f"{method}/"
+        self.accelerator.log({f"{prefix}{key}": value for key, value in plain.items()}, step=step)
+
+    @torch.no_grad()
+    def _evaluate(self) -> None:
+        progress, learner = self.progress, self.learner
+        learner.train(False)
+        with self._autocast():
+            found = learner.evaluate()
+        learner.train()
+        self._log(self.name, {f"eval_{key}": value for key, value in found.items()})
+        if progress.best_loss is None or found["loss"] < progress.best_loss:
+            progress.best_loss, progress.worse = found["loss"], 0
+            self.best = {key: tensor.detach().clone() for key, tensor in learner.tensors().items()}
+        else:
+            progress.worse += 1
+            progress.stopped = 0 < self.config.patience <= progress.worse
+
+    def _bar(self) -> Any:
+        turns = self.learner.turns
+        return tqdm(
+            total=self.config.updates,
+            initial=self.progress.done // turns,
+            desc=self.name,
+            unit="update",
+            leave=False,
+            disable=None if self.accelerator.is_main_process else True,
+        )
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def _save(self, path: Path, result: TrainingResult | None = None) -> None:
+        """Write where the training stands, whole or not at all; of a finished one only what it made."""
+        if not self.accelerator.is_main_process:
+            return
+        content: dict[str, Any] = {
+            "settings": settings_of_updates(self.config),
+            "tensors": self.learner.tensors(),
+            "state": self.learner.state(),
+        }
+        if result is not None:
+            content["result"] = asdict(result)
+        else:
+            self.progress.peak_memory = max(self.progress.peak_memory, peak_memory_bytes(self.learner.device))
+            content |= {
+                "progress": asdict(self.progress),
+                "best": self.best,
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(),
+            }
+        with atomic(path) as file:
+            torch.save(content, file)
+
+    def _load(self, path: Path) -> TrainingResult | None:
+        """Take up a checkpoint; the result of a finished training, None of one that is to go on."""
+        try:
+            content = torch.load(path, map_location=self.learner.device, weights_only=True)
+            now = settings_of_updates(self.config)
+            if changed := [key for key in now if content["settings"].get(key) != now[key]]:
+                raise ConfigError(
+                    f"{path} was begun with training.{changed[0]}={content['settings'].get(changed[0])}, not "
+                    f"{now[changed[0]]}; go on with the former, or start a new run folder."
+                )
+            self._copy(content["tensors"])
+            self.learner.load_state(content["state"])
+            if "result" in content:
+                self.learner.train(False)
+                return TrainingResult(**content["result"])
+            self.optimizer.load_state_dict(content["optimizer"])
+            self.scaler.load_state_dict(content["scaler"])
+            self.progress, self.best = _Progress(**content["progress"]), content["best"]
+        except ConfigError:
+            raise
+        except Exception as error:  # whatever a damaged file makes torch.load or the parts raise
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise CheckpointError(f"{path}: cannot be gone on from ({reason}); remove it to begin anew.") from error
+        if self.accelerator.is_main_process:
+            step = self.progress.done // self.learner.turns
+            names = {self.name, *(self.learner.turn(number) for number in range(self.learner.turns))}
+            self.folder.forget_metrics(lambda line: line.get("method") in names and line.get("step", 0) > step)
+        return None
+
+    @torch.no_grad()
+    def _copy(self, tensors: Mapping[str, Tensor]) -> None:
+        own = self.learner.tensors()
+        if own.keys() != tensors.keys():
+            differing = sorted(own.keys() ^ tensors.keys())
+            raise ConfigError(f"training {self.name!r}: its checkpoint holds other tensors, such as {differing[0]!r}.")
+        for key, tensor in own.items():
+            tensor.copy_(tensors[key])
+
+
+def rate_factor(config: LoopConfig, done: int) -> float:
+    """Share of the peak learning rates for the update after ``done`` ones.
+
+    The warm-up starts above zero: a first update at rate zero would waste it, and hide a dead adapter for one longer.
+    """
+    warmup = round(config.warmup * config.updates)
+    if done < warmup:
+        return (done + 1) / (warmup + 1)
+    progress = min(1.0, (done - warmup) / max(1, config.updates - warmup))
+    shape = {"constant": 1.0, "linear": 1 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress))}
+    return max(shape[config.schedule], config.final_rate)
+
+
+@contextmanager
+def _stop_when_asked() -> Iterator[list[int]]:
+    """A list that holds the number of Ctrl-C's or SIGTERM's signal once it came; a second one stops at once."""
+    asked: list[int] = []
+    before = {}
+
+    def stop(number: int, frame: Any) -> None:
+        asked.append(number)
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+    try:
+        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: whoever runs it stops it
+        pass
+    try:
+        yield asked
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)

@@ -1,0 +1,165 @@
+"""Train adapters and a head on labelled speech, fusions and routers among them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from torch import Tensor, nn
+
+from speech_adapters.data.audio import SAMPLE_RATE
+from speech_adapters.data.batches import (
+    LengthBatches,
+    SpeechDataset,
+    evaluation_loader,
+    model_inputs,
+    training_loader,
+)
+from speech_adapters.encoders.loading import Encoder
+from speech_adapters.errors import ConfigError
+from speech_adapters.heads.ctc import CTCHeadModule
+from speech_adapters.model import SpeechAdapterModel
+from speech_adapters.runs.folder import RunFolder
+from speech_adapters.training.cache import CachedDataset
+from speech_adapters.training.loop import Learner, Loss, Position, TrainingResult, fit
+from speech_adapters.training.settings import TrainingConfig
+
+MASK_SPAN = 10
+"""Frames per hidden span of SpecAugment; wav2vec 2.0 (Baevski et al., 2020)."""
+
+
+def train(
+    model: SpeechAdapterModel,
+    dataset: SpeechDataset,
+    config: TrainingConfig,
+    run: RunFolder,
+    dev: SpeechDataset | None = None,
+    name: str = "adapter",
+) -> TrainingResult:
+    """Train what :meth:`SpeechAdapterModel.train_adapter` has chosen.
+
+    Args:
+        dev: what ``config.evaluate_every`` evaluates on; unused where that is 0.
+        name: of this training in the run folder. Where it was stopped there it goes on; where it is finished its
+            weights are put into the model and nothing is trained.
+
+    Raises:
+        ConfigError: nothing to train, no active head, crops for a CTC head, or evaluations without a dev set.
+        RuntimeError, TrainingError, Interrupted: see :func:`~speech_adapters.training.loop.fit`.
+    """
+    if model.head is None:
+        raise ConfigError("train: no head is active; add_head and train_adapter(name, head=...) first.")
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ConfigError("train: nothing is trainable; call model.train_adapter(name, head=...) first.")
+    if config.evaluate_every and dev is None:
+        raise ConfigError("train: training.evaluate_every needs a dev set.")
+    if dataset.crop_seconds is not None and isinstance(model.head, CTCHeadModule):
+        raise ConfigError("train: training.crop_seconds cuts speech but not its text; a CTC head needs it whole.")
+    device = PartialState(cpu=not torch.cuda.is_available()).device
+    model.to(device)
+    watched = dev if config.evaluate_every else None
+    if config.cache is not None:
+        cached = partial(CachedDataset, model=model, folder=config.cache, batch_seconds=config.batch_seconds)
+        dataset, watched = cached(dataset), None if watched is None else cached(watched)
+    model.gradient_checkpointing = config.gradient_checkpointing
+    return fit(Supervised(model, dataset, config, watched), config, run, name)
+
+
+class Supervised(Learner):
+    """The active adapters, fusions and head of a model, with the head's loss."""
+
+    def __init__(
+        self,
+        model: SpeechAdapterModel,
+        dataset: SpeechDataset | CachedDataset,
+        config: TrainingConfig,
+        dev: SpeechDataset | CachedDataset | None = None,
+    ) -> None:
+        self.model, self.dataset, self.config, self.dev = model, dataset, config, dev
+        self.device = model.encoder.device
+
+    def groups(self) -> dict[str, tuple[list[nn.Parameter], float]]:
+        rates = self.model.learning_rates(self.config.learning_rates)
+        return {group: (parameters, rates[group]) for group, parameters in self.model.parameter_groups().items()}
+
+    def order(self, at: Position) -> LengthBatches:
+        """The batches of this process, as lists of places in the dataset."""
+        config = self.config
+        return LengthBatches(
+            self.dataset.durations,
+            config.batch_seconds,
+            seed=config.seed,
+            rank=at.rank,
+            world_size=at.processes,
+            accumulation=config.accumulation,
+        )
+
+    def batches(self, at: Position) -> Iterator[dict[str, Any]]:
+        return iter(training_loader(self.dataset, self.order(at), at.epoch, at.place, self.config.workers))
+
+    def loss(self, batch: dict[str, Any], update: int) -> Loss:
+        encoder, mask = self.model.encoder, None
+        if "waveforms" in batch:
+            seconds = float(batch["lengths"].sum()) / SAMPLE_RATE
+            if self.config.time_mask_probability:
+                mask = time_mask(encoder, batch["lengths"], batch["waveforms"].shape[1], self.config)
+        else:
+            seconds = float(batch["frames"].sum()) * encoder.stride / SAMPLE_RATE
+        output = self.model(**model_inputs(batch, self.device), targets=batch["targets"], time_mask=mask)
+        return Loss(output.loss, seconds, [self.dataset.manifest[i].id for i in batch["indices"].tolist()])
+
+    def evaluate(self) -> dict[str, float]:
+        assert self.dev is not None
+        total, count = 0.0, 0
+        for batch in evaluation_loader(self.dev, self.config.batch_seconds):
+            targets = batch["targets"].to(self.device)
+            size = len(batch["indices"])
+            total += float(self.model(**model_inputs(batch, self.device), targets=targets).loss) * size
+            count += size
+        return {"loss": total / count}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Parameters, and the running statistics of a head with batch norm."""
+        model = self.model
+        trained = {id(p) for parameters in model.parameter_groups().values() for p in parameters}
+        tensors = {name: p.detach() for name, p in model.named_parameters() if id(p) in trained}
+        if model.head is not None:
+            tensors |= {f"head/{name}": buffer for name, buffer in model.head.named_buffers()}
+        return tensors
+
+    def train(self, mode: bool = True) -> None:
+        self.model.train(mode)
+
+    def check_alive(self) -> None:
+        self.model.check_alive()
+
+    def before_update(self, update: int) -> None:
+        for name in self.model.trained_adapters:
+            self.model.adapters[name].before_update(update, self.config.updates)
+
+    def after_update(self, update: int) -> None:
+        for name in self.model.trained_adapters:
+            self.model.adapters[name].after_update(update + 1, self.config.updates)
+
+    def state(self) -> dict[str, Any]:
+        return {name: self.model.adapters[name].schedule_state() for name in self.model.trained_adapters}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        for name in self.model.trained_adapters:
+            self.model.adapters[name].load_schedule_state(state[name])
+
+
+def time_mask(encoder: Encoder, lengths: Tensor, samples: int, config: TrainingConfig) -> Tensor:
+    """(B, T) frames to hide: SpecAugment over time (Park et al., 2019) as in wav2vec 2.0 fine-tuning, spans of 10.
+
+    Args:
+        lengths: (B,) in samples, of waveforms padded to ``samples``.
+    """
+    frames, total = encoder.frame_lengths(lengths).unsqueeze(1), int(encoder.frame_lengths(samples))
+    starts = torch.rand(len(lengths), total, device=lengths.device) < config.time_mask_probability / MASK_SPAN
+    padded = nn.functional.pad(starts.float(), (MASK_SPAN - 1, 0)).unsqueeze(1)
+    spans = nn.functional.max_pool1d(padded, MASK_SPAN, 1).squeeze(1) > 0
+    return spans & (torch.arange(total, device=lengths.device) < frames)
