@@ -2,6 +2,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 WORKERS ?= 2
 ARGS ?=
+# Coverage counts where all tests run.
+COVERAGE := $(if $(ARGS),,--cov --cov-report=term)
 BIN := .venv/bin
 READY := .venv/.ready
 
@@ -20,11 +22,12 @@ demo: $(READY)  ## set up .venv when missing, then train and score an adapter (A
 	$(BIN)/python recipes/asr_librispeech.py $(ARGS)
 
 test: $(READY)  ## set up .venv when missing, then run the tests (ARGS="-k config" passes arguments on)
-	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal $(ARGS)
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal $(COVERAGE) $(ARGS)
 
-lint: $(READY)  ## check style and formatting
+lint: $(READY)  ## check style, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 format: $(READY)  ## mend style and formatting
 	$(BIN)/ruff check --fix .
@@ -39,7 +42,7 @@ constraints: $(READY)  ## renew constraints.txt from pyproject.toml (then run th
 	  echo "# Renew after a change of dependencies with: make constraints"; cat .venv/pins; } > constraints.txt
 
 clean:  ## remove caches and build output; keeps .venv and runs
-	rm -rf build dist .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage* *.egg-info
 	find $(wildcard speech_adapters recipes benchmarks tests) -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # uv installs in a sixth of pip's time; where it cannot be had or cannot reach the index, pip does the same.

@@ -35,6 +35,9 @@ class Config:
     language_model: Path | None = option(
         None, "ARPA or KenLM file for the beam search (pip install 'speech-adapters[decode]')"
     )
+    lexicon: Path | None = option(
+        None, "file of the words that can come out, one a line; a KenLM binary needs it, an ARPA file lists its own"
+    )
     alpha: float = option(0.5, "weight of the language model; tune it and beta on held-out speech")
     beta: float = option(1.5, "added for each word, in natural logarithms")
     batch_seconds: float = option(120.0, "audio per batch, padding included")
@@ -73,6 +76,7 @@ def main(config: Config) -> None:
         head.vocabulary,
         beam_size=config.beam,
         lm_path=config.language_model,
+        lexicon_path=config.lexicon,
         alpha=config.alpha,
         beta=config.beta,
     )

@@ -11,7 +11,8 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "speech_adapters.model": ["ModelOutput", "SpeechAdapterModel"],
+    "speech_adapters.model": ["SpeechAdapterModel"],
+    "speech_adapters.model_output": ["ModelOutput"],
     "speech_adapters.adapters": [
         "AdaLoRA", "AdapterBias", "BitFit", "Bottleneck", "CNNAdapter", "Combine", "Compacter", "ConvAdapter",
         "DeepPrompts", "E", "EAdapter", "EL", "ELP", "FineTuning", "HeadOnly", "IA3", "L", "LAdapter", "LayerNorms",

@@ -2,7 +2,7 @@
 
 speech-adapters encoders                          packaged encoders and their sizes
 speech-adapters adapters --encoder tiny-wavlm     every preset: where it acts and what it trains
-speech-adapters check train.jsonl test.jsonl      validate manifests, files included, speakers disjoint
+speech-adapters check train.jsonl test.jsonl      decode all audio, find all that training would trip over
 speech-adapters prepare ravdess FOLDER manifests  a corpus as its publisher lays it out -> manifests
 speech-adapters transcribe --encoder tiny-wavlm --adapter DIR --head DIR call.wav ...
 """
@@ -10,8 +10,8 @@ speech-adapters transcribe --encoder tiny-wavlm --adapter DIR --head DIR call.wa
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
-from itertools import combinations
 
 from speech_adapters.config import run_main
 from speech_adapters.corpora import CORPORA
@@ -40,16 +40,17 @@ def adapters(arguments: argparse.Namespace) -> None:
         model.delete_adapter(name)
 
 
-def check(arguments: argparse.Namespace) -> None:
-    from speech_adapters.data.manifest import Manifest, check_disjoint
+def check(arguments: argparse.Namespace) -> int:
+    from speech_adapters.data.corpus_check import check_corpus, read_all
 
-    manifests = [Manifest.read(path, check_files=True) for path in arguments.manifests]
+    manifests, findings = read_all(arguments.manifests)
     for manifest in manifests:
         print(f"{manifest.name}: {manifest.summary()}")
-    for first, second in combinations(manifests, 2):
-        if first.speakers and second.speakers:
-            check_disjoint(first, second)
-            print(f"{first.name} and {second.name} share no speaker")
+    findings += check_corpus(manifests)
+    for finding in findings:
+        print(finding, file=sys.stderr)
+    print(f"{len(findings)} findings" if findings else "nothing found: audio decodes, splits share no speaker")
+    return 2 if findings else 0
 
 
 def prepare(arguments: argparse.Namespace) -> None:
@@ -93,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     command.add_argument("--encoder", default="tiny-wavlm", help="packaged name, local folder or hub id")
     command.add_argument("--task", default="asr", choices=["asr", "emotion", "speaker", "intent"])
     command.set_defaults(run=adapters)
-    command = commands.add_parser("check", help="validate manifests")
+    command = commands.add_parser("check", help="find all that training or scoring would trip over")
     command.add_argument("manifests", nargs="+", metavar="manifest.jsonl")
     command.set_defaults(run=check)
     command = commands.add_parser("prepare", help="write the manifests of a corpus")

@@ -28,6 +28,7 @@ import signal
 import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_origin
 
@@ -50,7 +51,7 @@ def option(default: Any = REQUIRED, help: str = "") -> Any:
     if default is REQUIRED:
         return dataclasses.field(metadata={"help": help})
     if type(default).__hash__ is None:  # mutable: each configuration gets its own
-        return dataclasses.field(default_factory=lambda: copy.deepcopy(default), metadata={"help": help})
+        return dataclasses.field(default_factory=partial(copy.deepcopy, default), metadata={"help": help})
     return dataclasses.field(default=default, metadata={"help": help})
 
 
@@ -65,7 +66,7 @@ def load_config(cls: type[C], file: str | os.PathLike[str] | None = None, overri
         where_override = f"argument '{override}'"
         if not equals or not key.strip():
             raise ConfigError(f"{where_override}: write key=value, for example training.epochs=3")
-        put(cls, mapping, key.strip(), Typed(text.strip(), where_override, lambda t, w=where_override: _parse(t, w)))
+        put(cls, mapping, key.strip(), Typed(text.strip(), where_override, partial(_parse, where=where_override)))
     return from_dict(cls, mapping, where)
 
 
@@ -258,8 +259,8 @@ for _tag, _pattern, _first in (
 
 
 MAX_BYTES, MAX_NODES, MAX_DEPTH = 100_000, 10_000, 50
-"""Limits of one configuration: bytes of the file, values with its aliases written out, and levels of nesting. Ours have
-a hundred values on four levels; a few lines of aliases can stand for more values than a machine holds."""
+"""Limits of one configuration: characters of the file, values with aliases written out, and levels of nesting. Ours
+have a hundred values on four levels; a few lines of aliases can stand for more values than a machine holds."""
 
 
 def _parse(text: str, where: str) -> Any:

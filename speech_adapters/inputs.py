@@ -11,8 +11,7 @@ from torch import Tensor
 
 from speech_adapters.errors import AudioError, ConfigError
 from speech_adapters.heads.base import HeadOutput
-
-IGNORE = -100
+from speech_adapters.heads.ctc import IGNORE
 
 
 def either(name: str, value: Any, alias: str, other: Any) -> Any:

@@ -36,16 +36,16 @@ from speech_adapters.composition.mixed_batch import (
 )
 from speech_adapters.composition.parallel import parallel_forward
 from speech_adapters.composition.registry import Registry, check_new
-from speech_adapters.deprecation import renamed
+from speech_adapters.deprecation import renamed, renamed_attribute
 from speech_adapters.encoders.forward import EncoderOutput
 from speech_adapters.encoders.loading import Encoder, load_encoder
 from speech_adapters.errors import CheckpointError, ConfigError
 from speech_adapters.heads.base import HeadConfig, HeadModule
 from speech_adapters.model_output import ModelOutput
-from speech_adapters.saving import adapters as saved_adapters
-from speech_adapters.saving import fusions as saved_fusions
-from speech_adapters.saving import heads as saved_heads
+from speech_adapters.saving.adapters import read_adapter, save_adapter
 from speech_adapters.saving.folding import fold, folded_weights, save_folded
+from speech_adapters.saving.fusions import read_fusion, save_fusion
+from speech_adapters.saving.heads import Features, features_of, read_head, save_head
 
 __all__ = ["ModelOutput", "SpeechAdapterModel"]
 
@@ -281,6 +281,10 @@ class SpeechAdapterModel(nn.Module):
         head.load_state_dict(averaged.tensors)
         self._keep_head(name, head)
 
+    def _features(self) -> Features | None:
+        """What a head reads under the active composition."""
+        return features_of(self.encoder, self.active, self.registry.adapters_by_name)
+
     def _keep_head(self, name: str, head: HeadModule) -> None:
         self.heads[name] = head.to(self.device).requires_grad_(False).eval()
         self.active_head = name
@@ -289,7 +293,7 @@ class SpeechAdapterModel(nn.Module):
 
     def save_adapter(self, name: str, folder: str | Path, **card: Any) -> Path:
         """Save an adapter with the identity of its base; ``card`` entries (metrics, data) stay in its description."""
-        return saved_adapters.save_adapter(folder, name, self.registry.adapter(name), self.encoder, card)
+        return save_adapter(folder, name, self.registry.adapter(name), self.encoder, card)
 
     def load_adapter(self, folder: str | Path, name: str | None = None) -> str:
         """Load a saved adapter and make it active; returns its name (the saved one unless given).
@@ -297,7 +301,7 @@ class SpeechAdapterModel(nn.Module):
         Raises:
             CheckpointError: a damaged file, or an adapter made on another base.
         """
-        saved = saved_adapters.read_adapter(folder, self.encoder)
+        saved = read_adapter(folder, self.encoder)
         name, before = name or saved.name, self.active
         self.add_adapter(name, saved.config)
         try:
@@ -309,9 +313,8 @@ class SpeechAdapterModel(nn.Module):
         return name
 
     def save_head(self, name: str, folder: str | Path) -> Path:
-        """Save a head: its config (vocabulary and normaliser included) and weights."""
-        features = saved_heads.features_of(self.encoder, self.active, self.registry.adapters)
-        return saved_heads.save_head(folder, name, self.registry.head(name), features)
+        """Save a head: its config (vocabulary and normaliser included), its weights, and what it reads now."""
+        return save_head(folder, name, self.registry.head(name), self._features())
 
     def load_head(self, folder: str | Path, name: str | None = None) -> str:
         """Load a saved head and make it active; returns its name.
@@ -321,10 +324,10 @@ class SpeechAdapterModel(nn.Module):
         Raises:
             CheckpointError: a damaged file, another base, or adapters of other methods than it was trained with.
         """
-        saved = saved_heads.read_head(folder)
+        saved = read_head(folder)
         name = name or saved.name
         check_new(name, self.heads, "head")
-        saved.check(saved_heads.features_of(self.encoder, self.active, self.registry.adapters))
+        saved.check(self._features())
         head = saved.config.build(saved.input_size)
         head.load_state_dict(saved.tensors)
         self._keep_head(name, head)
@@ -336,8 +339,8 @@ class SpeechAdapterModel(nn.Module):
         The adapters and the head are parts of their own: save them too.
         """
         registry = self.registry
-        module = registry.fusion(name)
-        return saved_fusions.save_fusion(folder, module, self.encoder, registry.adapters, registry.fusions, card)
+        parts = registry.adapters_by_name, registry.fusions_by_name
+        return save_fusion(folder, registry.fusion(name), self.encoder, *parts, card)
 
     def load_fusion(self, folder: str | Path) -> str:
         """Load a saved Fuse or Route onto the adapters it was trained with, and make it active; returns its name.
@@ -346,10 +349,10 @@ class SpeechAdapterModel(nn.Module):
             CheckpointError: a damaged file, another base, an adapter that is missing or has changed since.
         """
         registry, before = self.registry, self.active
-        saved = saved_fusions.read_fusion(folder, self.encoder, registry.adapters, registry.fusions)
+        saved = read_fusion(folder, self.encoder, registry.adapters_by_name, registry.fusions_by_name)
         name = self.add_fusion(saved.composition, saved.config)
         try:
-            saved.load_into(registry.fusion(name))
+            saved.load_into(self.registry.fusion(name))
         except CheckpointError:
             self.delete_fusion(name)
             self.set_active(before)
@@ -448,16 +451,30 @@ class SpeechAdapterModel(nn.Module):
                 self.head.train()
         return self
 
-    def gradient_checkpointing_enable(self, *unused: Any, **options: Any) -> None:
-        """Recompute layers in the backward pass, for memory; always torch's non-reentrant way, in every layer."""
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None, **options: Any
+    ) -> None:
+        """Recompute layers in the backward pass, for memory: torch's non-reentrant way, in every layer.
+
+        Raises:
+            ConfigError: another way that ``transformers`` knows.
+        """
+        asked = {**(gradient_checkpointing_kwargs or {}), **options}
+        for key, value in asked.items():
+            if (key, value) not in (("use_reentrant", False), ("every_n_layers", 1), ("offload", False)):
+                raise ConfigError(f"gradient checkpointing: {key}={value!r} is not supported here; leave it out.")
         self.gradient_checkpointing = True
 
     def gradient_checkpointing_disable(self) -> None:
         """Keep all activations."""
         self.gradient_checkpointing = False
 
-    #: The names of transformers 5.
-    activation_checkpointing_enable = gradient_checkpointing_enable
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: Mapping[str, Any] | None = None, **options: Any
+    ) -> None:
+        """The name of :meth:`gradient_checkpointing_enable` since transformers 5."""
+        self.gradient_checkpointing_enable(activation_checkpointing_kwargs, **options)
+
     activation_checkpointing_disable = gradient_checkpointing_disable
 
     def check_alive(self) -> None:
@@ -679,15 +696,12 @@ class SpeechAdapterModel(nn.Module):
 
     # ------------------------------------------------------------------ old names
 
-    merge_adapter, unmerge_adapter = (
-        renamed("merge_adapter", "fold_adapter"),
-        renamed("unmerge_adapter", "unfold_adapter"),
-    )
+    merge_adapter = renamed("merge_adapter", "fold_adapter")
+    unmerge_adapter = renamed("unmerge_adapter", "unfold_adapter")
+    merged_adapter = renamed_attribute("merged_adapter", "folded_adapter")
     save_merged = renamed("save_merged", "save_folded")
-    merge_adapters, merge_heads = (
-        renamed("merge_adapters", "average_adapters"),
-        renamed("merge_heads", "average_heads"),
-    )
+    merge_adapters = renamed("merge_adapters", "average_adapters")
+    merge_heads = renamed("merge_heads", "average_heads")
     places = renamed("places", "hooks")
 
 

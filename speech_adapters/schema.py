@@ -18,7 +18,7 @@ import os
 import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeGuard, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from speech_adapters.errors import ConfigError
 
@@ -93,7 +93,7 @@ def put(cls: type, mapping: dict[str, Any], dotted: str, value: Typed) -> None:
         place = place.at(key)
         if owners:
             members = members_of(hints[key])
-            owners = [member for member in members if dataclasses.is_dataclass(member)]
+            owners = [member for member in members if _is_configuration(member)]
             if not owners and not any((get_origin(member) or member) in (dict, Any) for member in members):
                 raise place.error(f"is {_name(hints[key])}, with no keys of its own such as '{following}'")
         inner = mapping.get(key)
@@ -121,7 +121,7 @@ def _build(cls: type[C], mapping: Mapping[Any, Any], place: _Place, base: Any = 
             raise _unknown(key, hints, place)
     values: dict[str, Any] = {}
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
-        default = field.default if field.default_factory is _MISSING else field.default_factory()
+        default = field.default_factory() if callable(field.default_factory) else field.default
         if field.name in mapping:
             current = default if base is None else getattr(base, field.name)
             values[field.name] = _convert(hints[field.name], mapping[field.name], place.at(field.name), current)
@@ -140,7 +140,7 @@ def _convert(hint: Any, value: Any, place: _Place, current: Any = None) -> Any:
     origin = get_origin(hint) or hint
     if origin in (Union, types.UnionType):
         return _convert_union(hint, value, place, current)
-    if dataclasses.is_dataclass(hint):
+    if _is_configuration(hint):
         if isinstance(value, hint):
             return value
         if isinstance(mapping := _parsed(value), Mapping):
@@ -190,9 +190,9 @@ def _convert_union(hint: Any, value: Any, place: _Place, current: Any) -> Any:
 
 def _fit(member: Any, mapping: Mapping[Any, Any], place: _Place) -> int:
     """How many keys of the mapping a dataclass takes; -1 for anything that is no dataclass."""
-    if not dataclasses.is_dataclass(member):
+    if not _is_configuration(member):
         return -1
-    hints, fitting = field_types(member), 0  # type: ignore[arg-type]
+    hints, fitting = field_types(member), 0
     for key in mapping.keys() & hints.keys():
         try:
             _convert(hints[key], mapping[key], place)
@@ -250,6 +250,10 @@ def _convert_scalar(hint: Any, value: Any) -> tuple[Any, ...]:
     raise TypeError(f"a configuration field cannot have the type {hint!r}")
 
 
+def _is_configuration(hint: Any) -> TypeGuard[type]:
+    return isinstance(hint, type) and dataclasses.is_dataclass(hint)
+
+
 def _is_text(value: str) -> bool:
     """Whether files and file names can hold it: no NUL, and no half of a surrogate pair."""
     return not any(symbol == "\0" or "\ud800" <= symbol <= "\udfff" for symbol in value)
@@ -295,8 +299,8 @@ def _name(hint: Any) -> str:
         return "one of " + ", ".join(map(str, get_args(hint)))
     if len(members_of(hint)) > 1:
         return " or ".join("null" if member is types.NoneType else _name(member) for member in members_of(hint))
-    if dataclasses.is_dataclass(hint):
-        return f"the keys of {hint.__name__} ({', '.join(field_types(hint))})"  # type: ignore[union-attr]
+    if _is_configuration(hint):
+        return f"the keys of {hint.__name__} ({', '.join(field_types(hint))})"
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
         return "one of " + ", ".join(str(_plain(member)) for member in hint)
     if _is_sequence(hint):

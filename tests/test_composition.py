@@ -198,7 +198,7 @@ def test_the_expert_that_adds_nothing_can_leave_the_base():
     assert not torch.allclose(alone, base)
 
 
-@pytest.mark.parametrize("value,config,group", [
+@pytest.mark.parametrize(("value", "config", "group"), [
     (Fuse("a", "b"), FusionConfig(guide_weight=1.0), "fusion"),
     (Fuse("a", "b"), FusionConfig(rank=4, guide_weight=0.5, none_expert=True, dropout=0.1, scaled=True), "fusion"),
     (Route("a", "b"), RouterConfig(guide_weight=1.0), "router"),
@@ -253,7 +253,7 @@ def test_the_guide_leads_each_utterance_to_its_adapter():
             assert (mean.argmax(-1) == guide).all()
 
 
-@pytest.mark.parametrize("value,config", [(Fuse("a", "b"), FusionConfig), (Route("a", "b"), RouterConfig)])
+@pytest.mark.parametrize(("value", "config"), [(Fuse("a", "b"), FusionConfig), (Route("a", "b"), RouterConfig)])
 def test_a_guide_that_is_asked_for_must_come_and_strangers_lose_nothing(value, config):
     losses = []
     for weight in (0.0, 1.0):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import pickle
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -177,16 +180,152 @@ def test_loading_says_what_is_wrong(tmp_path, monkeypatch):
         load_encoder(folder)
 
 
-def test_a_checkpoint_without_layers_is_refused(tmp_path):
+def without(folder, *parts):
+    """Take the tensors whose names hold one of ``parts`` out of a folder's weights."""
     from safetensors.torch import load_file, save_file
 
+    path = folder / "model.safetensors"
+    tensors = {k: v for k, v in load_file(path).items() if not any(part in k for part in parts)}
+    save_file(tensors, path, {"format": "pt"})
+
+
+def test_a_checkpoint_that_lacks_tensors_is_refused(tmp_path):
     stock_model("hubert", "post-norm").save_pretrained(tmp_path)
-    tensors = load_file(tmp_path / "model.safetensors")
-    save_file(
-        {k: v for k, v in tensors.items() if "layers.2" not in k}, tmp_path / "model.safetensors", {"format": "pt"}
-    )
-    with pytest.raises(CheckpointError, match="lacks"):
+    without(tmp_path, "layers.2.attention.q_proj")
+    with pytest.raises(CheckpointError, match="lacks 2 of the encoder's tensors.*q_proj"):
         load_encoder(tmp_path)
+    without(tmp_path, "layers.2")
+    with pytest.raises(CheckpointError, match="num_hidden_layers is 3, and the weights have 2"):
+        load_encoder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 377607901\n", "is a Git LFS pointer"),
+        (b"<!DOCTYPE html><html><body>404</body></html>", "is a web page, not the weights"),
+        (b"", "is empty: download it again"),
+        (b"\xff" * 100, "cut short, changed, or not a file of tensors"),
+        (pickle.dumps(Path), "cut short, changed, or not a file of tensors"),
+    ],
+    ids=["pointer", "page", "empty", "noise", "pickle"],
+)
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_what_lies_in_the_place_of_weights_is_named(name, content, message, tmp_path):
+    stock_model("wavlm", "pre-norm").config.save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="no model.safetensors or pytorch_model.bin"):
+        load_encoder(tmp_path)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"{name}: {message}") as raised:
+        load_encoder(tmp_path)
+    assert "weights_only" not in str(raised.value)
+
+
+def test_weights_in_pytorchs_format_and_in_shards_load_alike(tmp_path):
+    stock = stock_model("wav2vec2", "pre-norm")
+    stock.save_pretrained(tmp_path / "one")
+    stock.save_pretrained(tmp_path / "shards", max_shard_size="100KB")
+    assert len(list((tmp_path / "shards").glob("model-*.safetensors"))) > 1
+    stock.config.save_pretrained(tmp_path / "old")
+    torch.save(stock.state_dict(), tmp_path / "old" / "pytorch_model.bin")
+    assert len({load_encoder(tmp_path / name).fingerprint for name in ("one", "shards", "old")}) == 1
+    index = tmp_path / "shards" / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": 3}}))
+    with pytest.raises(CheckpointError, match="its weight_map gives no file for each tensor"):
+        load_encoder(tmp_path / "shards")
+
+
+CONFIGS = [
+    *[("num_hidden_layers", value) for value in (10**6, -1, "x", None)],
+    *[("hidden_size", value) for value in (10**9, 65, 0)],
+    *[("conv_kernel", value) for value in ([], "abc", [10, 8], [10, 8, 10**9], [0, 8, 4])],
+    *[("conv_stride", value) for value in ([0, 0, 0], [10.5, 8, 4], [10, 8, 5], None)],
+    *[("conv_dim", value) for value in ([32, 32, 10**9], [32], {})],
+    *[("num_conv_pos_embeddings", value) for value in (10**9, 0)],
+    *[("num_attention_heads", value) for value in (0, 3)],
+    *[("layer_norm_eps", value) for value in (float("nan"), 0, "x")],
+    ("num_conv_pos_embedding_groups", 0), ("intermediate_size", 10**12), ("num_buckets", 10**10),
+    ("num_feat_extract_layers", 10**6), ("hidden_act", "nope"), ("hidden_dropout", 7), ("add_adapter", True),
+    ("max_bucket_distance", 0), ("dtype", "float999"), ("feat_extract_norm", "x"),
+]  # fmt: skip
+
+
+def test_a_config_that_does_not_belong_to_the_weights_is_refused_at_once(tmp_path):
+    stock_model("wavlm", "pre-norm").save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    whole = json.loads(path.read_text())
+    for key, value in CONFIGS:
+        path.write_text(json.dumps({**whole, key: value}))
+        start = time.perf_counter()
+        with pytest.raises(CheckpointError):
+            load_encoder(tmp_path)
+            pytest.fail(f"{key}={value}")
+        assert time.perf_counter() - start < 10, (key, value)
+    for text in ("[]", "3", "", "[" * 100_000, "\x00"):
+        path.write_text(text)
+        with pytest.raises(CheckpointError, match="config.json"):
+            load_encoder(tmp_path)
+
+
+def test_a_ctc_head_without_its_bias_and_weights_that_are_not_finite_are_refused(tmp_path):
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoModelForCTC
+
+    AutoModelForCTC.from_config(stock_model("hubert", "pre-norm", vocab_size=32).config).save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    name = next(key for key in tensors if "layers.1.attention.q_proj.weight" in key)
+    save_file({**tensors, name: torch.full_like(tensors[name], torch.nan)}, path, {"format": "pt"})
+    with pytest.raises(CheckpointError, match="tensor 'encoder.layers.1.attention.q_proj.weight' .* not finite"):
+        load_encoder(tmp_path)
+    save_file(tensors, path, {"format": "pt"})
+    without(tmp_path, "lm_head.bias")
+    with pytest.raises(CheckpointError, match=r"needs lm_head.weight \(V, D\) and lm_head.bias"):
+        load_encoder(tmp_path)
+
+
+def test_a_checkpoint_without_mask_embedding_is_the_same_encoder_in_each_process(tmp_path):
+    """As facebook/wav2vec2-base-960h: transformers draws that one tensor at random."""
+    stock_model("wav2vec2").save_pretrained(tmp_path)
+    without(tmp_path, "masked_spec_embed")
+    prints = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        prints.append(load_encoder(tmp_path).fingerprint)
+    assert prints[0] == prints[1]
+
+
+@pytest.mark.parametrize(
+    ("family", "style", "files", "expected"),
+    [
+        ("wavlm", "pre-norm", {"preprocessor_config.json": {"do_normalize": False}}, False),
+        ("wavlm", "pre-norm", {"processor_config.json": {"feature_extractor": {"do_normalize": False}}}, False),
+        ("wavlm", "pre-norm", {"processor_config.json": {"processor_class": "Wav2Vec2Processor"}}, True),
+        ("wavlm", "pre-norm", {}, True),
+        ("wavlm", "post-norm", {}, False),
+        ("hubert", "post-norm", {}, True),
+        ("unispeech-sat", "pre-norm", {"preprocessor_config.json": {"do_normalize": True}}, True),
+        ("unispeech-sat", "pre-norm", {}, "no do_normalize in preprocessor_config.json"),
+        ("wavlm", "pre-norm", {"preprocessor_config.json": {"do_normalize": "no"}}, "do_normalize is 'no'"),
+        ("wavlm", "pre-norm", {"preprocessor_config.json": []}, "holds no keys with values"),
+    ],
+)
+def test_preprocessing_is_read_or_published_and_never_guessed(family, style, files, expected, tmp_path):
+    stock_model(family, style).save_pretrained(tmp_path)
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    if isinstance(expected, bool):
+        assert load_encoder(tmp_path).normalize is expected
+    else:
+        with pytest.raises(CheckpointError, match=expected):
+            load_encoder(tmp_path)
+
+
+def test_the_identity_knows_weights_and_preprocessing():
+    one, two = small_encoder(), small_encoder()
+    assert one.identity == two.identity
+    two.normalize = False
+    assert one.fingerprint == two.fingerprint and one.identity != two.identity
 
 
 @pytest.mark.parametrize("name", packaged_encoders())

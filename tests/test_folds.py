@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -132,7 +133,7 @@ def test_bad_protocols_are_named():
         pytest.raises(ConfigError, match="3 utterances cannot make 5 folds"),
     ):
         make_folds(manifest[:3], "otake2023")
-    leaking = manifest.map(lambda u: Utterance(**{**vars(u), "speaker": "x"}))
+    leaking = manifest.map(lambda u: replace(u, speaker="x"))
     with pytest.raises(ManifestError, match="1 speaker value"):
         make_folds(leaking, "leave-one-session-out")
     rare = Manifest(Utterance(f"{i}", Path("/a.wav"), 1.0, speaker=f"s{i}", emotion=f"e{i}") for i in range(4))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -99,12 +101,13 @@ def test_an_output_is_read_by_attribute_name_or_number():
     waveforms, lengths = batch()
     model = small_model(method="elp", head=True).eval()
     output = model(waveforms, lengths, targets=TARGETS)
-    assert output.keys()[:2] == ("loss", "logits") and "embedding" not in output.keys()
+    assert output.keys()[:2] == ("loss", "logits") and "embedding" not in output
     assert output["loss"] is output[0] is output.loss and output[1] is output["logits"]
     assert output[1:] == output.to_tuple()[1:] and len(output.to_tuple()) == len(output.keys())
+    assert [*output] == [*output.keys()] and dict(output)["logits"] is output.logits
     with pytest.raises(KeyError, match="'embedding'; this output has loss, logits, last_hidden_state"):
         output["embedding"]
-    assert model(waveforms, lengths)[0] is not None and "loss" not in model(waveforms, lengths).keys()
+    assert model(waveforms, lengths)[0] is not None and "loss" not in model(waveforms, lengths)
 
 
 def test_recomputation_is_switched_on_and_off():
@@ -113,8 +116,20 @@ def test_recomputation_is_switched_on_and_off():
         (model.gradient_checkpointing_enable, model.gradient_checkpointing_disable),
         (model.activation_checkpointing_enable, model.activation_checkpointing_disable),
     ):
-        on()
+        on({"use_reentrant": False}, every_n_layers=1)
         assert model.gradient_checkpointing
+        for refused in ({"use_reentrant": True}, {"policy": "some"}):
+            with pytest.raises(ConfigError, match="gradient checkpointing: .* is not supported here; leave it out"):
+                on(refused)
         off()
         assert not model.gradient_checkpointing
     assert model.config is model.encoder.config and model.device == torch.device("cpu")
+
+
+def test_the_documented_example_runs(tmp_path, monkeypatch):
+    page = Path(__file__).parents[1] / "docs" / "own_trainer.md"
+    code = page.read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, str(page), "exec"), {})
+    assert (tmp_path / "own_run" / "mine" / "adapter.json").is_file()
+    assert list((tmp_path / "own_run").glob("checkpoint-*/model.safetensors"))

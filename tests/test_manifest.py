@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from speech_adapters.data.audio import write_audio
@@ -36,7 +36,7 @@ def test_reads_nemo_lines_and_keeps_extras(tmp_path: Path):
     path = write_lines(tmp_path, line(speaker=84, offset=2, emotion="sad", gender="F", snr=3.5), "", line(id="b"))
     first, second = Manifest.read(path, require=("text",))
     assert first == Utterance(
-        "a",
+        "a-2.000",
         tmp_path / "audio" / "a.wav",
         1.5,
         2.0,
@@ -93,7 +93,7 @@ def test_check_audio(tmp_path: Path):
     good = write_lines(tmp_path, line(audio_filepath="a.wav", duration=1.0))
     assert Manifest.read(good, check_files=True).check_audio()[0].duration == 1.0
     long = write_lines(tmp_path, line(audio_filepath="a.wav", duration=1.0, offset=0.5))
-    with pytest.raises(ManifestError, match=r"'a': offset \+ duration is 1.500 s but .*a\.wav ends at 1.000"):
+    with pytest.raises(ManifestError, match=r"'a-0.500': .*a\.wav: 1.500 s asked .* ends at 1.000 s"):
         Manifest.read(long, check_files=True)
     gone = write_lines(tmp_path, line(audio_filepath="b.wav"))
     with pytest.raises(ManifestError, match=r"m\.jsonl: utterance 'b': .*b\.wav: no such audio file"):
@@ -111,12 +111,13 @@ def test_write_makes_paths_relative_and_reads_back_equal(tmp_path: Path):
     assert [entry.name for entry in copy.parent.iterdir()] == ["copy.jsonl"]
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.builds(
             dict,
             text=st.none() | st.text(),
-            speaker=st.none() | st.text(),
+            speaker=st.none() | st.text(st.characters(exclude_categories=("Cs", "Cc"))),
             duration=st.floats(0.01, 1e4),
             offset=st.just(0.0) | st.floats(0, 100),
             extra=st.dictionaries(st.text().map("x_".__add__), st.integers() | st.text() | st.booleans(), max_size=2),
@@ -165,6 +166,7 @@ def test_sha256_follows_the_content(tmp_path: Path):
     assert manifest[:2].sha256 != manifest.sha256
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=4), st.floats(0.001, 0.3), st.integers(0, 9))
 def test_equal_shares_take_as_much_of_each(counts: list[int], hours: float, seed: int):
     manifests = [

@@ -126,7 +126,7 @@ def test_stages_train_what_they_say(recipe: ModuleType, data: Path, tmp_path: Pa
     recipe.main(arguments(data, tmp_path / "joint", "front.hours=0", "anneal.hours=0"))
     begun, front, joint = (weights(tmp_path / name) for name in ("none", "front", "joint"))
     assert start == tmp_path / "none" / "encoder"
-    moved = lambda after: {name for name in begun if not torch.equal(begun[name], after[name])}  # noqa: E731
+    moved = lambda after: {name for name in begun if not torch.equal(begun[name], after[name].half().float())}  # noqa: E731
     never = {"masked_spec_embed"}
     assert moved(front) == {name for name in begun if any(part in name for part in student.FRONT_PARTS)}
     assert moved(joint) == set(begun) - never
@@ -135,7 +135,7 @@ def test_stages_train_what_they_say(recipe: ModuleType, data: Path, tmp_path: Pa
 def test_layers_come_from_a_student_with_another_front_end(recipe: ModuleType, data: Path, uninterrupted, tmp_path):
     more = (f"layers_from={uninterrupted}", "student.conv_dim=8,32,48", "front.hours=0", "joint.hours=0")
     recipe.main(arguments(data, tmp_path / "new", *more, "anneal.hours=0"))
-    old, new = weights(uninterrupted), weights(tmp_path / "new")
+    old, new = ({n: t.half() for n, t in weights(run).items()} for run in (uninterrupted, tmp_path / "new"))
     layers = [name for name in old if name.startswith("encoder.layer")]
     assert layers and all(torch.equal(old[name], new[name]) for name in layers)
     position = "encoder.pos_conv_embed.conv.bias"
@@ -159,7 +159,7 @@ def test_resumed_runs_end_at_the_same_weights(
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
     logs = [(run / "metrics.jsonl").read_text().splitlines() for run in (uninterrupted, tmp_path / "run")]
     steps = [[(line["method"], line["step"]) for line in map(json.loads, log)] for log in logs]
-    assert steps[0] == steps[1] and not list((tmp_path / "run").glob(".*"))
+    assert steps[0] == steps[1] and not list((tmp_path / "run").glob(".*.tmp"))
 
 
 def test_wavlm_starts_from_another_run_and_moves_its_position_bias(
@@ -169,7 +169,7 @@ def test_wavlm_starts_from_another_run_and_moves_its_position_bias(
     recipe.main(arguments(data, tmp_path / "begun", *more, "anneal.hours=0"))
     begun = weights(tmp_path / "begun")
     shared = weights(uninterrupted)
-    assert all(torch.equal(begun[name], tensor.half().float()) for name, tensor in shared.items())
+    assert all(torch.equal(begun[name].half(), tensor.half()) for name, tensor in shared.items())
     table = "encoder.layers.0.attention.rel_attn_embed.weight"
     assert not begun[table].any()
     recipe.main(arguments(data, tmp_path / "trained", *more))

@@ -1,4 +1,4 @@
-"""Adapters together: stacked, averaged, fused, routed, side by side, merged, and one a sample in a batch."""
+"""Adapters together: stacked, averaged, fused, routed, side by side, and one per sample of a batch."""
 
 from speech_adapters.composition.blocks import Average, Composition, Fuse, Parallel, Route, Stack
 from speech_adapters.composition.fusion import FusionConfig

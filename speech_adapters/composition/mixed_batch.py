@@ -36,8 +36,7 @@ def mixed_forward(
     """The encoder's output, and what each sample's head reads, (T, F) with F its adapter's."""
     check_choices("adapter", choices, inputs)
     encoder = registry.encoder
-    adapters = {name: registry.adapter(name) for name in registry.adapters}
-    order, mixed = mixer.sort(choices, adapters, encoder.num_layers)
+    order, mixed = mixer.sort(choices, registry.adapters_by_name, encoder.num_layers)
     index = torch.tensor(order, device=encoder.device)
     back = index.argsort()
     ordered = {key: value[index] if isinstance(value, Tensor) else value for key, value in inputs.items()}

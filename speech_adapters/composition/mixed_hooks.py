@@ -22,18 +22,15 @@ from torch.func import functional_call, vmap
 
 from speech_adapters.adapters.base import AdapterModule
 from speech_adapters.adapters.hooks import Hooks, StackedHooks
-from speech_adapters.composition.blocks import Stack
 from speech_adapters.encoders.attention import AttentionPrefix
 from speech_adapters.encoders.forward import EncoderOutput, Frames, Norm, Projection, Site
 from speech_adapters.encoders.loading import Encoder
-
-Choice = str | Stack | None
 
 
 class Kind:
     """Adapters (or stacks) of one configuration: their weights by name, each (n, ...), and a module to run them in.
 
-    StackedHooks weights are kept between forwards until a weight changes; with gradients they are stacked anew.
+    Stacked weights are kept between forwards until a weight changes; with gradients they are stacked anew.
     """
 
     def __init__(self, stacks: Sequence[Sequence[AdapterModule]]) -> None:
@@ -245,7 +242,7 @@ class _MixedNorm:
 
 
 def _join_frames(parts: Sequence[Frames]) -> Frames:
-    """Parts of a batch with different numbers of frames, padded to the longest; ``before`` is one number a sample."""
+    """Parts of a batch with different numbers of frames, padded to the longest; ``before`` has one number each."""
     longest = max(part.frames.shape[1] for part in parts)
     frames, masks, before = [], [], []
     for part in parts:

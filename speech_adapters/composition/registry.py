@@ -51,6 +51,14 @@ class Registry:
     def fusion(self, name: str) -> CompositionModule:
         return cast(CompositionModule, _get(name, self.fusions, "fusion"))
 
+    @property
+    def adapters_by_name(self) -> dict[str, AdapterModule]:
+        return {name: self.adapter(name) for name in self.adapters}
+
+    @property
+    def fusions_by_name(self) -> dict[str, CompositionModule]:
+        return {name: self.fusion(name) for name in self.fusions}
+
     def fusions_in(self, composition: str | Composition | None) -> Iterator[CompositionModule]:
         """The modules of the Fuse and Route in a composition, inner ones first."""
         if composition is not None:
@@ -72,7 +80,7 @@ class Registry:
         if not isinstance(composition, TrainableComposition):
             return StackedHooks(members)
         if composition.name not in self.fusions or self.fusion(composition.name).composition != composition:
-            known = ", ".join(repr(module.composition) for module in self._fusions()) or "none"
+            known = ", ".join(repr(module.composition) for module in self.fusions_by_name.values()) or "none"
             raise ConfigError(
                 f"{composition!r} has no weights in this model; call add_fusion first (there are: {known})."
             )
@@ -91,16 +99,13 @@ class Registry:
 
     def check_unused(self, member: str | Composition) -> None:
         """Raise a ConfigError for an adapter or composition that a fusion stands on."""
-        for module in self._fusions():
+        for module in self.fusions_by_name.values():
             if isinstance(member, str) and member in names_of(module.composition):
                 raise ConfigError(f"adapter {member!r} is part of {module.composition!r}; delete that fusion first.")
             if isinstance(member, TrainableComposition) and member in module.composition.members:
                 raise ConfigError(
                     f"fusion {member.name!r} is a member of {module.composition.name!r}; delete that first."
                 )
-
-    def _fusions(self) -> list[CompositionModule]:
-        return [self.fusion(name) for name in self.fusions]
 
 
 def check_new(name: str, existing: nn.ModuleDict, kind: str) -> None:

@@ -105,7 +105,9 @@ def simulate(
     if channel is None:
         channel = channel_of(domain)
     name, output = name or Path(manifest.name).stem, Path(output)
-    noises = None if channel.noise_manifest is None else Manifest.read(channel.noise_manifest, check_files=True)
+    noises = (
+        None if channel.noise_manifest is None else Manifest.read(channel.noise_manifest).check_audio(channel="mix")
+    )
     settings = {field.name: getattr(channel, field.name) for field in fields(channel)} | {
         "noise_manifest": noises and noises.sha256
     }

@@ -94,10 +94,40 @@ def read_audio(
         AudioError: missing, empty, cut short, corrupt, NaN or infinite samples, integers written as floating point,
             another rate with ``resample=False``, several channels without ``channel``, or less than 25 ms.
     """
+    waveform, rate = _decode(path, offset, duration, channel, None if resample else sample_rate)
+    waveform = _resample(waveform, rate, sample_rate)
+    return check_waveform(waveform, path, min_samples=MIN_SAMPLES * sample_rate // SAMPLE_RATE)
+
+
+def check_audio_file(
+    path: str | os.PathLike[str],
+    *,
+    offset: float = 0.0,
+    duration: float | None = None,
+    channel: int | str | None = None,
+) -> None:
+    """Decode a file or a piece of it, at its own rate, as a check that :func:`read_audio` will give it.
+
+    Raises:
+        AudioError: as there.
+    """
+    waveform, rate = _decode(path, offset, duration, channel)
+    if len(waveform) * SAMPLE_RATE < MIN_SAMPLES * rate:
+        check_waveform(waveform, path, min_samples=-(-MIN_SAMPLES * rate // SAMPLE_RATE))
+
+
+def _decode(
+    path: str | os.PathLike[str],
+    offset: float,
+    duration: float | None,
+    channel: int | str | None,
+    only_rate: int | None = None,
+) -> tuple[torch.Tensor, int]:
+    """(samples,) of a piece as they stand in the file, checked, and their rate in Hz."""
     with _open(path) as file:
-        rate = file.samplerate
-        if rate != sample_rate and not resample:
-            raise AudioError(f"{path}: sampled at {rate} Hz, expected {sample_rate}; pass resample=True or convert it")
+        rate = int(file.samplerate)
+        if only_rate not in (None, rate):
+            raise AudioError(f"{path}: sampled at {rate} Hz, expected {only_rate}; pass resample=True or convert it")
         pick = _channel_index(path, channel, file.channels)
         start, count = _piece(path, offset, duration, rate, _frames(file))
         try:
@@ -110,10 +140,7 @@ def read_audio(
         exact = file.format not in ("MP3", "OGG")
     if len(samples) < count and (exact or len(samples) < count - DURATION_TOLERANCE * rate):
         raise AudioError(f"{path}: cut short: {len(samples)} of {count} samples could be read; {_AGAIN}")
-    waveform = torch.from_numpy(samples)
-    check_waveform(waveform, path, min_samples=1)
-    waveform = _resample(waveform, rate, sample_rate)
-    return check_waveform(waveform, path, min_samples=MIN_SAMPLES * sample_rate // SAMPLE_RATE)
+    return check_waveform(torch.from_numpy(samples), path, min_samples=1), rate
 
 
 def pack(waveform: torch.Tensor) -> tuple[torch.Tensor, float]:
@@ -175,7 +202,8 @@ def resample(waveform: torch.Tensor, orig_rate: int, new_rate: int) -> torch.Ten
     if waveform.is_cuda:
         import torchaudio
 
-        return torchaudio.functional.resample(waveform, orig_rate, new_rate)
+        resampled: torch.Tensor = torchaudio.functional.resample(waveform, orig_rate, new_rate)
+        return resampled
     return torch.from_numpy(soxr.resample(waveform.detach().to(torch.float32).numpy(), orig_rate, new_rate))
 
 
@@ -232,7 +260,7 @@ _UNKNOWN = 1 << 62
 """libsndfile's frame count is above this where the header leaves the length open (FLAC written to a pipe)."""
 
 
-class _Stream(soundfile.SoundFile):
+class _Stream(soundfile.SoundFile):  # type: ignore[misc]  # soundfile has no types
     """A file that is read from front to back: soundfile seeks after each read of a seekable one, which is slow in Ogg
     and fails at the end of a FLAC of unknown length. :meth:`seek` itself works as ever."""
 
@@ -325,7 +353,7 @@ def _reason(error: Exception) -> str:
 
 
 def _existing(path: Path) -> Path:
-    """``path``, or the file whose name looks the same: é is one code point or two, and file systems tell them apart."""
+    """``path``, or the file whose name looks the same: é is one code point or two, which disks keep apart."""
     if str(path).isascii() or os.path.exists(path):
         return path
     found = Path(path.anchor)

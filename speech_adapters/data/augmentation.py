@@ -15,7 +15,7 @@ import soundfile
 import soxr
 import torch
 
-from speech_adapters.data.audio import SAMPLE_RATE, read_audio, resample
+from speech_adapters.data.audio import SAMPLE_RATE, resample
 from speech_adapters.data.manifest import Manifest
 from speech_adapters.errors import ConfigError
 
@@ -69,6 +69,8 @@ def lose_packets(
     if not 0 <= rate <= highest:
         raise ConfigError(f"packet loss {rate} must lie between 0 and {highest:.2f} for bursts of up to {max_burst}")
     size = round(packet_seconds * SAMPLE_RATE)
+    if size < 1:
+        raise ConfigError(f"packet_seconds={packet_seconds} holds no sample; telephones send 0.02")
     result = waveform.clone()
     start = rate / (mean_burst * (1 - rate))  # of a burst, after a packet that arrived: gives the rate on average
     position = size  # the first packet always arrives
@@ -107,8 +109,8 @@ def speed(waveform: torch.Tensor, factor: float) -> torch.Tensor:
 
     Ko et al., "Audio augmentation for speech recognition" (Interspeech 2015), section 2.
     """
-    if factor <= 0:
-        raise ConfigError(f"speed factor={factor} must be above 0; 1 keeps the speed")
+    if not 0.1 <= factor <= 10:
+        raise ConfigError(f"speed factor={factor} must lie between 0.1 and 10; 1 keeps the speed")
     if factor == 1:
         return waveform
     fast = soxr.resample(waveform.cpu().numpy(), SAMPLE_RATE * factor, SAMPLE_RATE)
@@ -148,10 +150,10 @@ class Augmentation:
         for name in ("speed_probability", "noise_probability", "telephone_probability"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name}={getattr(self, name)} must lie between 0 and 1")
-        if not self.speeds or min(self.speeds) <= 0:
-            raise ConfigError(f"speeds={self.speeds} must be one or more factors above 0, such as (0.9, 1.0, 1.1)")
-        if len(self.snr_db) != 2 or self.snr_db[0] > self.snr_db[1]:
-            raise ConfigError(f"snr_db={self.snr_db} must be (lowest, highest) in dB")
+        if not self.speeds or not all(0.1 <= factor <= 10 for factor in self.speeds):
+            raise ConfigError(f"speeds={self.speeds} must be factors between 0.1 and 10, such as (0.9, 1.0, 1.1)")
+        if len(self.snr_db) != 2 or not -100 <= self.snr_db[0] <= self.snr_db[1] <= 100:
+            raise ConfigError(f"snr_db={self.snr_db} must be (lowest, highest) in dB, within 100 of 0")
         if unknown := [codec for codec in self.codecs if codec not in CODECS]:
             raise ConfigError(f"codecs: {unknown[0]!r} is unknown; use some of {', '.join(CODECS)}")
         if self.telephone_probability and not self.codecs:
@@ -161,8 +163,9 @@ class Augmentation:
 
     @cached_property
     def noises(self) -> Manifest:
-        """The noise manifest, read once, its files checked."""
-        return Manifest.read(self.noise_manifest, check_files=True)
+        """The noise manifest, read once, its audio checked."""
+        assert self.noise_manifest is not None  # __post_init__ asks for it
+        return Manifest.read(self.noise_manifest).check_audio(channel="mix")
 
     def __call__(self, waveform: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
         """Augment one ``(samples,)`` waveform. The same state of ``rng`` gives the same result."""
@@ -170,8 +173,7 @@ class Augmentation:
             waveform = speed(waveform, self.speeds[rng.integers(len(self.speeds))])
         if rng.random() < self.noise_probability:
             entry = self.noises[int(rng.integers(len(self.noises)))]
-            noise = read_audio(entry.audio_filepath, offset=entry.offset, duration=entry.duration, channel="mix")
-            waveform = add_noise(waveform, noise, rng.uniform(*self.snr_db), rng)
+            waveform = add_noise(waveform, entry.waveform(channel="mix"), rng.uniform(*self.snr_db), rng)
         if rng.random() < self.telephone_probability:
             waveform = telephone(waveform, self.codecs[rng.integers(len(self.codecs))])
         return waveform
@@ -182,4 +184,4 @@ def _band_pass(low: float, high: float) -> np.ndarray:
     """Butterworth band pass of order 8: recursive filters give the same bits on every processor, FFTs do not."""
     from scipy.signal import butter
 
-    return butter(4, (low, high), "bandpass", fs=TELEPHONE_RATE, output="sos")
+    return np.asarray(butter(4, (low, high), "bandpass", fs=TELEPHONE_RATE, output="sos"))

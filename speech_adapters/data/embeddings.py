@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import zipfile
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from speech_adapters.data.arrays import read_arrays
 from speech_adapters.data.batches import SpeechDataset, evaluation_loader
 from speech_adapters.data.manifest import Manifest
 from speech_adapters.errors import ConfigError, InputError
@@ -40,7 +41,7 @@ class Embeddings:
         if not len(self.ids):
             raise InputError(f"{self.name}: no embeddings; give at least one.")
         if len(set(self.ids)) < len(self.ids):
-            repeated = next(i for i in self.ids if self.ids.count(i) > 1)
+            repeated = Counter(self.ids).most_common(1)[0][0]
             raise InputError(f"{self.name}: id {repeated!r} is there twice; keep one of the two.")
         object.__setattr__(self, "vectors", self.vectors.detach().to("cpu", torch.float32).contiguous())
         norms = self.vectors.norm(dim=1)
@@ -90,8 +91,8 @@ class Embeddings:
             raise InputError(f"{path}: no such file; give the .npz or .safetensors file of saved embeddings.")
         try:
             if path.suffix == ".npz":
-                with np.load(path, allow_pickle=False) as arrays:
-                    ids, vectors = arrays["ids"].tolist(), torch.from_numpy(arrays["embeddings"])
+                names, array = read_arrays(path, "ids", "embeddings")
+                ids, vectors = names.tolist(), torch.from_numpy(array)
             else:
                 from safetensors import SafetensorError, safe_open
 
@@ -100,7 +101,11 @@ class Embeddings:
                         ids, vectors = json.loads(file.metadata()["ids"]), file.get_tensor("embeddings")
                 except SafetensorError as error:
                     raise ValueError(str(error)) from error
-        except (KeyError, TypeError, ValueError, OSError, zipfile.BadZipFile) as error:
+            if not isinstance(ids, list) or vectors.is_complex():
+                raise ValueError("ids must be a list, embeddings real numbers")
+        except InputError:
+            raise
+        except (LookupError, TypeError, ValueError, OSError, RuntimeError, MemoryError) as error:
             raise InputError(f"{path}: no saved embeddings with `ids` and `embeddings` ({error}).") from error
         return cls(tuple(map(str, ids)), vectors, str(path))
 

@@ -2,35 +2,61 @@
 
 A manifest has one JSON object a line, with the keys of NVIDIA NeMo's manifests so that existing ones load:
 ``audio_filepath`` (relative to the manifest's folder, or absolute) and ``duration`` (seconds) always; ``offset``
-(seconds), ``text``, ``speaker``, ``emotion``, ``label``, ``domain``, ``lang`` and ``id`` where they are known. Further
-keys are kept in :attr:`Utterance.extra`. Errors start with ``file:line``.
+(seconds), ``channel`` (of a file with several: its number from 0, or "mix" for their mean), ``text``, ``speaker``,
+``emotion``, ``label``, ``domain``, ``lang`` and ``id`` where they are known. Further keys are kept in
+:attr:`Utterance.extra`. Lines end at a line feed only; reading finds all bad lines at once. Errors start with
+``file:line``.
 """
 
 from __future__ import annotations
 
+import codecs
 import csv
+import gc
 import hashlib
 import io
 import json
 import math
 import os
 import random
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, overload
 
-from speech_adapters.data.audio import DURATION_TOLERANCE, audio_info
+import torch
+
+from speech_adapters.data.audio import audio_info, read_audio
+from speech_adapters.data.audio_files import Piece, audio_hashes, check_pieces, identity
 from speech_adapters.errors import AudioError, ManifestError
 
 TEXT_KEYS = ("text", "speaker", "emotion", "label", "domain", "lang")
 """Optional keys that hold a string. A number is read as its digits: NeMo writes speakers as integers."""
 
 
+SHOWN_PROBLEMS = 20
+"""How many of a manifest's problems an error lists; it counts them all."""
+
+
+class _PathField:
+    """A field that takes a path and gives a Path, made on access: Paths took most of the memory of a million lines."""
+
+    def __get__(self, utterance: Any, owner: type) -> Any:
+        return self if utterance is None else Path(utterance._path)
+
+    def __set__(self, utterance: Any, path: str | os.PathLike[str]) -> None:
+        object.__setattr__(utterance, "_path", path)
+
+
 @dataclass(frozen=True)
 class Utterance:
-    """One line of a manifest. ``duration`` and ``offset`` are in seconds; ``audio_filepath`` is absolute."""
+    """One line of a manifest. ``duration`` and ``offset`` are in seconds; ``audio_filepath`` is absolute.
+
+    ``channel`` chooses one of a file's several: its number from 0, or "mix" for their mean.
+    """
 
     id: str
     audio_filepath: Path
@@ -43,10 +69,24 @@ class Utterance:
     domain: str | None = None
     lang: str | None = None
     extra: dict[str, Any] = field(default_factory=dict, hash=False)
+    channel: int | str | None = None
 
     def get(self, key: str) -> Any:
         """The value of a key of the schema or of ``extra``; None when absent."""
-        return getattr(self, key) if key in self.__dataclass_fields__ and key != "extra" else self.extra.get(key)
+        value = getattr(self, key) if key in self.__dataclass_fields__ and key != "extra" else None
+        return self.extra.get(key) if value is None else value
+
+    def waveform(self, channel: int | str | None = None) -> torch.Tensor:
+        """(samples,) the utterance's audio at 16 kHz; ``channel`` where the line itself names none.
+
+        Raises:
+            AudioError: see :func:`~speech_adapters.data.audio.read_audio`.
+        """
+        channel = channel if self.channel is None else self.channel
+        return read_audio(self.audio_filepath, offset=self.offset, duration=self.duration, channel=channel)
+
+
+Utterance.audio_filepath = _PathField()  # type: ignore[assignment]
 
 
 class Manifest(Sequence[Utterance]):
@@ -80,7 +120,7 @@ class Manifest(Sequence[Utterance]):
         return isinstance(other, Manifest) and self._utterances == other._utterances
 
     def __hash__(self) -> int:
-        return hash(self.sha256)
+        return hash(self._utterances)
 
     def __add__(self, other: Manifest) -> Manifest:
         """Both lists as one; an id that is in both is an error."""
@@ -96,35 +136,49 @@ class Manifest(Sequence[Utterance]):
         Args:
             path: the manifest; its folder is where relative audio paths start.
             require: keys that every line must have, such as ``("text",)`` for recognition.
-            check_files: also open every audio file's header (:meth:`check_audio`).
+            check_files: also decode the audio (:meth:`check_audio`).
 
         Raises:
-            ManifestError: with ``file:line``; see ``manifests/README.md`` for the list.
+            ManifestError: with ``file:line`` of each bad line; see ``manifests/README.md`` for the list.
         """
         path = Path(path)
         utterances: list[Utterance] = []
-        first_line: dict[str, int] = {}
-        for number, line in enumerate(_read_text(path, "manifest").split("\n"), start=1):
-            if not line.strip():
-                continue
-            where = f"{path}:{number}"
-            try:
-                entry = json.loads(line, parse_constant=_refuse_constant)
-            except ValueError as error:
-                raise ManifestError(f"{where}: not JSON ({error}); each line must be one JSON object") from error
-            if not isinstance(entry, dict):
-                raise ManifestError(f"{where}: a {type(entry).__name__}; each line must be one JSON object {{...}}")
-            utterance = _utterance(entry, path.parent, where)
-            _require(utterance, require, where)
-            if (seen := first_line.setdefault(utterance.id, number)) != number:
-                raise ManifestError(f"{where}: id {utterance.id!r} repeats that of line {seen}; {_UNIQUE}")
-            utterances.append(utterance)
+        ids: set[str] = set()
+        lines = array("q")  # of the utterances
+        problems = Problems(str(path))
+        parse, root, shared = _decoder().decode, os.path.abspath(path.parent), _Shared()
+        with _no_collection():
+            for number, raw in _raw_lines(path):
+                try:
+                    line = raw.decode()
+                    if not line.strip():
+                        continue
+                    entry = parse(line)
+                    if not isinstance(entry, dict):
+                        raise ManifestError(f"a {type(entry).__name__}; each line must be one JSON object {{...}}")
+                    utterance = _utterance(entry, root, shared)
+                    if b"\\" in raw or b"\x7f" in raw:  # JSON escapes control characters, UTF-8 has no surrogates
+                        _check_names(utterance)
+                    if require:
+                        _require(utterance, require)
+                    if utterance.id in ids:
+                        first = lines[[u.id for u in utterances].index(utterance.id)] if problems.open else "?"
+                        raise ManifestError(f"id {utterance.id!r} repeats that of line {first}; {_UNIQUE}")
+                except ManifestError as error:
+                    problems.add(f":{number}: {error}")
+                except UnicodeDecodeError as error:
+                    problems.add(f":{number}: not UTF-8 text ({error.reason}); convert the manifest to UTF-8")
+                except (ValueError, RecursionError) as error:
+                    problems.add(f":{number}: not JSON ({error}); each line must be one JSON object")
+                else:
+                    utterances.append(utterance)
+                    ids.add(utterance.id)
+                    lines.append(number)
+        problems.raise_any()
         if not utterances:
             raise ManifestError(f"{path}:1: empty manifest; write one JSON object a line")
         manifest = cls(utterances, str(path))
-        if check_files:
-            manifest.check_audio()
-        return manifest
+        return manifest.check_audio() if check_files else manifest
 
     @classmethod
     def from_csv(
@@ -148,21 +202,31 @@ class Manifest(Sequence[Utterance]):
         if "audio_filepath" not in columns:
             raise ManifestError(f'{path}: columns must say which column holds "audio_filepath"')
         rows = csv.DictReader(io.StringIO(_read_text(path, "table"), newline=""), delimiter=delimiter)
-        if missing := [name for name in columns.values() if name not in (rows.fieldnames or ())]:
-            raise ManifestError(f"{path}:1: no column {missing[0]!r}; there are {', '.join(rows.fieldnames or ())}")
-        root = Path(audio_root) if audio_root is not None else path.parent
-        utterances = []
-        for row in rows:
-            where = f"{path}:{rows.line_num}"
+        try:
+            names, table = rows.fieldnames or (), [(rows.line_num, row) for row in rows]
+        except csv.Error as error:
+            raise ManifestError(f"{path}:{rows.line_num}: not a table ({error}); check its delimiter") from error
+        if missing := [name for name in columns.values() if name not in names]:
+            raise ManifestError(f"{path}:1: no column {missing[0]!r}; there are {', '.join(names)}")
+        root = os.path.abspath(audio_root if audio_root is not None else path.parent)
+        utterances, problems, shared = [], Problems(str(path)), _Shared()
+        for number, row in table:
             entry: dict[str, Any] = {key: row[name] for key, name in columns.items() if row[name] not in (None, "")}
-            for key in {"duration", "offset"} & entry.keys():
-                try:
-                    entry[key] = float(entry[key])
-                except ValueError:
-                    raise ManifestError(f"{where}: {key} is {entry[key]!r}, expected seconds as a number") from None
-            if "duration" not in entry and "audio_filepath" in entry:
-                entry["duration"] = _header_duration(root / entry["audio_filepath"], where) - entry.get("offset", 0.0)
-            utterances.append(_utterance(entry, root, where))
+            try:
+                for key in {"duration", "offset"} & entry.keys():
+                    try:
+                        entry[key] = float(entry[key])
+                    except ValueError:
+                        raise ManifestError(f"{key} is {entry[key]!r}, expected seconds as a number") from None
+                if "duration" not in entry and "audio_filepath" in entry:
+                    total = audio_info(Path(root, entry["audio_filepath"])).duration
+                    entry["duration"] = total - entry.get("offset", 0.0)
+                utterance = _utterance(entry, root, shared)
+                _check_names(utterance)
+                utterances.append(utterance)
+            except (ManifestError, AudioError) as error:
+                problems.add(f":{number}: {error}")
+        problems.raise_any()
         if not utterances:
             raise ManifestError(f"{path}:1: a header but no rows; nothing to import")
         return cls(_check_ids(utterances, str(path)), str(path))
@@ -170,7 +234,8 @@ class Manifest(Sequence[Utterance]):
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write as JSON Lines; audio paths become relative to ``path``'s folder. Whole file or nothing."""
         path = Path(path)
-        _check_ids(self, str(path))
+        for utterance in _check_ids(self, str(path)):
+            _check_names(utterance, f"{path}: utterance {utterance.id!r}: ")
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
@@ -198,11 +263,29 @@ class Manifest(Sequence[Utterance]):
 
     @property
     def sha256(self) -> str:
-        """Hash of the lines, wherever the manifest and its audio lie. Audio bytes do not count."""
+        """Hash of the lines and of the bytes of their audio, wherever both lie: equal on every machine.
+
+        The hash of each audio file is remembered (:mod:`~speech_adapters.data.audio_files`), so that only the first
+        call reads the audio; a file that cannot be read counts as missing.
+        """
         digest = hashlib.sha256()
-        for utterance in self:
-            entry = _entry(utterance, None) | {"audio_filepath": utterance.audio_filepath.name}
-            digest.update(json.dumps(entry, sort_keys=True, ensure_ascii=False).encode() + b"\n")
+        for utterance, audio in zip(self, audio_hashes([u.audio_filepath for u in self]), strict=True):
+            entry = _entry(utterance, None) | {"audio_filepath": utterance.audio_filepath.name, "audio_sha256": audio}
+            digest.update(json.dumps(entry, sort_keys=True).encode() + b"\n")
+        return digest.hexdigest()
+
+    def content_key(self, verify: bool = False) -> str:
+        """Hash of what shapes the audio alone, for caches on this machine: each utterance's file, piece and channel.
+
+        A file counts as its size, times of change and inode, so that no audio is read and one that was exported again
+        in place is noticed; with ``verify`` as the hash of its bytes. Labels, ids and names do not count.
+        """
+        paths = [utterance.audio_filepath for utterance in self]
+        files = audio_hashes(paths) if verify else [identity(path) for path in paths]
+        digest = hashlib.sha256()
+        for u, path, file in zip(self, paths, files, strict=True):
+            what = f"{path} is missing" if file == "missing" else file
+            digest.update(json.dumps([what, u.offset, u.duration, u.channel]).encode() + b"\n")
         return digest.hexdigest()
 
     def filter(self, keep: Callable[[Utterance], bool]) -> Manifest:
@@ -217,10 +300,15 @@ class Manifest(Sequence[Utterance]):
         """Itself when every utterance has these keys.
 
         Raises:
-            ManifestError: names the first utterance that lacks one.
+            ManifestError: names the utterances that lack one.
         """
+        problems = Problems(self.name)
         for utterance in self:
-            _require(utterance, keys, f"{self.name}: utterance {utterance.id!r}")
+            try:
+                _require(utterance, keys)
+            except ManifestError as error:
+                problems.add(f": utterance {utterance.id!r}: {error}")
+        problems.raise_any()
         return self
 
     def subset(self, *, hours: float | None = None, size: int | None = None, seed: int = 0) -> Manifest:
@@ -230,13 +318,13 @@ class Manifest(Sequence[Utterance]):
         """
         if (hours is None) == (size is None):
             raise ManifestError(f"{self.name}: subset needs hours= or size=, and only one of them")
-        if (hours if size is None else size) <= 0:
+        if not 0 < (hours or size or 0) < math.inf:
             raise ManifestError(f"{self.name}: subset of hours={hours}, size={size}; ask for more than 0")
         if size is not None and size > len(self):
             raise ManifestError(f"{self.name}: subset of size={size} but there are {len(self)}; ask for less")
         order = list(range(len(self)))
         random.Random(seed).shuffle(order)
-        if size is None:
+        if hours is not None:
             seconds, count = 0.0, 0
             for index in order:
                 if (seconds := seconds + self[index].duration) > hours * 3600:
@@ -247,21 +335,26 @@ class Manifest(Sequence[Utterance]):
             size = count
         return Manifest((self[index] for index in sorted(order[:size])), self.name)
 
-    def check_audio(self) -> Manifest:
-        """Itself when every audio file exists, has a sound header and holds the piece that the manifest names.
+    def audio_problems(self, channel: int | str | None = None) -> Iterator[tuple[Utterance, str]]:
+        """The utterances whose audio cannot be used, each with what is wrong; see :meth:`check_audio`."""
+        pieces = [
+            Piece(u.audio_filepath, u.offset, u.duration, channel if u.channel is None else u.channel) for u in self
+        ]
+        return ((self[number], problem) for number, problem in check_pieces(pieces, f"checking {self.name}"))
+
+    def check_audio(self, channel: int | str | None = None) -> Manifest:
+        """Itself when all audio that it names decodes, in parallel; files found sound are not read again.
+
+        Args:
+            channel: what will be heard of files with several channels, where a line does not say it.
 
         Raises:
-            ManifestError: names the first utterance whose audio fails.
+            ManifestError: names the utterances whose audio is missing, damaged, too short, or of several channels.
         """
-        for utterance in self:
-            where = f"{self.name}: utterance {utterance.id!r}"
-            end = utterance.offset + utterance.duration
-            total = _header_duration(utterance.audio_filepath, where)
-            if end > total + DURATION_TOLERANCE:
-                raise ManifestError(
-                    f"{where}: offset + duration is {end:.3f} s but {utterance.audio_filepath} ends at {total:.3f} s; "
-                    "correct the manifest or replace the file"
-                )
+        problems = Problems(self.name)
+        for utterance, problem in self.audio_problems(channel):
+            problems.add(f": utterance {utterance.id!r}: {problem}")
+        problems.raise_any()
         return self
 
     def describe(self) -> dict[str, Any]:
@@ -297,7 +390,8 @@ def equal_shares(manifests: Sequence[Manifest], hours: float, seed: int = 0) -> 
     Raises:
         ManifestError: a manifest without audio.
     """
-    share, chosen = hours / len(manifests), []
+    share = hours / len(manifests)
+    chosen: list[Utterance] = []
     for manifest in manifests:
         if not manifest.hours:
             raise ManifestError(f"{manifest.name}: no audio to take a share of")
@@ -306,7 +400,7 @@ def equal_shares(manifests: Sequence[Manifest], hours: float, seed: int = 0) -> 
         if not parts or rest > longest:
             parts.append(manifest.subset(hours=max(rest, longest), seed=seed))
         for again, part in enumerate(parts):
-            chosen += part if not again else part.map(lambda u, n=again: replace(u, id=f"{u.id}-again{n}"))
+            chosen += (replace(u, id=f"{u.id}-again{again}") for u in part) if again else part
     return Manifest(chosen, "equal shares")
 
 
@@ -324,7 +418,33 @@ def check_disjoint(first: Manifest, second: Manifest, key: str = "speaker") -> N
         )
 
 
-_UNIQUE = "give each line its own id (by default the audio file's stem)"
+class Problems:
+    """What is wrong with a file: the first few are kept for the message, all are counted."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.count = name, 0
+        self.shown: list[str] = []
+
+    @property
+    def open(self) -> bool:
+        """Whether the next problem will be shown."""
+        return len(self.shown) < SHOWN_PROBLEMS
+
+    def add(self, problem: str) -> None:
+        """``problem`` follows the name at once, as in ``:17: not JSON``."""
+        self.count += 1
+        if self.open:
+            self.shown.append(f"{self.name}{problem}")
+
+    def raise_any(self) -> None:
+        """Raises a ManifestError with the problems, where there are any."""
+        if self.shown:
+            more = self.count - len(self.shown)
+            tail = [f"... and {more:,} more: {self.count:,} problems in {self.name}"] if more else []
+            raise ManifestError("\n".join([*self.shown, *tail]))
+
+
+_UNIQUE = "give each line its own id (by default the audio file's stem and the offset)"
 
 
 def _read_text(path: Path, what: str) -> str:
@@ -332,53 +452,156 @@ def _read_text(path: Path, what: str) -> str:
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ManifestError(f"{path}: not UTF-8 text ({error.reason}); convert the {what} to UTF-8") from error
-    except OSError as error:
-        raise ManifestError(f"{path}: the {what} cannot be read ({error.strerror}); check the path") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ManifestError(f"{path}: the {what} cannot be read ({reason}); check the path") from error
 
 
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON value")
+def _raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    try:
+        with path.open("rb") as file:
+            for number, raw in enumerate(file, start=1):
+                yield number, raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ManifestError(f"{path}: the manifest cannot be read ({reason}); check the path") from error
 
 
-def _utterance(entry: dict[str, Any], root: Path, where: str) -> Utterance:
-    """Check one entry's fields and types."""
-    for key in ("audio_filepath", "duration"):
-        if entry.get(key) is None:
-            raise ManifestError(f"{where}: lacks {key!r}; every line needs audio_filepath and duration")
-    audio = entry["audio_filepath"]
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Keep Python from looking for garbage among a million objects of which none is."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _decoder() -> json.JSONDecoder:
+    def refuse(name: str) -> None:
+        raise ValueError(f"{name} is no JSON value")
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        entry = dict(pairs)
+        if len(entry) < len(pairs):
+            repeated = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+            raise ManifestError(f"the key {repeated!r} is there twice; keep one of the two")
+        return entry
+
+    return json.JSONDecoder(object_pairs_hook=unique, parse_constant=refuse)
+
+
+class _Shared(dict[str, str]):
+    """One string for all lines that say the same: speakers, classes and keys come again in most of a million lines."""
+
+    def __missing__(self, text: str) -> str:
+        self[text] = text
+        return text
+
+
+_KNOWN = frozenset({"audio_filepath", "duration", "offset", "id", "channel", *TEXT_KEYS})
+
+
+def _utterance(entry: dict[str, Any], root: str, shared: _Shared) -> Utterance:
+    """Check one entry's fields and types; ``root`` is the absolute folder of relative audio paths."""
+    audio, seconds = entry.get("audio_filepath"), entry.get("duration")
+    if audio is None or seconds is None:
+        missing = "duration" if audio is not None else "audio_filepath"
+        raise ManifestError(f"lacks {missing!r}; every line needs audio_filepath and duration")
     if not isinstance(audio, str) or not audio:
-        raise ManifestError(f"{where}: audio_filepath is {audio!r}, expected a path as a string")
-    duration = _number(entry["duration"], "duration", where)
+        raise ManifestError(f"audio_filepath is {audio!r}, expected a path as a string")
+    duration, offset = _seconds(seconds, "duration"), _seconds(entry.get("offset") or 0.0, "offset")
     if duration <= 0:
-        raise ManifestError(f"{where}: duration is {duration:g} s, expected more than 0; drop the line or measure it")
-    offset = _number(0.0 if entry.get("offset") is None else entry["offset"], "offset", where)
+        raise ManifestError(f"duration is {duration:g} s, expected more than 0; drop the line or measure it")
     if offset < 0:
-        raise ManifestError(f"{where}: offset is {offset:g} s, expected at least 0")
-    texts: dict[str, str | None] = {}
-    for key in (*TEXT_KEYS, "id"):
+        raise ManifestError(f"offset is {offset:g} s, expected at least 0")
+    values = []
+    for key in TEXT_KEYS:
         value = entry.get(key)
-        if isinstance(value, int) and not isinstance(value, bool):
-            value = str(value)
-        if value is not None and not isinstance(value, str):
-            raise ManifestError(f"{where}: {key} is {value!r}, expected a string")
-        texts[key] = value
-    identity = texts.pop("id") or Path(audio).stem
-    known = {"audio_filepath", "duration", "offset", "id", *TEXT_KEYS}
-    extra = {key: value for key, value in entry.items() if key not in known}
-    path = Path(os.path.abspath(root / audio))  # not resolve(): a link's own name may be the id
-    return Utterance(identity, path, duration, offset, **texts, extra=extra)
+        if value is not None:
+            value = _text(value, key)
+            if key != "text":
+                value = shared[value]
+        values.append(value)
+    channel = entry.get("channel")
+    if not (channel == "mix" or (type(channel) is int and channel >= 0)):
+        channel = None  # another word names the telephone channel, as in the demo corpus, and is kept
+    file = audio.rpartition("/")[2]
+    if not file or file in (".", ".."):
+        raise ManifestError(f"audio_filepath is {audio!r}, which names no file")
+    name = _text(entry["id"], "id") if entry.get("id") is not None else ""
+    if not name:
+        name = os.path.splitext(file)[0] + (f"-{offset:.3f}" if offset else "")
+        if type(channel) is int:
+            name += f"-channel{channel}"
+    extra = {shared[key]: value for key, value in entry.items() if key not in _KNOWN}
+    if channel is None and entry.get("channel") is not None:
+        extra["channel"] = entry["channel"]
+    if extra:
+        _check_extra(extra)
+    path = os.path.join(root, audio)
+    if "./" in path or "//" in path or os.sep != "/":
+        path = os.path.normpath(path)  # not resolve(): a link's own name may be the id
+    texts = dict(zip(TEXT_KEYS, values, strict=True))
+    return Utterance(name, path, duration, offset, **texts, extra=extra, channel=channel)  # type: ignore[arg-type]
 
 
-def _number(value: Any, key: str, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise ManifestError(f"{where}: {key} is {value!r}, expected seconds as a number")
-    return float(value)
+def _seconds(value: Any, key: str) -> float:
+    if not isinstance(value, bool) and isinstance(value, int | float):
+        try:
+            value = float(value)
+        except OverflowError:
+            value = math.inf
+        if math.isfinite(value):
+            return float(value)
+    raise ManifestError(f"{key} is {value!r}, expected seconds as a number")
 
 
-def _require(utterance: Utterance, keys: Iterable[str], where: str) -> None:
+def _text(value: Any, key: str) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str):
+        raise ManifestError(f"{key} is {value!r}, expected a string")
+    return value
+
+
+def _check_extra(extra: dict[str, Any]) -> None:
+    """Further keys hold what JSON and UTF-8 can: 1e999 reads as infinity, and half a surrogate pair as a symbol."""
+    if all(value.isascii() if type(value) is str else type(value) is int for value in extra.values()):
+        if all(map(str.isascii, extra)):
+            return
+    try:
+        json.dumps(extra, ensure_ascii=False, allow_nan=False).encode()
+    except UnicodeEncodeError:
+        raise ManifestError("half of a surrogate pair in a further key; export the manifest as UTF-8") from None
+    except ValueError:
+        raise ManifestError("an infinite number in a further key; leave the key out") from None
+
+
+def _check_names(utterance: Utterance, where: str = "") -> None:
+    """Names go into lines of text files; no text may hold half a surrogate pair, which no file can."""
+    u = utterance
+    for key in ("id", "audio_filepath", *TEXT_KEYS):
+        value = None if key == "text" or getattr(u, key) is None else str(getattr(u, key))
+        if value is not None and not value.isprintable() and any(s < " " or s == "\x7f" for s in value):
+            raise ManifestError(f"{where}{key} is {value!r}, with a control character; remove it")
+    for key in ("id", "audio_filepath", *TEXT_KEYS):
+        value = getattr(u, key)
+        if value is not None and not (text := str(value)).isascii():
+            try:
+                text.encode()
+            except UnicodeEncodeError:
+                raise ManifestError(
+                    f"{where}{key} is {text!r}, with half of a surrogate pair; export it as UTF-8"
+                ) from None
+
+
+def _require(utterance: Utterance, keys: Iterable[str]) -> None:
     for key in keys:
         if utterance.get(key) is None:
-            raise ManifestError(f"{where}: lacks {key!r}, which this task needs; add it to every line")
+            raise ManifestError(f"lacks {key!r}, which this task needs; add it to every line")
 
 
 def _check_ids(utterances: Iterable[Utterance], name: str) -> list[Utterance]:
@@ -396,12 +619,7 @@ def _entry(utterance: Utterance, root: Path | None) -> dict[str, Any]:
     entry: dict[str, Any] = {"id": utterance.id, "audio_filepath": relative, "duration": utterance.duration}
     if utterance.offset:
         entry["offset"] = utterance.offset
+    if utterance.channel is not None:
+        entry["channel"] = utterance.channel
     entry |= {key: value for key in TEXT_KEYS if (value := getattr(utterance, key)) is not None}
     return entry | utterance.extra
-
-
-def _header_duration(path: Path, where: str) -> float:
-    try:
-        return audio_info(path).duration
-    except AudioError as error:
-        raise ManifestError(f"{where}: {error}") from error

@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,7 +39,7 @@ def write_predictions(path: str | os.PathLike[str], result: ClassificationResult
 
 
 def read_predictions(path: str | os.PathLike[str], *, n: int = 1000, seed: int = 0) -> ClassificationResult:
-    """Score a file of predictions; ``.csv`` is read as a table, anything else as JSON Lines.
+    """Score a file of predictions; ``.csv`` and ``.tsv`` are read as tables, anything else as JSON Lines.
 
     The classes are those of the probabilities where there are any, else those that occur.
 
@@ -49,7 +48,7 @@ def read_predictions(path: str | os.PathLike[str], *, n: int = 1000, seed: int =
             probabilities or with those of other classes; and all that :func:`score_classification` raises.
     """
     path = Path(path)
-    rows = list(_csv_rows(path) if path.suffix.lower() == ".csv" else _json_rows(path))
+    rows = list(_csv_rows(path) if path.suffix.lower() in (".csv", ".tsv") else _json_rows(path))
     if not rows:
         raise InputError(f"{path}: no predictions in it; write one line an utterance with {', '.join(_NEEDED)}")
     first_where, first = rows[0]
@@ -65,8 +64,10 @@ def read_predictions(path: str | os.PathLike[str], *, n: int = 1000, seed: int =
                 f"{where}: the probabilities are not of the classes of {first_where}; give all lines alike"
             )
         for label, value in (given or {}).items():
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-                raise InputError(f"{where}: the probability of {label!r} is {value!r}, expected a number")
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+                raise InputError(f"{where}: the probability of {label!r} is {value!r}, expected a number from 0 to 1")
+        if not isinstance(row.get("speaker"), str | None):
+            raise InputError(f"{where}: speaker is {row['speaker']!r}, expected text")
         runs.setdefault(str(row.get("run", "")), []).append(row)
     everything = labels or sorted({row[key] for _, row in rows for key in ("label", "prediction")})
     try:
@@ -93,21 +94,24 @@ def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         if line.strip():
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise InputError(
-                    f"{path}:{number}: not JSON ({error.msg}); each line must be a JSON object"
-                ) from error
+            except (ValueError, RecursionError) as error:
+                raise InputError(f"{path}:{number}: not JSON ({error}); each line must be a JSON object") from error
             if not isinstance(row, dict):
                 raise InputError(f"{path}:{number}: expected a JSON object with {', '.join(_NEEDED)}, got {row!r}")
             yield f"{path}:{number}", row
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    rows = csv.DictReader(io.StringIO(_text(path), newline=""))
-    if missing := [key for key in _NEEDED if key not in (rows.fieldnames or ())]:
-        raise InputError(f"{path}:1: no column {missing[0]!r}; there are {', '.join(rows.fieldnames or ())}")
-    for row in rows:
-        yield f"{path}:{rows.line_num}", {key: row.get(key) for key in (*_NEEDED, "speaker", "run") if row.get(key)}
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    rows = csv.DictReader(io.StringIO(_text(path), newline=""), delimiter=delimiter)
+    try:
+        if missing := [key for key in _NEEDED if key not in (rows.fieldnames or ())]:
+            raise InputError(f"{path}:1: no column {missing[0]!r}; there are {', '.join(rows.fieldnames or ())}")
+        for row in rows:
+            given = {key: row.get(key) for key in (*_NEEDED, "speaker", "run") if row.get(key)}
+            yield f"{path}:{rows.line_num}", given
+    except csv.Error as error:
+        raise InputError(f"{path}:{rows.line_num}: not a table ({error}); check its delimiter") from error
 
 
 def _text(path: Path) -> str:

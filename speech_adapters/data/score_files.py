@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from speech_adapters.data.arrays import read_arrays
 from speech_adapters.data.trials import TrialList, read_rows
 from speech_adapters.errors import InputError
 from speech_adapters.files import write_text
@@ -47,16 +48,10 @@ def read_scores(path: str | os.PathLike[str], trials: TrialList) -> np.ndarray:
 
 
 def _read_numpy(path: Path) -> np.ndarray:
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        scores = loaded["scores"] if path.suffix == ".npz" else loaded
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; check the path.") from None
-    except (KeyError, ValueError, OSError) as error:
-        raise InputError(f"{path}: no numpy array of scores ({error}).") from error
-    if scores.dtype.kind not in "fiu":
-        raise InputError(f"{path}: scores of type {scores.dtype}; give numbers.")
-    return scores.astype(scores.dtype if scores.dtype in (np.float32, np.float64) else float)
+    [scores] = read_arrays(path, "scores")
+    if not isinstance(scores, np.ndarray) or scores.dtype.kind not in "fiu":
+        raise InputError(f"{path}: scores of type {getattr(scores, 'dtype', type(scores))}; give numbers.")
+    return np.array(scores, scores.dtype if scores.dtype in (np.float32, np.float64) else float)
 
 
 def _read_text(path: Path, trials: TrialList) -> np.ndarray:
@@ -91,4 +86,5 @@ def _read_text(path: Path, trials: TrialList) -> np.ndarray:
             f"{path}: {int(missing.sum())} trials of {trials.name} have no score, such as "
             f"{trial.enrol} {trial.test}; score every trial, with the names of the trial list."
         )
-    return scores[order][at]
+    found_scores: np.ndarray = scores[order][at]
+    return found_scores

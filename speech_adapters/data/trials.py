@@ -50,7 +50,7 @@ class TrialList(Sequence[Trial]):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> Trial:
+    def __getitem__(self, index: int) -> Trial:  # type: ignore[override]  # slices are not needed
         names = self.enrol_names[self.enrol[index]], self.test_names[self.test[index]]
         return Trial(int(self.labels[index]), *names)
 
@@ -92,14 +92,15 @@ class ResolvedTrials:
 def read_rows(path: Path, what: str) -> Iterator[tuple[int, list[str]]]:
     """The number and the columns of each line of a text file that is not blank."""
     try:
-        with path.open(encoding="utf-8-sig") as file:
+        with path.open(encoding="utf-8-sig", newline="\n") as file:
             for number, line in enumerate(file, start=1):
                 if columns := line.split():
                     yield number, columns
     except UnicodeDecodeError as error:
         raise ManifestError(f"{path}: not UTF-8 text ({error.reason}); convert the {what} to UTF-8") from error
-    except OSError as error:
-        raise ManifestError(f"{path}: the {what} cannot be read ({error.strerror}); check the path") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ManifestError(f"{path}: the {what} cannot be read ({reason}); check the path") from error
 
 
 def read_trials(path: str | os.PathLike[str], *, allow_repeats: bool = False) -> TrialList:
@@ -127,7 +128,7 @@ def read_trials(path: str | os.PathLike[str], *, allow_repeats: bool = False) ->
     if not lines:
         raise ManifestError(f'{path}:1: empty trial list; write "1 enrol test" lines')
     trials = TrialList(
-        tuple(enrol_names), tuple(test_names), *(np.frombuffer(column, np.int32) for column in (enrol, test)),
+        tuple(enrol_names), tuple(test_names), np.frombuffer(enrol, np.int32), np.frombuffer(test, np.int32),
         np.frombuffer(labels, np.bool_), np.frombuffer(lines, np.int32), str(path),
     )  # fmt: skip
     targets = int(np.count_nonzero(trials.labels))
@@ -232,15 +233,16 @@ def resolve(trials: TrialList, index: UtteranceIndex, enrolment: Enrolment | Non
     def at(numbers: np.ndarray, name: int) -> Callable[[str], ManifestError]:
         return lambda message: trials.error(int(np.argmax(numbers == name)), message)
 
-    def in_map(model: str) -> Callable[[str], ManifestError]:
+    def in_map(enrolment: Enrolment, model: str) -> Callable[[str], ManifestError]:
         return lambda message: ManifestError(f"{enrolment.name}:{enrolment.lines[model]}: {message}")
 
-    models = []
+    models: list[tuple[int, ...]] = []
     for number, name in enumerate(trials.enrol_names):
         if enrolment is None:
             models.append((index.find(name, at(trials.enrol, number)),))
         elif name in enrolment.models:
-            models.append(tuple(index.find(utterance, in_map(name)) for utterance in enrolment.models[name]))
+            error = in_map(enrolment, name)
+            models.append(tuple(index.find(utterance, error) for utterance in enrolment.models[name]))
         else:
             raise at(trials.enrol, number)(f"model {name!r} is not in {enrolment.name}; add its line there")
     tests = [index.find(name, at(trials.test, number)) for number, name in enumerate(trials.test_names)]

@@ -10,6 +10,7 @@ import gzip
 import math
 import re
 import tempfile
+import zlib
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -66,9 +67,9 @@ def greedy_decode_with_timestamps(
     """:func:`greedy_decode` with times: a character lasts as long as its run of equal frames, a word from its first
     character to its last. CTC peaks are short, so ends come early; starts are good to a few frames."""
     best, ids = logits.float().log_softmax(-1).max(-1)
-    best, ids = best.cpu().double().numpy(), ids.cpu().numpy()
+    log_probs, symbols = best.cpu().double().numpy(), ids.cpu().numpy()
     return [
-        _timed(ids[i, :length], best[i, :length], vocabulary, seconds_per_frame)
+        _timed(symbols[i, :length], log_probs[i, :length], vocabulary, seconds_per_frame)
         for i, length in enumerate(lengths.tolist())
     ]
 
@@ -105,7 +106,8 @@ def prefix_beam_search(log_probs: np.ndarray, blank: int, beam_size: int = 32) -
     ``beam_size`` holds all prefixes.
     """
     # Prefixes are nodes of a tree, 0 the empty one; one that leaves the beam and comes back is the same node.
-    parents, symbols, children = [-1], [blank], {}
+    parents, symbols = [-1], [blank]
+    children: dict[tuple[int, int], int] = {}
     nodes, in_blank, in_symbol = [0], np.zeros(1), np.full(1, -np.inf)
     for frame in log_probs:
         size, last = len(nodes), np.array([symbols[node] for node in nodes])
@@ -177,7 +179,7 @@ class BeamSearch:
             raise InputError(f"beam_size={beam_size} must be at least 1")
         self.vocabulary = vocabulary
         self.beam_size = beam_size
-        self._flashlight = None
+        self._flashlight: Any = None
         if lm_path is not None:
             words = _read_words(Path(lm_path), Path(lexicon_path) if lexicon_path else None)
             self._flashlight = _flashlight_decoder(vocabulary, Path(lm_path), words, beam_size, alpha, beta)
@@ -252,9 +254,16 @@ def _read_words(lm_path: Path, lexicon_path: Path | None) -> list[str]:
         is_binary = file.read(10) == b"mmap lm ht"
     words = [] if is_binary else _arpa_words(lm_path)
     if lexicon_path is not None:
-        words = [line.split()[0] for line in lexicon_path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        try:
+            rows = lexicon_path.read_text(encoding="utf-8-sig").split("\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise TextError(f"{lexicon_path}: cannot be read as UTF-8 text ({error}); give a word a line") from error
+        words = [columns[0] for line in rows if (columns := line.split())]
     elif is_binary:
-        raise TextError(f"{lm_path}: a binary model does not list its words; give them with lexicon_path=")
+        raise TextError(
+            f"{lm_path}: a KenLM binary does not list its words; give a file of words, one a line, with lexicon_path= "
+            "(recipes/evaluate_asr.py: --lexicon), or the ARPA file that it was made from"
+        )
     return words
 
 
@@ -262,16 +271,22 @@ def _arpa_words(path: Path) -> list[str]:
     """The unigrams of an ARPA file, ``\\data\\ ngram 1=N ... \\1-grams: <log10 p> <word> [back-off] ... \\end\\``."""
     damaged = f"{path}: the file is cut short or damaged; make or download it again"
     try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
-            header = next((line for line in file if line.strip()), "")
-            if header.strip() != "\\data\\":
-                raise TextError(f"{path}: not an ARPA file (it must start with \\data\\); give an n-gram model")
+        with (
+            gzip.open(path, "rt", encoding="utf-8-sig")
+            if path.suffix == ".gz"
+            else path.open(encoding="utf-8-sig") as file
+        ):
+            # Comments may stand before the data; a file without the mark is no ARPA file, whatever its size.
+            if not any(line.strip() == "\\data\\" for line in islice(file, 1000)):
+                raise TextError(f"{path}: not an ARPA file (no line \\data\\ at its start); give an n-gram model")
             counts = (re.match(r"ngram\s+1\s*=\s*(\d+)", line) for line in file)  # IRSTLM pads with spaces
             count = next((int(found[1]) for found in counts if found), 0)
             next((line for line in file if line.strip() == "\\1-grams:"), None)
             words = [line.split()[1] for line in islice(file, count)]
             whole = "\\end\\" in (line.strip() for line in file)
-    except (UnicodeDecodeError, IndexError, EOFError, gzip.BadGzipFile) as error:
+    except (ValueError, LookupError, EOFError, OSError, zlib.error) as error:
+        if isinstance(error, TextError):
+            raise
         raise TextError(damaged) from error
     if not whole:
         raise TextError(damaged)

@@ -1,4 +1,4 @@
-"""Adapters in folders: ``adapter.json``, ``adapter_model.safetensors``, and ``peft``'s description where it reads them.
+"""Adapters in folders: ``adapter.json``, ``adapter_model.safetensors``, and what ``peft`` needs to load them.
 
 The file knows its base: an adapter loads onto the encoder that it was made on and onto no other.
 """

@@ -46,13 +46,13 @@ class Base:
         if self.normalize is not None and self.normalize != other.normalize:
             one, two = ("as they are", "normalised") if self.normalize is False else ("normalised", "as they are")
             raise CheckpointError(
-                f"{part} was trained on waveforms {one}, and {other.name!r} hears them {two}; mend do_normalize in its "
-                "preprocessor_config.json."
+                f"{part} was trained on waveforms {one}, and {other.name!r} hears them {two}; mend do_normalize in "
+                "its preprocessor_config.json."
             )
 
 
 def read_description(cls: type[T], values: Mapping[str, Any], folder: str | Path, kind: str) -> T:
-    """The description in ``<kind>.json`` as a dataclass. Raises CheckpointError for a key that is not as it must be."""
+    """The description in ``<kind>.json`` as a dataclass. Raises CheckpointError for a key that it cannot have."""
     try:
         return schema.from_dict(cls, values, f"{Path(folder) / f'{kind}.json'}")
     except ConfigError as error:

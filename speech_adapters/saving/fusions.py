@@ -121,8 +121,8 @@ def read_fusion(
     for part, checksum in now.items():
         if checksum != described.parts.get(part):
             raise CheckpointError(
-                f"{folder}: {part!r} is not the one that {composition!r} was trained with, or has changed since; load the "
-                "one saved beside it, or train the fusion anew."
+                f"{folder}: {part!r} is not the one that {composition!r} was trained with, or has changed since; load "
+                "the one saved beside it, or train the fusion anew."
             )
     return SavedFusion(
         composition=composition,

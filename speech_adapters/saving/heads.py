@@ -63,15 +63,14 @@ def features_of(
     """The features under the active composition; None under Parallel, where each branch has its own."""
     if isinstance(active, Parallel):
         return None
-    names = () if active is None else names_of(active)
+    tensors = {name: adapters[name].tensors() for name in (() if active is None else names_of(active))}
     return Features(
         base=Base.of(encoder),
         composition=active.to_dict() if isinstance(active, Composition) else active,
         adapters={
-            name: AdapterIdentity(
-                method=_method(adapters[name].config), fingerprint=fingerprint(adapters[name].tensors())
-            )
-            for name in names
+            name: AdapterIdentity(method=_method(adapters[name].config), fingerprint=fingerprint(own))
+            for name, own in tensors.items()
+            if own  # one without tensors (the head-only baseline) leaves the base's features as they are
         },
     )
 

@@ -1,0 +1,82 @@
+"""Everything in a set of manifests that training or scoring would trip over: what ``speech-adapters check`` prints.
+
+Each function gives findings, one sentence each, that name the manifest, the utterances and the remedy; none means fit.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from itertools import combinations
+
+from speech_adapters.data.manifest import Manifest, check_disjoint
+from speech_adapters.errors import ManifestError
+from speech_adapters.text import utterance_names
+
+
+def read_all(paths: Sequence[str | os.PathLike[str]]) -> tuple[list[Manifest], list[str]]:
+    """The manifests that can be read, and the bad lines of those that cannot."""
+    manifests, findings = [], []
+    for path in paths:
+        try:
+            manifests.append(Manifest.read(path))
+        except ManifestError as error:
+            findings += str(error).split("\n")
+    return manifests, findings
+
+
+def check_corpus(manifests: Sequence[Manifest]) -> list[str]:
+    """The findings in manifests that are used together: splits of one corpus."""
+    findings: list[str] = []
+    for manifest in manifests:
+        problems = manifest.audio_problems()
+        findings += [f"{manifest.name}: utterance {utterance.id!r}: {problem}" for utterance, problem in problems]
+        findings += name_findings(manifest) + text_findings(manifest)
+    findings += class_findings(manifests)
+    for first, second in combinations(manifests, 2):
+        try:
+            check_disjoint(first, second)
+        except ManifestError as error:
+            findings.append(str(error))
+    return findings
+
+
+def name_findings(manifest: Manifest) -> list[str]:
+    """Ids and speakers with spaces or brackets: columns of trn files and trial lists cannot hold them."""
+    findings = []
+    for key in ("id", "speaker"):
+        unfit = [value for value in manifest.values(key) if any(s.isspace() or s in "()" for s in value)]
+        if unfit:
+            what = f"{key} {utterance_names(unfit)}"
+            findings.append(f"{manifest.name}: {what}: a space or bracket, which trn files cannot hold; rename")
+    return findings
+
+
+def text_findings(manifest: Manifest) -> list[str]:
+    """Transcripts without a letter or digit, and those that lack where others have one: neither can be scored."""
+    empty = [u.id for u in manifest if u.text is not None and not any(s.isalnum() for s in u.text)]
+    missing = [u.id for u in manifest if u.text is None]
+    findings = []
+    if empty:
+        findings.append(f"{manifest.name}: utterance {utterance_names(empty)}: text without a letter; remove the line")
+    if missing and len(missing) < len(manifest):
+        findings.append(f"{manifest.name}: utterance {utterance_names(missing)}: no text where other lines have one")
+    return findings
+
+
+def class_findings(manifests: Iterable[Manifest]) -> list[str]:
+    """Classes that differ in case only, within or between manifests: they would be scored as two."""
+    findings = []
+    for key in ("emotion", "label"):
+        spellings: defaultdict[str, set[str]] = defaultdict(set)
+        where: dict[str, str] = {}
+        for manifest in manifests:
+            for value in manifest.values(key):
+                spellings[value.casefold()].add(value)
+                where.setdefault(value, manifest.name)
+        for alike in spellings.values():
+            if len(alike) > 1:
+                shown = " and ".join(f"{value!r} ({where[value]})" for value in sorted(alike))
+                findings.append(f"{key}: {shown} differ in case only and count as two classes; spell them alike")
+    return findings
