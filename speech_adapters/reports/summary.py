@@ -46,6 +46,8 @@ def summary_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 @dataclass(frozen=True)
 class Column:
+    """One column of the table, a cell per method."""
+
     title: str
     cells: Sequence[str]
     numeric: bool = True

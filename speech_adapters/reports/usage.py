@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,18 @@ _READ_OUT = {  # task -> what becomes of the model's output
 
 def how_to_use(results: Mapping[str, Any], folder: Path) -> dict[str, str]:
     """Lines of Python and of the command line by title; nothing where the run kept no adapter of its own."""
-    adapter = saved_part(folder / "adapters", str(results.get("adapter") or ""))
-    encoder, task = results.get("encoder"), str(results.get("task"))
-    if adapter is None or not isinstance(encoder, str):
+    method, encoder, task = str(results.get("adapter") or ""), results.get("encoder"), str(results.get("task"))
+    adapter, fusion = saved_part(folder / "adapters", method), saved_part(folder / "fusions", method)
+    if not isinstance(encoder, str) or (adapter is None and fusion is None):
         return {}
-    head = folder.resolve() / "heads" / adapter.name
-    parts = {"--encoder": encoder, "--adapter": str(adapter)} | ({"--head": str(head)} if head.is_dir() else {})
-    options = " \\\n    ".join(f"{name} {shlex.quote(value)}" for name, value in parts.items())
-    shown = {"Python": _python(encoder, adapter, head if head.is_dir() else None, task)}
+    heads = sorted((folder.resolve() / "heads").glob("*"))
+    if adapter is None:  # a fusion stands on the adapters and the head that the domains share
+        parts = sorted((folder.resolve() / "adapters").glob("*"))
+        return {"Python": _python(encoder, parts, next(iter(heads), None), fusion, task.partition(" ")[0])}
+    head = next((path for path in heads if path.name == adapter.name), None)
+    flags = {"--encoder": encoder, "--adapter": str(adapter)} | ({"--head": str(head)} if head is not None else {})
+    options = " \\\n    ".join(f"{name} {shlex.quote(value)}" for name, value in flags.items())
+    shown = {"Python": _python(encoder, [adapter], head, None, task)}
     if task == "asr":
         shown["Transcribe"] = f"speech-adapters transcribe \\\n    {options} \\\n    call.wav"
     if task in _SCORES:
@@ -45,15 +49,16 @@ def saved_part(folder: Path, method: str) -> Path | None:
     return found[0] if found else None
 
 
-def _python(encoder: str, adapter: Path, head: Path | None, task: str) -> str:
+def _python(encoder: str, adapters: Sequence[Path], head: Path | None, fusion: Path | None, task: str) -> str:
     lines = ["from speech_adapters import SpeechAdapterModel", "from speech_adapters.data.audio import read_audio"]
     if head is not None and task == "asr":
         lines.append("from speech_adapters.heads.decoding import greedy_decode")
     lines += [
         "",
         f"model = SpeechAdapterModel.from_pretrained({encoder!r})",
-        f"model.load_adapter({str(adapter)!r})",
+        *(f"model.load_adapter({str(adapter)!r})" for adapter in adapters),
         *([f"model.load_head({str(head)!r})"] if head is not None else []),
+        *([f"model.load_fusion({str(fusion)!r})"] if fusion is not None else []),
         "model.eval()",
         "output = model(read_audio('call.wav')[None])",
         f"print({_READ_OUT.get(task, 'output.logits') if head is not None else 'output.last_hidden_state'})",
