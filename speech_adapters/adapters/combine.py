@@ -41,6 +41,7 @@ class Combine(AdapterConfig):
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Combine:
+        """The config that :meth:`to_dict` described, its parts among it."""
         parts = tuple(adapter_config(part) for part in values.pop("parts", ()))
         return super().from_dict({**values, "parts": parts})  # type: ignore[return-value]
 
@@ -66,6 +67,7 @@ class CombineModule(AdapterModule):
 
     @property
     def stack(self) -> Stacked:
+        """The parts, acting in order."""
         return Stacked(self.parts.values())
 
     def pseudo_frames(self, where: str, frames: Tensor, mask: Tensor | None) -> Frames | None:
