@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from matrix import PROMISES, REFUSALS  # noqa: E402
+from matrix import PROMISES  # noqa: E402
 from small_encoders import FAMILIES, STYLES  # noqa: E402
 from small_models import METHODS as ROWS  # noqa: E402
 from small_models import counts, meta_model  # noqa: E402
@@ -85,18 +85,10 @@ def _index(sizes: dict) -> str:
         "## What is tested",
         "",
         f"{len(ROWS)} rows x {len(PROMISES)} promises, each on {', '.join(FAMILIES)} in {' and '.join(STYLES)} "
-        f"layers: {cells * len(FAMILIES) * len(STYLES):,} tests (`pytest tests/test_matrix.py`). "
-        f"{len(REFUSALS)} of {cells} cells are refusals.",
+        f"layers: {cells * len(FAMILIES) * len(STYLES):,} tests (`pytest tests/test_matrix.py`).",
         "",
         *(f"- **{name}**: {_markdown(inspect.getdoc(check))}" for name, check in PROMISES.items()),
-        "",
-        f"| method | {' | '.join(PROMISES)} |",
-        f"|---|{'---|' * len(PROMISES)}",
     ]
-    for method in ROWS:
-        marks = ["refused" if (method, promise) in REFUSALS else "yes" for promise in PROMISES]
-        lines.append(f"| `{method}` | {' | '.join(marks)} |")
-    lines += [f"\n`{method}`, {promise}: {reason}" for (method, promise), reason in REFUSALS.items()]
     return "\n".join(lines) + "\n"
 
 

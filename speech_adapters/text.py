@@ -120,10 +120,12 @@ class Vocabulary:
 
     @property
     def blank_id(self) -> int:
+        """Id of CTC's blank."""
         return self.tokens.index(self.blank)
 
     @property
     def delimiter_id(self) -> int:
+        """Id of the symbol between two words."""
         return self.tokens.index(self.delimiter)
 
     def encode(self, text: str, source: str = "") -> list[int]:
@@ -144,10 +146,12 @@ class Vocabulary:
         return " ".join("".join([self._spelled[i] for i in ids]).split())
 
     def to_dict(self) -> dict[str, Any]:
+        """JSON-serialisable; :meth:`from_dict` is its inverse."""
         return {"tokens": list(self.tokens), "blank": self.blank, "delimiter": self.delimiter}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Vocabulary:
+        """The vocabulary that :meth:`to_dict` described."""
         return cls(**values)
 
     def save(self, folder: str | Path) -> None:

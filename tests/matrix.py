@@ -1,7 +1,6 @@
-"""What every method promises on every encoder: one check a promise, called with a bench (encoder) and a method.
+"""What every method promises on every encoder: one check per promise, called with a bench (encoder) and a method.
 
-A cell that a method cannot keep stands in ``REFUSALS`` with the message that the user meets; ``docs/generate.py``
-writes the support table from the three.
+``docs/generate.py`` writes the list of promises from here.
 """
 
 from __future__ import annotations
@@ -30,9 +29,6 @@ EXTRA_FRAMES = {
 }  # fmt: skip
 #: Methods that train key biases, which softmax takes out again: their gradient is rounding.
 KEY_BIASES = ("full", "last-2", "gradual", "hybrid")
-
-#: (method, promise) -> what the ConfigError says.
-REFUSALS: dict[tuple[str, str], str] = {}
 
 
 class Bench:

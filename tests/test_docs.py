@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import re
+from collections.abc import Iterator
+from functools import cached_property
+from importlib import import_module
 from pathlib import Path
+from pkgutil import walk_packages
+from types import FunctionType, ModuleType
 
 import pytest
 
+import speech_adapters
 from speech_adapters.adapters import ADAPTER_METHODS, PRESETS
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -36,3 +43,35 @@ def test_every_method_and_preset_has_its_place(pages):
             assert ((DOCS / name).parent / link).resolve().is_file(), (name, link)
         if name != "methods.md":
             assert "## Settings" in text and re.search(r"\b[Uu]se\s(it|them|the)\b|baseline", text), name
+
+
+def undocumented(module: ModuleType) -> Iterator[str]:
+    """Public methods and properties of a module's public classes with no docstring, of their own or inherited."""
+    for name, cls in vars(module).items():
+        if inspect.isclass(cls) and cls.__module__ == module.__name__ and not name.startswith("_"):
+            for key, member in vars(cls).items():
+                described = isinstance(member, FunctionType | property | cached_property | classmethod | staticmethod)
+                if described and not key.startswith("_") and not inspect.getdoc(getattr(cls, key)):
+                    yield f"{module.__name__}.{name}.{key}"
+
+
+def test_every_public_method_says_what_it_does() -> None:
+    modules = [import_module(found.name) for found in walk_packages(speech_adapters.__path__, "speech_adapters.")]
+    assert len(modules) > 100
+    assert not [name for module in modules for name in undocumented(module)]
+
+
+def test_a_method_without_a_docstring_is_found() -> None:
+    module = ModuleType("made_up")
+    code = """
+class Base:
+    def a(self):
+        '''Documented.'''
+
+class Heir(Base):
+    def a(self): ...
+    def b(self): ...
+    def _c(self): ...
+"""
+    exec(code, module.__dict__)
+    assert list(undocumented(module)) == ["made_up.Heir.b"]

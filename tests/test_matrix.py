@@ -1,4 +1,4 @@
-"""Every method on every family and layer style keeps every promise, or refuses with its reason."""
+"""Every method on every family and layer style keeps every promise."""
 
 from __future__ import annotations
 
@@ -6,19 +6,21 @@ from itertools import product
 
 import pytest
 import torch
-from matrix import PROMISES, REFUSALS, Bench, check_reduced_precision
+from matrix import PROMISES, Bench, check_reduced_precision
 from small_encoders import FAMILIES, STYLES
 from small_models import METHODS, TARGETS, batch, parameters, small_model
 
-from speech_adapters.errors import ConfigError
 from speech_adapters.heads.ctc import CTCHead
 
 #: Two encoders cover every family's code path and both styles; with the rest the matrix takes minutes.
 QUICK = {("wavlm", "pre-norm"), ("hubert", "post-norm")}
 
 
+#: Coverage is counted on the quick ones: the others run the same lines.
+SLOW = (pytest.mark.slow, pytest.mark.no_cover)
+
 BENCHES = [
-    pytest.param((family, style), id=f"{family}-{style}", marks=[] if (family, style) in QUICK else pytest.mark.slow)
+    pytest.param((family, style), id=f"{family}-{style}", marks=() if (family, style) in QUICK else SLOW)
     for family, style in product(FAMILIES, STYLES)
 ]
 
@@ -31,17 +33,7 @@ def bench(request):
 @pytest.mark.parametrize("promise", PROMISES)
 @pytest.mark.parametrize("method", METHODS)
 def test_promise(bench, method, promise):
-    reason = REFUSALS.get((method, promise))
-    if reason is None:
-        PROMISES[promise](bench, method)
-    else:
-        with pytest.raises(ConfigError, match=reason):
-            PROMISES[promise](bench, method)
-
-
-def test_few_cells_are_refusals():
-    assert len(REFUSALS) <= 0.05 * len(METHODS) * len(PROMISES)
-    assert all(method in METHODS and promise in PROMISES for method, promise in REFUSALS)
+    PROMISES[promise](bench, method)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -41,6 +41,7 @@ class Combine(AdapterConfig):
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Combine:
+        """The config that :meth:`to_dict` described, its parts among it."""
         given = values.get("parts", [])
         if not isinstance(given, list) or not all(isinstance(part, dict) for part in given):
             raise ConfigError(f"combine: parts={given!r}; expected a list of adapter configs.")
@@ -72,6 +73,7 @@ class CombineModule(AdapterModule):
 
     @property
     def stack(self) -> StackedHooks:
+        """The parts, acting in order."""
         return StackedHooks(self.parts.values())
 
     def pseudo_frames(self, where: str, frames: Tensor, mask: Tensor | None) -> Frames | None:

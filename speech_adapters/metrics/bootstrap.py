@@ -31,11 +31,13 @@ class Interval:
     """What was drawn: ``speaker``, or ``utterance`` (of trials: ``trial``) where fewer than two are known."""
 
     def to_dict(self) -> dict[str, Any]:
+        """JSON-serialisable; ``resampled`` stands in it where speakers were not drawn."""
         values = {"value": self.value, "low": self.low, "high": self.high}
         return values if self.resampled == "speaker" else {**values, "resampled": self.resampled}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Interval:
+        """The interval that :meth:`to_dict` described."""
         return cls(**values)
 
     def percent(self, digits: int = 1) -> str:

@@ -35,10 +35,12 @@ class UtteranceScore:
 
     @property
     def errors(self) -> int:
+        """Wrong words: substitutions, deletions and insertions."""
         return self.substitutions + self.deletions + self.insertions
 
     @property
     def wer(self) -> float:
+        """Errors per word of the reference."""
         return self.errors / self.words
 
     def alignment(self, line_width: int | None = 100) -> str:
@@ -68,22 +70,27 @@ class WERResult:
 
     @property
     def words(self) -> int:
+        """Words of all references."""
         return self._sum("words")
 
     @property
     def characters(self) -> int:
+        """Characters of all references."""
         return self._sum("characters")
 
     @property
     def substitutions(self) -> int:
+        """Words that became others."""
         return self._sum("substitutions")
 
     @property
     def deletions(self) -> int:
+        """Words left out."""
         return self._sum("deletions")
 
     @property
     def insertions(self) -> int:
+        """Words that nobody said."""
         return self._sum("insertions")
 
     def worst(self, n: int = 10) -> list[UtteranceScore]:
