@@ -63,7 +63,7 @@ class ExperimentConfig:
         check_rates(self.rates, "rates")
 
     @property
-    def methods(self) -> dict[str, dict[str, Any]]:
+    def trained_methods(self) -> dict[str, dict[str, Any]]:
         """Preset -> changed settings, of all that is trained, the adapter first."""
         names = dict.fromkeys((self.adapter, *self.baselines))
         settings = {name: _settings(self.options, name) for name in names}

@@ -88,7 +88,7 @@ def run_experiment(
         figures = task.untrained(encoder, corpora[0], run, **options)
     for method, entry in figures.items():
         print(_line(method, task, entry))
-    for method in config.methods:
+    for method in config.trained_methods:
         scored = []
         for training in (one for one in trainings if one.method == method):
             model, cost = _train(task, corpora[training.fold], encoder, training, run)
@@ -126,7 +126,7 @@ def _plan(config: ExperimentConfig, task: Task[Any], corpora: Sequence[Corpus], 
     """All that is to be trained, each method tried on the encoder: settings that do not fit are found here."""
     for method, options in config.options.items():
         preset(method, task.name, **options)  # a name that is no preset is a mistake, also where it is not used
-    adapters = {method: preset(method, task.name, **options) for method, options in config.methods.items()}
+    adapters = {method: preset(method, task.name, **options) for method, options in config.trained_methods.items()}
     groups = {}
     for method, adapter in adapters.items():
         groups[method] = set(_model(task, corpora[0], encoder, "adapter", adapter, 0).parameter_groups())
