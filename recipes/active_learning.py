@@ -33,6 +33,7 @@ class Config(ActiveConfig):
     mode: Literal["oracle", "sheet"] = option("oracle", "oracle: an experiment; sheet: people label")
     filled: Path | None = option(None, "a filled labelling sheet of the round that waits (.jsonl or .csv)")
     output: Path | None = option(None, "run folder; one that holds the same run goes on")
+    resume: str | None = option(None, "latest, or a run folder: go on with that run")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -40,7 +41,7 @@ class Config(ActiveConfig):
             raise ConfigError("--mode sheet needs --pool: what is to be labelled?")
         if (self.pool is None) != (self.test is None) and self.mode == "oracle":
             raise ConfigError("give --pool and --test together, or neither.")
-        if self.filled is not None and (self.mode != "sheet" or self.output is None):
+        if self.filled is not None and (self.mode != "sheet" or (self.output is None and self.resume is None)):
             raise ConfigError("--filled belongs to --mode sheet and to the --output of the run that wrote the sheet.")
 
 
@@ -113,7 +114,7 @@ def main(argv: list[str] | None = None) -> None:
     elif test is not None:
         check_audible(test, encoder)
     data = {name: manifest.describe() for name, manifest in (("pool", pool), ("test", test)) if manifest is not None}
-    run = RunFolder.resume_or_create("active_learning", config, config.output, ignore=("output", "filled"))
+    run = RunFolder.open("active_learning", config, config.output, resume=config.resume, ignore=("filled",))
     print(f"{encoder!r}\npool  {pool.summary()}\nrun   {run.path}\n")
     if config.mode == "sheet":
         return run_sheet(config, encoder, pool, test, run)

@@ -50,7 +50,8 @@ class Config(DomainsConfig):
     dev: Path | None = option(None, "the same for dev losses")
     test: Path | None = option(None, "the same for scoring")
     first: str | None = option(None, "the domain to start from; the first one found by default")
-    output: Path | None = option(None, "run folder; runs/call_center/<time> by default")
+    output: Path | None = option(None, "run folder; one that holds the same run goes on")
+    resume: str | None = option(None, "latest, or a run folder: go on with that run")
 
     @property
     def shared_speakers(self) -> list[str]:
@@ -120,8 +121,8 @@ def main(config: Config) -> None:
     from speech_adapters.encoders import load_encoder
     from speech_adapters.files import write_json
     from speech_adapters.reports.report import method_rows, summary_table, write_report
+    from speech_adapters.runs.folder import RunFolder
     from speech_adapters.runs.results import Results
-    from speech_adapters.tasks.base import open_run
     from speech_adapters.tasks.domains import DomainsRun, domains_head, forgetting, summarise
 
     started = time.perf_counter()
@@ -133,7 +134,7 @@ def main(config: Config) -> None:
                 head.check(manifest, encoder)
     seeds = [DomainsRun(config, domains, encoder, head, seed) for seed in config.seeds]
     data = {f"{d.name} {s}": getattr(d, s).describe() for d in domains for s in ("train", "test")}
-    run = open_run("call_center", config)
+    run = RunFolder.open("call_center", config, config.output, resume=config.resume)
     facts = [f"{domain.name:12s} train {domain.train.summary()}, test {domain.test.summary()}" for domain in domains]
     print("\n".join([f"{encoder!r}", *facts, f"run {run.path}\n"]))
 

@@ -49,9 +49,9 @@ def main(config: Config) -> None:
     from speech_adapters.model import SpeechAdapterModel
     from speech_adapters.reports.report import method_rows, summary_table, write_report
     from speech_adapters.runs.environment import environment
+    from speech_adapters.runs.folder import RunFolder
     from speech_adapters.runs.results import MethodResults, Results
     from speech_adapters.tasks.asr import evaluate_asr, use_own_ctc_head, worst_utterances
-    from speech_adapters.tasks.base import open_run
 
     if config.manifest is None:
         raise ConfigError("give --manifest: the JSON Lines file to score.")
@@ -76,7 +76,8 @@ def main(config: Config) -> None:
         alpha=config.alpha,
         beta=config.beta,
     )
-    run = open_run("evaluate_asr", config)
+    run = RunFolder.open("evaluate_asr", config, config.output)
+    run.begin()
     scored = evaluate_asr(model, manifest, batch_seconds=config.batch_seconds, precision=config.precision, beam=beam)
     trn = run.trn(config.manifest.stem)
     scored.result.save_trn(trn)

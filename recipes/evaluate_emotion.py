@@ -81,8 +81,8 @@ def main(config: Config) -> None:
     from speech_adapters.data.predictions import read_predictions, write_predictions
     from speech_adapters.files import write_json
     from speech_adapters.reports.report import method_rows, summary_table, write_report
+    from speech_adapters.runs.folder import RunFolder
     from speech_adapters.runs.results import MethodResults, Results
-    from speech_adapters.tasks.base import open_run
     from speech_adapters.tasks.classification import confident_mistakes
 
     if config.predictions is not None and (config.head or config.adapter):
@@ -100,7 +100,8 @@ def main(config: Config) -> None:
         costs = {}
     else:
         result, facts, costs = evaluate_model(config, manifest)
-    run = open_run("evaluate_emotion", config)
+    run = RunFolder.open("evaluate_emotion", config, config.output)
+    run.begin()
     write_predictions(run.path / "predictions.jsonl", result)
     if manifest is not None:
         write_json(run.worst_file, confident_mistakes(result, manifest))

@@ -95,8 +95,8 @@ def main(config: Config) -> None:
     from speech_adapters.reports.detection_charts import chart_data
     from speech_adapters.reports.report import method_rows, summary_table, write_report
     from speech_adapters.runs.environment import environment
+    from speech_adapters.runs.folder import RunFolder
     from speech_adapters.runs.results import MethodResults, Results
-    from speech_adapters.tasks.base import open_run
     from speech_adapters.tasks.verification import evaluate_verification
 
     if config.trials is None:
@@ -119,7 +119,8 @@ def main(config: Config) -> None:
         manifest.check_audio()
         source = model = load_model(config, device)
         name = "+".join(model.active_adapters) or "frozen encoder"
-    run = open_run("evaluate_verification", config)
+    run = RunFolder.open("evaluate_verification", config, config.output)
+    run.begin()
 
     options = {
         "enrolment": enrolment,

@@ -23,7 +23,7 @@ from speech_adapters.metrics.verification import mean_metrics, verification_resu
 from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.runs.results import Results
 from speech_adapters.tasks.classification import Classification
-from speech_adapters.training import trainer
+from speech_adapters.training import supervised
 
 ROOT = Path(__file__).parent.parent
 SMALL = ("training.updates=4", "training.batch_seconds=8", "training.log_every=2", "training.trackers=none")
@@ -226,7 +226,7 @@ def no_updates(monkeypatch) -> list[str]:
         begun.append(str(options))
         raise AssertionError("a training began")
 
-    monkeypatch.setattr(trainer, "train", train)
+    monkeypatch.setattr(supervised, "train", train)
     return begun
 
 

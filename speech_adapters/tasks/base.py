@@ -51,7 +51,8 @@ class ExperimentConfig:
     """Learning rates by parameter group, over the published ones, for whichever methods are trained; groups that this
     run has not may be named. ``training.learning_rates`` goes over them, and must be used."""
     seeds: tuple[int, ...] = option((0,), "one training run per method and seed; figures are means over seeds")
-    output: Path | None = option(None, "run folder; runs/<recipe>/<time> by default")
+    output: Path | None = option(None, "run folder; one that holds the same run goes on")
+    resume: str | None = option(None, "latest, or a run folder: go on with that run")
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
     def __post_init__(self) -> None:
@@ -234,15 +235,6 @@ def chosen_rates(
         method: {group: rate for group, rate in {**table, **demanded}.items() if group in groups}
         for method, groups in models.items()
     }
-
-
-def open_run(recipe: str, config: Any) -> RunFolder:
-    """The run folder of ``config.output``, with the configuration in it."""
-    from speech_adapters.runs.folder import RunFolder
-
-    run = RunFolder.create(recipe, path=config.output)
-    run.save_config(config)
-    return run
 
 
 def _settings(options: dict[str, dict[str, Any]], method: str) -> dict[str, Any]:

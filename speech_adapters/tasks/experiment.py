@@ -23,9 +23,9 @@ from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.reports.report import method_rows, summary_table, write_report
 from speech_adapters.runs.folder import RunFolder
 from speech_adapters.runs.results import MethodResults, Results
-from speech_adapters.tasks.base import Corpus, ExperimentConfig, Task, chosen_rates, open_run
-from speech_adapters.training.settings import TrainingConfig
+from speech_adapters.tasks.base import Corpus, ExperimentConfig, Task, chosen_rates
 from speech_adapters.training.loop import TrainingResult
+from speech_adapters.training.settings import TrainingConfig
 
 R = TypeVar("R")
 
@@ -77,7 +77,7 @@ def run_experiment(
         task.check(corpus, encoder)
     trainings = _plan(config, task, corpora, encoder)
     data = _describe(corpora)
-    run = open_run(recipe, config)
+    run = RunFolder.open(recipe, config, config.output, resume=config.resume)
     facts = [f"{s:5s} {manifest.summary()}" for s, manifest in corpora[0].splits.items() if s != "dev"]
     processes.print("\n".join([f"{encoder!r}", *facts, f"run   {run.path}\n"]))
 

@@ -41,8 +41,8 @@ from speech_adapters.runs.results import MethodResults
 from speech_adapters.tasks.base import Corpus, Task
 from speech_adapters.tasks.large_margin import LargeMargin
 from speech_adapters.tasks.predict import Cost, extract_embeddings
-from speech_adapters.training.settings import TrainingConfig
 from speech_adapters.training.loop import TrainingResult
+from speech_adapters.training.settings import TrainingConfig
 
 
 class SpeakerVerification(Task[VerificationResult]):
