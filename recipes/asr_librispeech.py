@@ -14,12 +14,17 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from speech_adapters.config import option, parse_cli, run_main
 from speech_adapters.errors import ConfigError
-from speech_adapters.tasks.experiment import Corpus, ExperimentConfig, Task, run_experiment
+from speech_adapters.tasks.base import Corpus, ExperimentConfig
 
 PRESETS = {path.stem: path for path in (Path(__file__).parent / "asr_librispeech").glob("*.yaml")}
+HINT = """LibriSpeech was not found (give --librispeech-root or set LIBRISPEECH_ROOT; to get it:
+  python -c "from speech_adapters.corpora import download_librispeech as d
+d('data', ['train-clean-100', 'dev-other', 'dev-clean'])"
+)"""
 
 
 @dataclass(kw_only=True)
@@ -39,6 +44,15 @@ class Config(ExperimentConfig):
     normalizer: str = option("librispeech", "text normaliser, saved with the head")
     head_hidden_size: int | None = option(None, "a hidden layer in the CTC head; none by default, as published")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.train_hours is not None and not self.train_hours > 0:
+            raise ConfigError(
+                f"train_hours={self.train_hours}: give hours above 0, or null for all of the training set."
+            )
+        if self.training.crop_seconds is not None:
+            raise ConfigError("training.crop_seconds cuts speech but not its text; leave it at null for recognition.")
+
 
 def find_corpus(config: Config) -> Corpus:
     """Manifests as given, else LibriSpeech where it is, else the demo corpus."""
@@ -54,68 +68,21 @@ def find_corpus(config: Config) -> Corpus:
         used = (paths[subset] for subset in (config.train_subset, "dev-other", config.test_subset))
         corpus = Corpus.read(*used, name="LibriSpeech", require=("text",))
     else:
-        from speech_adapters.corpora.demo import prepare_demo
-
-        print(
-            "LibriSpeech was not found: using the demo corpus (synthetic speech, 59 minutes of training).\n"
-            "For the real one, give --librispeech-root or set LIBRISPEECH_ROOT; to get it:\n"
-            '  python -c "from speech_adapters.corpora import download_librispeech as d; '
-            "d('data', ['train-clean-100', 'dev-other', 'dev-clean'])\"\n"
-        )
-        demo = prepare_demo()
-        corpus = Corpus.read(demo.train, demo.dev, demo.test, name="demo", require=("text",))
+        corpus = Corpus.demo(("text",), HINT)
     if config.train_hours is not None:
         corpus = replace(corpus, train=corpus.train.subset(hours=config.train_hours, seed=config.seeds[0]))
     return corpus.check_speakers()
 
 
-class ASR(Task):
-    """Characters by CTC, scored by WER and CER."""
+def main(config: Config) -> Any:
+    from speech_adapters.tasks.asr import SpeechRecognition
+    from speech_adapters.tasks.experiment import run_experiment
 
-    name, metric = "asr", "wer"
-
-    def corpora(self) -> list[Corpus]:
-        return [find_corpus(self.config)]
-
-    def head(self, corpus: Corpus):
-        """The CTC head: vocabulary and normaliser."""
-        from speech_adapters.heads import CTCHead
-        from speech_adapters.text import Vocabulary, normalize
-
-        config = self.config
-        if config.vocabulary == "wav2vec2":
-            vocabulary = Vocabulary.wav2vec2()
-        elif config.vocabulary == "characters":
-            vocabulary = Vocabulary.from_texts(normalize(u.text, config.normalizer) for u in corpus.train)
-        else:
-            raise ConfigError(f"vocabulary={config.vocabulary!r}: choose wav2vec2 or characters.")
-        return CTCHead(vocabulary, normalizer=config.normalizer, hidden_size=config.head_hidden_size)
-
-    def score(self, model, corpus: Corpus, run, name: str):
-        from speech_adapters.tasks.asr import evaluate_asr
-
-        training = self.config.training
-        batch_seconds = 2 * training.batch_seconds
-        result = evaluate_asr(model, corpus.test, batch_seconds=batch_seconds, precision=training.precision).result
-        result.save_trn(run.trn(name))
-        return result
-
-    def combine(self, results):
-        """Intervals by speaker over all seeds' errors; mean counts."""
-        from speech_adapters.tasks.asr import pooled_metrics
-
-        return {"metrics": pooled_metrics(results)}
-
-    def keep(self, result, corpus: Corpus, run) -> None:
-        from speech_adapters.files import write_json
-        from speech_adapters.tasks.asr import worst_utterances
-
-        write_json(run.worst_file, worst_utterances(result, corpus.test))
+    task = SpeechRecognition(
+        vocabulary=config.vocabulary, normalizer=config.normalizer, hidden_size=config.head_hidden_size
+    )
+    return run_experiment("asr_librispeech", config, task, lambda: [find_corpus(config)])
 
 
 if __name__ == "__main__":
-    run_main(
-        lambda: run_experiment(
-            "asr_librispeech", ASR(parse_cli(Config, presets=PRESETS, default_preset="demo", description=__doc__))
-        )
-    )
+    run_main(lambda: main(parse_cli(Config, presets=PRESETS, default_preset="demo", description=__doc__)))

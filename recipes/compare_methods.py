@@ -11,34 +11,44 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from asr_librispeech import ASR
 from asr_librispeech import Config as ASRConfig
+from asr_librispeech import find_corpus
 
 from speech_adapters.config import option, parse_cli, run_main
 from speech_adapters.errors import ConfigError
-from speech_adapters.tasks.experiment import run_experiment
 
 PRESETS = {path.stem: path for path in (Path(__file__).parent / "compare_methods").glob("*.yaml")}
 
 
 @dataclass(kw_only=True)
 class Config(ASRConfig):
-    """Methods side by side; ``adapter`` and ``baselines`` are taken from ``methods``."""
+    """Methods side by side."""
 
     methods: tuple[str, ...] = option(("elp", "head-only"), "presets to compare; the worst utterances are the first's")
+    adapter: str = option("", "the first of --methods")
+    baselines: tuple[str, ...] = option((), "the others of --methods")
 
     def __post_init__(self) -> None:
         if len(set(self.methods)) < max(2, len(self.methods)):
             raise ConfigError(f"methods={list(self.methods)}: give two or more different presets.")
-        self.adapter, *others = self.methods
-        self.baselines = tuple(others)
+        first, *others = self.methods
+        if self.adapter not in ("", first) or self.baselines not in ((), tuple(others)):
+            raise ConfigError("--adapter and --baselines are taken from --methods: name all presets there.")
+        self.adapter, self.baselines = first, tuple(others)
         super().__post_init__()
 
 
-if __name__ == "__main__":
-    run_main(
-        lambda: run_experiment(
-            "compare_methods", ASR(parse_cli(Config, presets=PRESETS, default_preset="demo", description=__doc__))
-        )
+def main(config: Config) -> Any:
+    from speech_adapters.tasks.asr import SpeechRecognition
+    from speech_adapters.tasks.experiment import run_experiment
+
+    task = SpeechRecognition(
+        vocabulary=config.vocabulary, normalizer=config.normalizer, hidden_size=config.head_hidden_size
     )
+    return run_experiment("compare_methods", config, task, lambda: [find_corpus(config)])
+
+
+if __name__ == "__main__":
+    run_main(lambda: main(parse_cli(Config, presets=PRESETS, default_preset="demo", description=__doc__)))

@@ -47,13 +47,13 @@ class Config:
 
 
 def main(config: Config) -> None:
-    from speech_adapters.data.batches import check_before_training
     from speech_adapters.files import write_json
     from speech_adapters.heads.decoding import BeamSearch
     from speech_adapters.model import SpeechAdapterModel
     from speech_adapters.reports.report import method_rows, summary_table, write_report
     from speech_adapters.runs.environment import environment
     from speech_adapters.runs.folder import RunFolder
+    from speech_adapters.runs.results import MethodResults, Results
     from speech_adapters.tasks.asr import evaluate_asr, use_own_ctc_head, worst_utterances
 
     if config.manifest is None:
@@ -69,7 +69,7 @@ def main(config: Config) -> None:
     else:
         use_own_ctc_head(model)
     head = model.head.config
-    check_before_training(manifest, model.encoder, head)
+    head.check(manifest, model.encoder)
     if config.language_model is not None and config.beam is None:
         raise ConfigError("--language-model needs --beam: a language model works in the beam search only.")
     beam = config.beam and BeamSearch(
@@ -80,27 +80,23 @@ def main(config: Config) -> None:
         alpha=config.alpha,
         beta=config.beta,
     )
-    run = RunFolder.create("evaluate_asr", path=config.output)
-    run.save_config(config)
+    run = RunFolder.open("evaluate_asr", config, config.output)
+    run.begin()
     scored = evaluate_asr(model, manifest, batch_seconds=config.batch_seconds, precision=config.precision, beam=beam)
     trn = run.trn(config.manifest.stem)
     scored.result.save_trn(trn)
     write_json(run.worst_file, worst_utterances(scored.result, manifest))
-    results = {
-        "task": "asr",
-        "encoder": config.encoder,
-        "adapter": name,
-        "data": {"test": manifest.describe()},
-        "metrics": scored.result.to_dict(),
-        "parameters": model.count_parameters(),
-        "seconds": scored.seconds,
-        "audio_seconds_per_second": scored.audio_seconds_per_second,
-        "peak_memory_bytes": scored.peak_memory_bytes,
-        **environment(device),
-    }
-    run.write_results(results)
+    results = Results(
+        task="asr",
+        encoder=config.encoder,
+        adapter=name,
+        data={"test": manifest.describe()},
+        own=MethodResults(metrics=scored.result.to_dict(), parameters=model.count_parameters(), **vars(scored.cost)),
+        environment=environment(device),
+    )
+    results.write(run.results_file)
     report = write_report(run.path)
-    print(f"{scored.result}\n\n{summary_table(method_rows(results))}\n\nreport {report}\ntrn    {trn}")
+    print(f"{scored.result}\n\n{summary_table(method_rows(results.to_dict()))}\n\nreport {report}\ntrn    {trn}")
 
 
 if __name__ == "__main__":

@@ -14,11 +14,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from speech_adapters.config import option, parse_cli, run_main
 from speech_adapters.data.manifest import Manifest
 from speech_adapters.errors import ConfigError, InputError
+
+if TYPE_CHECKING:
+    from speech_adapters.metrics.classification import ClassificationResult
 
 
 @dataclass(kw_only=True)
@@ -37,11 +40,10 @@ class Config:
     output: Path | None = option(None, "run folder; runs/evaluate_emotion/<time> by default")
 
 
-def evaluate_model(config: Config, manifest: Manifest):
-    """The result of the model on the manifest, and what ``results.json`` says of the model and its cost."""
+def evaluate_model(config: Config, manifest: Manifest) -> tuple[ClassificationResult, dict[str, Any], dict[str, Any]]:
+    """The result of the model on the manifest, what ``results.json`` says of the model, and its costs."""
     import torch
 
-    from speech_adapters.data.batches import check_before_training
     from speech_adapters.model import SpeechAdapterModel
     from speech_adapters.runs.environment import environment
     from speech_adapters.tasks.classification import evaluate_classification
@@ -50,7 +52,7 @@ def evaluate_model(config: Config, manifest: Manifest):
     model = SpeechAdapterModel.from_pretrained(config.encoder, device=device)
     name = "frozen encoder" if config.adapter is None else model.load_adapter(config.adapter)
     model.load_head(config.head)
-    check_before_training(manifest, model.encoder, model.head.config)
+    model.head.config.check(manifest, model.encoder)
     scored = evaluate_classification(
         model,
         manifest,
@@ -58,16 +60,8 @@ def evaluate_model(config: Config, manifest: Manifest):
         batch_seconds=config.batch_seconds,
         precision=config.precision,
     )
-    facts = {
-        "encoder": config.encoder,
-        "adapter": name,
-        "parameters": model.count_parameters(),
-        "seconds": scored.seconds,
-        "audio_seconds_per_second": scored.audio_seconds_per_second,
-        "peak_memory_bytes": scored.peak_memory_bytes,
-        **environment(device),
-    }
-    return scored.result, facts
+    facts = {"encoder": config.encoder, "adapter": name, "environment": environment(device)}
+    return scored.result, facts, {"parameters": model.count_parameters(), **vars(scored.cost)}
 
 
 def check_same_utterances(result, manifest: Manifest, label_field: str, source: Path) -> None:
@@ -88,6 +82,7 @@ def main(config: Config) -> None:
     from speech_adapters.files import write_json
     from speech_adapters.reports.report import method_rows, summary_table, write_report
     from speech_adapters.runs.folder import RunFolder
+    from speech_adapters.runs.results import MethodResults, Results
     from speech_adapters.tasks.classification import confident_mistakes
 
     if config.predictions is not None and (config.head or config.adapter):
@@ -97,28 +92,28 @@ def main(config: Config) -> None:
     manifest = None
     if config.manifest is not None:
         manifest = Manifest.read(config.manifest, require=(config.label_field,), check_files=True)
-    facts: dict[str, Any]
     if config.predictions is not None:
         result = read_predictions(config.predictions)
         if manifest is not None:
             check_same_utterances(result, manifest, config.label_field, config.predictions)
-        facts = {"adapter": config.predictions.name, "predictions": str(config.predictions)}
+        facts = {"adapter": config.predictions.name, "more": {"predictions": str(config.predictions)}}
+        costs = {}
     else:
-        result, facts = evaluate_model(config, manifest)
-    run = RunFolder.create("evaluate_emotion", path=config.output)
-    run.save_config(config)
+        result, facts, costs = evaluate_model(config, manifest)
+    run = RunFolder.open("evaluate_emotion", config, config.output)
+    run.begin()
     write_predictions(run.path / "predictions.jsonl", result)
     if manifest is not None:
         write_json(run.worst_file, confident_mistakes(result, manifest))
-    results = {
-        "task": config.label_field,
+    results = Results(
+        task=config.label_field,
+        data={"test": manifest.describe()} if manifest is not None else {},
+        own=MethodResults(metrics=result.to_dict(), **costs),
         **facts,
-        "data": {"test": manifest.describe()} if manifest is not None else {},
-        "metrics": result.to_dict(),
-    }
-    run.write_results(results)
+    )
+    results.write(run.results_file)
     report = write_report(run.path)
-    print(f"{result}\n\n{summary_table(method_rows(results))}\n\nreport {report}")
+    print(f"{result}\n\n{summary_table(method_rows(results.to_dict()))}\n\nreport {report}")
 
 
 if __name__ == "__main__":

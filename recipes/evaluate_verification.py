@@ -91,11 +91,13 @@ def main(config: Config) -> None:
     from speech_adapters.data.trials import read_enrolment, read_trials
     from speech_adapters.files import write_json
     from speech_adapters.metrics.calibration import Calibration
+    from speech_adapters.metrics.verification import P_TARGETS
     from speech_adapters.reports.detection_charts import chart_data
     from speech_adapters.reports.report import method_rows, summary_table, write_report
     from speech_adapters.runs.environment import environment
     from speech_adapters.runs.folder import RunFolder
-    from speech_adapters.tasks.verification import P_TARGETS, evaluate_verification
+    from speech_adapters.runs.results import MethodResults, Results
+    from speech_adapters.tasks.verification import evaluate_verification
 
     if config.trials is None:
         from speech_adapters.corpora import prepare_demo
@@ -117,8 +119,8 @@ def main(config: Config) -> None:
         manifest.check_audio()
         source = model = load_model(config, device)
         name = "+".join(model.active_adapters) or "frozen encoder"
-    run = RunFolder.create("evaluate_verification", path=config.output)
-    run.save_config(config)
+    run = RunFolder.open("evaluate_verification", config, config.output)
+    run.begin()
 
     options = {
         "enrolment": enrolment,
@@ -141,22 +143,22 @@ def main(config: Config) -> None:
     if model is not None:
         scored.embeddings.save(run.path / "embeddings.npz")
     write_json(run.detection_file, {name: chart_data(result.curve, P_TARGETS)})
-    results = {
-        "task": "speaker verification",
-        "encoder": None if model is None else config.encoder,
-        "adapter": name,
-        "data": {} if manifest is None else {"test": manifest.describe()},
-        "metrics": result.to_dict(),
-        "thresholds": {"eer": result.curve.eer().threshold},
-        "parameters": None if model is None else model.count_parameters(),
-        "seconds": scored.seconds,
-        "audio_seconds_per_second": scored.audio_seconds_per_second,
-        "peak_memory_bytes": scored.peak_memory_bytes,
-        **environment(device),
-    }
-    run.write_results(results)
+    results = Results(
+        task="speaker verification",
+        encoder=None if model is None else config.encoder,
+        adapter=name,
+        data={} if manifest is None else {"test": manifest.describe()},
+        own=MethodResults(
+            metrics=result.to_dict(),
+            parameters=None if model is None else model.count_parameters(),
+            **vars(scored.cost),
+        ),
+        more={"thresholds": {"eer": result.curve.eer().threshold}},
+        environment=environment(device),
+    )
+    results.write(run.results_file)
     report = write_report(run.path)
-    print(f"{result}\n\n{summary_table(method_rows(results))}\n\nreport {report}\nscores {scores}")
+    print(f"{result}\n\n{summary_table(method_rows(results.to_dict()))}\n\nreport {report}\nscores {scores}")
 
 
 def load_model(config: Config, device: str) -> SpeechAdapterModel:
@@ -173,7 +175,7 @@ def load_model(config: Config, device: str) -> SpeechAdapterModel:
 
 def embed(config: Config, model: SpeechAdapterModel | None, manifest: Manifest, purpose: str) -> Embeddings:
     """Embeddings of other utterances than the trials', which need the model."""
-    from speech_adapters.data.embeddings import extract_embeddings
+    from speech_adapters.tasks.predict import extract_embeddings
 
     if model is None:
         raise ConfigError(f"{purpose}: audio is embedded by a model; leave --embeddings and --scores out.")

@@ -1,4 +1,4 @@
-"""Train an adapter for intents or keywords on a frozen encoder, next to honest baselines, and score it.
+"""Train an adapter for intents on a frozen encoder, next to honest baselines, and score it.
 
     python recipes/intent_classification.py                              # demo corpus, packaged encoder, minutes
     python recipes/intent_classification.py --preset fluent_speech_commands --corpus-root DIR
@@ -12,14 +12,12 @@ With --slots an utterance has several labels, and is right only if all of them a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import reduce
-from operator import add
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from speech_adapters.config import option, parse_cli, run_main
 from speech_adapters.errors import ConfigError
-from speech_adapters.tasks.experiment import Corpus, ExperimentConfig, Task, run_experiment
+from speech_adapters.tasks.base import Corpus, ExperimentConfig
 
 PRESETS = {path.stem: path for path in (Path(__file__).parent / "intent_classification").glob("*.yaml")}
 
@@ -43,66 +41,39 @@ class Config(ExperimentConfig):
             raise ConfigError("give --train, --dev and --test, or --corpus-root, not both.")
 
 
-class Intent(Task):
-    """One label or several slots an utterance, scored by accuracy."""
+def find_corpus(config: Config) -> Corpus:
+    """Manifests as given, Fluent Speech Commands where its folder is, else the demo corpus."""
+    keys = config.slots or (config.label_field,)
+    if given := Corpus.given(config.train, config.dev, config.test, keys):
+        return given.check_speakers()
+    if config.corpus_root is not None:
+        from speech_adapters.corpora import prepare_fluent_speech_commands
+        from speech_adapters.corpora.demo import demo_root
 
-    name, metric = "intent", "accuracy"
+        paths = prepare_fluent_speech_commands(config.corpus_root, demo_root().parent / "fluent_speech_commands")
+        return Corpus.read(paths["train"], paths["dev"], paths["test"], "Fluent Speech Commands", keys)
+    return Corpus.demo(keys).check_speakers()
 
-    @property
-    def keys(self) -> tuple[str, ...]:
-        return self.config.slots or (self.config.label_field,)
 
-    def corpora(self) -> list[Corpus]:
-        config = self.config
-        if given := Corpus.given(config.train, config.dev, config.test, self.keys):
-            return [given.check_speakers()]
-        from speech_adapters.corpora.demo import demo_root, prepare_demo
+def main(config: Config) -> Any:
+    from speech_adapters.tasks.base import Task
+    from speech_adapters.tasks.classification import Classification
+    from speech_adapters.tasks.experiment import run_experiment
+    from speech_adapters.tasks.slots import SlotFilling
 
-        if config.corpus_root is not None:
-            from speech_adapters.corpora import prepare_fluent_speech_commands
-
-            paths = prepare_fluent_speech_commands(config.corpus_root, demo_root().parent / "fluent_speech_commands")
-            return [Corpus.read(paths["train"], paths["dev"], paths["test"], "Fluent Speech Commands", self.keys)]
-        print("No data was named: using the demo corpus (synthetic speech). See --help for real ones.\n")
-        demo = prepare_demo()
-        return [Corpus.read(demo.train, demo.dev, demo.test, "demo", self.keys).check_speakers()]
-
-    def head(self, corpus: Corpus):
-        from speech_adapters.heads import ClassificationHead, SlotsHead
-
-        options = {"network": self.config.network, "pooling": self.config.pooling}
-        if self.config.slots:
-            return SlotsHead(slots={slot: corpus.train.values(slot) for slot in self.config.slots}, **options)
-        (field,) = self.keys
-        return ClassificationHead(labels=corpus.train.values(field), label_field=field, **options)
-
-    def score(self, model, corpus: Corpus, run, name: str):
-        from speech_adapters.data.predictions import write_predictions
-        from speech_adapters.tasks.classification import evaluate_classification
-        from speech_adapters.tasks.slots import evaluate_slots
-
-        training = self.config.training
-        options = {"batch_seconds": 2 * training.batch_seconds, "precision": training.precision}
-        if self.config.slots:
-            return evaluate_slots(model, corpus.test, **options)
-        (field,) = self.keys
-        result = evaluate_classification(model, corpus.test, label_field=field, **options).result
-        write_predictions(run.predictions(name), result)
-        return result
-
-    def combine(self, results):
-        if self.config.slots:
-            return {"metrics": reduce(add, results).to_dict()}
-        from speech_adapters.metrics.classification import ClassificationResult
-
-        metrics = (results[0] if len(results) == 1 else ClassificationResult.combine(results)).to_dict()
-        return {"metrics": {"accuracy": metrics.pop("wa"), **metrics}}
+    if config.slots:
+        task: Task[Any] = SlotFilling(config.slots, "intent", network=config.network, pooling=config.pooling)
+    else:
+        task = Classification(
+            "intent",
+            label_field=config.label_field,
+            metric="accuracy",
+            network=config.network,
+            pooling=config.pooling,
+            class_weights=False,
+        )
+    return run_experiment("intent_classification", config, task, lambda: [find_corpus(config)])
 
 
 if __name__ == "__main__":
-    run_main(
-        lambda: run_experiment(
-            "intent_classification",
-            Intent(parse_cli(Config, presets=PRESETS, default_preset="demo", description=__doc__)),
-        )
-    )
+    run_main(lambda: main(parse_cli(Config, presets=PRESETS, default_preset="demo", description=__doc__)))

@@ -12,36 +12,17 @@ recipes/evaluate_verification.py.
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
-
-import torch
+from typing import Any, Literal
 
 from speech_adapters.config import option, parse_cli, run_main
 from speech_adapters.data.manifest import Manifest
 from speech_adapters.errors import ConfigError
-from speech_adapters.tasks.experiment import Corpus, ExperimentConfig, Task, run_experiment
+from speech_adapters.tasks.base import Corpus, ExperimentConfig
+from speech_adapters.tasks.large_margin import LargeMargin
 
 PRESETS = {path.stem: path for path in (Path(__file__).parent / "speaker_verification").glob("*.yaml")}
-
-
-@dataclass(kw_only=True)
-class LargeMargin:
-    """Large-margin fine-tuning: a short second stage with longer crops and a larger margin (Thienpondt et al., "The
-    IDLab VoxSRC-20 submission", ICASSP 2021, section 3)."""
-
-    updates: int = 0
-    """Of the second stage; 0 leaves it out."""
-    margin: float = 0.5
-    crop_seconds: float = 6.0
-    rate: float = 0.1
-    """Learning rates, as a share of the first stage's."""
-
-    def __post_init__(self) -> None:
-        if self.updates < 0 or self.rate <= 0:
-            raise ConfigError(f"large_margin: updates={self.updates}, rate={self.rate}: 0 or more, and above 0.")
 
 
 @dataclass(kw_only=True)
@@ -83,131 +64,42 @@ class Config(ExperimentConfig):
             raise ConfigError("large_margin.updates needs a loss with a margin: am, aam or subcenter.")
 
 
-class Speaker(Task):
-    """Speakers told apart in training, embeddings compared in trials; scored by EER, minDCF and minCllr."""
+def find_corpus(config: Config) -> Corpus:
+    """VoxCeleb where its folder is, manifests as given, else the demo corpus."""
+    from speech_adapters.data.trials import read_trials
 
-    name, metric = "speaker", "eer"
+    trials = config.trials
+    if config.corpus_root is not None:
+        from speech_adapters.corpora import prepare_voxceleb
+        from speech_adapters.corpora.demo import demo_root
 
-    def corpora(self) -> list[Corpus]:
-        from speech_adapters.data.trials import UtteranceIndex, read_trials, resolve, trial_speakers
+        paths = prepare_voxceleb(config.corpus_root, demo_root().parent / "voxceleb", [trials])
+        missing = [name for name in (config.train_set, *config.test_sets) if name not in paths]
+        if missing:
+            raise ConfigError(f"{config.corpus_root} holds no {missing[0]}; there are {', '.join(paths)}.")
+        tests = [Manifest.read(paths[name], ("speaker",)) for name in config.test_sets]
+        train, test = Manifest.read(paths[config.train_set], ("speaker",)), sum(tests[1:], tests[0])
+        corpus = Corpus(train, None, test, config.train_set)
+    elif config.train is not None:
+        corpus = Corpus.read(config.train, None, config.test, config.train.stem, ("speaker",), check_files=True)
+    else:
+        from speech_adapters.corpora.demo import prepare_demo
 
-        config = self.config
-        if config.corpus_root is not None:
-            from speech_adapters.corpora import prepare_voxceleb
-            from speech_adapters.corpora.demo import demo_root
+        trials = prepare_demo().trials("test")
+        corpus = replace(Corpus.demo(("speaker",)), dev=None)
+    return replace(corpus, trials=read_trials(trials)).check_speakers()
 
-            paths = prepare_voxceleb(config.corpus_root, demo_root().parent / "voxceleb", [config.trials])
-            missing = [name for name in (config.train_set, *config.test_sets) if name not in paths]
-            if missing:
-                raise ConfigError(f"{config.corpus_root} holds no {missing[0]}; there are {', '.join(paths)}.")
-            tests = [Manifest.read(paths[name], ("speaker",)) for name in config.test_sets]
-            test, trials = sum(tests[1:], tests[0]), config.trials
-            corpus = Corpus(Manifest.read(paths[config.train_set], ("speaker",)), None, test, config.train_set)
-        elif config.train is not None:
-            trials = config.trials
-            corpus = Corpus.read(config.train, None, config.test, config.train.stem, ("speaker",), check_files=True)
-        else:
-            from speech_adapters.corpora.demo import prepare_demo
 
-            demo = prepare_demo()
-            print("No data was named: using the demo corpus (synthetic speech). See --help for real ones.\n")
-            trials = demo.trials("test")
-            corpus = Corpus.read(demo.train, None, demo.test, "demo", ("speaker",))
-        self.trials = read_trials(trials)
-        resolved = resolve(self.trials, UtteranceIndex.of_manifest(corpus.test))
-        self.speakers = trial_speakers(resolved, [utterance.speaker for utterance in corpus.test])
-        return [corpus.check_speakers()]
+def main(config: Config) -> Any:
+    from speech_adapters.tasks.experiment import run_experiment
+    from speech_adapters.tasks.verification import SpeakerVerification
 
-    def check(self, corpus: Corpus, encoder) -> None:
-        from speech_adapters.data.batches import check_before_training
-
-        check_before_training(corpus.train, encoder, self.head(corpus))
-        check_before_training(corpus.test, encoder)  # its speakers are others than the head's
-
-    def head(self, corpus: Corpus):
-        from speech_adapters.heads import SpeakerHead
-
-        config = self.config
-        return SpeakerHead(
-            speakers=corpus.train.speakers,
-            network=config.network,
-            pooling=config.pooling,
-            embedding_size=config.embedding_size,
-            channels=config.channels,
-            loss=config.loss,
-            margin=config.margin,
-            scale=config.scale,
-        )
-
-    def train(self, model, corpus: Corpus, settings, run, name: str):
-        first = super().train(model, corpus, settings, run, name)
-        stage = self.config.large_margin
-        if not stage.updates:
-            return first
-        model.head.config = replace(model.head.config, margin=stage.margin)
-        rates = {group: stage.rate * rate for group, rate in model.learning_rates(settings.learning_rates).items()}
-        further = replace(
-            settings, updates=stage.updates, crop_seconds=stage.crop_seconds, learning_rates=rates, warmup=0.0
-        )
-        return first + super().train(model, corpus, further, run, f"{name}-large-margin")
-
-    def evaluate(self, model, corpus: Corpus):
-        from speech_adapters.data.embeddings import extract_embeddings
-        from speech_adapters.tasks.verification import evaluate_verification, speaker_means
-
-        training = self.config.training
-        options = {"batch_seconds": 2 * training.batch_seconds, "precision": training.precision}
-        cohort, top = None, 300
-        if size := min(self.config.cohort, len(corpus.train)):
-            part = corpus.train.subset(size=size, seed=0)
-            cohort = speaker_means(extract_embeddings(model, part, **options), part)
-            top = min(top, len(cohort))
-        return evaluate_verification(model, self.trials, corpus.test, cohort=cohort, top=top, **options)
-
-    def score(self, model, corpus: Corpus, run, name: str):
-        from speech_adapters.data.score_files import write_scores
-
-        result = self.evaluate(model, corpus).result
-        write_scores(run.scores(name), self.trials, result.scores)
-        return result
-
-    def combine(self, results):
-        from speech_adapters.tasks.verification import mean_metrics
-
-        if len(results) == 1:
-            return {"metrics": results[0].to_dict()}
-        return {"metrics": mean_metrics(results, self.speakers)}
-
-    def untrained(self, encoder, corpora, run):
-        from speech_adapters.model import SpeechAdapterModel
-
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        model = SpeechAdapterModel(copy.deepcopy(encoder)).to(device)
-        scored = self.evaluate(model, corpora[0])
-        self._add_chart(run, "frozen-mean", scored.result)
-        figures = {
-            "metrics": scored.result.to_dict(),
-            "parameters": model.count_parameters(),
-            "seconds": scored.seconds,
-        }
-        return {"frozen-mean": figures}
-
-    def keep(self, result, corpus: Corpus, run) -> None:
-        self._add_chart(run, self.config.adapter, result)
-
-    def _add_chart(self, run, name: str, result) -> None:
-        from speech_adapters.files import read_json, write_json
-        from speech_adapters.reports.detection_charts import chart_data
-        from speech_adapters.tasks.verification import P_TARGETS
-
-        drawn = read_json(run.detection_file) if run.detection_file.exists() else {}
-        write_json(run.detection_file, drawn | {name: chart_data(result.curve, P_TARGETS)})
+    head = ("network", "pooling", "embedding_size", "channels", "loss", "margin", "scale")
+    task = SpeakerVerification(
+        {name: getattr(config, name) for name in head}, cohort=config.cohort, large_margin=config.large_margin
+    )
+    return run_experiment("speaker_verification", config, task, lambda: [find_corpus(config)])
 
 
 if __name__ == "__main__":
-    run_main(
-        lambda: run_experiment(
-            "speaker_verification",
-            Speaker(parse_cli(Config, presets=PRESETS, default_preset="demo", description=__doc__)),
-        )
-    )
+    run_main(lambda: main(parse_cli(Config, presets=PRESETS, default_preset="demo", description=__doc__)))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from speech_adapters import inputs as given
 from speech_adapters.adapters.base import DEFAULT_LEARNING_RATE, AdapterConfig
 from speech_adapters.adapters.hooks import AdapterPlan, Hooks, walk
-from speech_adapters.adapters.presets import Task, preset
+from speech_adapters.adapters.presets import preset
 from speech_adapters.composition import weight_averaging
 from speech_adapters.composition.blocks import (
     Composition,
@@ -91,7 +91,7 @@ class SpeechAdapterModel(nn.Module):
 
     # ------------------------------------------------------------------ adapters
 
-    def add_adapter(self, name: str, config: str | AdapterConfig, task: Task = "asr") -> None:
+    def add_adapter(self, name: str, config: str | AdapterConfig, task: str = "asr") -> None:
         """Add an adapter and make it the active one.
 
         Args:

@@ -11,14 +11,11 @@ from small_models import METHODS, counts, meta_model, small_model
 
 from speech_adapters.adapters import ADAPTER_METHODS as CONFIGS
 from speech_adapters.adapters import (
-    EL,
-    ELP,
+    PRESETS,
     Bottleneck,
     Combine,
-    E,
     FineTuning,
     HeadOnly,
-    L,
     LAdapter,
     LayerNorms,
     LoRA,
@@ -181,14 +178,14 @@ def test_settings_that_do_not_fit_are_config_errors(case):
     assert not model.adapters and model.active_adapters == ()
 
 
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_task_without_published_values_takes_those_of_emotion(name):
+    assert preset(name, "singing") == preset(name, "emotion")
+
+
 def test_unknown_names_are_config_errors():
     with pytest.raises(ConfigError, match="unknown adapter preset 'houlsbi'. Did you mean 'houlsby'?"):
         preset("houlsbi")
-    with pytest.raises(ConfigError, match="task='singing': choose from asr"):
-        preset("lora", "singing")
-    for make in ELP, EL, L, E:
-        with pytest.raises(ConfigError, match="task='singing'"):
-            make("singing")
     with pytest.raises(ConfigError, match="preset 'lora'.*rang"):
         preset("lora", rang=3)
     with pytest.raises(ConfigError, match="unknown adapter method 'verra'; known: adalora"):

@@ -38,7 +38,7 @@ for name in names:
     with torch.no_grad():
         output = model.eval()(*inputs)
     scored = model.head(output.features, output.frame_lengths)
-    outputs[name] = output.features, output.logits, model.head.decode(scored)
+    outputs[name] = output.features, output.logits, model.head.predict(scored)
 torch.save(outputs, folder + "/outputs.pt")
 """
 

@@ -63,6 +63,9 @@ class MeanHeadModule(HeadModule):
     def loss(self, output, targets):
         return torch.nn.functional.cross_entropy(output.logits, targets)
 
+    def predict(self, output):
+        return list(output.logits.softmax(-1).cpu())
+
 
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory) -> Manifest:
@@ -93,7 +96,7 @@ def model():
 
 def test_every_utterance_gets_its_own_prediction(model, manifest):
     scored = evaluate_classification(model, manifest, batch_seconds=2.0, progress=False)
-    assert scored.result.labels == LABELS and scored.seconds > 0 and scored.audio_seconds_per_second > 0
+    assert scored.result.labels == LABELS and scored.cost.seconds > 0 and scored.cost.audio_seconds_per_second > 0
     assert [u.id for u in scored.result.runs[0]] == [u.id for u in manifest], "batches by length, results in order"
     for utterance, classified in zip(manifest, scored.result.runs[0], strict=True):
         with torch.no_grad():
@@ -128,10 +131,10 @@ def test_what_cannot_be_evaluated_is_said_before_the_work(model, manifest):
     with pytest.raises(ManifestError, match="lacks 'label'"):
         evaluate_classification(model, manifest, label_field="label", progress=False)
     torch.nn.init.constant_(model.head.linear.bias, float("nan"))
-    with pytest.raises(CheckpointError, match="the logits of 'u.*' are not finite"):
+    with pytest.raises(CheckpointError, match="output for 'u.*' is not finite"):
         evaluate_classification(model, manifest, progress=False)
     model.add_head("frames", MeanHead(flat=False))
-    with pytest.raises(ConfigError, match="expected \\(B, 3\\), one column a label"):
+    with pytest.raises(ConfigError, match="expected \\(3,\\), a probability per label"):
         evaluate_classification(model, manifest, progress=False)
     model.set_head(None)
     with pytest.raises(ConfigError, match="the active head has no labels"):

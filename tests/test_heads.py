@@ -287,7 +287,7 @@ def test_slots_add_their_losses_and_decode_each_slice():
     )
     torch.testing.assert_close(head.loss(output, TARGETS["slots"]), expected)
     output.logits = torch.tensor([[0.0, 1, 0, 0, 5, 2, 1]])
-    assert head.decode(output) == [("off", "none", "kitchen")]
+    assert head.predict(output) == [("off", "none", "kitchen")]
     heat = utterance(extra={"action": "on", "object": "heat", "location": "none"})
     assert head.config.target(heat) == [0, 1, 1]
 

@@ -10,12 +10,13 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from speech_adapters.data.embeddings import Embeddings, average_embeddings, mean_pooled
+from speech_adapters.data.embeddings import Embeddings, average_embeddings
 from speech_adapters.errors import ConfigError, InputError
 from speech_adapters.metrics import trial_scores as scoring
 from speech_adapters.metrics.calibration import Calibration
 from speech_adapters.metrics.detection import cllr, eer, min_cllr
 from speech_adapters.metrics.trial_scores import cosine_scores, normalize_scores
+from speech_adapters.tasks.predict import mean_pooled
 
 
 def vectors(count: int, width: int = 8, seed: int = 0) -> torch.Tensor:
@@ -116,8 +117,9 @@ def test_mean_pooling_leaves_padding_out():
     features = torch.arange(12.0).view(2, 3, 2)
     mask = torch.tensor([[True, True, True], [True, False, False]])
     pooled = mean_pooled(SimpleNamespace(features=features, mask=mask))
-    torch.testing.assert_close(pooled, torch.tensor([[2.0, 3.0], [6.0, 7.0]]))
-    torch.testing.assert_close(mean_pooled(SimpleNamespace(features=features, mask=None)), features.mean(1))
+    torch.testing.assert_close(torch.stack(pooled), torch.tensor([[2.0, 3.0], [6.0, 7.0]]))
+    whole = mean_pooled(SimpleNamespace(features=features, mask=None))
+    torch.testing.assert_close(torch.stack(whole), features.mean(1))
 
 
 @pytest.mark.parametrize("p_target", [0.5, 0.05])

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +18,16 @@ from speech_adapters.config import parse_cli
 from speech_adapters.data.audio import write_audio
 from speech_adapters.data.manifest import Manifest, Utterance
 from speech_adapters.errors import InputError
-from speech_adapters.tasks.experiment import run_experiment
-from speech_adapters.tasks.verification import mean_metrics, verification_result
+from speech_adapters.metrics.bootstrap import Interval
+from speech_adapters.metrics.verification import mean_metrics, verification_result
+from speech_adapters.model import SpeechAdapterModel
+from speech_adapters.runs.results import Results
+from speech_adapters.tasks.classification import Classification
+from speech_adapters.training import supervised
 
 ROOT = Path(__file__).parent.parent
 SMALL = ("training.updates=4", "training.batch_seconds=8", "training.log_every=2", "training.trackers=none")
-TASKS = {"emotion_recognition": "Emotion", "speaker_verification": "Speaker", "intent_classification": "Intent"}
+TASKS = ("asr_librispeech", "emotion_recognition", "speaker_verification", "intent_classification")
 
 
 def recipe(name: str):
@@ -36,8 +41,9 @@ def recipe(name: str):
 def run(name: str, output: Path, *arguments: object) -> dict:
     """Run a recipe as its command line does, in this process; returns results.json."""
     module = recipe(name)
-    config = parse_cli(module.Config, [*map(str, arguments), f"--output={output}", *SMALL], presets=module.PRESETS)
-    run_experiment(name, getattr(module, TASKS[name])(config))
+    presets = getattr(module, "PRESETS", None)
+    config = parse_cli(module.Config, [*map(str, arguments), f"--output={output}", *SMALL], presets=presets)
+    module.main(config)
     return json.loads((output / "results.json").read_text())
 
 
@@ -184,6 +190,11 @@ def test_intents_in_slots_and_as_one_label(corpus, tmp_path):
         ("speaker_verification", ["large_margin.rate=0"], "large_margin: .*rate=0"),
         ("intent_classification", ["--train={0}/train.jsonl", "--corpus-root={0}"], "not both"),
         ("intent_classification", ["--seeds="], "give one or more different numbers"),
+        ("intent_classification", ["--seeds=-1"], "0 or more"),
+        ("emotion_recognition", ["--baselines=e,e"], "give different presets"),
+        ("emotion_recognition", ["rates.l=-1"], "rates.l=-1.0: a learning rate is 0 or more"),
+        ("asr_librispeech", ["--train-hours=0"], "train_hours=0.0: give hours above 0"),
+        ("asr_librispeech", ["training.crop_seconds=2"], "cuts speech but not its text"),
     ],
 )
 def test_mistakes_are_said_before_training(name, arguments, message, corpus, tmp_path):
@@ -191,6 +202,112 @@ def test_mistakes_are_said_before_training(name, arguments, message, corpus, tmp
     with pytest.raises(InputError, match=message):
         run(name, tmp_path / "run", f"--encoder={corpus / 'encoder'}", *arguments)
     assert not (tmp_path / "run").exists()
+
+
+# What scoring or a later method would stumble over: name -> (a change of an utterance, arguments, what is said).
+LATE = {
+    "a test label that differs in case": (lambda u: replace(u, emotion=u.emotion.title()), (), "differ in case"),
+    "a test set of one class": (lambda u: replace(u, emotion="low"), (), "UA and F1 of a single class"),
+    "a test utterance that is too short": (lambda u: replace(u, duration=0.01), (), "receptive field"),
+    "a group that no method has": (None, ("rates.nope=1",), "rates.nope: no method has this group"),
+    "a group that none of these has": (None, ("training.learning_rates.lora=1",), "learning_rates.lora: no method of"),
+    "a baseline that is no preset": (None, ("--baselines=head-only,lorra",), "Did you mean 'lora'"),
+    "a baseline that does not fit": (None, ("--baselines=lora", "options.lora.rank=0"), "rank=0"),
+    "options of no preset": (None, ("options.lorra.rank=2",), "unknown adapter preset 'lorra'"),
+}
+
+
+@pytest.fixture
+def no_updates(monkeypatch) -> list[str]:
+    """The names of trainings that began; each fails at once."""
+    begun: list[str] = []
+
+    def train(*arguments, **options):
+        begun.append(str(options))
+        raise AssertionError("a training began")
+
+    monkeypatch.setattr(supervised, "train", train)
+    return begun
+
+
+@pytest.mark.parametrize("what", LATE)
+def test_nothing_is_trained_when_a_later_step_would_fail(what, corpus, tmp_path, no_updates):
+    change, arguments, message = LATE[what]
+    splits = sets(corpus)
+    if change is not None:
+        Manifest.read(corpus / "test.jsonl").map(change).write(tmp_path / "test.jsonl")
+        splits = [a for a in splits if not a.startswith("--test")] + [f"--test={tmp_path / 'test.jsonl'}"]
+    with pytest.raises(InputError, match=message):
+        run("emotion_recognition", tmp_path / "run", *splits, *arguments)
+    assert not no_updates and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("split", "text", "message"),
+    [("test", "...", "have no words"), ("train", "", "have no words"), ("dev", "A" * 200, "longer than their audio")],
+)
+def test_transcripts_that_cannot_be_learnt_or_scored_are_found_first(
+    split, text, message, corpus, tmp_path, no_updates
+):
+    arguments = [f"--encoder={corpus / 'encoder'}"]
+    for name in ("train", "dev", "test"):
+        texts = Manifest.read(corpus / f"{name}.jsonl").map(lambda u: replace(u, text="YES"))
+        if name == split:
+            texts = Manifest([replace(texts[0], text=text), *texts[1:]], name)
+        texts.write(tmp_path / f"{name}.jsonl")
+        arguments.append(f"--{name}={tmp_path / name}.jsonl")
+    with pytest.raises(InputError, match=message):
+        run("asr_librispeech", tmp_path / "run", *arguments)
+    assert not no_updates and not (tmp_path / "run").exists()
+
+
+def test_what_is_trained_is_saved_before_it_is_scored(corpus, tmp_path, monkeypatch):
+    def score(*_, **__):
+        raise RuntimeError("scoring failed")
+
+    monkeypatch.setattr(Classification, "score", score)
+    with pytest.raises(RuntimeError, match="scoring failed"):
+        run("emotion_recognition", tmp_path / "run", *sets(corpus), "--adapter=bitfit", "--baselines=none")
+    model = SpeechAdapterModel.from_pretrained(corpus / "encoder")
+    model.load_adapter(tmp_path / "run" / "adapters" / "bitfit")
+    model.load_head(tmp_path / "run" / "heads" / "bitfit")
+    assert (tmp_path / "run" / "metrics.jsonl").is_file()
+
+
+def test_keywords_are_a_task_of_their_own(corpus, tmp_path):
+    """A recipe of its own and nothing else: presets, heads, results and the report take the new name."""
+    results = run("keyword_spotting", tmp_path / "run", *sets(corpus), "--adapter=l", "--baselines=none")
+    assert results["task"] == "keyword" and results["baselines"] == {}
+    accuracy = results["metrics"]["accuracy"]
+    assert 0 <= accuracy["low"] <= accuracy["value"] <= accuracy["high"] <= 1
+    assert json.loads((tmp_path / "run" / "heads" / "l" / "head.json").read_text())["name"] == "keyword"
+    assert "keyword: l" in (tmp_path / "run" / "report.html").read_text()
+    again = Results.read(tmp_path / "run" / "results.json")
+    assert json.loads(json.dumps(again.to_dict())) == results and isinstance(again.own.metrics["accuracy"], Interval)
+
+
+def test_presets_train_one_adapter_and_its_baseline():
+    """More methods and seeds are asked for on the command line: a preset must not multiply a run unasked."""
+    for name in TASKS:
+        module = recipe(name)
+        for path in module.PRESETS.values():
+            config = parse_cli(module.Config, [f"--config={path}"])
+            assert config.baselines == ("head-only",) and len(config.seeds) == 1, path
+            other = parse_cli(module.Config, [f"--config={path}", "--adapter=bitfit"])
+            assert list(other.trained_methods) == ["bitfit", "head-only"], path
+            assert list(parse_cli(module.Config, [f"--config={path}", "--baselines=none"]).trained_methods) == [
+                config.adapter
+            ]
+
+
+def test_methods_are_named_once_in_a_comparison():
+    recipe("asr_librispeech")  # which it imports
+    module = recipe("compare_methods")
+    for flag in ("--adapter=l", "--baselines=full"):
+        with pytest.raises(InputError, match="name all presets there"):
+            parse_cli(module.Config, [flag, "--methods=lora,e"])
+    config = parse_cli(module.Config, ["--methods=lora,e"])
+    assert list(config.trained_methods) == ["lora", "e"] and (config.adapter, config.baselines) == ("lora", ("e",))
 
 
 def test_a_class_that_training_lacks_is_named(corpus, tmp_path):
@@ -205,7 +322,7 @@ def test_the_random_folds_warn(corpus):
     module = recipe("emotion_recognition")
     config = parse_cli(module.Config, [f"--manifest={corpus / 'all.jsonl'}", "--folds=otake2023"])
     with pytest.warns(UserWarning, match="same speakers"):
-        assert len(module.Emotion(config).corpora()) == 5
+        assert len(module.find_corpora(config)) == 5
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -249,5 +366,4 @@ def test_a_frozen_head_is_above_chance_on_real_emotions(real_data, tmp_path):
     arguments += [f"--output={tmp_path / 'run'}", "--adapter=head-only", "--baselines=", "training.updates=200"]
     arguments += [f"training.cache={tmp_path / 'cache'}", "training.batch_seconds=40", "training.trackers=none"]
     config = parse_cli(module.Config, [*arguments, "training.learning_rates.head=0.01"], presets=module.PRESETS)
-    results = run_experiment("emotion_recognition", module.Emotion(config))
-    assert results["metrics"]["ua"]["low"] > 1 / 8
+    assert module.main(config).own.metrics["ua"]["low"] > 1 / 8

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from small_encoders import small_encoder
 
 from speech_adapters.data.audio import write_audio
-from speech_adapters.data.batches import LengthBatches, SpeechDataset, check_before_training, collate
+from speech_adapters.data.batches import LengthBatches, SpeechDataset, collate
 from speech_adapters.data.manifest import Manifest, Utterance
 from speech_adapters.errors import (
     AudioError,
@@ -313,13 +313,13 @@ def test_time_mask_hides_about_the_asked_share():
 
 def test_bad_data_is_found_before_training(manifest):
     encoder = small_encoder("wavlm", "pre-norm")
-    check_before_training(manifest, encoder, HEAD)
+    HEAD.check(manifest, encoder)
     with pytest.raises(TextError, match="u3"):
-        check_before_training(Manifest([replace(manifest[3], text="ROOM 42")], "m"), encoder, HEAD)
+        HEAD.check(Manifest([replace(manifest[3], text="ROOM 42")], "m"), encoder)
     with pytest.raises(TextError, match="longer than their audio"):
-        check_before_training(Manifest([replace(manifest[3], text="A" * 200)], "m"), encoder, HEAD)
+        HEAD.check(Manifest([replace(manifest[3], text="A" * 200)], "m"), encoder)
     with pytest.raises(AudioError, match="receptive field"):
-        check_before_training(Manifest([replace(manifest[3], duration=0.01)], "m"), encoder, HEAD)
+        HEAD.check(Manifest([replace(manifest[3], duration=0.01)], "m"), encoder)
 
 
 TWO_PROCESSES = """

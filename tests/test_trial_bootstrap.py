@@ -10,7 +10,7 @@ from speech_adapters.errors import ConfigError, InputError
 from speech_adapters.metrics import trial_bootstrap
 from speech_adapters.metrics.detection import eer
 from speech_adapters.metrics.trial_bootstrap import bootstrap_trials
-from speech_adapters.tasks.verification import verification_result
+from speech_adapters.metrics.verification import verification_result
 
 
 def world(speakers: int, seed: int, spread: float = 0.7, utterances: int = 3):

@@ -11,7 +11,7 @@ import torch
 from small_models import small_model
 from small_trials import small_corpus
 
-from speech_adapters.data.embeddings import Embeddings, extract_embeddings
+from speech_adapters.data.embeddings import Embeddings
 from speech_adapters.data.score_files import read_scores, write_scores
 from speech_adapters.data.trials import read_enrolment, read_trials
 from speech_adapters.errors import ConfigError, InputError, ManifestError
@@ -19,7 +19,9 @@ from speech_adapters.heads.base import HeadConfig, HeadModule, HeadOutput
 from speech_adapters.metrics.calibration import Calibration
 from speech_adapters.metrics.detection import eer, min_dcf
 from speech_adapters.metrics.plda import PLDA
-from speech_adapters.tasks.verification import evaluate_verification, speaker_means, verification_result
+from speech_adapters.metrics.verification import verification_result
+from speech_adapters.tasks.predict import extract_embeddings
+from speech_adapters.tasks.verification import evaluate_verification, speaker_means
 
 
 @pytest.fixture(scope="module")
@@ -53,11 +55,11 @@ def test_model_embeddings_and_scores_agree(corpus, model, tmp_path):
     assert metrics["eer"].value == eer(from_audio.result.scores, labels)
     assert metrics["min_dcf_0.05"].value == min_dcf(from_audio.result.scores, labels, 0.05)
     assert "cllr" not in metrics and metrics["eer"].resampled == "speaker"
-    assert from_audio.audio_seconds_per_second > 0 and from_audio.peak_memory_bytes > 0
+    assert from_audio.cost.audio_seconds_per_second > 0 and from_audio.cost.peak_memory_bytes > 0
 
     saved = Embeddings.load(from_audio.embeddings.save(tmp_path / "e.npz"))
     again = evaluate_verification(saved, corpus.trials, corpus.manifest, draws=30)
-    assert again.result.metrics == metrics and again.audio_seconds_per_second is None
+    assert again.result.metrics == metrics and again.cost.audio_seconds_per_second is None
 
     by_path = Embeddings(tuple(corpus.manifest[i].audio_filepath.as_posix() for i in range(12)), saved.vectors)
     alone = evaluate_verification(by_path, corpus.trials, draws=30)
@@ -89,18 +91,16 @@ class Sums(HeadConfig):
         raise NotImplementedError
 
 
-@dataclass
-class Embedding(HeadOutput):
-    embedding: torch.Tensor | None = None
-
-
 class SumsModule(HeadModule):
     def forward(self, features, lengths):
         inside = torch.arange(features.shape[1], device=features.device) < lengths[:, None]
         sums = (features * inside[..., None]).sum(1)
-        return Embedding(logits=sums, embedding=sums) if self.config.embeds else HeadOutput(logits=sums)
+        return HeadOutput(logits=sums, embedding=sums) if self.config.embeds else HeadOutput(logits=sums)
 
     def loss(self, output, targets):
+        raise NotImplementedError
+
+    def predict(self, output):
         raise NotImplementedError
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from urllib.parse import unquote
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speech_adapters.errors import InputError, TextError
+from speech_adapters.errors import InputError
 from speech_adapters.metrics import compare, word_error_rate, write_trn
 
 WORDS = st.lists(st.sampled_from(["A", "B", "CAT", "CAR"]), max_size=8)
@@ -118,6 +119,7 @@ def test_trn_files(tmp_path):
     assert sorted(file.name for file in (tmp_path / "trn").iterdir()) == ["hyp.trn", "ref.trn"]
     write_trn(tmp_path / "x.trn", ["A"], ["u1"])
     assert (tmp_path / "x.trn").read_text() == "A (unknown-u1)\n"
-    with pytest.raises(TextError, match="'s-u 1' has a space"):
-        write_trn(tmp_path / "y.trn", ["A"], ["u 1"], ["s"])
-    assert not (tmp_path / "y.trn").exists()
+    write_trn(tmp_path / "y.trn", ["A", "B"], ["call (2).wav", "50%"], ["Speaker 1", None])
+    names = ["Speaker%201-call%20%282%29.wav", "unknown-50%25"]
+    assert (tmp_path / "y.trn").read_text() == f"A ({names[0]})\nB ({names[1]})\n"
+    assert unquote(names[0]) == "Speaker 1-call (2).wav" and unquote(names[1]) == "unknown-50%"

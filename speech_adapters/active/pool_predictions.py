@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from speech_adapters.active.acquisition import UNCERTAINTIES, ctc_uncertainty
 from speech_adapters.active.disagreement import bald, decode_disagreement, monte_carlo_dropout
 from speech_adapters.active.diversity import ctc_gradient_embeddings, gradient_embeddings
-from speech_adapters.data.batches import SpeechDataset, evaluation_loader, model_inputs
 from speech_adapters.data.manifest import Manifest
 from speech_adapters.errors import ConfigError
+from speech_adapters.heads.base import HeadModule
 from speech_adapters.heads.classification import ClassificationHeadModule
 from speech_adapters.heads.ctc import CTCHeadModule
-from speech_adapters.heads.decoding import greedy_decode
-from speech_adapters.heads.pooling import MeanPooling
 from speech_adapters.model import SpeechAdapterModel
+from speech_adapters.model_output import ModelOutput
+from speech_adapters.tasks.predict import head_output, mean_pooled, predict
 from speech_adapters.training.cache import CachedDataset
 
 
@@ -42,7 +42,6 @@ class Observation:
     gradients: np.ndarray | None = None
 
 
-@torch.no_grad()
 def observe(
     model: SpeechAdapterModel,
     manifest: Manifest,
@@ -60,58 +59,58 @@ def observe(
     """
     head = _head(model)
     if not len(manifest):
-        return Observation(np.zeros((0, model.feature_size), dtype=np.float32), ("",) * 0, {})
-    pool = MeanPooling(model.feature_size)
-    rows: dict[str, list] = {"embeddings": [], "probabilities": [], "gradients": [], "guesses": []}
-    rows |= {name: [] for name in UNCERTAINTIES}
-    order: list[int] = []
-    last = None if head is None else [m for m in head.modules() if isinstance(m, nn.Linear)][-1]
-    seen: list[Tensor] = []
-    hook = None if last is None else last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        return Observation(np.zeros((0, model.feature_size), dtype=np.float32), (), {})
+    seen: list[Tensor] = []  # the last layer's input, for the gradients
+    hook = None
+    if head is not None:
+        last = [module for module in head.modules() if isinstance(module, nn.Linear)][-1]
+        hook = last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+
+    def read(output: ModelOutput) -> list[dict[str, Any]]:
+        return _observations(head, output, seen.pop().float() if seen else None, gradients)
+
     try:
-        model.eval()
-        for batch, output in _forward(model, manifest, batch_seconds, cached):
-            order += batch["indices"].tolist()
-            pooled = pool(output.features, output.frame_lengths)
-            rows["embeddings"].append(nn.functional.normalize(pooled.float(), dim=1).cpu())
-            if head is None:
-                continue
-            logits, lengths = output.logits.float(), output.frame_lengths
-            probabilities, layer_input = logits.softmax(-1), seen.pop().float()
-            if isinstance(head, CTCHeadModule):
-                blank = head.config.vocabulary.blank_id
-                rows["guesses"] += greedy_decode(logits, lengths, head.config.vocabulary)
-                for name in UNCERTAINTIES:
-                    rows[name].append(ctc_uncertainty(name, probabilities, lengths, blank).cpu())
-                if gradients:
-                    found = ctc_gradient_embeddings(logits, lengths, layer_input, blank)
-                    rows["gradients"].append(found.cpu())
-            else:
-                rows["guesses"] += [head.config.labels[i] for i in logits.argmax(-1).tolist()]
-                rows["probabilities"].append(probabilities.cpu())
-                for name, function in UNCERTAINTIES.items():
-                    rows[name].append(function(probabilities).cpu())
-                if gradients:
-                    rows["gradients"].append(gradient_embeddings(probabilities, layer_input).cpu())
+        rows = predict(model, manifest, read, batch_seconds=batch_seconds, cache=cached, progress=False).values
     finally:
         if hook is not None:
             hook.remove()
-    back = np.argsort(order)
 
     def joined(name: str) -> Tensor | None:
-        return torch.cat(rows[name])[torch.from_numpy(back)] if rows[name] else None
+        return torch.stack([row[name] for row in rows]) if name in rows[0] else None
 
-    arrays = {name: joined(name) for name in rows if name != "guesses"}
+    gradient = joined("gradients")
     return Observation(
-        arrays["embeddings"].numpy(),
-        tuple(rows["guesses"][i] for i in back) if rows["guesses"] else (),
-        {name: arrays[name].numpy() for name in UNCERTAINTIES if arrays[name] is not None},
-        arrays["probabilities"],
-        None if arrays["gradients"] is None else arrays["gradients"].numpy(),
+        torch.stack([row["embedding"] for row in rows]).numpy(),
+        tuple(row["guess"] for row in rows) if head is not None else (),
+        {name: torch.stack([row[name] for row in rows]).numpy() for name in UNCERTAINTIES if name in rows[0]},
+        joined("probabilities"),
+        None if gradient is None else gradient.numpy(),
     )
 
 
-@torch.no_grad()
+def _observations(
+    head: HeadModule | None, output: ModelOutput, layer_input: Tensor | None, gradients: bool
+) -> list[dict[str, Any]]:
+    """What each utterance of a batch shows, by name."""
+    found: dict[str, Any] = {"embedding": nn.functional.normalize(torch.stack(mean_pooled(output)), dim=1)}
+    if head is not None:
+        scored = head_output(output)
+        probabilities = scored.logits.softmax(-1)
+        if isinstance(head, CTCHeadModule):
+            lengths, blank = output.frame_lengths, head.config.vocabulary.blank_id
+            found["guess"] = head.predict(scored)
+            found |= {name: ctc_uncertainty(name, probabilities, lengths, blank).cpu() for name in UNCERTAINTIES}
+            if gradients:
+                found["gradients"] = ctc_gradient_embeddings(scored.logits, lengths, layer_input, blank).cpu()
+        else:
+            found["guess"] = [head.config.labels[i] for i in probabilities.argmax(-1).tolist()]
+            found["probabilities"] = probabilities.cpu()
+            found |= {name: function(probabilities).cpu() for name, function in UNCERTAINTIES.items()}
+            if gradients:
+                found["gradients"] = gradient_embeddings(probabilities, layer_input).cpu()
+    return [dict(zip(found, values, strict=True)) for values in zip(*found.values(), strict=True)]
+
+
 def dropout_disagreement(
     model: SpeechAdapterModel,
     manifest: Manifest,
@@ -129,49 +128,26 @@ def dropout_disagreement(
         torch.manual_seed(seed * 1000 + number)
         model.eval()
         with monte_carlo_dropout(model, dropout):
-            predictions.append(_predict(model, manifest, batch_seconds))
+            found = predict(model, manifest, batch_seconds=batch_seconds, progress=False, train_mode=True)
+            predictions.append(found.values)
     return _disagreement(model, predictions)
 
 
-@torch.no_grad()
 def committee_disagreement(
     models: list[SpeechAdapterModel], manifest: Manifest, *, batch_seconds: float = 120.0
 ) -> np.ndarray:
     """(N,) disagreement of models trained on the same labels, such as adapters of two ranks."""
-    for model in models:
-        model.eval()
-    return _disagreement(models[0], [_predict(model, manifest, batch_seconds) for model in models])
+    found = [predict(model, manifest, batch_seconds=batch_seconds, progress=False).values for model in models]
+    return _disagreement(models[0], found)
 
 
-def _disagreement(model: SpeechAdapterModel, predictions: list) -> np.ndarray:
+def _disagreement(model: SpeechAdapterModel, predictions: list[list[Any]]) -> np.ndarray:
     if isinstance(_head(model), CTCHeadModule):
         return decode_disagreement(predictions)
-    return bald(torch.stack(predictions)).numpy()
+    return bald(torch.stack([torch.stack(rows) for rows in predictions])).numpy()
 
 
-def _predict(model: SpeechAdapterModel, manifest: Manifest, batch_seconds: float) -> list[str] | Tensor:
-    """Texts, or probabilities (N, C), in the manifest's order."""
-    head, found, order = _head(model), [], []
-    for batch, output in _forward(model, manifest, batch_seconds):
-        order += batch["indices"].tolist()
-        if isinstance(head, CTCHeadModule):
-            found += greedy_decode(output.logits, output.frame_lengths, head.config.vocabulary)
-        else:
-            found += list(output.logits.float().softmax(-1).cpu())
-    arranged = [found[i] for i in np.argsort(order)]
-    return arranged if isinstance(head, CTCHeadModule) else torch.stack(arranged)
-
-
-def _forward(
-    model: SpeechAdapterModel, manifest: Manifest, batch_seconds: float, cached: CachedDataset | None = None
-) -> Iterator[tuple]:
-    device = next(model.encoder.model.parameters()).device
-    dataset = SpeechDataset(manifest, keep_in_memory=False)
-    for batch in evaluation_loader(dataset if cached is None else cached.part(dataset), batch_seconds):
-        yield batch, model(**model_inputs(batch, device))
-
-
-def _head(model: SpeechAdapterModel):
+def _head(model: SpeechAdapterModel) -> HeadModule | None:
     head = model.head
     if head is not None and not isinstance(head, CTCHeadModule | ClassificationHeadModule):
         raise ConfigError("active learning needs a CTC or classification head; choose one with set_head.")

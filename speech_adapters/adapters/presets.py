@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 from speech_adapters.adapters.adalora import AdaLoRA
 from speech_adapters.adapters.adapter_bias import AdapterBias
-from speech_adapters.adapters.base import AdapterConfig
+from speech_adapters.adapters.base import ADAPTER_METHODS, AdapterConfig
 from speech_adapters.adapters.bitfit import BitFit
 from speech_adapters.adapters.bottleneck import SITES, Bottleneck, EAdapter
 from speech_adapters.adapters.cnn_adapter import CNNAdapter
@@ -33,112 +33,124 @@ from speech_adapters.adapters.vera import VeRA
 from speech_adapters.adapters.weighted_sum import WeightedSum
 from speech_adapters.errors import ConfigError
 
-Task = Literal["asr", "emotion", "speaker", "intent"]
+FALLBACK = "emotion"
+"""The task whose published values any other takes (keywords, language, ...): one label per utterance, and rates in the
+middle of the table."""
 
-#: Activation by task: argparse defaults of the official code.
 ACTIVATIONS = {"asr": "gelu", "intent": "gelu", "speaker": "relu", "emotion": "relu"}
+"""Activation by task: argparse defaults of the official code."""
 
-#: (head, L, E, LayerNorm) by preset and task.
-RATES = {
+RATES: dict[str, dict[str, dict[str, float]]] = {
     "el": {
-        "asr": (2e-3, 1e-3, 1e-3, 1e-3),
-        "emotion": (5e-4, 1e-4, 5e-5, 5e-5),
-        "speaker": (5e-4, 1e-4, 1e-5, 1e-5),
-        "intent": (5e-4, 1e-5, 1e-5, 1e-5),
+        "asr": {"head": 2e-3, "l": 1e-3, "e": 1e-3, "norm": 1e-3},
+        "emotion": {"head": 5e-4, "l": 1e-4, "e": 5e-5, "norm": 5e-5},
+        "speaker": {"head": 5e-4, "l": 1e-4, "e": 1e-5, "norm": 1e-5},
+        "intent": {"head": 5e-4, "l": 1e-5, "e": 1e-5, "norm": 1e-5},
     },
     "l": {
-        "asr": (2e-3, 1e-3, None, 1e-3),
-        "emotion": (5e-4, 5e-4, None, 5e-4),
-        "speaker": (5e-4, 5e-4, None, 5e-4),
-        "intent": (5e-4, 1e-4, None, 1e-4),
+        "asr": {"head": 2e-3, "l": 1e-3, "norm": 1e-3},
+        "emotion": {"head": 5e-4, "l": 5e-4, "norm": 5e-4},
+        "speaker": {"head": 5e-4, "l": 5e-4, "norm": 5e-4},
+        "intent": {"head": 5e-4, "l": 1e-4, "norm": 1e-4},
     },
     "e": {
-        "asr": (2e-3, None, 1e-5, 1e-5),
-        "emotion": (5e-4, None, 1e-5, 1e-5),
-        "speaker": (5e-4, None, 1e-5, 1e-5),
-        "intent": (5e-4, None, 1e-5, 1e-5),
+        "asr": {"head": 2e-3, "e": 1e-5, "norm": 1e-5},
+        "emotion": {"head": 5e-4, "e": 1e-5, "norm": 1e-5},
+        "speaker": {"head": 5e-4, "e": 1e-5, "norm": 1e-5},
+        "intent": {"head": 5e-4, "e": 1e-5, "norm": 1e-5},
+    },
+    "houlsby-speech": {  # "conventional" adapters
+        "asr": {"head": 1e-3, "e": 1e-5, "norm": 1e-5},
+        "emotion": {"head": 5e-4, "e": 1e-5, "norm": 1e-5},
+        "speaker": {"head": 5e-4, "e": 1e-5, "norm": 1e-5},
+        "intent": {"head": 5e-4, "e": 1e-5, "norm": 1e-5},
+    },
+    "full": {  # of the encoder's layers
+        "asr": {"layers": 1e-4},
+        "emotion": {"layers": 5e-5},
+        "speaker": {"layers": 1e-4},
+        "intent": {"layers": 1e-4},
     },
 }
-
-#: (head, adapters, LayerNorm) of "conventional" adapters by task.
-HOULSBY_RATES = {
-    "asr": (1e-3, 1e-5, 1e-5),
-    "emotion": (5e-4, 1e-5, 1e-5),
-    "speaker": (5e-4, 1e-5, 1e-5),
-    "intent": (5e-4, 1e-5, 1e-5),
-}
-
-#: Of the encoder's layers in full fine-tuning.
-FINE_TUNING_RATES = {"asr": 1e-4, "emotion": 5e-5, "speaker": 1e-4, "intent": 1e-4}
+"""Published learning rates: preset -> task -> parameter group -> rate."""
 
 
-def _rates(preset: str, task: Task) -> tuple:
-    if task not in ACTIVATIONS:
-        raise ConfigError(f"task={task!r}: choose from {', '.join(ACTIVATIONS)}.")
-    return RATES[preset][task]
+def rates(preset: str, task: str) -> dict[str, float]:
+    """The published rates of a preset for a task, by parameter group; those of :data:`FALLBACK` for a task that the
+    paper does not have."""
+    published = RATES[preset]
+    return published.get(task, published[FALLBACK])
 
 
-def ELP(task: Task = "asr", *, e_size: int = 256, l_size: int = 512, frames: int = 5) -> Combine:
+def activation(task: str) -> str:
+    """The published activation for a task; that of :data:`FALLBACK` for one that the paper does not have."""
+    return ACTIVATIONS.get(task, ACTIVATIONS[FALLBACK])
+
+
+def ELP(task: str = "asr", *, e_size: int = 256, l_size: int = 512, frames: int = 5) -> Combine:
     """E-, L- and P-adapters with the encoder's LayerNorms: EL (below) with pseudo frames at the CNN's output."""
     combined = EL(task, e_size=e_size, l_size=l_size)
-    p_rate = _rates("el", task)[2]
     return Combine(
-        parts=(*combined.parts, PAdapter(frames=frames, learning_rate=p_rate)),
+        parts=(*combined.parts, PAdapter(frames=frames, learning_rate=rates("el", task)["e"])),
         head_learning_rate=combined.head_learning_rate,
     )
 
 
-def EL(task: Task = "asr", *, e_size: int = 256, l_size: int = 512) -> Combine:
+def EL(task: str = "asr", *, e_size: int = 256, l_size: int = 512) -> Combine:
     """E-adapters in all layers but the last, L-adapters from all, LayerNorms (Otake et al., 2023: "proposed").
 
     The last layer needs no E-adapter: its output reaches the head through its L-adapter only.
     """
-    head, l_rate, e_rate, norm_rate = _rates("el", task)
-    act = ACTIVATIONS[task]
+    rate, act = rates("el", task), activation(task)
     return Combine(
         parts=(
-            EAdapter(size=e_size, activation=act, skip_top=1, learning_rate=e_rate),
-            LAdapter(size=l_size, activation=act, learning_rate=l_rate),
-            LayerNorms(learning_rate=norm_rate),
+            EAdapter(size=e_size, activation=act, skip_top=1, learning_rate=rate["e"]),
+            LAdapter(size=l_size, activation=act, learning_rate=rate["l"]),
+            LayerNorms(learning_rate=rate["norm"]),
         ),
-        head_learning_rate=head,
+        head_learning_rate=rate["head"],
     )
 
 
-def L(task: Task = "asr", *, l_size: int = 512) -> Combine:
+def L(task: str = "asr", *, l_size: int = 512) -> Combine:
     """L-adapters and LayerNorms (Otake et al., 2023: "L-adapters only")."""
-    head, l_rate, _, norm_rate = _rates("l", task)
+    rate = rates("l", task)
     return Combine(
         parts=(
-            LAdapter(size=l_size, activation=ACTIVATIONS[task], learning_rate=l_rate),
-            LayerNorms(learning_rate=norm_rate),
+            LAdapter(size=l_size, activation=activation(task), learning_rate=rate["l"]),
+            LayerNorms(learning_rate=rate["norm"]),
         ),
-        head_learning_rate=head,
+        head_learning_rate=rate["head"],
     )
 
 
-def E(task: Task = "asr", *, e_size: int = 256) -> Combine:
+def E(task: str = "asr", *, e_size: int = 256) -> Combine:
     """E-adapters in all layers and LayerNorms (Otake et al., 2023: "E-adapters only")."""
-    head, _, e_rate, norm_rate = _rates("e", task)
+    rate = rates("e", task)
     return Combine(
         parts=(
-            EAdapter(size=e_size, activation=ACTIVATIONS[task], learning_rate=e_rate),
-            LayerNorms(learning_rate=norm_rate),
+            EAdapter(size=e_size, activation=activation(task), learning_rate=rate["e"]),
+            LayerNorms(learning_rate=rate["norm"]),
         ),
-        head_learning_rate=head,
+        head_learning_rate=rate["head"],
     )
 
 
-def houlsby_speech(task: Task = "asr", *, size: int = 256) -> Combine:
+def houlsby_speech(task: str = "asr", *, size: int = 256) -> Combine:
     """Two bottlenecks of 256 a layer with LayerNorm inside, and LayerNorms: "conventional" in Otake et al. (2023)."""
-    head, adapter_rate, norm_rate = HOULSBY_RATES[task]
+    rate = rates("houlsby-speech", task)
     return Combine(
         parts=(
-            EAdapter(size=size, sites=SITES, activation=ACTIVATIONS[task], learning_rate=adapter_rate),
-            LayerNorms(learning_rate=norm_rate),
+            EAdapter(size=size, sites=SITES, activation=activation(task), learning_rate=rate["e"]),
+            LayerNorms(learning_rate=rate["norm"]),
         ),
-        head_learning_rate=head,
+        head_learning_rate=rate["head"],
     )
+
+
+def fine_tuning(task: str = "asr", **settings: Any) -> FineTuning:
+    """The encoder's own layers, all of them unless ``layers`` says otherwise."""
+    return FineTuning(**{"learning_rate": rates("full", task)["layers"]} | settings)
 
 
 #: name -> function of the task and the changed settings that gives the config.
@@ -182,12 +194,10 @@ PRESETS: dict[str, Callable[..., AdapterConfig]] = {
     "layer-norms": lambda task, **o: LayerNorms(**o),
     "head-only": lambda task, **o: HeadOnly(**o),
     "weighted-sum": lambda task, **o: WeightedSum(**o),
-    "full": lambda task, **o: FineTuning(**{"learning_rate": FINE_TUNING_RATES[task]} | o),
-    "last-2": lambda task, **o: FineTuning(**{"layers": (-2, -1), "learning_rate": FINE_TUNING_RATES[task]} | o),
-    "gradual": lambda task, **o: FineTuning(**{"gradual": True, "learning_rate": FINE_TUNING_RATES[task]} | o),
-    "hybrid": lambda task, **o: Combine(
-        parts=(Bottleneck(**{"skip_top": 1} | o), FineTuning(layers=(-1,), learning_rate=FINE_TUNING_RATES[task]))
-    ),
+    "full": lambda task, **o: fine_tuning(task, **o),
+    "last-2": lambda task, **o: fine_tuning(task, **{"layers": (-2, -1)} | o),
+    "gradual": lambda task, **o: fine_tuning(task, **{"gradual": True} | o),
+    "hybrid": lambda task, **o: Combine(parts=(Bottleneck(**{"skip_top": 1} | o), fine_tuning(task, layers=(-1,)))),
 }
 
 #: The names that carry the paper, for presets whose short name several papers use.
@@ -205,8 +215,15 @@ ALIASES = {
 }
 
 
-def preset(name: str, task: Task = "asr", **changes: Any) -> AdapterConfig:
+def known_groups() -> set[str]:
+    """All parameter groups that a training may have a learning rate for."""
+    return {config.group for config in ADAPTER_METHODS.values()} | {"head", "fusion", "router"}
+
+
+def preset(name: str, task: str = "asr", **changes: Any) -> AdapterConfig:
     """The config of a preset for a task; ``changes`` replace single settings.
+
+    Any name is a task: one without published values takes those of :data:`FALLBACK`.
 
     >>> preset("lora", rank=16, targets=("q_proj", "k_proj", "v_proj", "out_proj")).rank
     16
@@ -217,7 +234,7 @@ def preset(name: str, task: Task = "asr", **changes: Any) -> AdapterConfig:
     3
 
     Raises:
-        ConfigError: an unknown preset, task or setting.
+        ConfigError: an unknown preset or setting.
     """
     if "+" in name:
         return _joined(name.split("+"), task, changes)
@@ -226,8 +243,6 @@ def preset(name: str, task: Task = "asr", **changes: Any) -> AdapterConfig:
         near = difflib.get_close_matches(name, [*PRESETS, *ALIASES], n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ConfigError(f"unknown adapter preset {name!r}.{hint} Known: {', '.join(PRESETS)}.")
-    if task not in ACTIVATIONS:
-        raise ConfigError(f"task={task!r}: choose from {', '.join(ACTIVATIONS)}.")
     changes = {key: tuple(value) if isinstance(value, list) else value for key, value in changes.items()}
     try:
         return PRESETS[name](task, **changes)
@@ -235,7 +250,7 @@ def preset(name: str, task: Task = "asr", **changes: Any) -> AdapterConfig:
         raise ConfigError(f"preset {name!r}: {str(error).split(') ', 1)[-1].split('() ', 1)[-1]}.") from error
 
 
-def _joined(names: list[str], task: Task, changes: dict[str, Any]) -> Combine:
+def _joined(names: list[str], task: str, changes: dict[str, Any]) -> Combine:
     for key, value in changes.items():
         if key not in names or not isinstance(value, dict):
             raise ConfigError(f"preset {'+'.join(names)!r}: give settings by preset, as in {{{names[0]}: {{...}}}}.")

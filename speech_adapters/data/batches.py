@@ -15,10 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from speech_adapters.data.audio import SAMPLE_RATE, check_waveform, pack, read_audio, unpack
 from speech_adapters.data.augmentation import Augmentation
 from speech_adapters.data.manifest import Manifest, Utterance
-from speech_adapters.encoders.loading import Encoder
-from speech_adapters.errors import AudioError, InputError
-from speech_adapters.heads.base import HeadConfig
-from speech_adapters.heads.ctc import CTCHead, check_ctc_lengths
+from speech_adapters.errors import InputError
 
 IGNORE = -100
 
@@ -234,27 +231,3 @@ def evaluation_loader(dataset: UtteranceDataset, batch_seconds: float) -> DataLo
     """Every utterance once, sorted by length, at most ``batch_seconds`` a batch."""
     batches = LengthBatches(dataset.durations, batch_seconds, shuffle=False)
     return DataLoader(dataset, batch_sampler=batches, collate_fn=collate)
-
-
-def check_before_training(manifest: Manifest, encoder: Encoder, head: HeadConfig | None = None) -> None:
-    """Find what would fail hours later: short audio, unknown symbols or labels, transcripts longer than their frames.
-
-    Without a head the audio alone is checked.
-
-    Raises:
-        AudioError, TextError, ManifestError: naming the utterances.
-    """
-    samples = torch.tensor([round(utterance.duration * SAMPLE_RATE) for utterance in manifest])
-    short = [u.id for u, n in zip(manifest, samples, strict=True) if n < encoder.receptive_field]
-    if short:
-        raise AudioError(
-            f"{manifest.name}: {len(short)} utterance(s) are shorter than the encoder's receptive field of "
-            f"{encoder.receptive_field / 16:.0f} ms, such as {', '.join(short[:3])}; remove them from the manifest."
-        )
-    if head is None:
-        return
-    if isinstance(head, CTCHead):
-        manifest.require("text")
-    targets = [head.target(utterance) for utterance in manifest]
-    if isinstance(head, CTCHead):
-        check_ctc_lengths(targets, encoder.frame_lengths(samples).tolist(), [utterance.id for utterance in manifest])

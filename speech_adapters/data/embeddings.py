@@ -1,4 +1,4 @@
-"""Speaker embeddings: one vector an utterance, extracted once, saved, loaded, and averaged into models."""
+"""Speaker embeddings: one vector per utterance, saved, loaded, and averaged into models."""
 
 from __future__ import annotations
 
@@ -12,13 +12,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from speech_adapters.data.arrays import read_arrays
-from speech_adapters.data.batches import SpeechDataset, evaluation_loader
-from speech_adapters.data.manifest import Manifest
 from speech_adapters.errors import ConfigError, InputError
-from speech_adapters.model import ModelOutput, SpeechAdapterModel
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,53 +106,8 @@ class Embeddings:
         return cls(tuple(map(str, ids)), vectors, str(path))
 
 
-@torch.no_grad()
-def extract_embeddings(
-    model: SpeechAdapterModel,
-    manifest: Manifest,
-    *,
-    batch_seconds: float = 120.0,
-    precision: str = "fp32",
-    progress: bool = True,
-) -> Embeddings:
-    """Embed every utterance of a manifest once, on the model's device, in batches of like length.
-
-    The embedding is the active head's; without a head it is the mean of the features over the utterance's frames (the
-    frozen mean-pooled baseline, when no adapter is active either).
-
-    Args:
-        precision: "fp32", or "bf16" for autocast; embeddings are float32 all the same.
-
-    Raises:
-        ConfigError: the active head gives no embedding.
-        InputError: see :class:`Embeddings`.
-    """
-    device = next(model.encoder.model.parameters()).device
-    model.eval()
-    vectors: list[Tensor | None] = [None] * len(manifest)
-    loader = evaluation_loader(SpeechDataset(manifest, keep_in_memory=False), batch_seconds)
-    for batch in tqdm(loader, desc=f"embedding {manifest.name}", unit="batch", leave=False, disable=not progress):
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            output = model(batch["waveforms"].to(device), batch["lengths"].to(device))
-        if model.head is not None and output.embedding is None:
-            raise ConfigError(f"head {model.active_head!r} gives no embedding; load a speaker head, or none at all.")
-        embedded = output.embedding if model.head is not None else mean_pooled(output)
-        for index, vector in zip(batch["indices"].tolist(), embedded.float().cpu(), strict=True):
-            vectors[index] = vector
-    return Embeddings(tuple(u.id for u in manifest), torch.stack(vectors), manifest.name)
-
-
-def mean_pooled(output: ModelOutput) -> Tensor:
-    """(B, F) means of the features over each utterance's real frames, in float32."""
-    features = output.features.float()
-    if output.mask is None:
-        return features.mean(1)
-    mask = output.mask[..., None]
-    return (features * mask).sum(1) / mask.sum(1)
-
-
 def average_embeddings(embeddings: Embeddings, groups: Sequence[Sequence[int]], names: Sequence[str]) -> Embeddings:
-    """One embedding a group (a model's enrolment utterances, a speaker): the mean of its length-normalised vectors.
+    """One embedding per group (a model's enrolment utterances, a speaker): the mean of its length-normalised vectors.
 
     Args:
         groups: which of the N vectors belong to each group. names: of the groups.

@@ -15,8 +15,10 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from speech_adapters import schema
-from speech_adapters.data.manifest import Utterance
-from speech_adapters.errors import ConfigError
+from speech_adapters.data.audio import SAMPLE_RATE
+from speech_adapters.data.manifest import Manifest, Utterance
+from speech_adapters.encoders.loading import Encoder
+from speech_adapters.errors import AudioError, ConfigError
 
 HEADS: dict[str, type[HeadConfig]] = {}
 """Head configs by ``head_type``; a subclass that sets its own ``head_type`` registers itself."""
@@ -40,6 +42,17 @@ class HeadConfig(ABC):
     @abstractmethod
     def target(self, utterance: Utterance) -> list[int]:
         """What the head learns from an utterance, as ids that its loss takes; raises an InputError that names it."""
+
+    def check(self, manifest: Manifest, encoder: Encoder) -> None:
+        """Find what training and scoring on a manifest would fail of hours later; heads add checks of their own.
+
+        Raises:
+            AudioError: utterances shorter than the encoder's receptive field.
+            InputError: an utterance without a target, such as an unknown symbol or label.
+        """
+        check_audible(manifest, encoder)
+        for utterance in manifest:
+            self.target(utterance)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that JSON holds, ``head_type`` among them; :func:`head_from_dict` reads them back."""
@@ -65,10 +78,11 @@ def head_from_dict(values: Mapping[str, Any]) -> HeadConfig:
 @dataclass
 class HeadOutput:
     """A head's answer. Frame-wise heads: ``logits`` (B, T, V) and ``lengths`` (B,) valid frames; utterance-wise heads:
-    ``logits`` (B, C) and no ``lengths``. Heads with more to say (an embedding) subclass it."""
+    ``logits`` (B, C), and an ``embedding`` (B, E) where they make one."""
 
     logits: Tensor
     lengths: Tensor | None = None
+    embedding: Tensor | None = None
 
 
 class HeadModule(nn.Module, ABC):
@@ -85,3 +99,18 @@ class HeadModule(nn.Module, ABC):
     @abstractmethod
     def loss(self, output: HeadOutput, targets: Tensor) -> Tensor:
         """A scalar to minimise; each head documents the shape of its ``targets``."""
+
+    @abstractmethod
+    def predict(self, output: HeadOutput) -> list[Any]:
+        """One prediction per utterance, on the CPU: a text, probabilities, labels, an embedding; see each head."""
+
+
+def check_audible(manifest: Manifest, encoder: Encoder) -> None:
+    """AudioError that names utterances which are too short for the encoder to make a frame of."""
+    least = encoder.receptive_field
+    short = [utterance.id for utterance in manifest if round(utterance.duration * SAMPLE_RATE) < least]
+    if short:
+        raise AudioError(
+            f"{manifest.name}: {len(short)} utterance(s) are shorter than the encoder's receptive field of "
+            f"{least / 16:.0f} ms, such as {', '.join(short[:3])}; remove them from the manifest."
+        )

@@ -20,9 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speech_adapters.data.manifest import Manifest, Utterance
+from speech_adapters.encoders.loading import Encoder
 from speech_adapters.errors import ConfigError, ManifestError
 from speech_adapters.heads.base import HeadConfig, HeadModule, HeadOutput
 from speech_adapters.heads.pooling import POOLINGS, pooling
+from speech_adapters.metrics.classification import check_case
 
 
 @dataclass(kw_only=True)
@@ -97,6 +99,11 @@ class ClassificationHead(UtteranceHeadConfig):
         """[index of the utterance's label]."""
         return [label_index(utterance, self.label_field, self.places)]
 
+    def check(self, manifest: Manifest, encoder: Encoder) -> None:
+        """Besides audio and labels: no two classes that differ in case only."""
+        check_case(self.labels)
+        super().check(manifest, encoder)
+
     @cached_property
     def places(self) -> dict[str, int]:
         """Index of each label."""
@@ -123,6 +130,10 @@ class ClassificationHeadModule(HeadModule):
         weights = self.config.class_weights
         weight = None if weights is None else torch.tensor(weights, device=output.logits.device)
         return F.cross_entropy(output.logits.float(), targets[:, 0], weight)
+
+    def predict(self, output: HeadOutput) -> list[Tensor]:
+        """(C,) probabilities of each utterance, in the order of ``config.labels``."""
+        return list(output.logits.float().softmax(1).cpu())
 
 
 def balanced_class_weights(manifest: Manifest, labels: Sequence[str], field: str = "emotion") -> tuple[float, ...]:

@@ -15,9 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from speech_adapters.data.manifest import Utterance
+from speech_adapters.data.audio import SAMPLE_RATE
+from speech_adapters.data.manifest import Manifest, Utterance
+from speech_adapters.encoders.loading import Encoder
 from speech_adapters.errors import ConfigError, TextError
-from speech_adapters.heads.base import HeadConfig, HeadModule, HeadOutput
+from speech_adapters.heads.base import HeadConfig, HeadModule, HeadOutput, check_audible
 from speech_adapters.heads.decoding import greedy_decode
 from speech_adapters.text import Vocabulary, normalize, utterance_names
 
@@ -61,6 +63,26 @@ class CTCHead(HeadConfig):
     def target(self, utterance: Utterance) -> list[int]:
         """The transcript's token ids."""
         return self.encode(utterance.text, source=utterance.id)
+
+    def check(self, manifest: Manifest, encoder: Encoder) -> None:
+        """Besides audio and symbols: no transcript that is empty once normalised, which cannot be scored and in
+        training outweighs all others (the loss is divided by its symbols), and none longer than its frames allow.
+
+        Raises:
+            ManifestError, AudioError, TextError: naming the utterances.
+        """
+        manifest.require("text")
+        check_audible(manifest, encoder)
+        ids = [utterance.id for utterance in manifest]
+        texts = [normalize(utterance.text, self.normalizer) for utterance in manifest]
+        if empty := [name for name, text in zip(ids, texts, strict=True) if not text.strip()]:
+            raise TextError(
+                f"{manifest.name}: the transcripts of {utterance_names(empty)} have no words after the normaliser "
+                f"{self.normalizer!r}; give their texts, or leave these utterances out"
+            )
+        targets = [self.vocabulary.encode(text, name) for name, text in zip(ids, texts, strict=True)]
+        samples = torch.tensor([round(utterance.duration * SAMPLE_RATE) for utterance in manifest])
+        check_ctc_lengths(targets, encoder.frame_lengths(samples).tolist(), ids)
 
     def build(self, input_size: int) -> CTCHeadModule:
         return CTCHeadModule(self, input_size)
@@ -114,8 +136,8 @@ class CTCHeadModule(HeadModule):
                 zero_infinity=True,
             )
 
-    def decode(self, output: HeadOutput) -> list[str]:
-        """The best path's texts, one an utterance."""
+    def predict(self, output: HeadOutput) -> list[str]:
+        """The best path's text of each utterance."""
         return greedy_decode(output.logits, output.lengths, self.config.vocabulary)
 
 

@@ -15,10 +15,12 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from speech_adapters.data.manifest import Utterance
+from speech_adapters.data.manifest import Manifest, Utterance
+from speech_adapters.encoders.loading import Encoder
 from speech_adapters.errors import ConfigError
 from speech_adapters.heads.base import HeadModule, HeadOutput
 from speech_adapters.heads.classification import UtteranceHeadConfig, UtteranceNetwork, check_labels, label_index
+from speech_adapters.metrics.classification import check_case
 
 
 @dataclass(kw_only=True)
@@ -45,6 +47,12 @@ class SlotsHead(UtteranceHeadConfig):
         """Index of the utterance's label in each slot."""
         return [label_index(utterance, name, places) for name, places in self.places.items()]
 
+    def check(self, manifest: Manifest, encoder: Encoder) -> None:
+        """Besides audio and labels: no two classes of a slot that differ in case only."""
+        for labels in self.slots.values():
+            check_case(labels)
+        super().check(manifest, encoder)
+
     def build(self, input_size: int) -> SlotsHeadModule:
         return SlotsHeadModule(self, input_size)
 
@@ -67,8 +75,8 @@ class SlotsHeadModule(HeadModule):
         slices = output.logits.float().split(self.sizes, dim=1)
         return sum(F.cross_entropy(logits, targets[:, slot]) for slot, logits in enumerate(slices))
 
-    def decode(self, output: HeadOutput) -> list[tuple[str, ...]]:
-        """The best label of each slot, one tuple an utterance."""
+    def predict(self, output: HeadOutput) -> list[tuple[str, ...]]:
+        """The best label of each slot, a tuple per utterance."""
         best = [logits.argmax(1).tolist() for logits in output.logits.split(self.sizes, dim=1)]
         slots = list(self.config.slots.values())
         return [tuple(labels[i] for labels, i in zip(slots, row, strict=True)) for row in zip(*best, strict=True)]

@@ -78,15 +78,9 @@ class SpeakerHead(HeadConfig):
         return SpeakerHeadModule(self, input_size)
 
 
-@dataclass
-class SpeakerOutput(HeadOutput):
-    """``logits`` (B, S) of the training speakers, without margin; ``embedding`` (B, E), float32, not normalised."""
-
-    embedding: Tensor | None = None
-
-
 class SpeakerHeadModule(HeadModule):
-    """Features (B, T, D) to an embedding and to logits of the training speakers."""
+    """Features (B, T, D) to ``logits`` (B, S) of the training speakers, without margin, and an ``embedding`` (B, E),
+    float32, not normalised."""
 
     config: SpeakerHead
 
@@ -100,10 +94,10 @@ class SpeakerHeadModule(HeadModule):
             nn.Linear(size, classes) if config.loss == "ce" else CosineClassifier(size, classes, subcenters)
         )
 
-    def forward(self, features: Tensor, lengths: Tensor) -> SpeakerOutput:
+    def forward(self, features: Tensor, lengths: Tensor) -> HeadOutput:
         embedding = self.network(self.dropout(features), lengths).float()
         logits = self.classifier(embedding)
-        return SpeakerOutput(logits if self.config.loss == "ce" else self.config.scale * logits, embedding=embedding)
+        return HeadOutput(logits if self.config.loss == "ce" else self.config.scale * logits, embedding=embedding)
 
     def loss(self, output: HeadOutput, targets: Tensor) -> Tensor:
         """Mean loss of ``targets`` (B, 1), in fp32, with the margin that ``config`` has now."""
@@ -111,6 +105,10 @@ class SpeakerHeadModule(HeadModule):
         if config.loss == "ce":
             return F.cross_entropy(output.logits.float(), targets)
         return margin_loss(output.logits / config.scale, targets, config.loss, config.margin, config.scale)
+
+    def predict(self, output: HeadOutput) -> list[Tensor]:
+        """(E,) embedding of each utterance, in float32."""
+        return list(output.embedding.float().cpu())
 
 
 class LinearNetwork(nn.Module):

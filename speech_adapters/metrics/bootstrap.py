@@ -97,10 +97,7 @@ def bootstrap_statistic(
     value = float(statistic(items))
     draws, member, resampled = _draws(len(items), groups, items, n, seed)
     figures = np.array([statistic(np.repeat(items, draw[member])) for draw in draws], dtype=float)
-    figures = figures[~np.isnan(figures)]
-    if np.isnan(value) or not len(figures):
-        raise InputError("the statistic is NaN on the whole test set; give one on which it is defined")
-    return percentile_interval(value, figures, level, resampled)
+    return _interval_of_defined(value, figures, level, resampled)
 
 
 def bootstrap_sums(
@@ -126,11 +123,22 @@ def bootstrap_sums(
     figures = statistic(draws @ (membership @ counts))
     intervals = []
     for value, column in zip(values, figures.T, strict=True):
-        column = column[~np.isnan(column)]
-        if np.isnan(value) or not len(column):
-            raise InputError("the statistic is NaN on the whole test set; give one on which it is defined")
-        intervals.append(percentile_interval(value, column, level, resampled))
+        intervals.append(_interval_of_defined(value, column, level, resampled))
     return intervals
+
+
+def _interval_of_defined(value: float, figures: np.ndarray, level: float, resampled: str) -> Interval:
+    """The interval over the draws on which a figure is defined.
+
+    A draw that misses a class (one spoken by a single speaker is missing from a third of the draws) says nothing about
+    it. Where none of the draws is left, the interval would claim a certainty that nothing shows: an error.
+    """
+    if np.isnan(value):
+        raise InputError("the statistic is NaN on the whole test set; give one on which it is defined")
+    figures = figures[~np.isnan(figures)]
+    if not len(figures):
+        raise InputError("the statistic is NaN on every draw; make more draws (n)")
+    return percentile_interval(value, figures, level, resampled)
 
 
 def _draws(

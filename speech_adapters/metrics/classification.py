@@ -12,7 +12,7 @@ Intervals bootstrap by speaker (Bisani and Ney 2004); a class missing from a dra
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -160,8 +160,8 @@ def score_classification(
         probabilities: (N, C), in the order of ``labels``.
 
     Raises:
-        InputError: nothing to score, a single class, a label that is not among ``labels``, a repeated id, or
-            arguments of unequal length.
+        InputError: nothing to score, arguments of unequal length, a prediction that is not among ``labels``, or what
+            :func:`check_labels_of` raises.
     """
     size = len(references)
     if not size:
@@ -169,28 +169,58 @@ def score_classification(
     ids = list(map(str, range(size))) if ids is None else list(ids)
     speakers = [None] * size if speakers is None else list(speakers)
     rows = [None] * size if probabilities is None else [tuple(map(float, row)) for row in probabilities]
+    labels = tuple(sorted({*references, *predictions}) if labels is None else labels)
     for name, given in (("predictions", predictions), ("speakers", speakers), ("ids", ids), ("probabilities", rows)):
         if len(given) != size:
             raise InputError(f"{name}: {len(given)} entries for {size} references; give one each")
-    labels = tuple(sorted({*references, *predictions}) if labels is None else labels)
-    if repeated := [label for label, count in Counter(labels).items() if count > 1]:
-        raise InputError(f"labels: {repeated[0]!r} stands there twice; name each class once")
-    if repeated := [name for name, count in Counter(ids).items() if count > 1]:
-        raise InputError(f"ids: {repeated[0]!r} is repeated; give each utterance its own id")
-    known = set(labels)
-    for kind, given in (("label", references), ("prediction", predictions)):
-        if unknown := [(name, value) for name, value in zip(ids, given, strict=True) if value not in known]:
-            name, value = unknown[0]
-            raise InputError(
-                f"utterance {name!r}: {kind} {value!r} is unknown; the classes are {', '.join(labels)}: "
-                "map it to one of them, or leave the utterance out"
-            )
+    check_labels_of(references, ids, labels)
+    _check_known("prediction", predictions, ids, labels)
     if wrong := [name for name, row in zip(ids, rows, strict=True) if row is not None and len(row) != len(labels)]:
         raise InputError(f"utterance {wrong[0]!r}: give {len(labels)} probabilities, one for each of the labels")
     utterances = tuple(
         ClassifiedUtterance(*entry) for entry in zip(ids, speakers, references, predictions, rows, strict=True)
     )
     return _score((utterances,), labels, n, seed)
+
+
+def check_labels_of(references: Sequence[str], ids: Sequence[str], labels: Sequence[str]) -> None:
+    """All that scoring asks of a test set, before anything is predicted: true labels ``references``, utterances
+    ``ids``, classes ``labels``.
+
+    Raises:
+        InputError: a single class, a label that is not among ``labels``, classes that differ in case only, a repeated
+            class or id.
+    """
+    if repeated := [label for label, count in Counter(labels).items() if count > 1]:
+        raise InputError(f"labels: {repeated[0]!r} stands there twice; name each class once")
+    check_case(labels)
+    if repeated := [name for name, count in Counter(ids).items() if count > 1]:
+        raise InputError(f"ids: {repeated[0]!r} is repeated; give each utterance its own id")
+    _check_known("label", references, ids, labels)
+    if len(set(references)) < 2:
+        raise InputError(
+            f"all {len(references)} utterances have the label {references[0]!r}; UA and F1 of a single class say "
+            "nothing: give a test set with two classes or more"
+        )
+
+
+def check_case(labels: Iterable[str]) -> None:
+    """InputError where two of the classes differ in case or surrounding space only: one class, written in two ways."""
+    seen: dict[str, str] = {}
+    for label in labels:
+        other = seen.setdefault(label.strip().casefold(), label)
+        if other != label:
+            raise InputError(f"the labels {other!r} and {label!r} differ in case or spaces only; write them alike")
+
+
+def _check_known(kind: str, given: Sequence[str], ids: Sequence[str], labels: Sequence[str]) -> None:
+    known = set(labels)
+    for name, value in zip(ids, given, strict=True):
+        if value not in known:
+            raise InputError(
+                f"utterance {name!r}: {kind} {value!r} is unknown; the classes are {', '.join(labels)}: "
+                "map it to one of them, or leave the utterance out"
+            )
 
 
 def _recalls(run: Sequence[ClassifiedUtterance]) -> list[float]:
@@ -206,11 +236,6 @@ def _score(
     classes, size = len(labels), len(runs[0])
     truth = np.array([place[utterance.label] for utterance in runs[0]])
     present = np.flatnonzero(np.bincount(truth, minlength=classes))
-    if len(present) < 2:
-        raise InputError(
-            f"all {size} utterances have the label {labels[present[0]]!r}; UA and F1 of a single class say nothing: "
-            "give a test set with two classes or more"
-        )
     # What an utterance adds: one to its class, and in each run one to its prediction and to the hits of its class.
     entries = [np.stack([np.arange(size), truth])]
     for index, run in enumerate(runs):

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
-from speech_adapters.errors import InputError, TextError
+from speech_adapters.errors import InputError
 from speech_adapters.files import write_text
 from speech_adapters.metrics.bootstrap import Interval, bootstrap
 from speech_adapters.text import normalize, utterance_names
@@ -210,20 +211,36 @@ def compare(a: WERResult, b: WERResult, *, n: int = 1000, seed: int = 0) -> Inte
     )
 
 
+def pooled_metrics(results: Sequence[WERResult]) -> dict[str, Any]:
+    """``wer`` and ``cer`` of several runs or test sets taken together, intervals by speaker, and mean counts."""
+    scores = [score for result in results for score in result.utterances]
+    speakers = [score.speaker for score in scores]
+    metrics: dict[str, Any] = {
+        "wer": bootstrap([s.errors for s in scores], [s.words for s in scores], speakers).to_dict(),
+        "cer": bootstrap([s.character_errors for s in scores], [s.characters for s in scores], speakers).to_dict(),
+    }
+    for count in ("words", "characters", "substitutions", "deletions", "insertions"):
+        metrics[count] = round(sum(getattr(result, count) for result in results) / len(results))
+    return metrics
+
+
 def write_trn(
     path: str | Path, texts: Sequence[str], ids: Sequence[str], speakers: Sequence[str | None] | None = None
 ) -> None:
-    """Write sclite's transcript format, ``text (speaker-id)`` a line; speakers that are not known are ``unknown``."""
+    """Write sclite's transcript format, ``text (speaker-id)`` per line; speakers that are not known are ``unknown``.
+
+    White space, brackets and ``%``, which names in this format cannot hold, are percent-encoded: ``call (2).wav`` is
+    written as ``call%20%282%29.wav`` (``urllib.parse.unquote`` reads it back).
+    """
     speakers = [None] * len(ids) if speakers is None else speakers
-    names = [f"{speaker or 'unknown'}-{id_}" for speaker, id_ in zip(speakers, ids, strict=True)]
-    for name in names:
-        if any(symbol.isspace() or symbol in "()" for symbol in name):
-            raise TextError(
-                f"{path}: {name!r} has a space or bracket, which trn files cannot hold; rename the utterance"
-            )
+    names = [f"{_trn_name(speaker or 'unknown')}-{_trn_name(id_)}" for speaker, id_ in zip(speakers, ids, strict=True)]
     lines = [f"{text} ({name})\n" for text, name in zip(texts, names, strict=True)]
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_text(path, "".join(lines))
+
+
+def _trn_name(name: str) -> str:
+    return "".join(quote(symbol) if symbol.isspace() or symbol in "()%" else symbol for symbol in name)
 
 
 def _counts(alignment: Sequence[Any]) -> dict[str, int]:

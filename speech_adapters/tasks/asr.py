@@ -1,57 +1,78 @@
-"""Recognise a manifest and score it: the function behind ``recipes/evaluate_asr.py``."""
+"""Speech recognition: characters by CTC, scored by word and character error rate."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import torch
-from tqdm.auto import tqdm
-
-from speech_adapters.data.batches import SpeechDataset, evaluation_loader, model_inputs
 from speech_adapters.data.manifest import Manifest
 from speech_adapters.errors import ConfigError
+from speech_adapters.files import write_json
 from speech_adapters.heads.ctc import CTCHead, CTCHeadModule
-from speech_adapters.heads.decoding import BeamSearch, greedy_decode
-from speech_adapters.metrics.bootstrap import bootstrap
-from speech_adapters.metrics.wer import WERResult, word_error_rate
+from speech_adapters.heads.decoding import BeamSearch
+from speech_adapters.metrics.wer import WERResult, pooled_metrics, word_error_rate
 from speech_adapters.model import SpeechAdapterModel
-from speech_adapters.runs.environment import peak_memory_bytes, reset_peak_memory
-from speech_adapters.text import Vocabulary
-from speech_adapters.training.cache import CachedDataset
+from speech_adapters.runs.folder import RunFolder
+from speech_adapters.tasks.base import Corpus, Task
+from speech_adapters.tasks.predict import Evaluation, predict
+from speech_adapters.text import Vocabulary, normalize
 
 
-@dataclass(frozen=True)
-class ASREvaluation:
-    """Scores, and what they cost: wall seconds, audio seconds a wall second, peak memory in bytes."""
+class SpeechRecognition(Task[WERResult]):
+    """A CTC head over characters.
 
-    result: WERResult
-    seconds: float
-    audio_seconds_per_second: float
-    peak_memory_bytes: int
+    Args:
+        vocabulary: "wav2vec2" (that of wav2vec2-base-960h), or "characters" (those of the training text).
+        normalizer: how transcripts are written before they are learnt or scored.
+        hidden_size: of a hidden layer in the head; None for none, as published.
+    """
+
+    name, metric = "asr", "wer"
+
+    def __init__(
+        self, *, vocabulary: str = "wav2vec2", normalizer: str = "librispeech", hidden_size: int | None = None
+    ) -> None:
+        if vocabulary not in ("wav2vec2", "characters"):
+            raise ConfigError(f"vocabulary={vocabulary!r}: choose wav2vec2 or characters.")
+        self.vocabulary, self.normalizer, self.hidden_size = vocabulary, normalizer, hidden_size
+
+    def head(self, corpus: Corpus) -> CTCHead:
+        """The head for the training set."""
+        return self.head_for(corpus.train)
+
+    def head_for(self, train: Manifest) -> CTCHead:
+        """The head to train on a manifest."""
+        vocabulary = Vocabulary.wav2vec2()
+        if self.vocabulary == "characters":
+            vocabulary = Vocabulary.from_texts(normalize(u.text or "", self.normalizer) for u in train)
+        return CTCHead(vocabulary, normalizer=self.normalizer, hidden_size=self.hidden_size)
+
+    def score(self, model: SpeechAdapterModel, corpus: Corpus, **options: Any) -> WERResult:
+        """Errors in the best path's texts of the test set."""
+        return evaluate_asr(model, corpus.test, **options).result
+
+    def metrics(self, results: Sequence[WERResult]) -> dict[str, Any]:
+        """WER and CER over all seeds' errors, with intervals by speaker; mean counts."""
+        return pooled_metrics(results)
+
+    def write(self, result: WERResult, corpus: Corpus, run: RunFolder, name: str) -> None:
+        """``trn`` files, which sclite reads."""
+        result.save_trn(run.trn(name))
+
+    def show(self, method: str, result: WERResult, corpus: Corpus, run: RunFolder) -> None:
+        """The utterances with most errors."""
+        write_json(run.worst_file, worst_utterances(result, corpus.test))
 
 
-@torch.no_grad()
 def evaluate_asr(
-    model: SpeechAdapterModel,
-    manifest: Manifest,
-    *,
-    batch_seconds: float = 120.0,
-    precision: str = "fp32",
-    cache: Path | None = None,
-    beam: BeamSearch | None = None,
-    progress: bool = True,
-) -> ASREvaluation:
-    """Decode every utterance with the active adapter and CTC head, on the model's device.
+    model: SpeechAdapterModel, manifest: Manifest, *, beam: BeamSearch | None = None, **options: Any
+) -> Evaluation[WERResult]:
+    """Decode every utterance with the active adapter and CTC head, and score the texts.
 
     Args:
         manifest: needs ``text``; ``speaker`` makes the intervals bootstrap by speaker.
-        precision: "fp32", or "bf16" for autocast.
-        cache: folder for activations below the lowest adapter, so that the next evaluation starts there.
         beam: a beam search; greedy decoding without one.
+        options: of :func:`~speech_adapters.tasks.predict.predict`.
 
     Raises:
         ConfigError: the active head is not a CTC head.
@@ -60,47 +81,16 @@ def evaluate_asr(
     if not isinstance(head, CTCHeadModule):
         raise ConfigError("evaluate_asr: the active head is not a CTC head; load one, or use set_head.")
     manifest.require("text")
-    device = next(model.encoder.model.parameters()).device
-    vocabulary = head.config.vocabulary
-    model.eval()
-    reset_peak_memory(device)
-    started = time.perf_counter()
-    hypotheses = [""] * len(manifest)
-    dataset = SpeechDataset(manifest, keep_in_memory=False)
-    if cache is not None:
-        dataset = CachedDataset(dataset, model, cache, batch_seconds)
-    loader = evaluation_loader(dataset, batch_seconds)
-    for batch in tqdm(loader, desc=f"decoding {manifest.name}", unit="batch", leave=False, disable=not progress):
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            output = model(**model_inputs(batch, device))
-        logits, frames = output.logits.float(), output.frame_lengths
-        texts = greedy_decode(logits, frames, vocabulary) if beam is None else beam(logits, frames)
-        for index, text in zip(batch["indices"].tolist(), texts, strict=True):
-            hypotheses[index] = text
-    seconds = time.perf_counter() - started
-    speakers = [utterance.speaker for utterance in manifest]
+    read = None if beam is None else lambda output: beam(output.logits.float(), output.frame_lengths)
+    texts = predict(model, manifest, read, **options)
     result = word_error_rate(
-        [utterance.text for utterance in manifest],
-        hypotheses,
-        speakers if all(speakers) else None,
+        [str(utterance.text) for utterance in manifest],
+        texts.values,
+        [utterance.speaker for utterance in manifest],
         [utterance.id for utterance in manifest],
         normalizer=head.config.normalizer,
     )
-    return ASREvaluation(result, seconds, manifest.hours * 3600 / seconds, peak_memory_bytes(device))
-
-
-def pooled_metrics(results: Sequence[WERResult]) -> dict[str, Any]:
-    """``wer`` and ``cer`` of several runs or test sets taken together, intervals by speaker, and mean counts."""
-    scores = [score for result in results for score in result.utterances]
-    speakers = [score.speaker for score in scores]
-    by = speakers if all(speakers) else None
-    metrics: dict[str, Any] = {
-        "wer": bootstrap([s.errors for s in scores], [s.words for s in scores], by).to_dict(),
-        "cer": bootstrap([s.character_errors for s in scores], [s.characters for s in scores], by).to_dict(),
-    }
-    for count in ("words", "characters", "substitutions", "deletions", "insertions"):
-        metrics[count] = round(sum(getattr(result, count) for result in results) / len(results))
-    return metrics
+    return Evaluation(result, texts.cost)
 
 
 def use_own_ctc_head(model: SpeechAdapterModel, normalizer: str = "librispeech", name: str = "ctc") -> None:

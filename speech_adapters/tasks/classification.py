@@ -1,52 +1,110 @@
-"""Classify a manifest and score it: the function behind ``recipes/evaluate_emotion.py``."""
+"""Classification: one label per utterance (an emotion, a keyword, a language), scored by recall and accuracy."""
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
-from tqdm.auto import tqdm
 
-from speech_adapters.data.batches import SpeechDataset, evaluation_loader, model_inputs
 from speech_adapters.data.manifest import Manifest
-from speech_adapters.errors import CheckpointError, ConfigError
-from speech_adapters.metrics.classification import ClassificationResult, ClassifiedUtterance, score_classification
+from speech_adapters.data.predictions import write_predictions
+from speech_adapters.encoders.loading import Encoder
+from speech_adapters.errors import ConfigError
+from speech_adapters.files import write_json
+from speech_adapters.heads.classification import ClassificationHead, balanced_class_weights
+from speech_adapters.metrics.classification import (
+    ClassificationResult,
+    ClassifiedUtterance,
+    check_case,
+    check_labels_of,
+    score_classification,
+)
 from speech_adapters.model import SpeechAdapterModel
-from speech_adapters.runs.environment import peak_memory_bytes, reset_peak_memory
-from speech_adapters.training.cache import CachedDataset
+from speech_adapters.runs.folder import RunFolder
+from speech_adapters.tasks.base import Corpus, Task
+from speech_adapters.tasks.predict import Evaluation, predict
 
 
-@dataclass(frozen=True)
-class ClassificationEvaluation:
-    """Scores, and what they cost: wall seconds, audio seconds a wall second, peak memory in bytes."""
+class Classification(Task[ClassificationResult]):
+    """Any single label, under a name of its own: ``Classification("keyword", label_field="label")``.
 
-    result: ClassificationResult
-    seconds: float
-    audio_seconds_per_second: float
-    peak_memory_bytes: int
+    Args:
+        name: of the task; published rates for it are taken where there are any.
+        label_field: key of the manifest that holds the class, ``emotion`` or ``label`` or one of its own.
+        metric: the main figure: "ua" (the mean of the classes' recalls), or "accuracy" (right ones by all).
+        network, pooling: of the head; see :class:`~speech_adapters.heads.classification.ClassificationHead`.
+        class_weights: weigh classes in the loss by their rarity, as UA does.
+    """
+
+    def __init__(
+        self,
+        name: str = "emotion",
+        *,
+        label_field: str = "emotion",
+        metric: Literal["ua", "accuracy"] = "ua",
+        network: Literal["linear", "conv"] = "linear",
+        pooling: str = "mean",
+        class_weights: bool = True,
+    ) -> None:
+        self.name, self.metric, self.label_field = name, metric, label_field
+        self.network, self.pooling, self.class_weights = network, pooling, class_weights
+
+    def head(self, corpus: Corpus) -> ClassificationHead:
+        """The head for all classes of the corpus; raises an InputError for one that the training set lacks."""
+        labels = corpus.values(self.label_field)
+        check_case(labels)
+        balanced_class_weights(corpus.train, labels, self.label_field)
+        return self.head_for(corpus.train, labels)
+
+    def head_for(self, train: Manifest, labels: Sequence[str] = ()) -> ClassificationHead:
+        """The head to train on a manifest; ``labels`` are all classes, also those it has no example of.
+
+        Classes are weighted where each has an example.
+        """
+        seen = train.values(self.label_field)
+        labels = tuple(labels) or seen
+        balanced = self.class_weights and set(seen) >= set(labels)
+        return ClassificationHead(
+            labels=labels,
+            label_field=self.label_field,
+            network=self.network,
+            pooling=self.pooling,
+            class_weights=balanced_class_weights(train, labels, self.label_field) if balanced else None,
+        )
+
+    def check(self, corpus: Corpus, encoder: Encoder) -> None:
+        """Besides what the head checks: a test set that can be scored."""
+        super().check(corpus, encoder)
+        check_labels_of(*_references(corpus.test, self.label_field), self.head(corpus).labels)
+
+    def score(self, model: SpeechAdapterModel, corpus: Corpus, **options: Any) -> ClassificationResult:
+        """The most probable class of each utterance of the test set."""
+        return evaluate_classification(model, corpus.test, label_field=self.label_field, **options).result
+
+    def metrics(self, results: Sequence[ClassificationResult]) -> dict[str, Any]:
+        """UA, WA, macro-F1 and the figures of each class: folds pooled, the mean over seeds."""
+        metrics = (results[0] if len(results) == 1 else ClassificationResult.combine(results)).to_dict()
+        return metrics if self.metric == "ua" else {"accuracy": metrics.pop("wa"), **metrics}
+
+    def write(self, result: ClassificationResult, corpus: Corpus, run: RunFolder, name: str) -> None:
+        """Predictions and probabilities, a line per utterance."""
+        write_predictions(run.predictions(name), result)
+
+    def show(self, method: str, result: ClassificationResult, corpus: Corpus, run: RunFolder) -> None:
+        """The most confident mistakes."""
+        write_json(run.worst_file, confident_mistakes(result, corpus.test))
 
 
-@torch.no_grad()
 def evaluate_classification(
-    model: SpeechAdapterModel,
-    manifest: Manifest,
-    *,
-    label_field: str = "emotion",
-    batch_seconds: float = 120.0,
-    precision: str = "fp32",
-    cache: Path | None = None,
-    progress: bool = True,
-) -> ClassificationEvaluation:
-    """Classify every utterance with the active adapter and classification head, on the model's device.
+    model: SpeechAdapterModel, manifest: Manifest, *, label_field: str = "emotion", **options: Any
+) -> Evaluation[ClassificationResult]:
+    """Classify every utterance with the active adapter and classification head, and score the predictions.
 
     Args:
         manifest: needs ``label_field``; ``speaker`` makes the intervals bootstrap by speaker.
         label_field: key of the manifest that holds the class, ``emotion`` or ``label`` or one of its own.
-        precision: "fp32", or "bf16" for autocast.
-        cache: folder for activations below the lowest adapter, so that the next evaluation starts there.
+        options: of :func:`~speech_adapters.tasks.predict.predict`.
 
     Raises:
         ConfigError: the active head does not choose among labels.
@@ -57,39 +115,30 @@ def evaluate_classification(
     if not labels:
         raise ConfigError("evaluate_classification: the active head has no labels; load or set a classification head.")
     manifest.require(label_field)
-    references = [str(utterance.get(label_field)) for utterance in manifest]
-    speakers, ids = [utterance.speaker for utterance in manifest], [utterance.id for utterance in manifest]
-    score_classification(references, references, speakers, ids, labels=labels, n=1)  # fails now, not after the work
-    device = next(model.encoder.model.parameters()).device
-    model.eval()
-    reset_peak_memory(device)
-    started = time.perf_counter()
-    probabilities = torch.empty(len(manifest), len(labels))
-    dataset = SpeechDataset(manifest, keep_in_memory=False)
-    if cache is not None:
-        dataset = CachedDataset(dataset, model, cache, batch_seconds)
-    loader = evaluation_loader(dataset, batch_seconds)
-    for batch in tqdm(loader, desc=f"classifying {manifest.name}", unit="batch", leave=False, disable=not progress):
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            logits = model(**model_inputs(batch, device)).logits
-        if logits.ndim != 2 or logits.shape[1] != len(labels):
-            raise ConfigError(
-                f"evaluate_classification: the head's logits have shape {tuple(logits.shape)}, expected (B, "
-                f"{len(labels)}), one column a label; load a head that classifies whole utterances."
-            )
-        if not logits.isfinite().all():
-            index = int(batch["indices"][~logits.isfinite().all(1).cpu()][0])
-            raise CheckpointError(
-                f"evaluate_classification: the logits of {ids[index]!r} are not finite; its weights are broken, or "
-                "need fp32"
-            )
-        probabilities[batch["indices"]] = logits.float().softmax(1).cpu()
-    seconds = time.perf_counter() - started
-    predictions = [labels[index] for index in probabilities.argmax(1).tolist()]
+    references, ids = _references(manifest, label_field)
+    check_labels_of(references, ids, labels)
+
+    found = predict(model, manifest, **options)
+    rows = torch.stack(found.values)
+    if rows.shape != (len(manifest), len(labels)):
+        raise ConfigError(
+            f"evaluate_classification: the head's predictions have shape {tuple(rows.shape[1:])}, expected "
+            f"({len(labels)},), a probability per label; load a head that classifies whole utterances."
+        )
     result = score_classification(
-        references, predictions, speakers, ids, labels=labels, probabilities=probabilities.tolist()
+        references,
+        [labels[index] for index in rows.argmax(1).tolist()],
+        [utterance.speaker for utterance in manifest],
+        ids,
+        labels=labels,
+        probabilities=rows.tolist(),
     )
-    return ClassificationEvaluation(result, seconds, manifest.hours * 3600 / seconds, peak_memory_bytes(device))
+    return Evaluation(result, found.cost)
+
+
+def _references(manifest: Manifest, label_field: str) -> tuple[list[str], list[str]]:
+    """The true labels and the ids of the utterances."""
+    return [str(utterance.get(label_field)) for utterance in manifest], [utterance.id for utterance in manifest]
 
 
 def confident_mistakes(result: ClassificationResult, manifest: Manifest, count: int = 15) -> list[dict[str, Any]]:

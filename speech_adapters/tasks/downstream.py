@@ -18,29 +18,26 @@ from speech_adapters.data.batches import SpeechDataset
 from speech_adapters.data.manifest import Manifest
 from speech_adapters.encoders.loading import Encoder
 from speech_adapters.errors import CheckpointError, ConfigError
-from speech_adapters.heads import ClassificationHead, CTCHead, HeadConfig, balanced_class_weights
-from speech_adapters.metrics.bootstrap import bootstrap
-from speech_adapters.metrics.classification import ClassificationResult
-from speech_adapters.metrics.wer import WERResult
+from speech_adapters.heads import HeadConfig
 from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.runs.folder import RunFolder
 from speech_adapters.saving.parts import load_part
-from speech_adapters.tasks.asr import evaluate_asr
-from speech_adapters.tasks.classification import evaluate_classification
+from speech_adapters.tasks.asr import SpeechRecognition
+from speech_adapters.tasks.base import Corpus, check_rates, chosen_rates
+from speech_adapters.tasks.classification import Classification
 from speech_adapters.training.cache import CachedDataset
 from speech_adapters.training.settings import TrainingConfig
 from speech_adapters.training.supervised import train
 
-Result = WERResult | ClassificationResult
 ADAPTER, BELOW = "task", "tapt"
 
 
 @dataclass(kw_only=True)
 class Downstream:
-    """Speech recognition scored by WER, or one label an utterance scored by UA."""
+    """Speech recognition scored by WER, or one label per utterance scored by UA."""
 
-    task: Literal["asr", "emotion"] = "asr"
-    """What is learnt; ``emotion`` is any single label, see ``label_field``."""
+    task: str = "asr"
+    """``asr``, or any name of a single label, such as ``emotion``; see ``label_field``."""
     adapter: str = "e"
     """Preset of the adapter."""
     adapter_options: dict[str, Any] = field(default_factory=dict)
@@ -49,12 +46,24 @@ class Downstream:
     """Key of the manifest that holds the class."""
     normalizer: str = "librispeech"
     """How transcripts are written before they are learnt or scored."""
+    rates: dict[str, float] = field(default_factory=dict)
+    """Learning rates by parameter group, over the published ones; groups that the adapter has not may be named.
+    ``training.learning_rates`` goes over them, and must be used."""
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(updates=400, trackers=("none",)))
+
+    def __post_init__(self) -> None:
+        check_rates(self.rates, "rates")
+
+    @property
+    def _task(self) -> SpeechRecognition | Classification:
+        if self.task == "asr":
+            return SpeechRecognition(normalizer=self.normalizer)
+        return Classification(self.task, label_field=self.label_field)
 
     @property
     def metric(self) -> str:
         """``wer`` or ``ua``."""
-        return "wer" if self.task == "asr" else "ua"
+        return self._task.metric
 
     @property
     def required(self) -> tuple[str, ...]:
@@ -66,12 +75,12 @@ class Downstream:
 
         Classes are weighted by their rarity where each has an example: a choice of utterances is seldom balanced.
         """
-        if self.task == "asr":
-            return CTCHead(normalizer=self.normalizer)
-        labels = tuple(labels) or labelled.values(self.label_field)
-        seen = set(labelled.values(self.label_field))
-        weights = balanced_class_weights(labelled, labels, self.label_field) if seen >= set(labels) else None
-        return ClassificationHead(labels=labels, label_field=self.label_field, class_weights=weights)
+        task = self._task
+        return task.head_for(labelled) if isinstance(task, SpeechRecognition) else task.head_for(labelled, labels)
+
+    def check(self, labelled: Manifest, test: Manifest, encoder: Encoder) -> None:
+        """Find whatever training and scoring would fail of; raises an InputError that names the utterances."""
+        self._task.check(Corpus(labelled, None, test, labelled.name), encoder)
 
     def train(
         self,
@@ -85,7 +94,7 @@ class Downstream:
         use: Literal["continue", "stack"] = "continue",
         pool: Manifest | None = None,
     ) -> SpeechAdapterModel:
-        """A model trained on ``labelled``, its adapter called "task".
+        """A model trained on ``labelled``, its adapter called "task"; both are saved under ``name``.
 
         Args:
             start: folder of an adapter that was pre-trained without labels. With ``use="continue"`` it is where the
@@ -108,13 +117,15 @@ class Downstream:
         model.train_adapter(*stack, ADAPTER, head=self.task)
         for name_below in stack:
             model.adapters[name_below].requires_grad_(False)
-        groups = model.parameter_groups()
-        rates = {group: rate for group, rate in self.training.learning_rates.items() if group in groups}
+        groups = {self.adapter: set(model.parameter_groups())}
+        rates = chosen_rates(self.rates, self.training.learning_rates, groups)[self.adapter]
         settings = replace(self.training, seed=seed, learning_rates=rates)
-        data = SpeechDataset(labelled, head.target, settings.augmentation, seed)
+        data: Any = SpeechDataset(labelled, head.target, settings.augmentation, seed)
         if settings.cache is not None and pool is not None:
             data, settings = self.cached(model, pool).part(data), replace(settings, cache=None)
         train(model, data, settings, run, name=name)
+        model.save_adapter(ADAPTER, run.adapter(name))
+        model.save_head(self.task, run.head(name))
         return model
 
     def cached(self, model: SpeechAdapterModel, manifest: Manifest) -> CachedDataset:
@@ -135,7 +146,7 @@ class Downstream:
             ) from error
         model.delete_adapter(loaded)
 
-    def score(self, model: SpeechAdapterModel, test: Manifest) -> Result:
+    def score(self, model: SpeechAdapterModel, test: Manifest) -> Any:
         """WER or classification result of a trained model."""
         options: dict[str, Any] = {
             "batch_seconds": 2 * self.training.batch_seconds,
@@ -143,16 +154,9 @@ class Downstream:
             "progress": False,
             "cache": self.training.cache,
         }
-        if self.task == "asr":
-            return evaluate_asr(model, test, **options).result
-        return evaluate_classification(model, test, label_field=self.label_field, **options).result
+        return self._task.score(model, Corpus(test, None, test, test.name), **options)
 
-    def metrics(self, results: Sequence[Result]) -> dict[str, Any]:
+    def metrics(self, results: Sequence[Any]) -> dict[str, Any]:
         """``{"wer" or "ua": {value, low, high}}`` over the results of all seeds, intervals by speaker."""
-        if self.task == "asr":
-            scores = [score for result in results for score in result.utterances]
-            speakers = [score.speaker for score in scores]
-            by = speakers if all(speakers) else None
-            return {"wer": bootstrap([s.errors for s in scores], [s.words for s in scores], by).to_dict()}
-        combined = results[0] if len(results) == 1 else ClassificationResult.combine(results)
-        return {key: value for key, value in combined.to_dict().items() if key in ("ua", "wa", "macro_f1")}
+        metrics = self._task.metrics(results)
+        return {key: metrics[key] for key in ("wer", "ua", "wa", "macro_f1") if key in metrics}

@@ -1,77 +1,60 @@
-"""Slots, scored: an utterance is right only if all of its slots are (Lugosch et al., Interspeech 2019)."""
+"""Slots: several labels per utterance (an intent's action, object and location), right only if all of them are."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from functools import reduce
+from operator import add
+from typing import Any, Literal
 
-import torch
-from tqdm.auto import tqdm
-
-from speech_adapters.data.batches import SpeechDataset, evaluation_loader
 from speech_adapters.data.manifest import Manifest
 from speech_adapters.errors import ConfigError
-from speech_adapters.heads.base import HeadOutput
-from speech_adapters.heads.slots import SlotsHeadModule
-from speech_adapters.metrics.bootstrap import Interval, bootstrap
+from speech_adapters.heads.slots import SlotsHead, SlotsHeadModule
+from speech_adapters.metrics.slots import SlotsResult, SlotsUtterance
 from speech_adapters.model import SpeechAdapterModel
+from speech_adapters.tasks.base import Corpus, Task
+from speech_adapters.tasks.predict import Evaluation, predict
 
 
-@dataclass(frozen=True)
-class SlotsUtterance:
-    """One utterance: the true label and the prediction of each slot."""
+class SlotFilling(Task[SlotsResult]):
+    """A class for each of several keys of the manifest.
 
-    id: str
-    speaker: str | None
-    reference: tuple[str, ...]
-    prediction: tuple[str, ...]
+    Args:
+        slots: the keys. name: of the task. network, pooling: of the head.
+    """
 
+    metric = "accuracy"
 
-@dataclass(frozen=True)
-class SlotsResult:
-    """Predictions on a test set; several runs (seeds) joined by ``+`` give mean figures over them."""
+    def __init__(
+        self,
+        slots: Sequence[str],
+        name: str = "intent",
+        *,
+        network: Literal["linear", "conv"] = "linear",
+        pooling: str = "mean",
+    ) -> None:
+        self.name, self.slots, self.network, self.pooling = name, tuple(slots), network, pooling
 
-    slots: tuple[str, ...]
-    utterances: tuple[SlotsUtterance, ...]
+    def head(self, corpus: Corpus) -> SlotsHead:
+        """The head for the classes of the training set."""
+        slots = {slot: corpus.train.values(slot) for slot in self.slots}
+        return SlotsHead(slots=slots, network=self.network, pooling=self.pooling)
 
-    def __add__(self, other: SlotsResult) -> SlotsResult:
-        return SlotsResult(self.slots, self.utterances + other.utterances)
+    def score(self, model: SpeechAdapterModel, corpus: Corpus, **options: Any) -> SlotsResult:
+        """All slots of the test set."""
+        return evaluate_slots(model, corpus.test, **options).result
 
-    @property
-    def accuracy(self) -> Interval:
-        """Share of utterances with all slots right."""
-        return self._share([u.reference == u.prediction for u in self.utterances])
-
-    @property
-    def by_slot(self) -> dict[str, Interval]:
-        """Accuracy of each slot alone."""
-        pairs = [list(zip(u.reference, u.prediction, strict=True)) for u in self.utterances]
-        return {name: self._share([pair[i][0] == pair[i][1] for pair in pairs]) for i, name in enumerate(self.slots)}
-
-    def _share(self, right: Sequence[bool]) -> Interval:
-        return bootstrap(right, [1] * len(right), [u.speaker for u in self.utterances])
-
-    def to_dict(self) -> dict[str, Any]:
-        """``accuracy``, ``by_slot`` and the number of ``utterances`` (predictions), for ``results.json``."""
-        by_slot = {name: interval.to_dict() for name, interval in self.by_slot.items()}
-        return {"accuracy": self.accuracy.to_dict(), "by_slot": by_slot, "utterances": len(self.utterances)}
+    def metrics(self, results: Sequence[SlotsResult]) -> dict[str, Any]:
+        """Accuracy of whole utterances and of each slot, the mean over seeds."""
+        return reduce(add, results).to_dict()
 
 
-@torch.no_grad()
-def evaluate_slots(
-    model: SpeechAdapterModel,
-    manifest: Manifest,
-    *,
-    batch_seconds: float = 120.0,
-    precision: str = "fp32",
-    progress: bool = True,
-) -> SlotsResult:
-    """Predict every utterance's slots with the active adapter and slots head, on the model's device.
+def evaluate_slots(model: SpeechAdapterModel, manifest: Manifest, **options: Any) -> Evaluation[SlotsResult]:
+    """Predict every utterance's slots with the active adapter and slots head, and score them.
 
     Args:
         manifest: needs a key for each slot; ``speaker`` makes the intervals bootstrap by speaker.
-        precision: "fp32", or "bf16" for autocast.
+        options: of :func:`~speech_adapters.tasks.predict.predict`.
 
     Raises:
         ConfigError: the active head is not a slots head.
@@ -82,19 +65,9 @@ def evaluate_slots(
         raise ConfigError("evaluate_slots: the active head is not a slots head; load one, or use set_head.")
     slots = tuple(head.config.slots)
     manifest.require(*slots)
-    device = next(model.encoder.model.parameters()).device
-    model.eval()
-    predictions: list[tuple[str, ...]] = [()] * len(manifest)
-    loader = evaluation_loader(SpeechDataset(manifest, keep_in_memory=False), batch_seconds)
-    for batch in tqdm(loader, desc=f"slots of {manifest.name}", unit="batch", leave=False, disable=not progress):
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            logits = model(batch["waveforms"].to(device), batch["lengths"].to(device)).logits
-        for index, labels in zip(batch["indices"].tolist(), head.decode(HeadOutput(logits)), strict=True):
-            predictions[index] = labels
-    return SlotsResult(
-        slots,
-        tuple(
-            SlotsUtterance(u.id, u.speaker, tuple(u.get(slot) for slot in slots), prediction)
-            for u, prediction in zip(manifest, predictions, strict=True)
-        ),
+    found = predict(model, manifest, **options)
+    utterances = (
+        SlotsUtterance(u.id, u.speaker, tuple(u.get(slot) for slot in slots), prediction)
+        for u, prediction in zip(manifest, found.values, strict=True)
     )
+    return Evaluation(SlotsResult(slots, tuple(utterances)), found.cost)

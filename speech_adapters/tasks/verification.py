@@ -1,148 +1,146 @@
-"""Speaker verification, scored: the function behind ``recipes/evaluate_verification.py``.
+"""Speaker verification: speakers told apart in training, embeddings of other speakers compared in trials.
 
 Each utterance is embedded once, each trial scored once; every figure comes with an interval bootstrapped by speaker.
 """
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from speech_adapters.data.embeddings import Embeddings, average_embeddings, extract_embeddings
+from speech_adapters.data.embeddings import Embeddings, average_embeddings
 from speech_adapters.data.manifest import Manifest
+from speech_adapters.data.score_files import write_scores
 from speech_adapters.data.trials import Enrolment, ResolvedTrials, TrialList, UtteranceIndex, resolve, trial_speakers
+from speech_adapters.encoders.loading import Encoder
 from speech_adapters.errors import ConfigError, InputError
-from speech_adapters.metrics.bootstrap import Interval
+from speech_adapters.files import read_json, write_json
+from speech_adapters.heads.base import check_audible
+from speech_adapters.heads.speaker import SpeakerHead
 from speech_adapters.metrics.calibration import Calibration
-from speech_adapters.metrics.detection import (
-    DetectionCurve,
-    RankedTrials,
-    check_trials,
-    cllr_losses,
-    dcf_losses,
-    mean_loss,
-)
 from speech_adapters.metrics.plda import PLDA
-from speech_adapters.metrics.trial_bootstrap import bootstrap_trials
 from speech_adapters.metrics.trial_scores import cosine_scores, normalize_scores
+from speech_adapters.metrics.verification import (
+    P_TARGETS,
+    REVERSED,
+    VerificationResult,
+    mean_metrics,
+    verification_result,
+)
 from speech_adapters.model import SpeechAdapterModel
+from speech_adapters.reports.detection_charts import chart_data
 from speech_adapters.runs.environment import peak_memory_bytes, reset_peak_memory
+from speech_adapters.runs.folder import RunFolder
+from speech_adapters.runs.results import MethodResults
+from speech_adapters.tasks.base import Corpus, Task
+from speech_adapters.tasks.large_margin import LargeMargin
+from speech_adapters.tasks.predict import Cost, extract_embeddings
+from speech_adapters.training.loop import TrainingResult
+from speech_adapters.training.settings import TrainingConfig
 
-P_TARGETS = (0.01, 0.05)
-"""Priors of a target at which detection costs are reported, with both costs 1 (VoxSRC; NIST SRE)."""
 
+class SpeakerVerification(Task[VerificationResult]):
+    """A speaker head, scored by EER, minDCF and minCllr on the corpus's trials.
 
-@dataclass(frozen=True)
-class VerificationResult:
-    """Figures of one system on one trial list, and what they come from.
-
-    Attributes:
-        metrics: ``eer``, ``min_dcf_0.01``, ``min_dcf_0.05``, ``min_cllr`` (bits) with their intervals; for
-            log-likelihood ratios ``cllr``, ``actual_dcf_0.01`` and ``actual_dcf_0.05`` as well.
-        scores: (n,) of the trials; labels: (n,) true for targets. curve: their ROC.
+    Args:
+        head: settings of the :class:`~speech_adapters.heads.speaker.SpeakerHead`, without its speakers.
+        cohort: number of training utterances whose speakers' means normalise scores (adaptive s-norm); 0 for none.
+        large_margin: the second stage of training.
     """
 
-    metrics: dict[str, Interval]
-    scores: np.ndarray
-    labels: np.ndarray
-    curve: DetectionCurve
+    name, metric = "speaker", "eer"
 
-    def to_dict(self) -> dict[str, Any]:
-        """``metrics`` as ``results.json`` holds them, with the numbers of trials and targets."""
-        counts = {"trials": len(self.labels), "targets": int(np.count_nonzero(self.labels))}
-        return {**{name: interval.to_dict() for name, interval in self.metrics.items()}, **counts}
+    def __init__(
+        self, head: dict[str, Any] | None = None, *, cohort: int = 0, large_margin: LargeMargin | None = None
+    ) -> None:
+        self.settings, self.cohort, self.large_margin = head or {}, cohort, large_margin or LargeMargin()
+        self.speakers: tuple[np.ndarray, np.ndarray] | None = None
 
-    def __str__(self) -> str:
-        figures = [f"EER {self.metrics['eer'].percent(2)}"]
-        figures += [f"{name} {interval}" for name, interval in self.metrics.items() if name != "eer"]
-        return "\n".join(figures)
+    def head(self, corpus: Corpus) -> SpeakerHead:
+        """The head for the training speakers."""
+        return SpeakerHead(speakers=corpus.train.speakers, **self.settings)
+
+    def check(self, corpus: Corpus, encoder: Encoder) -> None:
+        """The training set as the head does, of the test set, whose speakers are others, audio and trials alone."""
+        if corpus.trials is None:
+            raise ConfigError("speaker verification needs the corpus's trials.")
+        self.head(corpus).check(corpus.train, encoder)
+        check_audible(corpus.test, encoder)
+        resolved = resolve(corpus.trials, UtteranceIndex.of_manifest(corpus.test))
+        self.speakers = trial_speakers(resolved, [utterance.speaker for utterance in corpus.test])
+
+    def train(
+        self, model: SpeechAdapterModel, corpus: Corpus, settings: TrainingConfig, run: RunFolder, name: str
+    ) -> TrainingResult:
+        """The first stage, and the large-margin stage where there is one."""
+        first = super().train(model, corpus, settings, run, name)
+        stage = self.large_margin
+        if not stage.updates:
+            return first
+        model.head.config = replace(model.head.config, margin=stage.margin)
+        rates = {group: stage.rate * rate for group, rate in model.learning_rates(settings.learning_rates).items()}
+        further = replace(
+            settings, updates=stage.updates, crop_seconds=stage.crop_seconds, learning_rates=rates, warmup=0.0
+        )
+        return first + super().train(model, corpus, further, run, f"{name}-large-margin")
+
+    def score(self, model: SpeechAdapterModel, corpus: Corpus, **options: Any) -> VerificationResult:
+        """The cosines of the trials' embeddings, normalised by the cohort where there is one."""
+        return self._evaluate(model, corpus, **options).result
+
+    def metrics(self, results: Sequence[VerificationResult]) -> dict[str, Any]:
+        """The figures, their means over seeds."""
+        return results[0].to_dict() if len(results) == 1 else mean_metrics(results, self.speakers)
+
+    def doubt(self, metrics: Mapping[str, Any]) -> str:
+        """Whether the scores are reversed."""
+        return f". {REVERSED}" if metrics["eer"]["value"] > 0.5 else ""
+
+    def write(self, result: VerificationResult, corpus: Corpus, run: RunFolder, name: str) -> None:
+        """The score of each trial."""
+        write_scores(run.scores(name), corpus.trials, result.scores)
+
+    def show(self, method: str, result: VerificationResult, corpus: Corpus, run: RunFolder) -> None:
+        """The DET curve and the histogram of scores."""
+        drawn = read_json(run.detection_file) if run.detection_file.exists() else {}
+        write_json(run.detection_file, drawn | {method: chart_data(result.curve, P_TARGETS)})
+
+    def untrained(self, encoder: Encoder, corpus: Corpus, run: RunFolder, **options: Any) -> dict[str, MethodResults]:
+        """``frozen-mean``: the cosine of the frozen encoder's mean-pooled features."""
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        model = SpeechAdapterModel(copy.deepcopy(encoder)).to(device)
+        scored = self._evaluate(model, corpus, **options)
+        self.show("frozen-mean", scored.result, corpus, run)
+        parameters = model.count_parameters()
+        return {
+            "frozen-mean": MethodResults(
+                metrics=scored.result.to_dict(), parameters=parameters, seconds=scored.cost.seconds
+            )
+        }
+
+    def _evaluate(self, model: SpeechAdapterModel, corpus: Corpus, **options: Any) -> VerificationEvaluation:
+        cohort, top = None, 300
+        if size := min(self.cohort, len(corpus.train)):
+            part = corpus.train.subset(size=size, seed=0)
+            cohort = speaker_means(extract_embeddings(model, part, **options), part)
+            top = min(top, len(cohort))
+        return evaluate_verification(model, corpus.trials, corpus.test, cohort=cohort, top=top, **options)
 
 
 @dataclass(frozen=True)
 class VerificationEvaluation:
-    """A result, the embeddings it was made with (None for ready scores), and what it cost."""
+    """A result, the embeddings it was made with (None for ready scores), and what it cost (the speed is None where no
+    audio was embedded)."""
 
     result: VerificationResult
     embeddings: Embeddings | None
-    seconds: float
-    audio_seconds_per_second: float | None
-    peak_memory_bytes: int
-
-
-def verification_result(
-    scores: np.ndarray,
-    labels: np.ndarray,
-    speakers: tuple[np.ndarray, np.ndarray] | None = None,
-    *,
-    llr: bool = False,
-    p_targets: Sequence[float] = P_TARGETS,
-    draws: int = 1000,
-    seed: int = 0,
-) -> VerificationResult:
-    """Every figure of scored trials, with its interval.
-
-    Args:
-        scores: (n,), higher for targets. labels: (n,), 1 for targets, else 0.
-        speakers: (n,) numbers of both speakers of each trial, to bootstrap by speaker; single trials without.
-        llr: the scores are log-likelihood ratios, so that Cllr and actual DCF say something.
-
-    Raises:
-        InputError: no trials, one kind only, a NaN, lengths that differ.
-    """
-    scores, is_target = check_trials(scores, labels)
-    order = np.argsort(scores)  # in this order no draw needs to look up scattered trials
-    in_order = None if speakers is None else (speakers[0][order], speakers[1][order])
-    ranked = RankedTrials(scores[order], is_target[order])
-    losses = {}
-    if llr:
-        losses["cllr"] = cllr_losses(scores[order], ranked.is_target)
-        losses |= {f"actual_dcf_{p:g}": dcf_losses(scores[order], ranked.is_target, p) for p in p_targets}
-
-    def figures(weights: np.ndarray | None) -> Mapping[str, float] | None:
-        curve = ranked.curve(weights)
-        if curve is None:
-            return None
-        found = {"eer": curve.eer().value}
-        found |= {f"min_dcf_{p:g}": curve.min_dcf(p).value for p in p_targets}
-        found["min_cllr"] = curve.min_cllr()
-        return found | {name: mean_loss(loss, ranked.is_target, weights) for name, loss in losses.items()}
-
-    metrics = bootstrap_trials(figures, ranked.is_target, in_order, n=draws, seed=seed)
-    return VerificationResult(metrics, scores, is_target, ranked.curve())
-
-
-def mean_metrics(
-    results: Sequence[VerificationResult],
-    speakers: tuple[np.ndarray, np.ndarray] | None = None,
-    *,
-    p_targets: Sequence[float] = P_TARGETS,
-    draws: int = 1000,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Means over results of one trial list (seeds of one method), as :meth:`VerificationResult.to_dict` writes them.
-
-    All results see the same draws of speakers, so the intervals are those of the means. Arguments as in
-    :func:`verification_result`.
-    """
-    ranked = [RankedTrials(result.scores, result.labels) for result in results]
-
-    def figures(weights: np.ndarray | None) -> Mapping[str, float] | None:
-        curves = [trials.curve(weights) for trials in ranked]
-        if any(curve is None for curve in curves):
-            return None
-        found = {"eer": np.mean([curve.eer().value for curve in curves])}
-        found |= {f"min_dcf_{p:g}": np.mean([curve.min_dcf(p).value for curve in curves]) for p in p_targets}
-        return found | {"min_cllr": np.mean([curve.min_cllr() for curve in curves])}
-
-    labels = results[0].labels
-    metrics = bootstrap_trials(figures, labels, speakers, n=draws, seed=seed)
-    counts = {"trials": len(labels), "targets": int(np.count_nonzero(labels))}
-    return {**{name: interval.to_dict() for name, interval in metrics.items()}, **counts}
+    cost: Cost
 
 
 def evaluate_verification(
@@ -156,17 +154,15 @@ def evaluate_verification(
     plda: PLDA | None = None,
     calibration: Calibration | None = None,
     llr: bool = False,
-    batch_seconds: float = 120.0,
-    precision: str = "fp32",
     device: str | torch.device = "cpu",
     draws: int = 1000,
     seed: int = 0,
-    progress: bool = True,
+    **options: Any,
 ) -> VerificationEvaluation:
     """Score a trial list with a model, with saved embeddings, or with ready scores, and give every figure.
 
     Args:
-        source, trials, manifest and options: as for :func:`score_verification`.
+        source, trials, manifest, enrolment, cohort, top, plda, device, options: as for :func:`score_verification`.
         calibration: turns scores into log-likelihood ratios; fitted on other trials.
         llr: ready scores that are log-likelihood ratios already.
         draws, seed: of the bootstrap.
@@ -179,15 +175,14 @@ def evaluate_verification(
     reset_peak_memory(device)
     started = time.perf_counter()
     scored = score_verification(
-        source, trials, manifest, enrolment=enrolment, cohort=cohort, top=top, plda=plda, batch_seconds=batch_seconds,
-        precision=precision, device=device, progress=progress,
-    )  # fmt: skip
+        source, trials, manifest, enrolment=enrolment, cohort=cohort, top=top, plda=plda, device=device, **options
+    )
     scores = scored.scores if calibration is None else calibration(scored.scores)
     is_llr = llr or calibration is not None or plda is not None
     result = verification_result(scores, trials.labels, scored.speakers, llr=is_llr, draws=draws, seed=seed)
     seconds = time.perf_counter() - started
     speed = scored.audio_seconds_per_second
-    return VerificationEvaluation(result, scored.embeddings, seconds, speed, peak_memory_bytes(device))
+    return VerificationEvaluation(result, scored.embeddings, Cost(seconds, speed, peak_memory_bytes(device)))
 
 
 @dataclass(frozen=True)
@@ -210,10 +205,8 @@ def score_verification(
     cohort: Embeddings | None = None,
     top: int | None = 300,
     plda: PLDA | None = None,
-    batch_seconds: float = 120.0,
-    precision: str = "fp32",
     device: str | torch.device = "cpu",
-    progress: bool = True,
+    **options: Any,
 ) -> ScoredTrials:
     """The scores of a trial list, higher for targets, before any calibration.
 
@@ -223,9 +216,10 @@ def score_verification(
         manifest: the utterances that the trials name; needed with a model. Its speakers make the intervals bootstrap
             by speaker and check the labels.
         enrolment: which utterances make up the trials' models; without it each ``enrol`` names one utterance.
-        cohort: embeddings, one a speaker, for score normalisation, over the ``top`` nearest of them (None: over all).
+        cohort: embeddings, one per speaker, for score normalisation, over the ``top`` nearest of them (None: all).
         plda: scores in place of the cosine.
         device: where embeddings are scored; a model runs, and scores, where it is.
+        options: of :func:`~speech_adapters.tasks.predict.predict`.
 
     Raises:
         ConfigError: a model without a manifest, or options that do not go together.
@@ -243,7 +237,7 @@ def score_verification(
     if ready:
         return ScoredTrials(source, speakers)
     started, speed = time.perf_counter(), None
-    embeddings = _embeddings(source, resolved, manifest, batch_seconds, precision, progress)
+    embeddings = _embeddings(source, resolved, manifest, **options)
     if isinstance(source, SpeechAdapterModel):
         device = next(source.encoder.model.parameters()).device
         heard = sum(manifest[number].duration for number in resolved.utterances())
@@ -276,7 +270,7 @@ def score_trials(
 
 
 def speaker_means(embeddings: Embeddings, manifest: Manifest) -> Embeddings:
-    """One embedding a speaker, as a cohort for score normalisation, from those of a manifest, in its order."""
+    """One embedding per speaker, as a cohort for score normalisation, from those of a manifest, in its order."""
     manifest.require("speaker")
     groups: dict[str, list[int]] = {}
     for number, utterance in enumerate(manifest):
@@ -303,15 +297,13 @@ def _embeddings(
     source: SpeechAdapterModel | Embeddings,
     resolved: ResolvedTrials,
     manifest: Manifest | None,
-    batch_seconds: float,
-    precision: str,
-    progress: bool,
+    **options: Any,
 ) -> Embeddings:
     """Those of ``resolved.utterances()``, in that order."""
     needed = resolved.utterances()
     if isinstance(source, SpeechAdapterModel):
         wanted = Manifest((manifest[number] for number in needed), manifest.name)
-        return extract_embeddings(source, wanted, batch_seconds=batch_seconds, precision=precision, progress=progress)
+        return extract_embeddings(source, wanted, **options)
     ids = [source.ids[number] if manifest is None else manifest[number].id for number in needed]
     row = {identity: number for number, identity in enumerate(source.ids)}
     missing = [identity for identity in ids if identity not in row]

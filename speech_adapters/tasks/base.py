@@ -1,0 +1,245 @@
+"""What a task is: the corpus it learns from, the head it trains, and how a trained model is scored.
+
+A new task is a recipe that makes a :class:`Task` (one of those here, under a name of its own, or a new one) and calls
+:func:`~speech_adapters.tasks.experiment.run_experiment`. Any name will do: presets have rates for all.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+
+from speech_adapters.config import option
+from speech_adapters.data.manifest import Manifest, check_disjoint
+from speech_adapters.data.trials import TrialList
+from speech_adapters.errors import ConfigError
+from speech_adapters.training.settings import TrainingConfig
+
+if TYPE_CHECKING:  # the rest is imported where it is used, so that a recipe's --help answers at once
+    from speech_adapters.encoders import Encoder
+    from speech_adapters.heads import HeadConfig
+    from speech_adapters.model import SpeechAdapterModel
+    from speech_adapters.runs.folder import RunFolder
+    from speech_adapters.runs.results import MethodResults
+    from speech_adapters.training.loop import TrainingResult
+
+R = TypeVar("R")
+
+KEPT_HOURS = 50.0
+"""Training sets below this stay decoded in memory (6 GB at most); larger ones are read anew each epoch."""
+
+
+@dataclass(kw_only=True)
+class ExperimentConfig:
+    """What every training recipe is asked: an adapter and its baselines on one encoder."""
+
+    encoder: str = option("tiny-wavlm", "packaged name, local folder or hub id")
+    quantize: Literal["int8", "int4", "nf4"] | None = option(None, "hold the frozen base in so many bits; null: as is")
+    adapter: str = option("elp", "preset of the adapter: elp, el, lora, houlsby, ..., or several as one: lora+l")
+    adapter_options: dict[str, Any] = field(default_factory=dict)
+    """Settings of the adapter's preset to change, such as ``e_size`` or ``rank``."""
+    baselines: tuple[str, ...] = option(
+        ("head-only",), "presets trained beside it, or none; add full for full fine-tuning"
+    )
+    options: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """The same by preset, for any of them: ``{lora: {rank: 16}}`` (also as part of ``lora+l``); presets that this run
+    leaves out may be named."""
+    rates: dict[str, float] = field(default_factory=dict)
+    """Learning rates by parameter group, over the published ones, for whichever methods are trained; groups that this
+    run has not may be named. ``training.learning_rates`` goes over them, and must be used."""
+    seeds: tuple[int, ...] = option((0,), "one training run per method and seed; figures are means over seeds")
+    output: Path | None = option(None, "run folder; one that holds the same run goes on")
+    resume: str | None = option(None, "latest, or a run folder: go on with that run")
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+    def __post_init__(self) -> None:
+        check_seeds(self.seeds)
+        if self.baselines == ("none",):
+            self.baselines = ()
+        if len(set(self.baselines)) < len(self.baselines):
+            raise ConfigError(f"baselines={list(self.baselines)}: give different presets.")
+        check_rates(self.rates, "rates")
+
+    @property
+    def trained_methods(self) -> dict[str, dict[str, Any]]:
+        """Preset -> changed settings, of all that is trained, the adapter first."""
+        names = dict.fromkeys((self.adapter, *self.baselines))
+        settings = {name: _settings(self.options, name) for name in names}
+        settings[self.adapter] = settings[self.adapter] | self.adapter_options
+        return settings
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What a method trains on, watches and is scored on; ``dev`` is None for tasks without a dev loss, ``trials`` are
+    those of speaker verification."""
+
+    train: Manifest
+    dev: Manifest | None
+    test: Manifest
+    name: str
+    trials: TrialList | None = None
+
+    @classmethod
+    def read(
+        cls, train: Path, dev: Path | None, test: Path, name: str, require: Sequence[str], **options: Any
+    ) -> Corpus:
+        """Read manifests; ``require`` and ``options`` are those of :meth:`Manifest.read`."""
+        dev_set = None if dev is None else Manifest.read(dev, require, **options)
+        return cls(Manifest.read(train, require, **options), dev_set, Manifest.read(test, require, **options), name)
+
+    @classmethod
+    def given(cls, train: Path | None, dev: Path | None, test: Path | None, require: Sequence[str]) -> Corpus | None:
+        """The manifests that --train, --dev and --test name, every audio file checked; None when none is given."""
+        if not (train or dev or test):
+            return None
+        if not (train and dev and test):
+            raise ConfigError("give --train, --dev and --test together, or none of them.")
+        return cls.read(train, dev, test, name=train.stem, require=require, check_files=True)
+
+    @classmethod
+    def demo(cls, require: Sequence[str], hint: str = "No data was named") -> Corpus:
+        """The demo corpus, which is synthesised on first use; ``hint`` says why it is taken."""
+        from speech_adapters.corpora.demo import prepare_demo
+
+        print(f"{hint}: using the demo corpus (synthetic speech). See --help for real ones.\n")
+        demo = prepare_demo()
+        return cls.read(demo.train, demo.dev, demo.test, "demo", require)
+
+    @property
+    def splits(self) -> dict[str, Manifest]:
+        """Manifests by name, without a dev set that is not there."""
+        named = {"train": self.train, "dev": self.dev, "test": self.test}
+        return {name: manifest for name, manifest in named.items() if manifest is not None}
+
+    def values(self, key: str) -> tuple[str, ...]:
+        """What stands under a key of any split, sorted."""
+        return tuple(sorted({value for split in self.splits.values() for value in split.values(key)}))
+
+    def check_speakers(self) -> Corpus:
+        """Itself when no speaker of the training set is in another split.
+
+        Raises:
+            ManifestError: names the shared speakers.
+        """
+        for name, manifest in self.splits.items():
+            if name != "train":
+                check_disjoint(self.train, manifest)
+        return self
+
+
+class Task(ABC, Generic[R]):
+    """What is learnt and how it is scored; ``R`` is the result of scoring one trained model.
+
+    Attributes:
+        name: as presets, heads and ``results.json`` call it, such as "asr" or "keyword".
+        metric: the main figure, printed after each method; a key of :meth:`metrics`.
+    """
+
+    name: str
+    metric: str
+
+    @abstractmethod
+    def head(self, corpus: Corpus) -> HeadConfig:
+        """The head that every method trains on this corpus."""
+
+    @abstractmethod
+    def score(self, model: SpeechAdapterModel, corpus: Corpus, **options: Any) -> R:
+        """Score a trained model on the test set; options of :func:`~speech_adapters.tasks.predict.predict`."""
+
+    @abstractmethod
+    def metrics(self, results: Sequence[R]) -> dict[str, Any]:
+        """Figures of one method over its seeds and folds, as ``results.json`` holds them."""
+
+    def doubt(self, metrics: Mapping[str, Any]) -> str:
+        """What to look into where figures cannot be right, printed behind them."""
+        return ""
+
+    def check(self, corpus: Corpus, encoder: Encoder) -> None:
+        """Find whatever training and scoring would fail of; raises an InputError that names the utterances."""
+        head = self.head(corpus)
+        for manifest in corpus.splits.values():
+            head.check(manifest, encoder)
+
+    def train(
+        self, model: SpeechAdapterModel, corpus: Corpus, settings: TrainingConfig, run: RunFolder, name: str
+    ) -> TrainingResult:
+        """Train what is trainable; tasks with further stages add them."""
+        from speech_adapters.data.batches import SpeechDataset
+        from speech_adapters.training.supervised import train
+
+        target = model.head.config.target
+        data = SpeechDataset(
+            corpus.train,
+            target,
+            settings.augmentation,
+            settings.seed,
+            settings.crop_seconds,
+            keep_in_memory=corpus.train.hours < KEPT_HOURS,
+        )
+        dev = None if corpus.dev is None else SpeechDataset(corpus.dev, target)
+        return train(model, data, settings, run, dev, name)
+
+    def write(self, result: R, corpus: Corpus, run: RunFolder, name: str) -> None:
+        """Write what was predicted into the run folder, in the field's format; ``name`` is the training's."""
+
+    def show(self, method: str, result: R, corpus: Corpus, run: RunFolder) -> None:
+        """Write what the report shows of the adapter's first result, such as its worst utterances."""
+
+    def untrained(self, encoder: Encoder, corpus: Corpus, run: RunFolder, **options: Any) -> dict[str, MethodResults]:
+        """Baselines that need no training, by name."""
+        return {}
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """ConfigError unless there are different numbers from 0 to 2^32 - 1."""
+    if not seeds or len(set(seeds)) < len(seeds) or not all(0 <= seed < 2**32 for seed in seeds):
+        raise ConfigError(
+            f"seeds={list(seeds)}: give one or more different numbers, 0 or more, such as --seeds 0,1,2."
+        )
+
+
+def check_rates(rates: Mapping[str, float], name: str) -> None:
+    """ConfigError for a learning rate that is no positive number; ``name`` is that of the setting."""
+    for group, rate in rates.items():
+        if not 0 <= rate < float("inf"):
+            raise ConfigError(f"{name}.{group}={rate}: a learning rate is 0 or more.")
+
+
+def chosen_rates(
+    table: Mapping[str, float], demanded: Mapping[str, float], models: Mapping[str, set[str]]
+) -> dict[str, dict[str, float]]:
+    """The rates that each method trains with, by parameter group, where they are not its published ones.
+
+    Args:
+        table: rates for whichever groups are there. demanded: rates over these, each of which some method must use.
+        models: method -> its parameter groups.
+
+    Raises:
+        ConfigError: a group in ``table`` that no method of the toolkit has, one in ``demanded`` that none of this run.
+    """
+    from speech_adapters.adapters.presets import known_groups
+
+    known = known_groups()
+    if unknown := sorted(table.keys() - known):
+        raise ConfigError(f"rates.{unknown[0]}: no method has this group; there are {', '.join(sorted(known))}.")
+    here = sorted(set().union(*models.values()))
+    if unused := sorted(demanded.keys() - set(here)):
+        raise ConfigError(
+            f"training.learning_rates.{unused[0]}: no method of this run has this group; they have {', '.join(here)}."
+        )
+    return {
+        method: {group: rate for group, rate in {**table, **demanded}.items() if group in groups}
+        for method, groups in models.items()
+    }
+
+
+def _settings(options: dict[str, dict[str, Any]], method: str) -> dict[str, Any]:
+    """A preset's settings; those of presets joined by "+" go to their parts."""
+    if "+" not in method:
+        return options.get(method, {})
+    parts = {part: options[part] for part in method.split("+") if part in options}
+    return parts | options.get(method, {})

@@ -1,0 +1,198 @@
+"""Predictions of a model for every utterance of a manifest: the one loop behind every evaluation."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from speech_adapters.data.batches import SpeechDataset, evaluation_loader, model_inputs
+from speech_adapters.data.embeddings import Embeddings
+from speech_adapters.data.manifest import Manifest
+from speech_adapters.errors import CheckpointError, ConfigError
+from speech_adapters.heads.base import HeadOutput
+from speech_adapters.heads.pooling import frame_mask
+from speech_adapters.model import SpeechAdapterModel
+from speech_adapters.model_output import ModelOutput
+from speech_adapters.runs.environment import peak_memory_bytes, reset_peak_memory
+from speech_adapters.training.cache import CachedDataset
+
+P = TypeVar("P")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a piece of work took: wall seconds, seconds of audio per wall second (None where no audio was read), peak
+    memory in bytes."""
+
+    seconds: float
+    audio_seconds_per_second: float | None
+    peak_memory_bytes: int
+
+
+@dataclass(frozen=True)
+class Predictions(Generic[P]):
+    """One of ``values`` per utterance, in the manifest's order, and the cost of all."""
+
+    values: list[P]
+    cost: Cost
+
+
+@dataclass(frozen=True)
+class Evaluation(Generic[R]):
+    """Scores of a test set, and what the predictions cost."""
+
+    result: R
+    cost: Cost
+
+
+@torch.no_grad()
+def predict(
+    model: SpeechAdapterModel,
+    manifest: Manifest,
+    read: Callable[[ModelOutput], Sequence[Any]] | None = None,
+    *,
+    batch_seconds: float = 120.0,
+    precision: str = "fp32",
+    cache: Path | CachedDataset | None = None,
+    progress: bool = True,
+    train_mode: bool = False,
+) -> Predictions[Any]:
+    """What the active adapters and head say of each utterance, on the model's device, in batches of like length.
+
+    Args:
+        read: from a batch's output to one prediction per utterance; by default the head's
+            :meth:`~speech_adapters.heads.base.HeadModule.predict`, or mean-pooled features without a head.
+        batch_seconds: audio per batch, padding included.
+        precision: "fp32", or "bf16" for autocast.
+        cache: folder for activations below the lowest adapter, so that the next pass starts there; or the activations
+            of a manifest that holds these utterances.
+        train_mode: leave the modes of the model's modules as they are (for dropout); else all are in eval mode.
+
+    Raises:
+        CheckpointError: an output that is not finite; names the utterance.
+    """
+    if read is None:
+        read = mean_pooled if model.head is None else lambda output: model.head.predict(head_output(output))
+    if not train_mode:
+        model.eval()
+    device = model.encoder.device
+    dataset: Any = SpeechDataset(manifest, keep_in_memory=False)
+    reset_peak_memory(device)
+    started = time.perf_counter()
+    values: list[Any] = [None] * len(manifest)
+    if len(manifest):
+        if isinstance(cache, CachedDataset):
+            dataset = cache.part(dataset)
+        elif cache is not None:
+            dataset = CachedDataset(dataset, model, cache, batch_seconds)
+        loader = evaluation_loader(dataset, batch_seconds)
+        for batch in tqdm(loader, desc=f"predicting {manifest.name}", unit="batch", leave=False, disable=not progress):
+            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+                output = model(**model_inputs(batch, device))
+            indices = batch["indices"].tolist()
+            _check_finite(output, [manifest[index].id for index in indices])
+            for index, value in zip(indices, read(output), strict=True):
+                values[index] = value
+    seconds = time.perf_counter() - started
+    return Predictions(values, Cost(seconds, manifest.hours * 3600 / seconds, peak_memory_bytes(device)))
+
+
+def extract_embeddings(model: SpeechAdapterModel, manifest: Manifest, **options: Any) -> Embeddings:
+    """The embedding of every utterance: the active head's, or without a head the mean of the features over the
+    utterance's frames (the frozen mean-pooled baseline, when no adapter is active either).
+
+    Args:
+        options: of :func:`predict`.
+
+    Raises:
+        ConfigError: the active head gives no embedding.
+        InputError: see :class:`~speech_adapters.data.embeddings.Embeddings`.
+    """
+    predictions = predict(model, manifest, lambda output: _embedding(model, output), **options)
+    return Embeddings(tuple(u.id for u in manifest), torch.stack(predictions.values), manifest.name)
+
+
+def head_output(output: ModelOutput) -> HeadOutput:
+    """What the head gave to a model's output, in float32."""
+    embedding = None if output.embedding is None else output.embedding.float()
+    return HeadOutput(output.logits.float(), output.frame_lengths, embedding)
+
+
+def mean_pooled(output: ModelOutput) -> list[Tensor]:
+    """(F,) mean of the features over each utterance's real frames, in float32 on the CPU."""
+    features = output.features.float()
+    if output.mask is None:
+        return list(features.mean(1).cpu())
+    mask = output.mask[..., None]
+    return list(((features * mask).sum(1) / mask.sum(1)).cpu())
+
+
+def mean_attention(model: SpeechAdapterModel, manifest: Manifest, **options: Any) -> dict[str, dict[str, float]]:
+    """Site -> member -> weight of the active Fuse and Route compositions, the mean over the utterances of a manifest.
+
+    An utterance's weight is the mean over its real frames; pseudo frames are left out. Places are
+    "name.feed_forward_3", "name.read", or "name.gate" of a router. The expert that adds nothing is "none".
+    ``options`` are those of :func:`predict`.
+    """
+    found = predict(model, manifest, _attention, **options).values
+    members = {value.name: [*map(_word, value.members)] for value in model.active_fusions}
+    return {
+        place: dict(
+            zip(
+                [*members[place.split(".")[0]], "none"],
+                torch.stack([weights[place] for weights in found]).mean(0).tolist(),
+                strict=False,
+            )
+        )
+        for place in found[0]
+    }
+
+
+def _attention(output: ModelOutput) -> list[dict[str, Tensor]]:
+    """Place -> weights of the members, of each utterance."""
+    frames, size = output.last_hidden_state.shape[1], len(output.last_hidden_state)
+    real = frame_mask(output.frame_lengths, frames)
+    rows: list[dict[str, Tensor]] = [{} for _ in range(size)]
+    for place, attention in output.attention.items():
+        if attention.shape[1] > 1:
+            if attention.shape[1] != frames:
+                attention = attention[:, output.pseudo_frames : output.pseudo_frames + frames]
+            attention = (attention * real.unsqueeze(-1)).sum(1) / real.sum(1, keepdim=True)
+        for row, weights in zip(rows, attention.reshape(size, -1).cpu(), strict=True):
+            row[place] = weights
+    return rows
+
+
+def _word(member: object) -> str:
+    return member if isinstance(member, str) else repr(member)
+
+
+def _embedding(model: SpeechAdapterModel, output: ModelOutput) -> list[Tensor]:
+    if model.head is None:
+        return mean_pooled(output)
+    if output.embedding is None:
+        raise ConfigError(f"head {model.active_head!r} gives no embedding; load a speaker head, or none at all.")
+    return list(output.embedding.float().cpu())
+
+
+def _check_finite(output: ModelOutput, ids: Sequence[str]) -> None:
+    """Every real frame of what is predicted from, of each utterance."""
+    found = output.logits if output.logits is not None else output.features
+    finite = found.isfinite().flatten(2).all(-1) if found.ndim > 2 else found.isfinite().all(-1)
+    if finite.ndim > 1:
+        finite = (finite | ~frame_mask(output.frame_lengths, finite.shape[1])).all(1)
+    if output.embedding is not None:
+        finite &= output.embedding.isfinite().all(-1)
+    if not finite.all():
+        name = ids[int((~finite).int().argmax())]
+        raise CheckpointError(
+            f"the model's output for {name!r} is not finite; its weights are broken, or need fp32 (precision)."
+        )
