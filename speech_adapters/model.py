@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -77,7 +77,7 @@ class SpeechAdapterModel(nn.Module):
         self.train_head = True
         self.mixer = Mixer()
         self.gradient_checkpointing = False
-        self.register_state_dict_post_hook(_apart)
+        self.register_state_dict_post_hook(_apart)  # type: ignore[no-untyped-call]  # torch has no types for it
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, **options: Any) -> SpeechAdapterModel:
@@ -650,7 +650,7 @@ class SpeechAdapterModel(nn.Module):
     # ------------------------------------------------------------------ inner
 
     def _precision(self) -> AbstractContextManager[Any]:
-        dtype = cast(torch.dtype, self.encoder.model.dtype)
+        dtype = self.encoder.model.dtype
         return torch.autocast(self.device.type, dtype) if dtype.itemsize == 2 else nullcontext()
 
     def _check_start(self, root: Hooks, inputs: Inputs) -> None:

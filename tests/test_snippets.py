@@ -24,7 +24,7 @@ from small_corpora import speak
 from small_models import small_model
 
 from speech_adapters import cli, config
-from speech_adapters.adapters import METHODS
+from speech_adapters.adapters import ADAPTER_METHODS
 from speech_adapters.data.manifest import Manifest, Utterance
 from speech_adapters.errors import ConfigError
 
@@ -148,7 +148,7 @@ def test_python_blocks_run(page: str, workplace: Path, monkeypatch: pytest.Monke
     if page.startswith("docs/methods/"):
         module.__dict__["model"] = small_model()
     monkeypatch.setitem(sys.modules, "snippets", module)
-    with patch.dict(METHODS), patch.dict(small_models.METHODS):  # what a page adds to them goes with it
+    with patch.dict(ADAPTER_METHODS), patch.dict(small_models.METHODS):  # what a page adds to them goes with it
         for block in ALL:
             if (block.page, block.kind, block.reason) == (page, "python", None):
                 padded = "\n" * (block.line - 1) + block.code  # so that a traceback names the page's own line

@@ -138,7 +138,7 @@ def mean_pooled(output: ModelOutput) -> list[Tensor]:
 def mean_attention(model: SpeechAdapterModel, manifest: Manifest, **options: Any) -> dict[str, dict[str, float]]:
     """Site -> member -> weight of the active Fuse and Route compositions, the mean over the utterances of a manifest.
 
-    An utterance's weight is the mean over its real frames; pseudo frames are left out. Places are
+    An utterance's weight is the mean over its real frames; pseudo frames are left out. Sites are
     "name.feed_forward_3", "name.read", or "name.gate" of a router. The expert that adds nothing is "none".
     ``options`` are those of :func:`predict`.
     """
@@ -157,7 +157,7 @@ def mean_attention(model: SpeechAdapterModel, manifest: Manifest, **options: Any
 
 
 def _attention(output: ModelOutput) -> list[dict[str, Tensor]]:
-    """Place -> weights of the members, of each utterance."""
+    """Site -> weights of the members, of each utterance."""
     frames, size = output.last_hidden_state.shape[1], len(output.last_hidden_state)
     real = frame_mask(output.frame_lengths, frames)
     rows: list[dict[str, Tensor]] = [{} for _ in range(size)]
