@@ -257,9 +257,8 @@ def test_a_config_that_does_not_belong_to_the_weights_is_refused_at_once(tmp_pat
     for key, value in CONFIGS:
         path.write_text(json.dumps({**whole, key: value}))
         start = time.perf_counter()
-        with pytest.raises(CheckpointError):
+        with pytest.raises(CheckpointError, match=r"config|weights"):
             load_encoder(tmp_path)
-            pytest.fail(f"{key}={value}")
         assert time.perf_counter() - start < 10, (key, value)
     for text in ("[]", "3", "", "[" * 100_000, "\x00"):
         path.write_text(text)
@@ -319,13 +318,6 @@ def test_preprocessing_is_read_or_published_and_never_guessed(family, style, fil
     else:
         with pytest.raises(CheckpointError, match=expected):
             load_encoder(tmp_path)
-
-
-def test_the_identity_knows_weights_and_preprocessing():
-    one, two = small_encoder(), small_encoder()
-    assert one.identity == two.identity
-    two.normalize = False
-    assert one.fingerprint == two.fingerprint and one.identity != two.identity
 
 
 @pytest.mark.parametrize("name", packaged_encoders())

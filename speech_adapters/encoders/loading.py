@@ -75,7 +75,6 @@ class Encoder(nn.Module):
         num_parameters: of the stock model, however it is held.
         quantization: "int8", "int4" or "nf4" when :meth:`quantize` was called, else None.
         fingerprint: SHA-256 of all its frozen weights, as they were loaded.
-        identity: SHA-256 of all that shapes its output: weights and preprocessing. For the keys of caches.
     """
 
     def __init__(
@@ -143,10 +142,6 @@ class Encoder(nn.Module):
         if self._fingerprint is None:
             self._fingerprint = fingerprint(self.model.state_dict())
         return self._fingerprint
-
-    @property
-    def identity(self) -> str:
-        return hashlib.sha256(f"{self.fingerprint} normalize={self.normalize}".encode()).hexdigest()
 
     def quantize(self, kind: Quantization) -> Encoder:
         """Hold the weights in 8 or 4 bits from now on; the fingerprint stays that of the weights as loaded.
@@ -260,13 +255,14 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
 def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
     """Raise a CheckpointError that opens with ``where`` and names the first tensor with NaN or infinite values."""
     for name, tensor in tensors.items():
-        # One number a tensor: NaN and infinities do not leave a sum, and only then is each value looked at.
-        if tensor.is_floating_point() and not tensor.detach().float().sum().isfinite():
-            if not tensor.detach().isfinite().all():
-                raise CheckpointError(
-                    f"{where}: tensor {name!r} holds values that are not finite (NaN or infinite); take weights from "
-                    "before its training came apart."
-                )
+        if not tensor.is_floating_point():
+            continue
+        # NaN and infinities do not leave a sum; it overflows at large values too, so each is looked at then.
+        if not tensor.detach().float().sum().isfinite() and not tensor.detach().isfinite().all():
+            raise CheckpointError(
+                f"{where}: tensor {name!r} holds values that are not finite (NaN or infinite); take weights from "
+                "before its training came apart."
+            )
 
 
 def _resolve(name: str, revision: str | None) -> Path:
