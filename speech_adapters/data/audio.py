@@ -396,19 +396,36 @@ def _silent_mp3(head: bytes) -> Iterator[None]:
                 os.close(_terminal)
 
 
+_CHUNKS = {
+    "WAV": (12, "<4sI", b"data", 0, 2),
+    "WAVEX": (12, "<4sI", b"data", 0, 2),
+    "AIFF": (12, ">4sI", b"SSND", 0, 2),
+    "CAF": (8, ">4sq", b"data", 0, 1),
+    "W64": (40, "<16sq", b"data\xf3\xac\xd3\x11\x8c\xd1\x00\xc0\x4f\x8e\xdb\x8a", -24, 8),
+}
+"""Where a container's first chunk stands, its name and length, the name of the chunk of samples, what is added to the
+length for the bytes after the two, and what they are padded to."""
+
+
 def _is_cut(path: Path, format_name: str) -> bool:
-    """Whether a WAV or Ogg file ends before its own structure says so; libsndfile reads such files without a word."""
+    """Whether a file ends before its own structure says so; libsndfile reads such files without a word."""
     size = path.stat().st_size
     with path.open("rb") as file:
-        if format_name in ("WAV", "WAVEX") and file.read(4) == b"RIFF":
-            position = 12
-            while position + 8 <= size:
+        if format_name in _CHUNKS:
+            position, layout, samples, added, padding = _CHUNKS[format_name]
+            head = struct.calcsize(layout)
+            if file.read(4) == b"RIFX":
+                layout = layout.replace("<", ">")
+            while position + head <= size:
                 file.seek(position)
-                name, length = struct.unpack("<4sI", file.read(8))
-                if name == b"data":
-                    streamed = length >= 0x7FFF_0000  # written to a pipe: the length was not known
-                    return not streamed and position + 8 + length > size
-                position += 8 + length + length % 2
+                name, length = struct.unpack(layout, file.read(head))
+                length += added
+                if name == samples:
+                    streamed = length < 0 or 0x7FFF_0000 <= length < 1 << 32  # to a pipe: the length was not known
+                    return not streamed and position + head + length > size
+                if length < 0:
+                    return False
+                position += head + length + -length % padding
         elif format_name == "OGG":
             tail = 65_307  # the largest Ogg page (RFC 3533, section 6)
             file.seek(max(0, size - tail))

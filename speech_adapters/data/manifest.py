@@ -44,14 +44,17 @@ SHOWN_PROBLEMS = 20
 class _PathField:
     """A field that takes a path and gives a Path, made on access: Paths took most of the memory of a million lines."""
 
+    def __init__(self, slot: Any) -> None:
+        self.slot = slot
+
     def __get__(self, utterance: Any, owner: type) -> Any:
-        return self if utterance is None else Path(utterance._path)
+        return self if utterance is None else Path(self.slot.__get__(utterance))
 
     def __set__(self, utterance: Any, path: str | os.PathLike[str]) -> None:
-        object.__setattr__(utterance, "_path", path)
+        self.slot.__set__(utterance, path)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Utterance:
     """One line of a manifest. ``duration`` and ``offset`` are in seconds; ``audio_filepath`` is absolute.
 
@@ -86,7 +89,7 @@ class Utterance:
         return read_audio(self.audio_filepath, offset=self.offset, duration=self.duration, channel=channel)
 
 
-Utterance.audio_filepath = _PathField()  # type: ignore[assignment]
+Utterance.audio_filepath = _PathField(Utterance.audio_filepath)  # type: ignore[assignment]
 
 
 class Manifest(Sequence[Utterance]):
