@@ -18,6 +18,7 @@ from speech_adapters.data.audio import write_audio
 from speech_adapters.data.manifest import Manifest, Utterance
 from speech_adapters.errors import ConfigError, ManifestError
 from speech_adapters.model import SpeechAdapterModel
+from speech_adapters.tasks.domains import forgetting
 
 PATH = Path(__file__).parents[1] / "recipes" / "call_center.py"
 DOMAINS = ("studio", "telephone", "noisy")
@@ -148,10 +149,10 @@ def test_what_cannot_be_compared_is_refused(recipe, data, tmp_path):
             recipe.find_domains(configure(recipe, data, *arguments))
 
 
-def test_forgetting_is_read_off_the_matrix(recipe):
+def test_forgetting_is_read_off_the_matrix():
     cells = {
         "full-after-a": {"a": {"value": 0.2}, "b": {"value": 0.9}},
         "full-after-b": {"a": {"value": 0.5}, "b": {"value": 0.3}},
     }
-    assert recipe.forgetting(cells, ["a", "b"]) == {"adapters": {"a": 0.0}, "full": {"a": pytest.approx(0.3)}}
-    assert recipe.forgetting({}, ["a", "b"]) == {"adapters": {"a": 0.0}}
+    assert forgetting(cells, ["a", "b"]) == {"adapters": {"a": 0.0}, "full": {"a": pytest.approx(0.3)}}
+    assert forgetting({}, ["a", "b"]) == {"adapters": {"a": 0.0}}

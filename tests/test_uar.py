@@ -18,7 +18,7 @@ from sklearn.metrics import (
 
 from speech_adapters.errors import InputError
 from speech_adapters.metrics.bootstrap import bootstrap_statistic, bootstrap_sums
-from speech_adapters.metrics.classification import ClassificationResult, score_classification
+from speech_adapters.metrics.classification import ClassificationResult, check_labels_of, score_classification
 
 LABELS = ("angry", "happy", "neutral", "sad")
 ROWS = st.lists(
@@ -162,3 +162,22 @@ def test_table_and_dictionary():
 def test_bad_arguments_are_named(arguments, options, message):
     with pytest.raises(InputError, match=message):
         score_classification(*arguments, **options)
+
+
+@pytest.mark.parametrize("seed", range(32))
+def test_a_class_that_one_of_four_speakers_has_is_scored(seed):
+    """A third of the draws miss that speaker and say nothing of the class; the others make its interval."""
+    rng = np.random.default_rng(seed)
+    speakers = [f"s{i % 4}" for i in range(40)]
+    labels = [
+        "rare" if speaker == "s3" and rng.random() < 0.5 else ("calm", "sad")[i % 2]
+        for i, speaker in enumerate(speakers)
+    ]
+    labels[3] = "rare"
+    check_labels_of(labels, [str(i) for i in range(40)], ("calm", "rare", "sad"))
+    guesses = [label if rng.random() < 0.7 else "calm" for label in labels]
+    result = score_classification(labels, guesses, speakers, n=200, seed=seed)
+    for interval in (result.ua, result.macro_f1, result.per_class["rare"].recall):
+        assert 0 <= interval.low <= interval.value <= interval.high <= 1
+    with pytest.raises(InputError, match="'sad' and 'Sad' differ in case"):
+        score_classification(["sad", "calm"], ["Sad", "calm"])

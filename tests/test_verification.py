@@ -263,3 +263,11 @@ def test_score_files(corpus, tmp_path):
 def test_a_result_prints_its_figures():
     result = verification_result(np.array([3.0, 2, 1, 0]), np.array([1, 1, 0, 0]), llr=True, draws=5)
     assert "EER 0.00 % [0.00, " in str(result) and "cllr 0.7" in str(result)
+
+
+def test_reversed_scores_are_said():
+    scores, labels = np.array([0.0, 1, 2, 3]), np.array([1, 1, 0, 0])
+    result = verification_result(scores, labels, draws=5)
+    assert result.reversed and "are the scores reversed?" in str(result)
+    mended = verification_result(-scores, labels, draws=5)
+    assert not mended.reversed and "reversed" not in str(mended)
