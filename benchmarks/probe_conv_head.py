@@ -31,15 +31,16 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from speech_adapters.audio import SAMPLE_RATE, read_audio
 from speech_adapters.config import option, parse_cli, run_main
+from speech_adapters.data.audio import SAMPLE_RATE, read_audio
+from speech_adapters.data.manifest import Manifest, check_disjoint
 from speech_adapters.encoders import load_encoder
 from speech_adapters.errors import ConfigError
-from speech_adapters.evaluation.wer import WERResult, word_error_rate
 from speech_adapters.heads.ctc import CTCHead
 from speech_adapters.heads.decoding import greedy_decode
-from speech_adapters.manifest import Manifest, check_disjoint
-from speech_adapters.training.run_folder import RunFolder, environment
+from speech_adapters.metrics.wer import WERResult, word_error_rate
+from speech_adapters.runs.environment import environment
+from speech_adapters.runs.folder import RunFolder
 
 
 @dataclass(kw_only=True)

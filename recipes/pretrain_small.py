@@ -30,17 +30,18 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, cross_entropy, max_pool1d, pad
 from torchaudio.functional import resample
 
-from speech_adapters.audio import SAMPLE_RATE
 from speech_adapters.config import option, parse_cli, run_main
+from speech_adapters.data.audio import SAMPLE_RATE
+from speech_adapters.data.crops import Speech
+from speech_adapters.data.manifest import Manifest, check_disjoint
 from speech_adapters.encoders import encode
 from speech_adapters.errors import ConfigError
-from speech_adapters.manifest import Manifest, check_disjoint
-from speech_adapters.objectives.crops import Speech
 from speech_adapters.objectives.distillation import HiddenStateDistillation
 from speech_adapters.objectives.mel_start import mel_stack, start_as_mel
 from speech_adapters.objectives.whisper_student import save_encoder, whisper_student
 from speech_adapters.objectives.whisper_teacher import STRIDE, WhisperTeacher
-from speech_adapters.training.run_folder import RunFolder, environment
+from speech_adapters.runs.environment import environment
+from speech_adapters.runs.folder import RunFolder
 
 FIELD = 1040
 """Receptive field in samples of :func:`mel_stack`'s frames: five mel frames."""

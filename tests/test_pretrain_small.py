@@ -13,10 +13,10 @@ import torch
 from test_distillation import save_tiny_teacher
 from test_mel_start import voices
 
-from speech_adapters.audio import write_audio
+from speech_adapters.data.audio import write_audio
+from speech_adapters.data.manifest import Manifest, Utterance
 from speech_adapters.encoders import load_encoder
 from speech_adapters.errors import ConfigError, ManifestError
-from speech_adapters.manifest import Manifest, Utterance
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "pretrain_small.py"
 

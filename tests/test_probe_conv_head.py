@@ -13,9 +13,9 @@ import torch
 from small_encoders import stock_model
 from test_distillation import noise
 
-from speech_adapters.audio import write_audio
+from speech_adapters.data.audio import write_audio
+from speech_adapters.data.manifest import Manifest, Utterance
 from speech_adapters.errors import ConfigError
-from speech_adapters.manifest import Manifest, Utterance
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
