@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from speech_adapters.data.audio import SAMPLE_RATE, check_waveform, pack, read_audio, unpack
+from speech_adapters.data.audio import SAMPLE_RATE, check_waveform, pack, unpack
 from speech_adapters.data.augmentation import Augmentation
 from speech_adapters.data.manifest import Manifest, Utterance
 from speech_adapters.errors import InputError
@@ -77,7 +77,7 @@ class SpeechDataset(UtteranceDataset):
         if self._kept is not None and index in self._kept:
             return unpack(*self._kept[index])
         utterance = self.manifest[index]
-        audio = read_audio(utterance.audio_filepath, offset=utterance.offset, duration=utterance.duration)
+        audio = utterance.waveform()
         if self._kept is not None:
             self._kept[index] = pack(audio)
             return unpack(*self._kept[index])
