@@ -14,6 +14,14 @@ from typing import IO, Any
 
 from speech_adapters.errors import InputError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+_HELD: dict[Path, IO[str]] = {}
+"""The locks of this process, by folder."""
+
 
 @contextlib.contextmanager
 def atomic(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
@@ -65,6 +73,27 @@ def _runs(process: int) -> bool:
     except OSError:  # another user's
         return True
     return True
+
+
+def hold(folder: str | os.PathLike[str]) -> None:
+    """Lock a folder until this process ends: two writers would mix what they write. Holding it twice is one lock.
+
+    Raises:
+        InputError: another process holds it, or it cannot be written to.
+    """
+    place = Path(folder).resolve()
+    if fcntl is None or place in _HELD:  # Windows has no flock; there nothing keeps two processes apart
+        return
+    try:
+        lock = (place / ".lock").open("w")
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(
+            f"{folder}: another process writes to this folder; wait for it, or name another one"
+        ) from None
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written to ({error.strerror}); name another folder") from error
+    _HELD[place] = lock
 
 
 def write_text(path: str | os.PathLike[str], text: str | Iterable[str]) -> None:
