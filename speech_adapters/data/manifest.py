@@ -89,7 +89,7 @@ class Utterance:
         return read_audio(self.audio_filepath, offset=self.offset, duration=self.duration, channel=channel)
 
 
-Utterance.audio_filepath = _PathField(Utterance.audio_filepath)  # type: ignore[assignment]
+Utterance.audio_filepath = _PathField(Utterance.audio_filepath)  # type: ignore[assignment, misc]
 
 
 class Manifest(Sequence[Utterance]):
