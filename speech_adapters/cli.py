@@ -18,6 +18,7 @@ from speech_adapters.corpora import CORPORA
 
 
 def encoders(arguments: argparse.Namespace) -> None:
+    """List the packaged encoders."""
     from speech_adapters.encoders import load_encoder, packaged_encoders
 
     for name in packaged_encoders():
@@ -26,6 +27,7 @@ def encoders(arguments: argparse.Namespace) -> None:
 
 
 def adapters(arguments: argparse.Namespace) -> None:
+    """Show every preset on an encoder."""
     from speech_adapters.adapters import PRESETS
     from speech_adapters.model import SpeechAdapterModel
 
@@ -41,6 +43,7 @@ def adapters(arguments: argparse.Namespace) -> None:
 
 
 def check(arguments: argparse.Namespace) -> int:
+    """Print all that training or scoring would trip over; 2 where there is anything."""
     from speech_adapters.data.corpus_check import check_corpus, read_all
 
     manifests, findings = read_all(arguments.manifests)
@@ -54,6 +57,7 @@ def check(arguments: argparse.Namespace) -> int:
 
 
 def prepare(arguments: argparse.Namespace) -> None:
+    """Write the manifests of a corpus."""
     from speech_adapters import corpora
     from speech_adapters.data.manifest import Manifest
 
@@ -63,6 +67,7 @@ def prepare(arguments: argparse.Namespace) -> None:
 
 
 def transcribe(arguments: argparse.Namespace) -> None:
+    """Print what is said in each audio file."""
     import torch
 
     from speech_adapters.data.audio import check_waveform, read_audio
@@ -85,6 +90,7 @@ def transcribe(arguments: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line ``argv``, by default the process's own, and exit."""
     parser = argparse.ArgumentParser(
         "speech-adapters", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

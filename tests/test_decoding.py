@@ -194,6 +194,16 @@ def test_silence_stays_silent_with_a_language_model(arpa):
     assert beam_search(logits, torch.tensor([8, 0]), VOCABULARY, lm_path=arpa) == ["", ""]
 
 
+@pytest.mark.parametrize("preface", [b"\xef\xbb\xbf", b"# made by hand\n\n", b"\xef\xbb\xbf# by hand\n"])
+def test_what_stands_before_the_data_is_passed_over(arpa, tmp_path, preface: bytes):
+    marked = tmp_path / "marked.arpa"
+    marked.write_bytes(preface + arpa.read_bytes())
+    logits, lengths = frames("TH_E_|_C_A_T")[None], torch.tensor([12])
+    assert beam_search(logits, lengths, VOCABULARY, lm_path=marked) == beam_search(
+        logits, lengths, VOCABULARY, lm_path=arpa
+    )
+
+
 def test_compressed_models_are_read(arpa):
     pytest.importorskip("flashlight", reason="the extra 'decode' is not installed")
     packed = arpa.with_suffix(".arpa.gz")
