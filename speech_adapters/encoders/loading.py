@@ -177,7 +177,7 @@ class Encoder(nn.Module):
         centred = (waveforms - mean) * real
         return centred / (centred.square().sum(1, keepdim=True) / count + 1e-7).sqrt()
 
-    def forward(self, waveforms: Tensor | None = None, lengths: Tensor | None = None, **options) -> EncoderOutput:
+    def forward(self, waveforms: Tensor | None = None, lengths: Tensor | None = None, **options: Any) -> EncoderOutput:
         """:func:`~speech_adapters.encoders.forward.encode` on raw waveforms (normalised if the model wants it)."""
         if waveforms is not None:
             waveforms = self.normalized(waveforms, lengths).to(self.model.dtype)
@@ -395,7 +395,7 @@ def _load_model(folder: Path, name: str) -> nn.Module:
     ):  # else it would be drawn anew, and be another encoder, in each process
         nn.init.zeros_(model.masked_spec_embed)
     check_finite(model.state_dict(), name)
-    return model  # type: ignore[no-any-return]
+    return model
 
 
 def _normalize(folder: Path, config: Any) -> bool:

@@ -7,6 +7,7 @@ relatives that this package works on, and hold no more than it uses. An Encoder 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -23,6 +24,8 @@ class StockConfig(Protocol):
     conv_dim: Sequence[int]
     conv_kernel: Sequence[int]
     conv_stride: Sequence[int]
+    num_codevector_groups: int
+    num_codevectors_per_group: int
 
 
 class StockAttention(nn.Module):
@@ -74,6 +77,12 @@ class StockConvLayer(nn.Module):
     conv: nn.Conv1d
 
 
+class StockFeatureProjection(nn.Module):
+    """What brings the CNN's frames to the width of the layers."""
+
+    projection: nn.Linear
+
+
 class StockFeatureExtractor(nn.Module):
     """The convolutional feature extractor."""
 
@@ -86,7 +95,8 @@ class StockModel(nn.Module):
     config: StockConfig
     dtype: torch.dtype
     feature_extractor: StockFeatureExtractor
-    feature_projection: nn.Module
+    feature_projection: StockFeatureProjection
     encoder: StockLayers
     masked_spec_embed: Tensor
     peft_config: dict[str, object]
+    save_pretrained: Callable[[Path], None]
