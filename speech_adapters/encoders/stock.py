@@ -71,15 +71,23 @@ class StockLayers(nn.Module):
     layers: Sequence[StockLayer]
 
 
-class StockConvLayer(nn.Module):
-    """One block of the convolutional feature extractor."""
+class StockConv(nn.Conv1d):
+    """A convolution of the feature extractor; its bias stands where ``conv_bias`` is set."""
 
-    conv: nn.Conv1d
+    bias: Tensor
+
+
+class StockConvLayer(nn.Module):
+    """One block of the convolutional feature extractor; each has its norm where ``feat_extract_norm`` is "layer"."""
+
+    conv: StockConv
+    layer_norm: nn.LayerNorm
 
 
 class StockFeatureProjection(nn.Module):
-    """What brings the CNN's frames to the width of the layers."""
+    """What brings the CNN's frames to the width of the layers; some HuBERT models have no norm here."""
 
+    layer_norm: nn.LayerNorm
     projection: nn.Linear
 
 
