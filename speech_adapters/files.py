@@ -54,7 +54,7 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
 
 
 def sweep(path: Path) -> None:
-    """Remove what processes that no longer run left of ``path``: ``.<name>.<anything>.<pid>.tmp``, files or folders."""
+    """Remove what killed processes left of ``path``: ``.<name>.<anything>.<pid>.tmp``, files or folders."""
     for left in path.parent.glob(f".{_literal(path.name)}.*.tmp"):
         number = re.fullmatch(r".*\.(\d+)\.tmp", left.name)
         if number is not None and not _runs(int(number[1])):
