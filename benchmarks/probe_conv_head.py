@@ -45,6 +45,8 @@ from speech_adapters.runs.folder import RunFolder
 
 @dataclass(kw_only=True)
 class Probe:
+    """Which encoder is scored, on which transcripts, and the head that is trained on it."""
+
     encoder: str | None = option(None, "packaged name, folder or hub id")
     teacher: Path | None = option(None, "a Whisper encoder (safetensors) in its place")
     train: Path | None = option(None, "manifest; by default asr_librispeech_train of $SPEECH_ADAPTERS_DATA")

@@ -37,7 +37,7 @@ def adapters(arguments: argparse.Namespace) -> None:
         model.add_adapter(name, name, arguments.task)
         count = model.count_parameters()
         print(f"\n{name}: {count['trainable']:,} trainable ({count['percent']:.2f} %)")
-        for line in model.adapters[name].describe():
+        for line in model.registry.adapter(name).describe():
             print(f"  {line}")
         model.delete_adapter(name)
 
@@ -71,9 +71,11 @@ def transcribe(arguments: argparse.Namespace) -> None:
     import torch
 
     from speech_adapters.data.audio import check_waveform, read_audio
-    from speech_adapters.heads.decoding import greedy_decode
+    from speech_adapters.errors import ConfigError
+    from speech_adapters.heads.ctc import CTCHeadModule
     from speech_adapters.model import SpeechAdapterModel
     from speech_adapters.tasks.asr import use_own_ctc_head
+    from speech_adapters.tasks.predict import head_output
 
     waveforms = [read_audio(path, channel="mix") for path in arguments.audio]
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -81,12 +83,14 @@ def transcribe(arguments: argparse.Namespace) -> None:
     if arguments.adapter:
         model.load_adapter(arguments.adapter)
     model.load_head(arguments.head) if arguments.head else use_own_ctc_head(model)
-    model.eval()
+    head = model.eval().head
+    if not isinstance(head, CTCHeadModule):
+        raise ConfigError(f"--head {arguments.head}: does not write text; give the folder of a CTC head.")
     for path, waveform in zip(arguments.audio, waveforms, strict=True):
         check_waveform(waveform, path, model.encoder.receptive_field)
         with torch.no_grad():
             output = model(waveform.unsqueeze(0).to(device))
-        print(f"{path}\t{greedy_decode(output.logits, output.frame_lengths, model.head.config.vocabulary)[0]}")
+        print(f"{path}\t{head.predict(head_output(output))[0]}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
