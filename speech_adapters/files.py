@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -37,7 +38,7 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(path)
+        sweep(path)
         with temporary.open("wb") as file:
             yield file
             file.flush()
@@ -52,12 +53,12 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
             temporary.unlink(missing_ok=True)
 
 
-def _sweep(path: Path) -> None:
-    """Remove the temporary files that processes which no longer run left of ``path``."""
+def sweep(path: Path) -> None:
+    """Remove what killed processes left of ``path``: ``.<name>.<anything>.<pid>.tmp``, files or folders."""
     for left in path.parent.glob(f".{_literal(path.name)}.*.tmp"):
         number = re.fullmatch(r".*\.(\d+)\.tmp", left.name)
         if number is not None and not _runs(int(number[1])):
-            left.unlink(missing_ok=True)
+            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
 
 
 def _literal(name: str) -> str:

@@ -243,6 +243,8 @@ def test_what_is_not_finite_is_skipped_and_stops_the_run_in_the_end(manifest, tm
     model, run, result = run_training(manifest, tmp_path / "once", spoil({4}), updates=6)
     assert result.skipped == 1 and run.read_metrics()[-1]["skipped"] == 1 and result.final_loss == result.final_loss
     assert all(p.isfinite().all() for p in model.parameters())
+    model, _, result = run_training(manifest, tmp_path / "second", spoil({2}), updates=6)  # that of the alive check
+    assert result.skipped == 1 and all(p.isfinite().all() for p in model.parameters())
     with pytest.raises(TrainingError, match="3 updates in a row .* not finite.*u[0-9]"):
         run_training(manifest, tmp_path / "always", spoil(set(range(4, 99))), updates=12)
 
