@@ -60,6 +60,8 @@ class Student:
 
 @dataclass(kw_only=True)
 class Pretrain:
+    """Which student learns from which teacher, on which speech."""
+
     data: Path | None = option(None, "where relative paths below start; by default $SPEECH_ADAPTERS_DATA")
     train: tuple[Path, ...] = option(
         (Path("manifests/sv_librispeech_train.jsonl"), Path("manifests/asr_arctic_train.jsonl")),

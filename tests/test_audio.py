@@ -20,7 +20,7 @@ def tone(seconds: float = 1.0, rate: int = 16_000, hertz: float = 440.0) -> torc
     return 0.5 * torch.sin(2 * math.pi * hertz * torch.arange(round(seconds * rate)) / rate)
 
 
-@pytest.mark.parametrize("suffix, loss", [(".wav", 1e-4), (".flac", 1e-4), (".ogg", 0.05), (".opus", 0.05)])
+@pytest.mark.parametrize(("suffix", "loss"), [(".wav", 1e-4), (".flac", 1e-4), (".ogg", 0.05), (".opus", 0.05)])
 def test_formats_round_trip(tmp_path: Path, suffix: str, loss: float):
     path = tmp_path / f"tone{suffix}"
     write_audio(path, tone())
@@ -171,7 +171,7 @@ def test_a_wav_written_to_a_pipe_is_not_cut(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "arguments, message",
+    ("arguments", "message"),
     [
         ({"resample": False, "sample_rate": 8_000}, "sampled at 16000 Hz, expected 8000.*resample=True"),
         ({"offset": 1.0}, "offset=1.0 s lies behind its end at 1.000 s"),
@@ -188,7 +188,7 @@ def test_bad_arguments(tmp_path: Path, arguments: dict, message: str):
 
 
 @pytest.mark.parametrize(
-    "waveform, message",
+    ("waveform", "message"),
     [
         (torch.zeros(2, 800), r"shape \(2, 800\), expected \(samples,\)"),
         (torch.zeros(800, dtype=torch.int16), "int16"),
@@ -245,7 +245,7 @@ def test_flac_of_unknown_length_is_read(tmp_path: Path):
     assert len(read_audio(path, offset=0.5, duration=0.25)) == 4_000
 
 
-@pytest.mark.parametrize("written, asked", [("NFC", "NFD"), ("NFD", "NFC")])
+@pytest.mark.parametrize(("written", "asked"), [("NFC", "NFD"), ("NFD", "NFC")])
 def test_names_that_look_the_same_are_found(tmp_path: Path, written: str, asked: str):
     folder = tmp_path / unicodedata.normalize(written, "Zoë")
     folder.mkdir()

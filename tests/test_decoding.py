@@ -150,7 +150,7 @@ def arpa(tmp_path):
 
 
 def ambiguous() -> tuple[torch.Tensor, torch.Tensor]:
-    """ "THE CAT", in which the last letter may be an R; and "CAT" alone, without a final delimiter."""
+    """The words "THE CAT", in which the last letter may be an R; and "CAT" alone, without a final delimiter."""
     last = frames("T", 0.8)
     last[0, VOCABULARY.tokens.index("R")] = math.log(0.1)
     sentence = torch.cat([frames("THE|CA"), last])

@@ -208,7 +208,7 @@ def test_subsets_are_seeded_and_nested():
 
 
 @pytest.mark.parametrize(
-    "arguments, message",
+    ("arguments", "message"),
     [
         ({}, "needs hours= or size="),
         ({"size": 1, "hours": 1.0}, "only one"),

@@ -192,6 +192,7 @@ class ActiveLearner:
             if config.reserve == 0:
                 return None
         stopped, last_choice = bool(self._of("stop")), config.rounds - (2 if config.reserve > 0 else 1)
+        strategy: str
         if number == 0:
             stage, strategy, amount = "start", config.cold_start, config.initial * config.budget
         elif stopped or number > last_choice:

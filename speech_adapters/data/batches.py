@@ -29,7 +29,6 @@ class UtteranceDataset(Dataset[Item]):
 
     Attributes:
         epoch: of the training, which random crops and augmentation follow.
-        durations: seconds of each utterance, as it will be heard.
     """
 
     manifest: Manifest
@@ -37,6 +36,7 @@ class UtteranceDataset(Dataset[Item]):
 
     @property
     def durations(self) -> list[float]:
+        """Seconds of each utterance, as it will be heard."""
         return [utterance.duration for utterance in self.manifest]
 
     def __len__(self) -> int:
@@ -69,6 +69,7 @@ class SpeechDataset(UtteranceDataset):
 
     @property
     def durations(self) -> list[float]:
+        """Seconds of each utterance, or of its crop."""
         longest = self.crop_seconds or float("inf")
         return [min(utterance.duration, longest) for utterance in self.manifest]
 
@@ -204,6 +205,7 @@ class LengthBatches(Sampler[list[int]]):
         return len(range(self.rank, self._count, self.world_size))
 
     def set_epoch(self, epoch: int) -> None:
+        """Draw the batches of this epoch from now on."""
         self.epoch = epoch
 
 

@@ -68,13 +68,12 @@ class Encoder(nn.Module):
 
     Attributes:
         model: the stock ``transformers`` module; its parameters need no gradient and it never leaves eval mode.
-        name, revision: where it came from; family: a key of ``FAMILIES``.
+        name, revision: where it came from.
         normalize: whether waveforms are brought to zero mean and unit variance first (``do_normalize`` of
             ``preprocessor_config.json`` or ``processor_config.json``, else ``PUBLISHED_NORMALIZE``).
         ctc: the checkpoint's own CTC head, or None.
         num_parameters: of the stock model, however it is held.
         quantization: "int8", "int4" or "nf4" when :meth:`quantize` was called, else None.
-        fingerprint: SHA-256 of all its frozen weights, as they were loaded.
     """
 
     def __init__(
@@ -96,22 +95,27 @@ class Encoder(nn.Module):
 
     @property
     def config(self) -> StockConfig:
+        """The checkpoint's own."""
         return self.model.config
 
     @property
     def family(self) -> str:
+        """A key of ``FAMILIES``, where the family is a known one."""
         return self.config.model_type
 
     @property
     def hidden_size(self) -> int:
+        """D, channels of a hidden state."""
         return self.config.hidden_size
 
     @property
     def device(self) -> torch.device:
+        """Where its parameters are."""
         return next(self.model.parameters()).device
 
     @property
     def num_layers(self) -> int:
+        """Transformer layers."""
         return len(self.model.encoder.layers)
 
     @property
@@ -139,6 +143,7 @@ class Encoder(nn.Module):
 
     @property
     def fingerprint(self) -> str:
+        """SHA-256 of all its frozen weights, as they were loaded."""
         if self._fingerprint is None:
             self._fingerprint = fingerprint(self.model.state_dict())
         return self._fingerprint
@@ -177,7 +182,7 @@ class Encoder(nn.Module):
         centred = (waveforms - mean) * real
         return centred / (centred.square().sum(1, keepdim=True) / count + 1e-7).sqrt()
 
-    def forward(self, waveforms: Tensor | None = None, lengths: Tensor | None = None, **options) -> EncoderOutput:
+    def forward(self, waveforms: Tensor | None = None, lengths: Tensor | None = None, **options: Any) -> EncoderOutput:
         """:func:`~speech_adapters.encoders.forward.encode` on raw waveforms (normalised if the model wants it)."""
         if waveforms is not None:
             waveforms = self.normalized(waveforms, lengths).to(self.model.dtype)
@@ -390,12 +395,10 @@ def _load_model(folder: Path, name: str) -> nn.Module:
             f"{name}: the checkpoint lacks {len(missing)} of the encoder's tensors or has them in other shapes "
             f"({lacking} ...); it belongs to another architecture or is incomplete."
         )
-    if (
-        MASK_EMBEDDING in report["missing_keys"]
-    ):  # else it would be drawn anew, and be another encoder, in each process
+    if MASK_EMBEDDING in report["missing_keys"]:  # drawn anew, it would make another encoder in each process
         nn.init.zeros_(model.masked_spec_embed)
     check_finite(model.state_dict(), name)
-    return model  # type: ignore[no-any-return]
+    return model
 
 
 def _normalize(folder: Path, config: Any) -> bool:

@@ -7,6 +7,7 @@ relatives that this package works on, and hold no more than it uses. An Encoder 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -23,6 +24,8 @@ class StockConfig(Protocol):
     conv_dim: Sequence[int]
     conv_kernel: Sequence[int]
     conv_stride: Sequence[int]
+    num_codevector_groups: int
+    num_codevectors_per_group: int
 
 
 class StockAttention(nn.Module):
@@ -68,10 +71,24 @@ class StockLayers(nn.Module):
     layers: Sequence[StockLayer]
 
 
-class StockConvLayer(nn.Module):
-    """One block of the convolutional feature extractor."""
+class StockConv(nn.Conv1d):
+    """A convolution of the feature extractor; its bias stands where ``conv_bias`` is set."""
 
-    conv: nn.Conv1d
+    bias: Tensor
+
+
+class StockConvLayer(nn.Module):
+    """One block of the convolutional feature extractor; each has its norm where ``feat_extract_norm`` is "layer"."""
+
+    conv: StockConv
+    layer_norm: nn.LayerNorm
+
+
+class StockFeatureProjection(nn.Module):
+    """What brings the CNN's frames to the width of the layers; some HuBERT models have no norm here."""
+
+    layer_norm: nn.LayerNorm
+    projection: nn.Linear
 
 
 class StockFeatureExtractor(nn.Module):
@@ -86,7 +103,8 @@ class StockModel(nn.Module):
     config: StockConfig
     dtype: torch.dtype
     feature_extractor: StockFeatureExtractor
-    feature_projection: nn.Module
+    feature_projection: StockFeatureProjection
     encoder: StockLayers
     masked_spec_embed: Tensor
     peft_config: dict[str, object]
+    save_pretrained: Callable[[Path], None]

@@ -17,11 +17,13 @@ teacher's two convolutions. To start as the classical features and then to learn
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import conv1d, gelu
 
+from speech_adapters.encoders.stock import StockConvLayer, StockModel
 from speech_adapters.objectives.whisper_teacher import HOP, WINDOW, WhisperTeacher
 
 BINS, PHASES = WINDOW // 2 - 1, 3
@@ -49,7 +51,7 @@ def mel_stack(width: int, mels: int = 80) -> dict[str, tuple[int, ...]]:
 
 
 @torch.no_grad()
-def start_as_mel(model: nn.Module, teacher: WhisperTeacher, heard: Tensor, taught: Tensor) -> list[float]:
+def start_as_mel(model: StockModel, teacher: WhisperTeacher, heard: Tensor, taught: Tensor) -> list[float]:
     """Fill the front-end of ``model`` (built with :func:`mel_stack`) so that it gives the teacher's layer 0.
 
     Args:
@@ -83,7 +85,7 @@ def start_as_mel(model: nn.Module, teacher: WhisperTeacher, heard: Tensor, taugh
     return [*explained, share]
 
 
-def _run(blocks: nn.ModuleList, signal: Tensor) -> Tensor:
+def _run(blocks: Sequence[StockConvLayer], signal: Tensor) -> Tensor:
     """Waveforms (B, samples) or frames (B, T, C) through stock blocks -> (B, T', C')."""
     signal = signal.unsqueeze(1) if signal.dim() == 2 else signal.transpose(1, 2)
     for block in blocks:
@@ -91,7 +93,7 @@ def _run(blocks: nn.ModuleList, signal: Tensor) -> Tensor:
     return signal.transpose(1, 2)
 
 
-def _filterbank(block: nn.Module, heard: Tensor) -> Tensor:
+def _filterbank(block: StockConvLayer, heard: Tensor) -> Tensor:
     """Block 0: bins 1 to 199 in three phases, in units of each bin's quiet level (bins,), which it returns."""
     window = torch.hann_window(WINDOW, device=heard.device)
     spectrum = torch.stft(heard, WINDOW, HOP, window=window, center=False, return_complex=True)[:, 1:-1].abs()
@@ -109,7 +111,7 @@ def _filterbank(block: nn.Module, heard: Tensor) -> Tensor:
     return quiet
 
 
-def _logarithms(block: nn.Module, magnitudes: Tensor, quiet: Tensor, filters: Tensor) -> None:
+def _logarithms(block: StockConvLayer, magnitudes: Tensor, quiet: Tensor, filters: Tensor) -> None:
     """Block 1: the steps of each band. ``magnitudes`` (B, T, C) is what block 0 gives, ``filters`` (201, mels)."""
     mel = filters[1:-1].T / filters.sum(0)[:, None]
     # Of three phases far above the quiet level, GELU leaves 3 / pi of the magnitude.
@@ -128,7 +130,7 @@ def _logarithms(block: nn.Module, magnitudes: Tensor, quiet: Tensor, filters: Te
     block.layer_norm.bias[: len(rows)] = SHARPNESS
 
 
-def _fit_block(block: nn.Module, frames: Tensor, target: Tensor, start: int) -> float:
+def _fit_block(block: StockConvLayer, frames: Tensor, target: Tensor, start: int) -> float:
     """Let a block's convolution of ``frames`` (B, T, C), from output ``start`` on, be ``target`` (B, T', D)."""
     kernel, stride = block.conv.kernel_size[0], block.conv.stride[0]
     pieces = frames.unfold(1, kernel, stride)[:, start : start + target.shape[1]]  # (B, T', C, kernel)
@@ -142,7 +144,7 @@ def _fit_block(block: nn.Module, frames: Tensor, target: Tensor, start: int) -> 
     return share
 
 
-def _with_balances(block: nn.Module, weight: Tensor, bias: Tensor) -> Tensor:
+def _with_balances(block: StockConvLayer, weight: Tensor, bias: Tensor) -> Tensor:
     """Set the first channels to ``weight`` (D, C, kernel), and the next to what keeps their sum at zero."""
     balance = -weight.sum(0, keepdim=True).expand(BALANCES, -1, -1) / BALANCES
     total = torch.cat([weight, balance])
@@ -151,7 +153,7 @@ def _with_balances(block: nn.Module, weight: Tensor, bias: Tensor) -> Tensor:
     return total
 
 
-def _constants(block: nn.Module, start: int, largest: float) -> float:
+def _constants(block: StockConvLayer, start: int, largest: float) -> float:
     """Let the channels from ``start`` on be constants that dominate a norm of ``largest``; their outputs are 0.
 
     Returns: the deviation that LayerNorm then divides by.

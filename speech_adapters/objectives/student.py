@@ -20,6 +20,7 @@ from speech_adapters.config import option
 from speech_adapters.data.audio import SAMPLE_RATE
 from speech_adapters.data.crops import Crops, Speech, crop_batches
 from speech_adapters.encoders import encode
+from speech_adapters.encoders.stock import StockModel
 from speech_adapters.errors import CheckpointError
 from speech_adapters.files import atomic
 from speech_adapters.objectives.distillation import HiddenStateDistillation
@@ -75,7 +76,7 @@ class StudentDistillation(Learner):
 
     def __init__(
         self,
-        student: nn.Module,
+        student: StockModel,
         teacher: WhisperTeacher,
         distillation: HiddenStateDistillation,
         stage: Stage,
@@ -130,7 +131,7 @@ class StudentDistillation(Learner):
 
 
 def distil(
-    student: nn.Module,
+    student: StockModel,
     teacher: WhisperTeacher,
     distillation: HiddenStateDistillation,
     stages: Mapping[str, Stage],
@@ -196,7 +197,7 @@ def normalized(waves: Tensor) -> Tensor:
     return centred / (centred.square().mean(1, keepdim=True) + 1e-7).sqrt()
 
 
-def student_states(model: nn.Module, waves: Tensor, stop: int) -> tuple[Tensor, ...]:
+def student_states(model: StockModel, waves: Tensor, stop: int) -> tuple[Tensor, ...]:
     """States 0 to ``stop``, (B, T, D) each; the last layer's after the final LayerNorm, as the teacher's.
 
     State 0 alone is what the front-end says, before positions are added: they take half of its time.

@@ -13,12 +13,14 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from speech_adapters.data.audio import SAMPLE_RATE
+from speech_adapters.encoders.stock import StockModel
 from speech_adapters.errors import CheckpointError
 from speech_adapters.files import write_text
 from speech_adapters.objectives.whisper_teacher import WhisperTeacher
@@ -36,7 +38,7 @@ def whisper_student(
     conv_stride: Sequence[int] = (160, 1, 1, 2),
     position_kernel: int = 64,
     position_groups: int = 16,
-) -> nn.Module:
+) -> StockModel:
     """A stock model of ``family`` ("wav2vec2", "hubert", "wavlm"): the teacher's layers behind a CNN of its own.
 
     The first filters are mel-spaced (:func:`mel_gabor`), WavLM's relative position bias is zero, the convolutional
@@ -47,6 +49,7 @@ def whisper_student(
     parameters in all.
     """
     from transformers import AutoConfig, AutoModel
+    from transformers.models.whisper.modeling_whisper import WhisperEncoderLayer
 
     whisper = teacher.encoder.config
     settings = {
@@ -68,9 +71,10 @@ def whisper_student(
         "layerdrop": 0.0,
         "mask_time_prob": 0.05,  # keeps the mask embedding, which task-adaptive pretraining uses
     }
-    model = AutoModel.from_config(AutoConfig.for_model(family, **settings)).eval()
+    model = cast(StockModel, AutoModel.from_config(AutoConfig.for_model(family, **settings)).eval())
+    layers = cast("Sequence[WhisperEncoderLayer]", teacher.encoder.layers)
     with torch.no_grad():
-        for own, other in zip(model.encoder.layers, teacher.encoder.layers, strict=True):
+        for own, other in zip(model.encoder.layers, layers, strict=True):
             for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
                 source, target = getattr(other.self_attn, name), getattr(own.attention, name)
                 target.weight.copy_(source.weight)
@@ -82,14 +86,14 @@ def whisper_student(
         model.encoder.layer_norm.load_state_dict(teacher.encoder.layer_norm.state_dict())
         first = model.feature_extractor.conv_layers[0].conv.weight
         first.copy_(mel_gabor(first.shape[0], first.shape[2]))
-        model.encoder.pos_conv_embed.conv.parametrizations.weight.original0.mul_(POSITION_START)
+        model.get_parameter("encoder.pos_conv_embed.conv.parametrizations.weight.original0").mul_(POSITION_START)
         if family == "wavlm":
-            model.encoder.layers[0].attention.rel_attn_embed.weight.zero_()
+            model.get_parameter("encoder.layers.0.attention.rel_attn_embed.weight").zero_()
     return model
 
 
 @torch.no_grad()
-def start_at_mean(model: nn.Module, mean: Tensor, std: Tensor) -> None:
+def start_at_mean(model: StockModel, mean: Tensor, std: Tensor) -> None:
     """Let the projection start near the teacher's layer 0, given its ``mean`` and ``std`` (D,) a channel.
 
     A random projection gives states of another scale (loss 17 where the mean alone scores 1); hundreds of updates go
@@ -106,7 +110,8 @@ def mel_gabor(channels: int, kernel: int) -> Tensor:
     After an hour of speech, a front-end that starts so is three times closer to its target (cosine) than a random one.
     The idea is that of Zeghidour et al., "Learning filterbanks from raw speech" (ICASSP 2018).
     """
-    mels = np.linspace(*(2595 * np.log10(1 + f / 700) for f in (60, 7600)), max(2, channels // 4))
+    low, high = (2595 * np.log10(1 + f / 700) for f in (60, 7600))
+    mels = np.linspace(low, high, max(2, channels // 4))
     frequencies = 700 * (10 ** (mels / 2595) - 1)
     times = (np.arange(kernel) - (kernel - 1) / 2) / SAMPLE_RATE
     filters = []
@@ -119,7 +124,7 @@ def mel_gabor(channels: int, kernel: int) -> Tensor:
     return torch.tensor(np.array(filters)[:channels], dtype=torch.float32).unsqueeze(1)
 
 
-def save_encoder(model: nn.Module, folder: Path, shared_with: str | None = None) -> None:
+def save_encoder(model: StockModel, folder: Path, shared_with: str | None = None) -> None:
     """Write the encoder in Hugging Face's format, weights in fp16 (read as fp32), whole or not at all."""
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)

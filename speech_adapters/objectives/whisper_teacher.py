@@ -30,6 +30,9 @@ class WhisperTeacher(nn.Module):
     tensors; the number of heads follows from Whisper's 64 channels a head.
     """
 
+    filters: Tensor
+    window: Tensor
+
     def __init__(self, weights: str | Path, receptive_field: int) -> None:
         super().__init__()
         from safetensors.torch import load_file

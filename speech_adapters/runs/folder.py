@@ -157,14 +157,17 @@ class RunFolder:
 
     @property
     def config_file(self) -> Path:
+        """The resolved configuration."""
         return self.path / "config.yaml"
 
     @property
     def metrics_file(self) -> Path:
+        """One line per logged step."""
         return self.path / "metrics.jsonl"
 
     @property
     def results_file(self) -> Path:
+        """Figures with intervals, parameters, seconds, versions."""
         return self.path / "results.json"
 
     @property
@@ -174,6 +177,7 @@ class RunFolder:
 
     @property
     def layer_weights_file(self) -> Path:
+        """What each method weighs the encoder's layers with, which the report draws."""
         return self.path / "layer_weights.json"
 
     @property
@@ -183,6 +187,7 @@ class RunFolder:
 
     @property
     def report_file(self) -> Path:
+        """The page of this run."""
         return self.path / "report.html"
 
     def checkpoint(self, name: str) -> Path:
@@ -191,12 +196,15 @@ class RunFolder:
 
     @property
     def tensorboard(self) -> Path:
+        """The folder of the event files."""
         return self.path / "tensorboard"
 
     def adapter(self, name: str) -> Path:
+        """The folder of a saved adapter."""
         return self.path / "adapters" / _file_name(name)
 
     def head(self, name: str) -> Path:
+        """The folder of a saved head."""
         return self.path / "heads" / _file_name(name)
 
     def trn(self, name: str) -> Path:
@@ -212,6 +220,7 @@ class RunFolder:
         return self.path / "scores" / f"{_file_name(name)}.txt"
 
     def save_config(self, config: Any) -> None:
+        """Write the resolved configuration, which repeats the run."""
         save_config(config, self.config_file)
 
     def log_metrics(self, metrics: Mapping[str, Any]) -> None:
