@@ -19,9 +19,22 @@ import torch
 from torch import Tensor, nn
 
 from speech_adapters.data.audio import SAMPLE_RATE
+from speech_adapters.encoders.families import family_of
 from speech_adapters.errors import CheckpointError
 from speech_adapters.files import write_text
 from speech_adapters.objectives.whisper_teacher import WhisperTeacher
+
+#: The parts of a layer with weights.
+LEARNT = (
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "out_proj",
+    "layer_norm",
+    "intermediate_dense",
+    "output_dense",
+    "final_layer_norm",
+)
 
 POSITION_START = 0.1
 """Scale of the fresh positional convolution: at full scale its noise is five times what the front-end says."""
@@ -70,21 +83,15 @@ def whisper_student(
     }
     model = AutoModel.from_config(AutoConfig.for_model(family, **settings)).eval()
     with torch.no_grad():
-        for own, other in zip(model.encoder.layers, teacher.encoder.layers, strict=True):
-            for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
-                source, target = getattr(other.self_attn, name), getattr(own.attention, name)
-                target.weight.copy_(source.weight)
-                target.bias.zero_() if source.bias is None else target.bias.copy_(source.bias)
-            own.layer_norm.load_state_dict(other.self_attn_layer_norm.state_dict())
-            own.final_layer_norm.load_state_dict(other.final_layer_norm.state_dict())
-            own.feed_forward.intermediate_dense.load_state_dict(other.fc1.state_dict())
-            own.feed_forward.output_dense.load_state_dict(other.fc2.state_dict())
-        model.encoder.layer_norm.load_state_dict(teacher.encoder.layer_norm.state_dict())
-        first = model.feature_extractor.conv_layers[0].conv.weight
+        own, whose = family_of(model.config), teacher.family
+        layers = zip(own.layer_list(model), whose.layer_list(teacher.encoder), strict=True)
+        pairs = [(own.part(to, name), whose.part(source, name)) for to, source in layers for name in LEARNT]
+        for target, source in (*pairs, (own.final_norm(model), whose.final_norm(teacher.encoder))):
+            target.weight.copy_(source.weight)
+            target.bias.zero_() if source.bias is None else target.bias.copy_(source.bias)
+        first = own.convolution(own.blocks(model)[0]).weight
         first.copy_(mel_gabor(first.shape[0], first.shape[2]))
-        model.encoder.pos_conv_embed.conv.parametrizations.weight.original0.mul_(POSITION_START)
-        if family == "wavlm":
-            model.encoder.layers[0].attention.rel_attn_embed.weight.zero_()
+        own.quieten_positions(model, POSITION_START)
     return model
 
 
@@ -95,7 +102,7 @@ def start_at_mean(model: nn.Module, mean: Tensor, std: Tensor) -> None:
     A random projection gives states of another scale (loss 17 where the mean alone scores 1); hundreds of updates go
     into that alone.
     """
-    projection = model.feature_projection.projection
+    projection = family_of(model.config).projection(model)
     projection.bias.copy_(mean)
     projection.weight.mul_(0.5 * std.unsqueeze(1))
 
@@ -128,14 +135,7 @@ def save_encoder(model: nn.Module, folder: Path, shared_with: str | None = None)
     config = json.loads((temporary / "config.json").read_text(encoding="utf-8"))
     config["dtype"] = "float32"  # fp16 is for the disk: CPUs compute in fp32
     write_text(temporary / "config.json", json.dumps(config, indent=2) + "\n")
-    preprocessor = {
-        "feature_extractor_type": "Wav2Vec2FeatureExtractor",
-        "feature_size": 1,
-        "sampling_rate": SAMPLE_RATE,
-        "do_normalize": True,
-        "padding_value": 0.0,
-        "return_attention_mask": True,
-    }
+    preprocessor = family_of(model.config).preprocessor(model.config, normalize=True)
     write_text(temporary / "preprocessor_config.json", json.dumps(preprocessor, indent=2) + "\n")
     if shared_with is not None:
         from safetensors.torch import load_file
