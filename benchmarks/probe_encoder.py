@@ -57,6 +57,8 @@ MEASURES = {"digits": "accuracy", "emotion": "unweighted average recall", "speak
 
 @dataclass(kw_only=True)
 class Probe:
+    """Which encoder is scored, by which probes, on which manifests."""
+
     encoder: str | None = option(None, "packaged name, folder or hub id")
     random: bool = option(False, "also score the encoder's architecture with random weights")
     teacher: Path | None = option(None, "also score this Whisper encoder (safetensors)")

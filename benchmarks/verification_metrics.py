@@ -85,7 +85,8 @@ def main() -> None:
     parser.add_argument("--only-large", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.only_large:
-        return measure_large(arguments.large)
+        measure_large(arguments.large)
+        return
     compare(arguments.trials, arguments.runs)
     command = [sys.executable, __file__, f"--large={arguments.large}", "--only-large"]
     subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})

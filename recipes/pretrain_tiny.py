@@ -38,6 +38,7 @@ from speech_adapters.objectives.whisper_student import save_encoder, start_at_me
 from speech_adapters.objectives.whisper_teacher import WhisperTeacher
 from speech_adapters.runs.environment import environment
 from speech_adapters.runs.folder import RunFolder
+from speech_adapters.runs.results import MethodResults, Results
 
 POSITIONS = 600
 """Frames whose mean over utterances is taken out of the teacher's states: 12 s."""
@@ -59,6 +60,8 @@ class Student:
 
 @dataclass(kw_only=True)
 class Pretrain:
+    """Which student learns from which teacher, on which speech."""
+
     data: Path | None = option(None, "where relative paths below start; by default $SPEECH_ADAPTERS_DATA")
     train: tuple[Path, ...] = option(
         (Path("manifests/sv_librispeech_train.jsonl"), Path("manifests/asr_arctic_train.jsonl")),
@@ -167,16 +170,19 @@ def main(argv: list[str] | None = None) -> Path:
     folder = run.path / "encoder"
     save_encoder(student, folder, config.shared_with)
     lines = run.read_metrics()
-    run.write_results({
-        "task": "pretrain_tiny",
-        "encoder": folder,
-        "data": {"train": {"sha256": manifest.sha256, "hours": manifest.hours, "speakers": len(manifest.speakers)}},
-        "final": lines[-1] if lines else None,
-        "parameters": {"total": sum(p.numel() for p in student.parameters())},
-        "seconds": sum(result.seconds for result in results.values()),
-        "seed": config.seed,
-        **environment(config.device),
-    })  # fmt: skip
+    Results(
+        task="pretrain_tiny",
+        encoder=str(folder),
+        adapter="student",
+        data={"train": manifest.describe()},
+        own=MethodResults(
+            metrics={key: value for key, value in (lines[-1] if lines else {}).items() if key.startswith("layer_")},
+            parameters={"total": sum(p.numel() for p in student.parameters())},
+            seconds=sum(result.seconds for result in results.values()),
+        ),
+        seeds=[config.seed],
+        environment=environment(config.device),
+    ).write(run.results_file)
     print(f"{folder}: done. Score it with: python benchmarks/probe_encoder.py --encoder {folder} --random")
     return folder
 

@@ -21,6 +21,7 @@ from speech_adapters.data.manifest import Manifest
 from speech_adapters.errors import ConfigError
 from speech_adapters.objectives.choice import ObjectiveChoice, read_noises
 from speech_adapters.objectives.pretraining import MaskedPrediction, PretrainingConfig, pretrain
+from speech_adapters.runs.results import MethodResults, Results
 from speech_adapters.tasks.downstream import Downstream
 
 PRESETS = {path.stem: path for path in (Path(__file__).parent / "tapt").glob("*.yaml")}
@@ -92,15 +93,15 @@ def check_subdomains(config: Config, train: Manifest, held_out: Manifest) -> Non
         raise ConfigError(f"second_pass: no held-out utterance has {key} {lacking[0]!r}; give a --held-out with some.")
 
 
-def second_pass(config: Config, learner: MaskedPrediction, train: Manifest, held_out: Manifest, run) -> dict[str, Any]:
-    """The hardest subdomain, the losses of all, and what a further pass on it gave."""
+def second_pass(config: Config, learner: MaskedPrediction, train: Manifest, held_out: Manifest, run):
+    """What a further pass on the hardest subdomain gave; which one that is, and the losses of all."""
     parts = {value: [m.filter(lambda u, value=value: u.get(config.subdomain) == value) for m in (train, held_out)]
              for value in train.values(config.subdomain)}  # fmt: skip
     losses = {value: learner.held_out_loss(learner.read(part))["loss"] for value, (part, _) in parts.items()}
     hardest = max(losses, key=losses.get)
     learner.model.train()
     done = pretrain(learner.model, learner.objective, *parts[hardest], config.second_pass, run, "tapt-second")
-    return {"subdomain": hardest, "losses": losses, **asdict(done)}
+    return done, {"subdomain": hardest, "losses": losses}
 
 
 def read_downstream(config: Config) -> tuple[Manifest, Manifest, dict[str, Manifest]] | None:
@@ -112,34 +113,31 @@ def read_downstream(config: Config) -> tuple[Manifest, Manifest, dict[str, Manif
     return read(config.downstream_train), read(config.downstream_test), others
 
 
-def compare_downstream(config: Config, encoder, data, run) -> dict[str, Any]:
+def compare_downstream(config: Config, encoder, data, run) -> dict[str, MethodResults]:
     """The task with and without the adapted start: same labels, seeds and updates."""
     task, (train, test, others) = config.downstream, data
     if config.downstream_use == "continue":
         task = replace(task, adapter=config.adapter, adapter_options=config.adapter_options)
     labels = sorted({*train.values(task.label_field), *test.values(task.label_field)}) if task.task != "asr" else ()
-    figures = {}
+    head, figures, also = task.head(train, labels), {}, {}
     for method, start in (("tapt", run.adapter("tapt")), ("without", None)):
-        results, also = [], {path: [] for path in others}
+        results: dict[str, list[Any]] = {name: [] for name in ("", *others)}
         for seed in config.seeds:
             name = f"{method}-seed{seed}"
-            model = task.train(encoder, task.head(train, labels), train, run, name, seed, start, config.downstream_use)
-            model.save_adapter("task", run.adapter(name))
-            model.save_head(task.task, run.head(name))
-            results.append(task.score(model, test))
-            for path, manifest in others.items():
-                also[path].append(task.score(model, manifest))
-        by_seed = [task.metrics([result])[task.metric]["value"] for result in results]
-        figures[method] = {
-            "metrics": task.metrics(results),
-            f"{task.metric}_by_seed": by_seed,
-            "also": {path: task.metrics(found) for path, found in also.items()},
-            "parameters": model.count_parameters(),
-        }
-        scored = {str(config.downstream_test): figures[method]["metrics"], **figures[method]["also"]}
+            model = task.train(encoder, head, train, run, name, seed, start, config.downstream_use)
+            for place, manifest in {"": test, **others}.items():
+                results[place].append(task.score(model, manifest))
+        by_seed = [task.metrics([result])[task.metric]["value"] for result in results[""]]
+        also[method] = {place: task.metrics(results[place]) for place in others}
+        figures[method] = MethodResults(
+            metrics=task.metrics(results[""]),
+            parameters=model.count_parameters(),
+            more={f"{task.metric}_by_seed": by_seed, "also": also[method]},
+        )
+        scored = {str(config.downstream_test): figures[method].metrics, **also[method]}
         shown = ", ".join(f"{name} {metrics[task.metric]['value']:.1%}" for name, metrics in scored.items())
         print(f"{method}: {task.metric.upper()} on {shown}")
-    return {"train": train.describe(), "test": test.describe(), "figures": figures}
+    return figures
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -150,7 +148,6 @@ def main(argv: list[str] | None = None) -> None:
     from speech_adapters.adapters import preset
     from speech_adapters.encoders import load_encoder
     from speech_adapters.reports.report import method_rows, summary_table, write_report
-    from speech_adapters.runs.environment import environment
     from speech_adapters.runs.folder import RunFolder
 
     train, held_out = read_speech(config)
@@ -159,6 +156,10 @@ def main(argv: list[str] | None = None) -> None:
     downstream = read_downstream(config)
     noises = () if config.noise is None else read_noises(Manifest.read(config.noise, check_files=True))
     encoder = load_encoder(config.encoder, device="cuda" if torch.cuda.is_available() else "cpu")
+    data = {"train": train.describe(), "held_out": held_out.describe()}
+    if downstream is not None:
+        config.downstream.check(*downstream[:2], encoder)
+        data |= {f"downstream {s}": m.describe() for s, m in zip(("train", "test"), downstream[:2], strict=True)}
     torch.manual_seed(config.training.seed)
     model = SpeechAdapterModel(encoder)
     model.add_adapter("tapt", preset(config.adapter, "asr", **config.adapter_options))
@@ -168,38 +169,36 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{encoder!r}\ntrain {train.summary()}\nheld  {held_out.summary()}")
     print(f"{objective.name} objective, prediction head: {objective.head_source}\nrun   {run.path}\n")
 
-    passes = {"first": asdict(pretrain(model, objective, train, held_out, config.training, run))}
-    loss = passes["first"]["best_dev_loss"]
+    passes = {"first": pretrain(model, objective, train, held_out, config.training, run)}
+    found: dict[str, Any] = {"objective": objective.name, "prediction_head": objective.head_source}
+    card = {"objective": objective.name, "held_out_loss": passes["first"].best_dev_loss, "data": train.name}
+    model.save_adapter("tapt", run.adapter("tapt"), **card)
     if config.second_pass is not None:
         learner = MaskedPrediction(model, objective, train, held_out, config.training, run)
-        passes["second"] = second_pass(config, learner, train, held_out, run)
-    model.save_adapter("tapt", run.adapter("tapt"), objective=objective.name, held_out_loss=loss, data=train.name)
+        passes["second"], found["second_pass"] = second_pass(config, learner, train, held_out, run)
+        model.save_adapter("tapt", run.adapter("tapt"), **card, second_pass=found["second_pass"]["subdomain"])
     if config.save_base and not (run.path / "encoder").exists():
         model.save_folded("tapt", run.path / "encoder")
 
-    results = {
-        "task": "tapt",
-        "encoder": config.encoder,
-        "adapter": "tapt",
-        "objective": objective.name,
-        "prediction_head": objective.head_source,
-        "data": {"train": train.describe(), "held_out": held_out.describe()},
-        "passes": passes,
-        "metrics": {"held_out_loss": loss},
-        "parameters": model.count_parameters(),
-        "seconds": sum(one["seconds"] for one in passes.values()),
-        "seeds": list(config.seeds),
-        **environment(),
-    }
-    if downstream is not None:
-        compared = compare_downstream(config, load_encoder(config.encoder), downstream, run)
-        figures = compared.pop("figures")
-        results["data"] |= {f"downstream {split}": facts for split, facts in compared.items()}
-        results |= {"baselines": {"without": figures["without"]}, "downstream": figures}
-        results["metrics"] |= figures["tapt"]["metrics"]
-    run.write_results(results)
+    compared = {} if downstream is None else compare_downstream(config, load_encoder(config.encoder), downstream, run)
+    results = Results(
+        task="tapt",
+        encoder=config.encoder,
+        adapter="tapt",
+        data=data,
+        own=MethodResults(
+            metrics={"held_out_loss": passes["first"].best_dev_loss} | (compared["tapt"].metrics if compared else {}),
+            parameters=model.count_parameters(),
+            seconds=sum(one.seconds for one in passes.values()),
+            more=compared["tapt"].more if compared else {},
+        ),
+        baselines={"without": compared["without"]} if compared else {},
+        seeds=list(config.seeds),
+        more=found | {"passes": {name: asdict(one) for name, one in passes.items()}},
+    )
+    results.write(run.results_file)
     report = write_report(run.path)
-    print(f"\n{summary_table(method_rows(results))}\n\nreport  {report}\nadapter {run.adapter('tapt')}")
+    print(f"\n{summary_table(method_rows(results.to_dict()))}\n\nreport  {report}\nadapter {run.adapter('tapt')}")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from speech_adapters.corpora import CORPORA
 
 
 def encoders(arguments: argparse.Namespace) -> None:
+    """List the packaged encoders."""
     from speech_adapters.encoders import load_encoder, packaged_encoders
 
     for name in packaged_encoders():
@@ -26,6 +27,7 @@ def encoders(arguments: argparse.Namespace) -> None:
 
 
 def adapters(arguments: argparse.Namespace) -> None:
+    """Show every preset on an encoder."""
     from speech_adapters.adapters import PRESETS
     from speech_adapters.model import SpeechAdapterModel
 
@@ -35,12 +37,13 @@ def adapters(arguments: argparse.Namespace) -> None:
         model.add_adapter(name, name, arguments.task)
         count = model.count_parameters()
         print(f"\n{name}: {count['trainable']:,} trainable ({count['percent']:.2f} %)")
-        for line in model.adapters[name].describe():
+        for line in model.registry.adapter(name).describe():
             print(f"  {line}")
         model.delete_adapter(name)
 
 
 def check(arguments: argparse.Namespace) -> int:
+    """Print all that training or scoring would trip over; 2 where there is anything."""
     from speech_adapters.data.corpus_check import check_corpus, read_all
 
     manifests, findings = read_all(arguments.manifests)
@@ -54,6 +57,7 @@ def check(arguments: argparse.Namespace) -> int:
 
 
 def prepare(arguments: argparse.Namespace) -> None:
+    """Write the manifests of a corpus."""
     from speech_adapters import corpora
     from speech_adapters.data.manifest import Manifest
 
@@ -63,12 +67,15 @@ def prepare(arguments: argparse.Namespace) -> None:
 
 
 def transcribe(arguments: argparse.Namespace) -> None:
+    """Print what is said in each audio file."""
     import torch
 
     from speech_adapters.data.audio import check_waveform, read_audio
-    from speech_adapters.heads.decoding import greedy_decode
+    from speech_adapters.errors import ConfigError
+    from speech_adapters.heads.ctc import CTCHeadModule
     from speech_adapters.model import SpeechAdapterModel
     from speech_adapters.tasks.asr import use_own_ctc_head
+    from speech_adapters.tasks.predict import head_output
 
     waveforms = [read_audio(path, channel="mix") for path in arguments.audio]
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -76,15 +83,18 @@ def transcribe(arguments: argparse.Namespace) -> None:
     if arguments.adapter:
         model.load_adapter(arguments.adapter)
     model.load_head(arguments.head) if arguments.head else use_own_ctc_head(model)
-    model.eval()
+    head = model.eval().head
+    if not isinstance(head, CTCHeadModule):
+        raise ConfigError(f"--head {arguments.head}: does not write text; give the folder of a CTC head.")
     for path, waveform in zip(arguments.audio, waveforms, strict=True):
         check_waveform(waveform, path, model.encoder.receptive_field)
         with torch.no_grad():
             output = model(waveform.unsqueeze(0).to(device))
-        print(f"{path}\t{greedy_decode(output.logits, output.frame_lengths, model.head.config.vocabulary)[0]}")
+        print(f"{path}\t{head.predict(head_output(output))[0]}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line ``argv``, by default the process's own, and exit."""
     parser = argparse.ArgumentParser(
         "speech-adapters", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -29,6 +29,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_origin
 
@@ -206,18 +207,16 @@ def field_helps(cls: type) -> dict[str, str]:
             body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body  # type: ignore[attr-defined]
         except (OSError, SyntaxError):  # defined where there is no source to read
             continue
-        for statement, below in zip(body, body[1:], strict=False):
-            if isinstance(statement, ast.AnnAssign) and isinstance(below, ast.Expr):
-                if isinstance(below.value, ast.Constant) and isinstance(below.value.value, str):
-                    helps[statement.target.id] = " ".join(below.value.value.split())  # type: ignore[union-attr]
+        for pair in pairwise(body):
+            match pair:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                    helps[name] = " ".join(text.split())
     written = {field.name: field.metadata["help"] for field in dataclasses.fields(cls) if field.metadata.get("help")}
     return helps | written
 
 
 class _Loader(yaml.SafeLoader):
     """YAML 1.2 scalars, and a key twice in one mapping is an error rather than a silent last-one-wins."""
-
-    yaml_implicit_resolvers: dict[str, Any] = {}
 
     name: str
     depth = nodes = 0
@@ -243,8 +242,11 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    yaml_implicit_resolvers: dict[str, Any] = {}
+    """The same scalars."""
 
+
+for _class in (_Loader, _Dumper):
+    _class.yaml_implicit_resolvers = {}  # nothing of YAML 1.1
 
 _EXPONENT = r"[eE][-+]?[0-9]+"
 for _tag, _pattern, _first in (

@@ -7,12 +7,21 @@ import json
 import math
 import os
 import re
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from speech_adapters.errors import InputError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+_HELD: dict[Path, IO[str]] = {}
+"""The locks of this process, by folder."""
 
 
 @contextlib.contextmanager
@@ -29,7 +38,7 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(path)
+        sweep(path)
         with temporary.open("wb") as file:
             yield file
             file.flush()
@@ -44,12 +53,12 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
             temporary.unlink(missing_ok=True)
 
 
-def _sweep(path: Path) -> None:
-    """Remove the temporary files that processes which no longer run left of ``path``."""
+def sweep(path: Path) -> None:
+    """Remove what killed processes left of ``path``: ``.<name>.<anything>.<pid>.tmp``, files or folders."""
     for left in path.parent.glob(f".{_literal(path.name)}.*.tmp"):
         number = re.fullmatch(r".*\.(\d+)\.tmp", left.name)
         if number is not None and not _runs(int(number[1])):
-            left.unlink(missing_ok=True)
+            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
 
 
 def _literal(name: str) -> str:
@@ -65,6 +74,27 @@ def _runs(process: int) -> bool:
     except OSError:  # another user's
         return True
     return True
+
+
+def hold(folder: str | os.PathLike[str]) -> None:
+    """Lock a folder until this process ends: two writers would mix what they write. Holding it twice is one lock.
+
+    Raises:
+        InputError: another process holds it, or it cannot be written to.
+    """
+    place = Path(folder).resolve()
+    if fcntl is None or place in _HELD:  # Windows has no flock; there nothing keeps two processes apart
+        return
+    try:
+        lock = (place / ".lock").open("w")
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(
+            f"{folder}: another process writes to this folder; wait for it, or name another one"
+        ) from None
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written to ({error.strerror}); name another folder") from error
+    _HELD[place] = lock
 
 
 def write_text(path: str | os.PathLike[str], text: str | Iterable[str]) -> None:

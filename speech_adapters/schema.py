@@ -70,7 +70,7 @@ def check_positive(name: str, value: float, *, zero: bool = False, below: float 
     Raises:
         ConfigError: names the key, the value and the bounds.
     """
-    if not (0 <= value if zero else 0 < value) or not value < below:
+    if not (value >= 0 if zero else value > 0) or not value < below:
         bounds = ("at least 0" if zero else "above 0") + (f" and below {below:g}" if math.isfinite(below) else "")
         raise ConfigError(f"{name}={value} must be {bounds}")
 
@@ -164,9 +164,9 @@ def _convert(hint: Any, value: Any, place: _Place, current: Any = None) -> Any:
 
 def _convert_union(hint: Any, value: Any, place: _Place, current: Any) -> Any:
     members = [member for member in members_of(hint) if member is not types.NoneType]
-    if len(members) < len(members_of(hint)):
-        if value is None or (isinstance(value, Typed) and value.text.lower() in ("null", "none", "~")):
-            return None
+    absent = value is None or (isinstance(value, Typed) and value.text.lower() in ("null", "none", "~"))
+    if absent and len(members) < len(members_of(hint)):
+        return None
     if type(value) in members:  # it has one of the types already: 3 does not become 3.0
         return _convert(type(value), value, place, current)
     if isinstance(value, Typed):  # any text is a str, most are a list: try the narrower types first

@@ -6,6 +6,8 @@ import csv
 import io
 import json
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -329,3 +331,17 @@ def test_interval_over_seeds_is_students():
     half = 4.302653 * np.std(values, ddof=1) / np.sqrt(3)
     assert (found.value, found.high) == (pytest.approx(0.7 / 3), pytest.approx(0.7 / 3 + half, rel=1e-5))
     assert over_seeds([0.3]).low == 0.3
+
+
+def test_one_process_labels_in_a_folder_at_a_time(tmp_path):
+    (tmp_path / "decisions.jsonl").write_text('{"event": "sta')  # torn by a kill before the first line was whole
+    ActiveLearner(make_pool([1.0] * 4), LoopConfig(), tmp_path)
+    assert len((tmp_path / "decisions.jsonl").read_text().splitlines()) == 1
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from test_active_loop import *\n"
+        "try: ActiveLearner(make_pool([1.0] * 4), LoopConfig(), sys.argv[2])\n"
+        "except ValueError as error: print(error)"
+    )
+    command = [sys.executable, "-c", script, str(Path(__file__).parent), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "another process writes to this folder" in done.stdout

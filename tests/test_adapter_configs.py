@@ -125,7 +125,7 @@ def test_presets_take_the_task_and_changed_settings():
 
 def test_presets_joined_by_plus_are_one_adapter():
     config = preset("lora+el", "speaker", lora={"rank": 16, "targets": ["q_proj"]}, el={"e_size": 32})
-    lora, e, l_part, norms = config.parts
+    lora, e, l_part, _ = config.parts
     assert (lora.rank, lora.targets, e.size, l_part.activation) == (16, ("q_proj",), 32, "relu")
     assert config.head_learning_rate == preset("el", "speaker").head_learning_rate
     assert len(preset("el+l").parts) == 3  # the L-adapters and LayerNorms of both are the same

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import soundfile
 import torch
 
-from speech_adapters.data.audio import audio_info, check_waveform, read_audio, resample, write_audio
+from speech_adapters.data.audio import audio_info, check_waveform, pack, read_audio, resample, unpack, write_audio
 from speech_adapters.errors import AudioError, InputError
 
 
@@ -19,7 +20,7 @@ def tone(seconds: float = 1.0, rate: int = 16_000, hertz: float = 440.0) -> torc
     return 0.5 * torch.sin(2 * math.pi * hertz * torch.arange(round(seconds * rate)) / rate)
 
 
-@pytest.mark.parametrize("suffix, loss", [(".wav", 1e-4), (".flac", 1e-4), (".ogg", 0.05), (".opus", 0.05)])
+@pytest.mark.parametrize(("suffix", "loss"), [(".wav", 1e-4), (".flac", 1e-4), (".ogg", 0.05), (".opus", 0.05)])
 def test_formats_round_trip(tmp_path: Path, suffix: str, loss: float):
     path = tmp_path / f"tone{suffix}"
     write_audio(path, tone())
@@ -170,7 +171,7 @@ def test_a_wav_written_to_a_pipe_is_not_cut(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "arguments, message",
+    ("arguments", "message"),
     [
         ({"resample": False, "sample_rate": 8_000}, "sampled at 16000 Hz, expected 8000.*resample=True"),
         ({"offset": 1.0}, "offset=1.0 s lies behind its end at 1.000 s"),
@@ -187,7 +188,7 @@ def test_bad_arguments(tmp_path: Path, arguments: dict, message: str):
 
 
 @pytest.mark.parametrize(
-    "waveform, message",
+    ("waveform", "message"),
     [
         (torch.zeros(2, 800), r"shape \(2, 800\), expected \(samples,\)"),
         (torch.zeros(800, dtype=torch.int16), "int16"),
@@ -214,3 +215,44 @@ def test_write_is_whole_or_nothing(tmp_path: Path):
     with pytest.raises(AudioError, match=r"a\.xyz: cannot be written .*\.wav"):
         write_audio(tmp_path / "a.xyz", tone())
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("level", [1e-4, 0.3, 1.0, 3.0])
+def test_packing_is_exact_to_16_bits_of_the_peak(level: float):
+    waveform = level * (tone() + 0.01 * torch.randn(16_000, generator=torch.Generator().manual_seed(0)))
+    samples, scale = pack(waveform)
+    assert samples.dtype == torch.int16
+    assert (unpack(samples, scale) - waveform).abs().max() <= 0.51 * waveform.abs().max() / 32767
+
+
+def test_packing_keeps_16_bit_audio_bit_for_bit():
+    waveform = torch.arange(-32768, 32768).float() / 32768
+    assert torch.equal(unpack(*pack(waveform)), waveform)
+    assert torch.equal(unpack(*pack(torch.zeros(400))), torch.zeros(400))
+    loud = torch.tensor([1.0, 0.25])  # 32768 is no 16-bit integer
+    assert torch.allclose(unpack(*pack(loud)), loud, atol=1e-4)
+
+
+def test_flac_of_unknown_length_is_read(tmp_path: Path):
+    path = tmp_path / "piped.flac"
+    write_audio(path, tone())
+    content = bytearray(path.read_bytes())
+    content[21] &= 0xF0  # the 36 bits of the number of samples
+    content[22:26] = bytes(4)
+    path.write_bytes(content)
+    assert audio_info(path).frames == 16_000
+    assert torch.allclose(read_audio(path), tone(), atol=1e-4)
+    assert len(read_audio(path, offset=0.5, duration=0.25)) == 4_000
+
+
+@pytest.mark.parametrize(("written", "asked"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_names_that_look_the_same_are_found(tmp_path: Path, written: str, asked: str):
+    folder = tmp_path / unicodedata.normalize(written, "Zoë")
+    folder.mkdir()
+    write_audio(folder / unicodedata.normalize(written, "café.wav"), tone())
+    assert len(read_audio(tmp_path / unicodedata.normalize(asked, "Zoë") / unicodedata.normalize(asked, "café.wav")))
+
+
+def test_minutes_of_vorbis_are_written(tmp_path: Path):
+    write_audio(tmp_path / "long.ogg", tone(seconds=120))
+    assert audio_info(tmp_path / "long.ogg").frames == 120 * 16_000

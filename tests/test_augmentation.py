@@ -133,7 +133,7 @@ def test_off_is_identity():
 
 
 @pytest.mark.parametrize(
-    "arguments, message",
+    ("arguments", "message"),
     [
         ({"speed_probability": 1.5}, "speed_probability=1.5 must lie between 0 and 1"),
         ({"speeds": ()}, "speeds="),

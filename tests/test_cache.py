@@ -10,10 +10,11 @@ from small_encoders import small_encoder
 from test_training import HEAD, QUIET, manifest  # noqa: F401  (a fixture)
 
 from speech_adapters.adapters import Bottleneck
+from speech_adapters.data.audio import write_audio
 from speech_adapters.data.augmentation import Augmentation
 from speech_adapters.data.batches import GuidedDataset, SpeechDataset, collate
 from speech_adapters.data.manifest import Manifest
-from speech_adapters.errors import ConfigError
+from speech_adapters.errors import CheckpointError, ConfigError
 from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.runs.folder import RunFolder
 from speech_adapters.tasks.asr import evaluate_asr
@@ -89,3 +90,43 @@ def test_a_part_is_the_whole_in_other_places_and_scores_alike(tmp_path, manifest
         assert part[place]["target"].tolist() == HEAD.target(manifest[source])
     plain, cached = (evaluate_asr(model, manifest, cache=cache).result for cache in (None, tmp_path / "cache"))
     assert plain == cached and any(score.hypothesis for score in plain.utterances)
+
+
+def copied(manifest, folder, change):  # noqa: F811
+    """The same corpus in another folder, under the same names and durations, its audio changed."""
+    folder.mkdir()
+    copies = []
+    for u in manifest:
+        write_audio(folder / u.audio_filepath.name, change(u.waveform()))
+        copies.append(replace(u, audio_filepath=folder / u.audio_filepath.name))
+    return Manifest(copies, manifest.name)
+
+
+def test_copies_of_a_corpus_and_audio_exported_anew_are_not_mistaken(tmp_path, manifest):  # noqa: F811
+    clean = copied(manifest, tmp_path / "clean", lambda wave: wave)
+    noisy = copied(manifest, tmp_path / "noisy", lambda wave: (wave + 0.05 * torch.randn_like(wave)).clamp(-1, 1))
+    cache = tmp_path / "cache"
+    one, two = (
+        losses(tmp_path / m.name / str(i), m, "l", "pre-norm", cache=cache)[0] for i, m in enumerate((clean, noisy))
+    )
+    assert one != two and clean.sha256 != noisy.sha256 and clean.content_key() != noisy.content_key()
+    before = clean.content_key(), clean.sha256
+    u = clean[3]
+    write_audio(u.audio_filepath, 0.5 * u.waveform())  # exported again in place: the same name, length and size
+    assert clean.content_key() != before[0]
+    assert Manifest(list(clean), clean.name).sha256 != before[1]
+    three, _ = losses(tmp_path / "again", clean, "l", "pre-norm", cache=cache)
+    assert three != one
+
+
+def test_normalisation_is_part_of_the_key_and_damage_is_a_message(tmp_path, manifest):  # noqa: F811
+    model = SpeechAdapterModel(small_encoder("wavlm", "pre-norm"))
+    stores = []
+    for normalize in (False, True):
+        model.encoder.normalize = normalize
+        stores.append(CachedDataset(SpeechDataset(manifest), model, tmp_path, 60))
+    assert not torch.equal(stores[0][0]["cached"], stores[1][0]["cached"])
+    for file in tmp_path.glob("*.bin"):
+        file.write_bytes(bytes(file.stat().st_size))
+    with pytest.raises(CheckpointError, match="this cache is damaged"):
+        CachedDataset(SpeechDataset(manifest), model, tmp_path, 60)[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import random
 import re
@@ -22,6 +23,8 @@ from cases.tables import (
     BAD_TRIALS,
     GOOD_TRIALS,
 )
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from speech_adapters.cli import main
 from speech_adapters.config import load_config, parse_cli
@@ -33,6 +36,7 @@ from speech_adapters.data.predictions import read_predictions
 from speech_adapters.data.score_files import read_scores
 from speech_adapters.data.trials import read_enrolment, read_trials
 from speech_adapters.errors import InputError
+from speech_adapters.text import NORMALIZERS, normalize
 
 
 @pytest.fixture(autouse=True)
@@ -146,6 +150,42 @@ def test_bad_configurations(tmp_path: Path, recipe: Any, name: str):
     )
 
 
+_ANY = st.binary(max_size=200) | st.text(st.characters(exclude_categories=("Cs",)), max_size=200).map(str.encode)
+
+
+@settings(deadline=None, max_examples=200)
+@given(_ANY)
+def test_any_bytes_are_read_or_refused(tmp_path_factory: pytest.TempPathFactory, recipe: Any, content: bytes):
+    path = tmp_path_factory.getbasetemp() / "any"
+    path.write_bytes(content)
+    trials = tmp_path_factory.getbasetemp() / "trials.txt"
+    trials.write_bytes(GOOD_TRIALS)
+    doors: tuple[Callable[[Path], Any], ...] = (
+        Manifest.read, read_trials, read_enrolment, read_predictions, read_audio,
+        lambda path: read_scores(path, read_trials(trials)), lambda path: load_config(recipe.Config, path),
+    )  # fmt: skip
+    for door in doors:
+        with contextlib.suppress(InputError):
+            door(path)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.booleans(), st.text("abc/.é", min_size=1), st.text("abc/.é", min_size=1)), min_size=2))
+def test_any_trial_list_reads_back(tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[bool, str, str]]):
+    rows = [(True, "e", "t"), (False, "f", "t"), *rows]
+    path = tmp_path_factory.getbasetemp() / "any.txt"
+    path.write_text("".join(f"{int(label)} {enrol} {test}\n" for label, enrol, test in rows), encoding="utf-8")
+    trials = read_trials(path, allow_repeats=True)
+    assert [(bool(t.label), t.enrol, t.test) for t in trials] == rows
+
+
+@given(st.text())
+def test_normalisers_take_any_text_and_come_to_rest(text: str):
+    for name in NORMALIZERS:
+        once = normalize(text, name)
+        assert normalize(once, name) == once
+
+
 def test_the_catalogue_is_large():
     tables = (BAD_AUDIO, BAD_MANIFESTS, BAD_TRIALS, BAD_ENROLMENTS, BAD_SCORES, BAD_PREDICTIONS, BAD_EMBEDDINGS)
     assert sum(map(len, tables)) + len(BAD_CONFIGURATIONS) >= 150
@@ -182,8 +222,6 @@ def test_no_damage_of_a_container_escapes(tmp_path: Path, capfd: pytest.CaptureF
             lambda manifest=manifest: SpeechDataset(manifest)[0],
             lambda manifest=manifest: manifest.sha256,
         ):
-            try:
+            with contextlib.suppress(InputError):
                 door()
-            except InputError as error:
-                assert "bad" in str(error)
     assert capfd.readouterr() == ("", ""), "the decoders keep quiet"

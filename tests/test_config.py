@@ -24,6 +24,7 @@ from speech_adapters.config import (
     to_yaml,
 )
 from speech_adapters.errors import ConfigError, InputError
+from speech_adapters.schema import check_positive
 
 
 class Schedule(enum.Enum):
@@ -328,3 +329,32 @@ def test_a_script_with_bad_input_prints_one_line_and_exits_2() -> None:
 def test_yaml_is_readable() -> None:
     shown = to_yaml(Recipe(layers=(), words=["é"]))
     assert "encoder: tiny-wavlm\n" in shown and "- é" in shown and "!!" not in shown
+
+
+@pytest.mark.parametrize("value", [0, -1.0, float("nan"), float("inf"), 10.0])
+def test_what_must_be_positive(value: float):
+    with pytest.raises(ConfigError, match=f"rate={value} must be above 0 and below 10"):
+        check_positive("rate", value, below=10)
+
+
+def test_positive_values_pass():
+    check_positive("rate", 0.1)
+    check_positive("rate", 0, zero=True)
+
+
+def test_a_closed_pipe_and_a_full_disk_end_in_a_sentence(tmp_path: Path):
+    script = "from speech_adapters.config import run_main\n"
+    closed = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -c '{script}run_main(lambda: [print(i) for i in range(10**5)])' | head -1"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert (closed.stdout, closed.stderr) == ("0\n", "")
+    full = (
+        script
+        + "import errno\ndef main(): raise OSError(errno.ENOSPC, 'No space left on device', 'a.pt')\nrun_main(main)"
+    )
+    done = subprocess.run([sys.executable, "-c", full], capture_output=True, text=True)
+    assert (
+        done.returncode == 2
+        and done.stderr == "error: a.pt: No space left on device; free space, or name a folder that you may write to\n"
+    )

@@ -150,7 +150,7 @@ def arpa(tmp_path):
 
 
 def ambiguous() -> tuple[torch.Tensor, torch.Tensor]:
-    """ "THE CAT", in which the last letter may be an R; and "CAT" alone, without a final delimiter."""
+    """The words "THE CAT", in which the last letter may be an R; and "CAT" alone, without a final delimiter."""
     last = frames("T", 0.8)
     last[0, VOCABULARY.tokens.index("R")] = math.log(0.1)
     sentence = torch.cat([frames("THE|CA"), last])
@@ -192,6 +192,16 @@ def test_silence_stays_silent_with_a_language_model(arpa):
     pytest.importorskip("flashlight", reason="the extra 'decode' is not installed")
     logits = torch.stack([frames("____|___"), frames("THE_____")])
     assert beam_search(logits, torch.tensor([8, 0]), VOCABULARY, lm_path=arpa) == ["", ""]
+
+
+@pytest.mark.parametrize("preface", [b"\xef\xbb\xbf", b"# made by hand\n\n", b"\xef\xbb\xbf# by hand\n"])
+def test_what_stands_before_the_data_is_passed_over(arpa, tmp_path, preface: bytes):
+    marked = tmp_path / "marked.arpa"
+    marked.write_bytes(preface + arpa.read_bytes())
+    logits, lengths = frames("TH_E_|_C_A_T")[None], torch.tensor([12])
+    assert beam_search(logits, lengths, VOCABULARY, lm_path=marked) == beam_search(
+        logits, lengths, VOCABULARY, lm_path=arpa
+    )
 
 
 def test_compressed_models_are_read(arpa):

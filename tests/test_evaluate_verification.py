@@ -113,8 +113,10 @@ def test_models_of_several_utterances(corpora):
             "trials.txt:1: utterance 's0/1.wav' is not in",
         ),
         (
-            ["--trials={test}/trials.txt", "--manifest={test}/test.jsonl", "--encoder={folder}/encoder"]
-            + ["--cohort={test}/test.jsonl", "--output={folder}/overlap"],
+            [
+                *("--trials={test}/trials.txt", "--manifest={test}/test.jsonl", "--encoder={folder}/encoder"),
+                *("--cohort={test}/test.jsonl", "--output={folder}/overlap"),
+            ],
             "speaker value.s. are also in",
         ),
     ],

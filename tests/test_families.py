@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -49,7 +50,7 @@ class Toy(nn.Module):
 
 class ToyFamily(Family):
     model_type, title, layers = "toy", "Toy", "stack"
-    names = {
+    names: ClassVar = {
         "attention": "mixer", "q_proj": "mixer.ask", "k_proj": "mixer.offer", "v_proj": "mixer.give",
         "out_proj": "mixer.close", "layer_norm": "before", "dropout": "rate", "intermediate_dense": "grow",
         "intermediate_act": "bend", "intermediate_dropout": "rate", "output_dense": "shrink",

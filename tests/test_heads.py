@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -238,7 +239,7 @@ def test_the_angular_margin_always_falls_with_the_angle():
         margin_loss(torch.cat([c, o]).unsqueeze(0), t.unsqueeze(0), "aam", 0.5, 10.0).item()
         for c, o, t in zip(cosines, others, targets, strict=True)
     ]
-    assert all(b >= a - 1e-6 for a, b in zip(losses, losses[1:], strict=False))
+    assert all(b >= a - 1e-6 for a, b in pairwise(losses))
 
 
 def test_a_speaker_is_as_near_as_its_nearest_centre():

@@ -5,15 +5,20 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from speech_adapters.data import audio_files
 from speech_adapters.data.audio import write_audio
+from speech_adapters.data.corpus_check import check_corpus
 from speech_adapters.data.manifest import Manifest, Utterance, check_disjoint, equal_shares
 from speech_adapters.errors import ManifestError
 
@@ -203,7 +208,7 @@ def test_subsets_are_seeded_and_nested():
 
 
 @pytest.mark.parametrize(
-    "arguments, message",
+    ("arguments", "message"),
     [
         ({}, "needs hours= or size="),
         ({"size": 1, "hours": 1.0}, "only one"),
@@ -260,3 +265,98 @@ def test_real_manifests():
     check_disjoint(train, dev)
     check_disjoint(train, test)
     assert 0.9 < train.subset(hours=1, seed=1).hours <= 1
+
+
+def test_all_bad_lines_are_found_in_one_pass(tmp_path: Path):
+    lines = [line(id=f"u{i}", duration=-1 if i % 100 == 7 else 1.0) for i in range(10_000)]
+    with pytest.raises(ManifestError) as caught:
+        Manifest.read(write_lines(tmp_path, *lines))
+    shown = str(caught.value).split("\n")
+    assert shown[0].endswith("m.jsonl:8: duration is -1 s, expected more than 0; drop the line or measure it")
+    assert shown[1].split(": ")[0].endswith("m.jsonl:108")
+    assert len(shown) == 21 and "... and 80 more: 100 problems in" in shown[-1]
+
+
+def test_segments_of_a_file_have_ids(tmp_path: Path):
+    lines = (line(), line(offset=1.5), line(offset=3, channel=1), line(offset=4, channel="mix"), line(id="x"))
+    path = write_lines(tmp_path, *lines)
+    assert [u.id for u in Manifest.read(path)] == ["a", "a-1.500", "a-3.000-channel1", "a-4.000", "x"]
+
+
+def test_marks_and_returns_of_other_systems(tmp_path: Path):
+    (tmp_path / "m.jsonl").write_bytes(
+        b"\xef\xbb\xbf" + f"{line()}\r\n{line(id='b', text='A{chr(0x2028)}B')}\r\n".encode()
+    )
+    first, second = Manifest.read(tmp_path / "m.jsonl")
+    assert (first.id, second.id) == ("a", "b")
+
+
+def test_channel_chooses_what_is_heard(tmp_path: Path):
+    sides = np.stack([np.full(800, 0.5), np.full(800, -0.25)], axis=1)
+    soundfile.write(tmp_path / "call.wav", sides, 16_000, subtype="FLOAT")
+    call = {"audio_filepath": "call.wav", "duration": 0.05}
+    path = write_lines(
+        tmp_path, line(**call, channel=1), line(**call, channel="mix"), line(**call, channel="gsm", id="g")
+    )
+    first, mixed, named = manifest = Manifest.read(path)
+    assert first.waveform().unique().tolist() == [-0.25] and mixed.waveform().unique().tolist() == [0.125]
+    assert named.get("channel") == "gsm", "a word names the telephone channel"
+    with pytest.raises(ManifestError, match=r"'g': .*2 channels") as caught:
+        manifest.check_audio()
+    assert "\n" not in str(caught.value), "the other two say what they need"
+    manifest.write(tmp_path / "copy.jsonl")
+    assert Manifest.read(tmp_path / "copy.jsonl") == manifest
+
+
+def test_hashes_follow_the_audio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SPEECH_ADAPTERS_CACHE", str(tmp_path / "cache"))
+    copies = []
+    for domain, level in (("clean", 0.1), ("noisy", 0.2), ("again", 0.1)):
+        (tmp_path / domain).mkdir()
+        write_audio(tmp_path / domain / "a.wav", torch.full((16_000,), level))
+        copies.append(Manifest.read(write_lines(tmp_path / domain, line(audio_filepath="a.wav", duration=1.0))))
+    clean, noisy, again = copies
+    assert clean.sha256 != noisy.sha256 and clean.sha256 == again.sha256, "the bytes count, the folder does not"
+    key = clean.content_key()
+    assert key == clean.map(lambda u: replace(u, text="B", id="b")).content_key() != noisy.content_key()
+    assert clean.content_key(verify=True) == again.content_key(verify=True)
+    assert clean.map(lambda u: replace(u, offset=0.1)).content_key() != key
+    status = (tmp_path / "clean" / "a.wav").stat()
+    sha256 = clean.sha256
+    write_audio(tmp_path / "clean" / "a.wav", torch.full((16_000,), 0.3))
+    os.utime(tmp_path / "clean" / "a.wav", ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert clean.content_key() != key and clean.sha256 != sha256, "exported again in place, with the old times"
+
+
+def test_what_was_found_sound_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SPEECH_ADAPTERS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(audio_files, "_SETTLED", 0.0)
+    write_audio(tmp_path / "a.wav", torch.zeros(16_000))
+    manifest = Manifest.read(write_lines(tmp_path, line(audio_filepath="a.wav", duration=1.0)))
+    read: list[Path] = []
+    monkeypatch.setattr(audio_files, "check_audio_file", lambda path, **_: read.append(path))
+    for _ in range(2):
+        manifest.check_audio()
+    assert len(read) == 1
+    (tmp_path / "cache" / "audio.sqlite3").write_bytes(b"damaged" * 1000)
+    manifest.check_audio()
+    assert len(read) == 2 and len(manifest.sha256) == 64, "a damaged memory is no memory"
+
+
+def test_check_corpus_lists_everything(tmp_path: Path):
+    write_audio(tmp_path / "a.wav", torch.zeros(16_000))
+    good = {"audio_filepath": "a.wav", "duration": 1.0, "speaker": "s1"}
+    lines = [line(**good, id="call (2)", emotion="sad"), line(**good, id="b", text="?!", emotion="Sad")]
+    train = Manifest.read(write_lines(tmp_path, *lines, name="train.jsonl"))
+    test = Manifest.read(write_lines(tmp_path, line(**good | {"audio_filepath": "b.wav"}), name="test.jsonl"))
+    findings = "\n".join(check_corpus([train, test]))
+    expected = (
+        r"'call \(2\)': a space or bracket",
+        "'b': text without a letter",
+        "'Sad' .* and 'sad' .* in case only",
+        "'b': .*b.wav: no such audio file",
+        "also in .*test.jsonl: 's1'",
+    )
+    assert len(findings.split("\n")) == len(expected)
+    for finding in expected:
+        assert re.search(finding, findings), finding

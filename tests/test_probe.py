@@ -98,8 +98,8 @@ def test_only_the_asked_tasks_need_manifests(
         probe.main([encoder, f"out={tmp_path / 'a'}", "--tasks", "digits"])
     with pytest.raises(ConfigError, match="nothing to score"):
         probe.main(["--tasks", "speed"])
+    both = f"digits_test={corpus / 'train.jsonl'}"
     with pytest.raises(ManifestError, match="speaker"):  # one that is heard in training
-        both = f"digits_test={corpus / 'train.jsonl'}"
         probe.main(flags(corpus, tmp_path / "b", "--tasks", "digits", both))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 

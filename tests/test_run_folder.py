@@ -89,7 +89,7 @@ def test_one_process_writes_to_a_folder_at_a_time(tmp_path: Path) -> None:
     )
     command = [sys.executable, "-c", script, str(Path(__file__).parent), str(tmp_path / "mine")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "another process writes to this run" in done.stdout
+    assert "another process writes to this folder" in done.stdout
 
 
 @pytest.mark.parametrize("name", ["", "..", "a/b", ".hidden", "-x", "a b"])

@@ -175,10 +175,10 @@ def kill_at(model: SpeechAdapterModel, forward: int) -> None:
 
 @pytest.mark.parametrize("preset", ["el", "adalora", "gradual"])
 def test_a_killed_training_ends_with_the_same_bits(preset, manifest, tmp_path):
-    settings = dict(
-        updates=8, save_minutes=0, time_mask_probability=0.2, evaluate_every=2, patience=3, dev=manifest,
-        learning_rates={"head": 0.05},
-    )  # fmt: skip
+    settings = {
+        "updates": 8, "save_minutes": 0, "time_mask_probability": 0.2, "evaluate_every": 2, "patience": 3,
+        "dev": manifest, "learning_rates": {"head": 0.05},
+    }  # fmt: skip
     whole, whole_run, expected = run_training(manifest, tmp_path / "whole", make_model(preset), **settings)
     for killed_at in (4, 9, 17):
         model = make_model(preset)
@@ -243,6 +243,8 @@ def test_what_is_not_finite_is_skipped_and_stops_the_run_in_the_end(manifest, tm
     model, run, result = run_training(manifest, tmp_path / "once", spoil({4}), updates=6)
     assert result.skipped == 1 and run.read_metrics()[-1]["skipped"] == 1 and result.final_loss == result.final_loss
     assert all(p.isfinite().all() for p in model.parameters())
+    model, _, result = run_training(manifest, tmp_path / "second", spoil({2}), updates=6)  # that of the alive check
+    assert result.skipped == 1 and all(p.isfinite().all() for p in model.parameters())
     with pytest.raises(TrainingError, match="3 updates in a row .* not finite.*u[0-9]"):
         run_training(manifest, tmp_path / "always", spoil(set(range(4, 99))), updates=12)
 
@@ -252,7 +254,7 @@ def test_a_run_shorter_than_its_log_interval_knows_its_loss(manifest, tmp_path):
     assert np.isfinite(result.final_loss)
 
 
-@pytest.mark.parametrize("preset, group", [("adalora", "adalora"), ("gradual", "layers")])
+@pytest.mark.parametrize(("preset", "group"), [("adalora", "adalora"), ("gradual", "layers")])
 def test_a_methods_schedule_is_followed(preset, group, manifest, tmp_path):
     """Ranks fall to their budget; layers come in from the top."""
     model, seen = make_model(preset), []
@@ -293,7 +295,7 @@ def test_a_dead_tensor_stops_the_run_and_is_named(manifest, tmp_path):
 
 
 def test_early_stopping_keeps_the_best(manifest, tmp_path):
-    model, run, result = run_training(
+    _, run, result = run_training(
         manifest, tmp_path / "run", dev=manifest, updates=30, evaluate_every=2, patience=2, warmup=0.0,
         learning_rates={"head": 3.0},
     )  # fmt: skip

@@ -111,9 +111,9 @@ def test_enrolment_of_several_utterances(tmp_path, manifest):
     assert resolved.models == ((0, 2),)
 
     def refused(*lines: str, message: str) -> None:
+        file, speakers = write(tmp_path / "map.txt", *lines), [u.speaker for u in manifest]
         with pytest.raises(ManifestError, match=message):
-            found = resolve(trials, index, read_enrolment(write(tmp_path / "map.txt", *lines)))
-            trial_speakers(found, [u.speaker for u in manifest])
+            trial_speakers(resolve(trials, index, read_enrolment(file)), speakers)
 
     refused("", message="map.txt:1: empty enrolment map")
     refused("anna", message="map.txt:1: model 'anna' has no utterances")

@@ -179,5 +179,5 @@ def test_a_class_that_one_of_four_speakers_has_is_scored(seed):
     result = score_classification(labels, guesses, speakers, n=200, seed=seed)
     for interval in (result.ua, result.macro_f1, result.per_class["rare"].recall):
         assert 0 <= interval.low <= interval.value <= interval.high <= 1
-    with pytest.raises(InputError, match="'sad' and 'Sad' differ in case"):
+    with pytest.raises(InputError, match="'Sad' and 'sad' differ in case"):
         score_classification(["sad", "calm"], ["Sad", "calm"])

@@ -14,7 +14,7 @@ from speech_adapters.errors import InputError
 from speech_adapters.metrics.bootstrap import Interval
 
 
-def over_seeds(values: Sequence[float], level: float = 0.95) -> Interval:
+def over_seeds(values: Sequence[float] | np.ndarray, level: float = 0.95) -> Interval:
     """Mean of one value a seed and its t interval; with one seed the interval is the value."""
     from scipy import stats
 

@@ -18,11 +18,11 @@ from torch import Tensor
 
 def k_center_greedy(embeddings: np.ndarray, labelled: np.ndarray | None = None) -> Iterator[int]:
     """Order of points (N, D), given labelled ones (M, D). Without any, the first is the one nearest to the mean."""
-    nearest = _distances(embeddings, labelled)
-    if nearest is None:
-        first = int(((embeddings - embeddings.mean(0)) ** 2).sum(1).argmin())
-        return _spread(embeddings, nearest, lambda _: first, lambda d: int(d.argmax()))
-    return _spread(embeddings, nearest, None, lambda d: int(d.argmax()))
+
+    def central(points: np.ndarray) -> int:
+        return int(((points - points.mean(0)) ** 2).sum(1).argmin())
+
+    return _spread(embeddings, _distances(embeddings, labelled), central, lambda nearest: int(nearest.argmax()))
 
 
 def badge(gradients: np.ndarray, rng: np.random.Generator) -> Iterator[int]:
@@ -83,14 +83,17 @@ def _best_path(ids: Tensor, blank: int) -> Tensor:
 def _spread(
     points: np.ndarray,
     nearest: np.ndarray | None,
-    first: Callable[[np.ndarray], int] | None,
+    first: Callable[[np.ndarray], int],
     choose: Callable[[np.ndarray], int],
 ) -> Iterator[int]:
-    """Points in the order of ``choose``; it sees squared distances to the nearest taken one, -1 for the taken."""
+    """Points in the order of ``choose``; it sees squared distances to the nearest taken one, -1 for the taken.
+
+    ``first`` chooses among the points themselves where none is taken yet.
+    """
     points = np.asarray(points, dtype=np.float32)
     squared = (points**2).sum(1)
-    for turn in range(len(points)):
-        index = first(points) if nearest is None or (turn == 0 and first is not None) else choose(nearest)
+    for _ in range(len(points)):
+        index = first(points) if nearest is None else choose(nearest)
         yield index
         away = np.maximum(squared + squared[index] - 2 * points @ points[index], 0)
         nearest = away if nearest is None else np.where(nearest < 0, nearest, np.minimum(nearest, away))

@@ -126,9 +126,7 @@ class LabellingLoop:
         config, learner, model = self.config, self.learner, self.model()
         pool, labelled = learner.unlabelled, learner.labelled
         options: dict[str, Any] = {"batch_seconds": 2 * self.task.training.batch_seconds}
-        cached = None
-        if self.task.training.cache is not None:  # passes with dropout, which begins below, read the waveforms
-            cached = self.task.cached(model, learner.pool)
+        cached = self.task.cached(model, learner.pool)  # passes with dropout, which begins below, read the waveforms
         return PoolView(
             len(pool),
             lambda gradients: observe(model, pool, gradients=gradients, cached=cached, **options),

@@ -12,6 +12,7 @@ follow from the seed and the round alone.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -25,7 +26,7 @@ import numpy as np
 from speech_adapters.active.strategies import STRATEGIES, PoolView, agreement
 from speech_adapters.data.manifest import Manifest, Utterance
 from speech_adapters.errors import ConfigError
-from speech_adapters.files import read_log, to_json, write_text
+from speech_adapters.files import hold, read_log, to_json, write_text
 
 ROUNDING = 1e-9
 
@@ -96,17 +97,16 @@ class ActiveLearner:
         self._utterances = {utterance.id: utterance for utterance in pool}
         self.log_file = self.folder / "decisions.jsonl"
         start = {"event": "start", "pool": pool_hash(pool), "config": to_json(config)}
-        self.events = read_log(self.log_file)
-        if not self.events:
+        with contextlib.suppress(OSError):  # what is wrong with it, locking says
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._append(start)
-        elif (before := self.events[0]) != start:
+        hold(self.folder)
+        self.events = read_log(self.log_file) or [start]
+        if (before := self.events[0]) != start:
             what = "pool" if before.get("pool") != start["pool"] else "configuration"
             raise ConfigError(
                 f"{self.log_file}: begun with another {what}; go on with that one, or name a new folder."
             )
-        else:  # a last line torn by a kill goes, so that the next line is whole
-            write_text(self.log_file, "".join(json.dumps(event) + "\n" for event in self.events))
+        write_text(self.log_file, "".join(json.dumps(event) + "\n" for event in self.events))  # without a torn end
 
     # ------------------------------------------------------------------ state
 
@@ -192,6 +192,7 @@ class ActiveLearner:
             if config.reserve == 0:
                 return None
         stopped, last_choice = bool(self._of("stop")), config.rounds - (2 if config.reserve > 0 else 1)
+        strategy: str
         if number == 0:
             stage, strategy, amount = "start", config.cold_start, config.initial * config.budget
         elif stopped or number > last_choice:

@@ -14,7 +14,6 @@ from speech_adapters.active.disagreement import bald, decode_disagreement, monte
 from speech_adapters.active.diversity import ctc_gradient_embeddings, gradient_embeddings
 from speech_adapters.data.manifest import Manifest
 from speech_adapters.errors import ConfigError
-from speech_adapters.heads.base import HeadModule
 from speech_adapters.heads.classification import ClassificationHeadModule
 from speech_adapters.heads.ctc import CTCHeadModule
 from speech_adapters.model import SpeechAdapterModel
@@ -89,11 +88,15 @@ def observe(
 
 
 def _observations(
-    head: HeadModule | None, output: ModelOutput, layer_input: Tensor | None, gradients: bool
+    head: CTCHeadModule | ClassificationHeadModule | None,
+    output: ModelOutput,
+    layer_input: Tensor | None,
+    gradients: bool,
 ) -> list[dict[str, Any]]:
     """What each utterance of a batch shows, by name."""
     found: dict[str, Any] = {"embedding": nn.functional.normalize(torch.stack(mean_pooled(output)), dim=1)}
     if head is not None:
+        assert layer_input is not None, "the head's last layer has just run"
         scored = head_output(output)
         probabilities = scored.logits.softmax(-1)
         if isinstance(head, CTCHeadModule):
@@ -147,7 +150,7 @@ def _disagreement(model: SpeechAdapterModel, predictions: list[list[Any]]) -> np
     return bald(torch.stack([torch.stack(rows) for rows in predictions])).numpy()
 
 
-def _head(model: SpeechAdapterModel) -> HeadModule | None:
+def _head(model: SpeechAdapterModel) -> CTCHeadModule | ClassificationHeadModule | None:
     head = model.head
     if head is not None and not isinstance(head, CTCHeadModule | ClassificationHeadModule):
         raise ConfigError("active learning needs a CTC or classification head; choose one with set_head.")

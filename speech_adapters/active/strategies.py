@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import combinations
+from typing import TypeVar
 
 import numpy as np
 
@@ -43,6 +44,7 @@ class PoolView:
 
     @cached_property
     def labelled(self) -> Observation | None:
+        """The observation of the labelled utterances, made once; None where the view knows of none."""
         return None if self.observe_labelled is None else self.observe_labelled()
 
     def uncertainty(self, name: str) -> np.ndarray:
@@ -53,6 +55,7 @@ class PoolView:
         return known[name]
 
 
+T = TypeVar("T")
 Strategy = Callable[[PoolView, np.random.Generator], Iterator[int]]
 
 
@@ -83,14 +86,21 @@ def _hybrid(view: PoolView, rng: np.random.Generator) -> Iterator[int]:
 
 
 def _badge(view: PoolView, rng: np.random.Generator) -> Iterator[int]:
-    return badge(view.pool(gradients=True).gradients, rng)
+    return badge(_known(view.pool(gradients=True).gradients, "badge", "gradients"), rng)
+
+
+def _known(part: T | None, strategy: str, what: str) -> T:
+    """What a strategy asks of a view, where the view has it."""
+    if part is None:
+        raise ConfigError(f"strategy {strategy!r} needs a PoolView with {what}.")
+    return part
 
 
 STRATEGIES: dict[str, Strategy] = {
     "random": _random,
     **{name: _most(name) for name in UNCERTAINTIES},
-    "dropout": lambda view, rng: _descending(view.dropout(), rng),
-    "committee": lambda view, rng: _descending(view.committee(), rng),
+    "dropout": lambda view, rng: _descending(_known(view.dropout, "dropout", "dropout")(), rng),
+    "committee": lambda view, rng: _descending(_known(view.committee, "committee", "committee")(), rng),
     "k_center": _k_center,
     "cluster": _cluster,
     "hybrid": _hybrid,

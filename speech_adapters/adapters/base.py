@@ -145,6 +145,7 @@ class AdapterModule(Hooks, nn.Module):
                 tensor.copy_(tensors[key])
 
     def check_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Raise a CheckpointError unless these have the names and shapes of :meth:`tensors`."""
         own = self.tensors()
         wrong = sorted(set(own) ^ set(tensors)) or [key for key in own if own[key].shape != tensors[key].shape]
         if wrong:

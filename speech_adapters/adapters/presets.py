@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from speech_adapters.adapters.adalora import AdaLoRA
@@ -153,51 +154,54 @@ def fine_tuning(task: str = "asr", **settings: Any) -> FineTuning:
     return FineTuning(**{"learning_rate": rates("full", task)["layers"]} | settings)
 
 
+def _published(config: Callable[..., AdapterConfig], **settings: Any) -> Callable[..., AdapterConfig]:
+    """A preset that is alike for all tasks: a config with published settings, which the user's replace."""
+    return lambda task, **changes: config(**settings | changes)
+
+
 #: name -> function of the task and the changed settings that gives the config.
 PRESETS: dict[str, Callable[..., AdapterConfig]] = {
-    "elp": lambda task, **o: ELP(task, **o),
-    "el": lambda task, **o: EL(task, **o),
-    "l": lambda task, **o: L(task, **o),
-    "e": lambda task, **o: E(task, **o),
-    "houlsby": lambda task, **o: Bottleneck(**{"sites": SITES, "activation": "swish"} | o),
-    "houlsby-speech": lambda task, **o: houlsby_speech(task, **o),
-    "houlsby-2019": lambda task, **o: Bottleneck(
-        **{"sites": SITES, "size": 64, "activation": "gelu", "init_std": 0.01} | o
-    ),
-    "houlsby-light": lambda task, **o: Bottleneck(**{"size": 32, "activation": "gelu"} | o),
-    "pfeiffer": lambda task, **o: Bottleneck(**{"placement": "pfeiffer"} | o),
-    "parallel": lambda task, **o: Bottleneck(**{"placement": "parallel", "reduction_factor": 2, "scale": 4.0} | o),
-    "peft-ser-parallel": lambda task, **o: Bottleneck(
-        **{"placement": "parallel", "size": 128, "scale": 0.1, "dropout": 0.1} | o
-    ),
-    "compacter": lambda task, **o: Compacter(**o),
-    "conv-adapter": lambda task, **o: ConvAdapter(**o),
-    "cnn-adapter": lambda task, **o: CNNAdapter(**o),
+    "elp": ELP,
+    "el": EL,
+    "l": L,
+    "e": E,
+    "houlsby": _published(Bottleneck, sites=SITES, activation="swish"),
+    "houlsby-speech": houlsby_speech,
+    "houlsby-2019": _published(Bottleneck, sites=SITES, size=64, activation="gelu", init_std=0.01),
+    "houlsby-light": _published(Bottleneck, size=32, activation="gelu"),
+    "pfeiffer": _published(Bottleneck, placement="pfeiffer"),
+    "parallel": _published(Bottleneck, placement="parallel", reduction_factor=2, scale=4.0),
+    "peft-ser-parallel": _published(Bottleneck, placement="parallel", size=128, scale=0.1, dropout=0.1),
+    "compacter": _published(Compacter),
+    "conv-adapter": _published(ConvAdapter),
+    "cnn-adapter": _published(CNNAdapter),
     "chapter": lambda task, **o: Combine(parts=(CNNAdapter(**o), Bottleneck(size=32, activation="gelu"))),
-    "prefix": lambda task, **o: Prefix(**o),
-    "prefix-mlp": lambda task, **o: Prefix(**{"hidden": 512} | o),
-    "prompt": lambda task, **o: PAdapter(**{"where": "layers_in", "frames": 10} | o),
-    "deep-prompts": lambda task, **o: DeepPrompts(**o),
+    "prefix": _published(Prefix),
+    "prefix-mlp": _published(Prefix, hidden=512),
+    "prompt": _published(PAdapter, where="layers_in", frames=10),
+    "deep-prompts": _published(DeepPrompts),
     "ipet": lambda task, **o: Combine(
-        parts=(DeepPrompts(length=64), Bottleneck(**{"placement": "parallel", "size": 128, "scale": 0.1} | o)),
+        parts=(DeepPrompts(length=64), _published(Bottleneck, placement="parallel", size=128, scale=0.1)(task, **o)),
     ),
-    "lora": lambda task, **o: LoRA(**o),
-    "lora-ffn": lambda task, **o: LoRA(**{"rank": 16, "alpha": 16, "targets": FEED_FORWARD} | o),
-    "dora": lambda task, **o: LoRA(**{"variant": "dora"} | o),
-    "rslora": lambda task, **o: LoRA(**{"variant": "rslora"} | o),
-    "pissa": lambda task, **o: PiSSA(**o),
-    "adalora": lambda task, **o: AdaLoRA(**o),
-    "vera": lambda task, **o: VeRA(**o),
-    "ia3": lambda task, **o: IA3(**o),
-    "bitfit": lambda task, **o: BitFit(**o),
-    "adapter-bias": lambda task, **o: AdapterBias(**o),
-    "layer-norms": lambda task, **o: LayerNorms(**o),
-    "head-only": lambda task, **o: HeadOnly(**o),
-    "weighted-sum": lambda task, **o: WeightedSum(**o),
-    "full": lambda task, **o: fine_tuning(task, **o),
-    "last-2": lambda task, **o: fine_tuning(task, **{"layers": (-2, -1)} | o),
-    "gradual": lambda task, **o: fine_tuning(task, **{"gradual": True} | o),
-    "hybrid": lambda task, **o: Combine(parts=(Bottleneck(**{"skip_top": 1} | o), fine_tuning(task, layers=(-1,)))),
+    "lora": _published(LoRA),
+    "lora-ffn": _published(LoRA, rank=16, alpha=16, targets=FEED_FORWARD),
+    "dora": _published(LoRA, variant="dora"),
+    "rslora": _published(LoRA, variant="rslora"),
+    "pissa": _published(PiSSA),
+    "adalora": _published(AdaLoRA),
+    "vera": _published(VeRA),
+    "ia3": _published(IA3),
+    "bitfit": _published(BitFit),
+    "adapter-bias": _published(AdapterBias),
+    "layer-norms": _published(LayerNorms),
+    "head-only": _published(HeadOnly),
+    "weighted-sum": _published(WeightedSum),
+    "full": fine_tuning,
+    "last-2": partial(fine_tuning, layers=(-2, -1)),
+    "gradual": partial(fine_tuning, gradual=True),
+    "hybrid": lambda task, **o: Combine(
+        parts=(_published(Bottleneck, skip_top=1)(task, **o), fine_tuning(task, layers=(-1,))),
+    ),
 }
 
 #: The names that carry the paper, for presets whose short name several papers use.

@@ -46,6 +46,7 @@ class Kind:
         self._versions: list[int] = []
 
     def stacked(self) -> dict[str, Tensor]:
+        """Parameters and buffers of all adapters by name, each (n, ...)."""
         own = [{**dict(stack.named_parameters()), **dict(stack.named_buffers())} for stack in self.stacks]
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in own[0].values()):
             return self._stack(own)

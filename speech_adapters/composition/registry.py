@@ -43,20 +43,25 @@ class Registry:
     fusions: nn.ModuleDict
 
     def adapter(self, name: str) -> AdapterModule:
+        """The adapter of that name."""
         return cast(AdapterModule, _get(name, self.adapters, "adapter"))
 
     def head(self, name: str) -> HeadModule:
+        """The head of that name."""
         return cast(HeadModule, _get(name, self.heads, "head"))
 
     def fusion(self, name: str) -> CompositionModule:
+        """The weights of the Fuse or Route of that name."""
         return cast(CompositionModule, _get(name, self.fusions, "fusion"))
 
     @property
     def adapters_by_name(self) -> dict[str, AdapterModule]:
+        """All adapters, in the order in which they were added."""
         return {name: self.adapter(name) for name in self.adapters}
 
     @property
     def fusions_by_name(self) -> dict[str, CompositionModule]:
+        """All fusions and routers, in the order in which they were added."""
         return {name: self.fusion(name) for name in self.fusions}
 
     def fusions_in(self, composition: str | Composition | None) -> Iterator[CompositionModule]:

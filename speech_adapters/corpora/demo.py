@@ -38,6 +38,7 @@ from speech_adapters.data.audio import SAMPLE_RATE, resample, write_audio
 from speech_adapters.data.augmentation import add_noise, telephone
 from speech_adapters.data.manifest import Manifest, Utterance
 from speech_adapters.errors import InputError
+from speech_adapters.files import sweep
 
 SNR_DB = (5.0, 15.0)
 """Lowest and highest signal-to-noise ratio of the noisy domain."""
@@ -111,7 +112,9 @@ def prepare_demo(root: str | os.PathLike[str] | None = None) -> DemoCorpus:
         raise InputError(f"{corpus.root}: holds files that are not the demo corpus; name an empty or a new folder")
     try:
         corpus.root.parent.mkdir(parents=True, exist_ok=True)
-        building = Path(tempfile.mkdtemp(prefix=f".{corpus.root.name}-", dir=corpus.root.parent))
+        sweep(corpus.root)
+        suffix = f".{os.getpid()}.tmp"  # by which the next process sees that this one was killed
+        building = Path(tempfile.mkdtemp(suffix, f".{corpus.root.name}.", corpus.root.parent))
     except OSError as error:
         raise InputError(
             f"{corpus.root}: cannot be written ({error.strerror}); set SPEECH_ADAPTERS_CACHE to a folder of yours"

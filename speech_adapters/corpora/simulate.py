@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from speech_adapters.config import option, parse_cli, run_main
-from speech_adapters.data.audio import SAMPLE_RATE, audio_info, read_audio, write_audio
+from speech_adapters.data.audio import SAMPLE_RATE, audio_info, write_audio
 from speech_adapters.data.augmentation import CODECS, TELEPHONE_BAND, add_noise, lose_packets, telephone
 from speech_adapters.data.manifest import Manifest, Utterance
 from speech_adapters.errors import ConfigError, InputError
@@ -159,9 +159,9 @@ def _draw(
 def _render(
     utterance: Utterance, channel: Channel, drawn: dict[str, Any], noise: Utterance | None, rng: np.random.Generator
 ) -> torch.Tensor:
-    waveform = read_audio(utterance.audio_filepath, offset=utterance.offset, duration=utterance.duration)
+    waveform = utterance.waveform()
     if noise is not None:
-        sound = read_audio(noise.audio_filepath, offset=noise.offset, duration=noise.duration, channel="mix")
+        sound = noise.waveform("mix")
         waveform = add_noise(waveform, sound, drawn["snr_db"], rng)
     waveform = waveform / max(float(waveform.abs().max()), 1.0)  # a codec clips what noise has lifted above 1
     if "codec" in drawn:

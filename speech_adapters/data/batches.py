@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from speech_adapters.data.audio import SAMPLE_RATE, check_waveform, pack, read_audio, unpack
+from speech_adapters.data.audio import SAMPLE_RATE, check_waveform, pack, unpack
 from speech_adapters.data.augmentation import Augmentation
 from speech_adapters.data.manifest import Manifest, Utterance
 from speech_adapters.errors import InputError
@@ -29,7 +29,6 @@ class UtteranceDataset(Dataset[Item]):
 
     Attributes:
         epoch: of the training, which random crops and augmentation follow.
-        durations: seconds of each utterance, as it will be heard.
     """
 
     manifest: Manifest
@@ -37,6 +36,7 @@ class UtteranceDataset(Dataset[Item]):
 
     @property
     def durations(self) -> list[float]:
+        """Seconds of each utterance, as it will be heard."""
         return [utterance.duration for utterance in self.manifest]
 
     def __len__(self) -> int:
@@ -69,6 +69,7 @@ class SpeechDataset(UtteranceDataset):
 
     @property
     def durations(self) -> list[float]:
+        """Seconds of each utterance, or of its crop."""
         longest = self.crop_seconds or float("inf")
         return [min(utterance.duration, longest) for utterance in self.manifest]
 
@@ -77,7 +78,7 @@ class SpeechDataset(UtteranceDataset):
         if self._kept is not None and index in self._kept:
             return unpack(*self._kept[index])
         utterance = self.manifest[index]
-        audio = read_audio(utterance.audio_filepath, offset=utterance.offset, duration=utterance.duration)
+        audio = utterance.waveform()
         if self._kept is not None:
             self._kept[index] = pack(audio)
             return unpack(*self._kept[index])
@@ -204,6 +205,7 @@ class LengthBatches(Sampler[list[int]]):
         return len(range(self.rank, self._count, self.world_size))
 
     def set_epoch(self, epoch: int) -> None:
+        """Draw the batches of this epoch from now on."""
         self.epoch = epoch
 
 

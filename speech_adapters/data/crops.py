@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from speech_adapters.data.audio import MIN_SAMPLES, SAMPLE_RATE, pack, read_audio, unpack
+from speech_adapters.data.audio import MIN_SAMPLES, SAMPLE_RATE, pack, unpack
 from speech_adapters.data.augmentation import speed
 from speech_adapters.data.batches import ignore_interrupts
 from speech_adapters.data.manifest import Manifest
@@ -54,7 +54,7 @@ class Speech:
 
 def _decoded(manifest: Manifest, scales: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     for number, u in enumerate(tqdm(manifest, desc="decoding", unit="utterance", leave=False)):
-        wave = read_audio(u.audio_filepath, offset=u.offset, duration=u.duration, channel="mix")
+        wave = u.waveform("mix")
         samples, scales[number] = pack(wave)
         yield number, samples.numpy()
 

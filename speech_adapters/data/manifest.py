@@ -89,7 +89,7 @@ class Utterance:
         return read_audio(self.audio_filepath, offset=self.offset, duration=self.duration, channel=channel)
 
 
-Utterance.audio_filepath = _PathField(Utterance.audio_filepath)  # type: ignore[assignment]
+Utterance.audio_filepath = _PathField(Utterance.audio_filepath)  # type: ignore[assignment, misc]
 
 
 class Manifest(Sequence[Utterance]):
@@ -572,9 +572,9 @@ def _text(value: Any, key: str) -> str:
 
 def _check_extra(extra: dict[str, Any]) -> None:
     """Further keys hold what JSON and UTF-8 can: 1e999 reads as infinity, and half a surrogate pair as a symbol."""
-    if all(value.isascii() if type(value) is str else type(value) is int for value in extra.values()):
-        if all(map(str.isascii, extra)):
-            return
+    plain = all(value.isascii() if type(value) is str else type(value) is int for value in extra.values())
+    if plain and all(map(str.isascii, extra)):
+        return
     try:
         json.dumps(extra, ensure_ascii=False, allow_nan=False).encode()
     except UnicodeEncodeError:

@@ -54,7 +54,6 @@ class Encoder(nn.Module):
         ctc: the checkpoint's own CTC head, or None.
         num_parameters: of the stock model, however it is held.
         quantization: "int8", "int4" or "nf4" when :meth:`quantize` was called, else None.
-        fingerprint: SHA-256 of all its frozen weights, as they were loaded.
     """
 
     def __init__(
@@ -200,6 +199,7 @@ class Encoder(nn.Module):
 
     @property
     def fingerprint(self) -> str:
+        """SHA-256 of all its frozen weights, as they were loaded."""
         if self._fingerprint is None:
             self._fingerprint = fingerprint(self.model.state_dict())
         return self._fingerprint

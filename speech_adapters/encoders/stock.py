@@ -5,6 +5,8 @@ These classes are never built: an Encoder casts its model to :class:`StockModel`
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,3 +26,4 @@ class StockModel(nn.Module):
     config: Any
     dtype: torch.dtype
     peft_config: dict[str, object]
+    save_pretrained: Callable[[Path], None]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import ClassVar
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from speech_adapters.data.audio import SAMPLE_RATE
 from speech_adapters.data.manifest import Manifest, Utterance
 from speech_adapters.encoders.loading import Encoder
-from speech_adapters.errors import ConfigError, TextError
+from speech_adapters.errors import ConfigError, ManifestError, TextError
 from speech_adapters.heads.base import HeadConfig, HeadModule, HeadOutput, check_audible
 from speech_adapters.heads.decoding import greedy_decode
 from speech_adapters.text import Vocabulary, normalize, utterance_names
@@ -62,6 +63,8 @@ class CTCHead(HeadConfig):
 
     def target(self, utterance: Utterance) -> list[int]:
         """The transcript's token ids."""
+        if utterance.text is None:
+            raise ManifestError(f"utterance {utterance.id!r} has no text; give its transcript, or leave it out.")
         return self.encode(utterance.text, source=utterance.id)
 
     def check(self, manifest: Manifest, encoder: Encoder) -> None:
@@ -74,7 +77,7 @@ class CTCHead(HeadConfig):
         manifest.require("text")
         check_audible(manifest, encoder)
         ids = [utterance.id for utterance in manifest]
-        texts = [normalize(utterance.text, self.normalizer) for utterance in manifest]
+        texts = [normalize(utterance.get("text"), self.normalizer) for utterance in manifest]
         if empty := [name for name, text in zip(ids, texts, strict=True) if not text.strip()]:
             raise TextError(
                 f"{manifest.name}: the transcripts of {utterance_names(empty)} have no words after the normaliser "
@@ -125,6 +128,7 @@ class CTCHeadModule(HeadModule):
         An utterance with too few frames for its symbols has no alignment and an infinite loss; it counts as zero here
         (speed augmentation may do this to a few), so run :func:`check_ctc_lengths` on the data before training.
         """
+        assert output.lengths is not None, "a frame-wise head gives them"
         with torch.autocast(output.logits.device.type, enabled=False):
             return F.ctc_loss(
                 output.logits.float().log_softmax(-1).transpose(0, 1),
@@ -138,6 +142,7 @@ class CTCHeadModule(HeadModule):
 
     def predict(self, output: HeadOutput) -> list[str]:
         """The best path's text of each utterance."""
+        assert output.lengths is not None, "a frame-wise head gives them"
         return greedy_decode(output.logits, output.lengths, self.config.vocabulary)
 
 
@@ -146,7 +151,7 @@ def check_ctc_lengths(targets: Sequence[Sequence[int]], frame_lengths: Sequence[
 
     CTC needs one frame a symbol and one blank between equal neighbours: ``frames >= len(target) + repeats``.
     """
-    needed = [len(t) + sum(a == b for a, b in zip(t, t[1:], strict=False)) for t in targets]
+    needed = [len(t) + sum(a == b for a, b in pairwise(t)) for t in targets]
     bad = [i for i, (need, frames) in enumerate(zip(needed, frame_lengths, strict=True)) if frames < need]
     if bad:
         first = bad[0]

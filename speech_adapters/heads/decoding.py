@@ -6,11 +6,15 @@ valid frames.
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import math
 import re
+import shutil
 import tempfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -226,14 +230,17 @@ def _flashlight_decoder(
         raise TextError(
             f"{lm_path}: the vocabulary spells none of its {len(words)} words; use a model of its language"
         )
-    with tempfile.NamedTemporaryFile("w", suffix=".lexicon", encoding="utf-8") as file:
+    with (
+        tempfile.NamedTemporaryFile("w", suffix=".lexicon", encoding="utf-8") as file,
+        _without_preface(lm_path) as readable,
+    ):
         file.writelines(lexicon)
         file.flush()
         try:
             return ctc_decoder(
                 lexicon=file.name,
                 tokens=list(vocabulary.tokens),
-                lm=str(lm_path),
+                lm=readable,
                 beam_size=beam_size,
                 lm_weight=alpha * math.log(10),  # KenLM's scores are decimal logarithms
                 word_score=beta,
@@ -243,6 +250,29 @@ def _flashlight_decoder(
             )
         except RuntimeError as error:
             raise TextError(f"{lm_path}: KenLM cannot read it ({error}); make or download it again") from error
+
+
+@contextmanager
+def _without_preface(path: Path) -> Iterator[str]:
+    """KenLM wants an ARPA file's data on its first line: what stands before (comments, a mark of byte order) is left
+    out of a temporary copy."""
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        before = b""
+        for line in islice(file, 1000):
+            if line.strip() in (b"\\data\\", codecs.BOM_UTF8 + b"\\data\\"):
+                before += line[: line.index(b"\\data\\")]
+                break
+            before += line
+        else:
+            before = b""  # a binary
+        if not before.strip():
+            yield str(path)
+            return
+        with tempfile.NamedTemporaryFile(suffix=".arpa") as copy:
+            copy.write(b"\\data\\\n")
+            shutil.copyfileobj(file, copy)
+            copy.flush()
+            yield copy.name
 
 
 def _read_words(lm_path: Path, lexicon_path: Path | None) -> list[str]:

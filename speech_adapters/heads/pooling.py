@@ -10,6 +10,9 @@ All compute in float32 under any autocast.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -24,38 +27,44 @@ def frame_mask(lengths: Tensor, frames: int) -> Tensor:
     return torch.arange(frames, device=lengths.device) < lengths.unsqueeze(1)
 
 
-class MeanPooling(nn.Module):
-    """(B, T, D), (B,) -> (B, D)."""
+class Pooling(nn.Module, ABC):
+    """Features (B, T, D) with lengths (B,) to (B, ``factor`` D); made for features of width ``size``."""
 
-    factor = 1
+    factor: ClassVar[int]
 
     def __init__(self, size: int) -> None:
         super().__init__()
+
+    @abstractmethod
+    def forward(self, features: Tensor, lengths: Tensor) -> Tensor: ...
+
+
+class MeanPooling(Pooling):
+    """(B, T, D), (B,) -> (B, D)."""
+
+    factor = 1
 
     def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
         features, weights = _uniform(features, lengths)
         return (weights * features).sum(1)
 
 
-class StatisticsPooling(nn.Module):
+class StatisticsPooling(Pooling):
     """(B, T, D), (B,) -> (B, 2 D): means, then standard deviations."""
 
     factor = 2
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
 
     def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
         return _statistics(*_uniform(features, lengths))
 
 
-class AttentiveStatisticsPooling(nn.Module):
+class AttentiveStatisticsPooling(Pooling):
     """(B, T, D), (B,) -> (B, 2 D), each frame weighted by an attention of 128 hidden units."""
 
     factor = 2
 
     def __init__(self, size: int, hidden_size: int = 128) -> None:
-        super().__init__()
+        super().__init__(size)
         # A bias behind v would shift all frames alike: softmax takes it out again, and it would never learn.
         self.score = nn.Sequential(nn.Linear(size, hidden_size), nn.Tanh(), nn.Linear(hidden_size, 1, bias=False))
 
@@ -66,11 +75,15 @@ class AttentiveStatisticsPooling(nn.Module):
         return _statistics(features, scores.softmax(1))
 
 
-POOLINGS = {"mean": MeanPooling, "statistics": StatisticsPooling, "attentive": AttentiveStatisticsPooling}
+POOLINGS: dict[str, type[Pooling]] = {
+    "mean": MeanPooling,
+    "statistics": StatisticsPooling,
+    "attentive": AttentiveStatisticsPooling,
+}
 """Poolings by name; ``factor`` times the input's width is the output's."""
 
 
-def pooling(name: str, size: int) -> nn.Module:
+def pooling(name: str, size: int) -> Pooling:
     """A pooling for features of width ``size``. Raises ConfigError for an unknown name."""
     if name not in POOLINGS:
         raise ConfigError(f"pooling={name!r} is unknown: choose {', '.join(POOLINGS)}.")

@@ -73,7 +73,8 @@ class SlotsHeadModule(HeadModule):
     def loss(self, output: HeadOutput, targets: Tensor) -> Tensor:
         """Sum over slots of the cross-entropies of ``targets`` (B, S), in fp32; the mean over utterances."""
         slices = output.logits.float().split(self.sizes, dim=1)
-        return sum(F.cross_entropy(logits, targets[:, slot]) for slot, logits in enumerate(slices))
+        losses = [F.cross_entropy(logits, targets[:, slot]) for slot, logits in enumerate(slices)]
+        return sum(losses[1:], losses[0])
 
     def predict(self, output: HeadOutput) -> list[tuple[str, ...]]:
         """The best label of each slot, a tuple per utterance."""

@@ -108,6 +108,7 @@ class SpeakerHeadModule(HeadModule):
 
     def predict(self, output: HeadOutput) -> list[Tensor]:
         """(E,) embedding of each utterance, in float32."""
+        assert output.embedding is not None, "this head gives it"
         return list(output.embedding.float().cpu())
 
 

@@ -95,7 +95,9 @@ def verification_result(
         return found | {name: mean_loss(loss, ranked.is_target, weights) for name, loss in losses.items()}
 
     metrics = bootstrap_trials(figures, ranked.is_target, in_order, n=draws, seed=seed)
-    return VerificationResult(metrics, scores, is_target, ranked.curve())
+    curve = ranked.curve()
+    assert curve is not None, "check_trials has seen both kinds"
+    return VerificationResult(metrics, scores, is_target, curve)
 
 
 def mean_metrics(
@@ -114,12 +116,12 @@ def mean_metrics(
     ranked = [RankedTrials(result.scores, result.labels) for result in results]
 
     def figures(weights: np.ndarray | None) -> Mapping[str, float] | None:
-        curves = [trials.curve(weights) for trials in ranked]
-        if any(curve is None for curve in curves):
+        curves = [curve for trials in ranked if (curve := trials.curve(weights)) is not None]
+        if len(curves) < len(ranked):
             return None
-        found = {"eer": np.mean([curve.eer().value for curve in curves])}
-        found |= {f"min_dcf_{p:g}": np.mean([curve.min_dcf(p).value for curve in curves]) for p in p_targets}
-        return found | {"min_cllr": np.mean([curve.min_cllr() for curve in curves])}
+        found = {"eer": float(np.mean([curve.eer().value for curve in curves]))}
+        found |= {f"min_dcf_{p:g}": float(np.mean([curve.min_dcf(p).value for curve in curves])) for p in p_targets}
+        return found | {"min_cllr": float(np.mean([curve.min_cllr() for curve in curves]))}
 
     labels = results[0].labels
     metrics = bootstrap_trials(figures, labels, speakers, n=draws, seed=seed)

@@ -10,7 +10,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from speech_adapters.data.audio import read_audio
 from speech_adapters.data.crops import Crops, Speech, crop_batches
 from speech_adapters.data.manifest import Manifest
 from speech_adapters.errors import CheckpointError
@@ -69,7 +68,7 @@ class ObjectiveChoice:
 
 def read_noises(manifest: Manifest) -> list[Tensor]:
     """Waveforms (samples,) of a manifest of noises."""
-    return [read_audio(u.audio_filepath, offset=u.offset, duration=u.duration) for u in manifest]
+    return [utterance.waveform("mix") for utterance in manifest]
 
 
 def _fit(

@@ -51,6 +51,11 @@ class HiddenStateDistillation(nn.Module):
     ``mean``, ``std`` and ``position_mean``, which are buffers and travel with ``state_dict``.
     """
 
+    weights: Tensor
+    mean: Tensor
+    std: Tensor
+    position_mean: Tensor
+
     def __init__(
         self,
         student_width: int,
@@ -64,7 +69,7 @@ class HiddenStateDistillation(nn.Module):
             raise ConfigError("layers: name at least one (student layer, teacher layer) pair to distil.")
         if weights is not None and len(weights) != len(layers):
             raise ConfigError(f"weights: {len(weights)} given for {len(layers)} layer pairs; give one a pair.")
-        self.layers = [tuple(pair) for pair in layers]
+        self.layers = [(student, teacher) for student, teacher in layers]
         pairs = len(self.layers)
         self.register_buffer("weights", torch.tensor([1.0] * pairs if weights is None else list(weights)))
         self.register_buffer("mean", torch.zeros(pairs, teacher_width))

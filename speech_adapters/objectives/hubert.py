@@ -13,12 +13,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speech_adapters.encoders.loading import Encoder
 from speech_adapters.errors import ConfigError
+from speech_adapters.model import SpeechAdapterModel
+from speech_adapters.model_output import ModelOutput
 from speech_adapters.objectives.base import MaskingConfig, Objective, ObjectiveOutput
 from speech_adapters.objectives.units import KMeansUnits
 
@@ -61,7 +64,15 @@ class HuBERTObjective(Objective):
         self.projection = nn.Linear(feature_size, config.projection_size)
         self.embeddings = nn.Parameter(torch.empty(config.clusters, config.projection_size).uniform_())
 
-    def score(self, model, output, waveforms, lengths, time_mask, rng):
+    def score(
+        self,
+        model: SpeechAdapterModel,
+        output: ModelOutput,
+        waveforms: Tensor,
+        lengths: Tensor | None,
+        time_mask: Tensor,
+        rng: np.random.Generator,
+    ) -> ObjectiveOutput:
         units = self.units(model, waveforms, lengths)
         loss, accuracy = self._predict(output.features[time_mask], units[time_mask])
         figures, alpha = {"accuracy": accuracy}, self.config.alpha

@@ -117,6 +117,7 @@ class MaskedPrediction(Learner):
         return Speech(manifest, self.folder, encoder.receptive_field + encoder.stride)  # a frame to hide, one to see
 
     def crops(self, speech: Speech, *key: int) -> Crops:
+        """Crops of the speech, drawn by the seed and ``key``."""
         config = self.config
         return Crops(speech, (config.seed, *key), crop_seconds=config.crop_seconds, crops=config.crops)
 

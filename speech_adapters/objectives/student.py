@@ -21,7 +21,7 @@ from speech_adapters.data.audio import SAMPLE_RATE
 from speech_adapters.data.crops import Crops, Speech, crop_batches
 from speech_adapters.encoders import BASE, encode
 from speech_adapters.encoders.families import family_of
-from speech_adapters.encoders.families.wav2vec2 import Wav2Vec2
+from speech_adapters.encoders.families.wav2vec2 import Model, Wav2Vec2
 from speech_adapters.encoders.families.wavlm import WavLM
 from speech_adapters.errors import CheckpointError
 from speech_adapters.files import atomic
@@ -77,7 +77,7 @@ class StudentDistillation(Learner):
 
     def __init__(
         self,
-        student: nn.Module,
+        student: Model,
         teacher: WhisperTeacher,
         distillation: HiddenStateDistillation,
         stage: Stage,
@@ -132,7 +132,7 @@ class StudentDistillation(Learner):
 
 
 def distil(
-    student: nn.Module,
+    student: Model,
     teacher: WhisperTeacher,
     distillation: HiddenStateDistillation,
     stages: Mapping[str, Stage],
@@ -198,7 +198,7 @@ def normalized(waves: Tensor) -> Tensor:
     return centred / (centred.square().mean(1, keepdim=True) + 1e-7).sqrt()
 
 
-def student_states(model: nn.Module, waves: Tensor, stop: int) -> tuple[Tensor, ...]:
+def student_states(model: Model, waves: Tensor, stop: int) -> tuple[Tensor, ...]:
     """States 0 to ``stop``, (B, T, D) each; the last layer's after the final LayerNorm, as the teacher's.
 
     State 0 alone is what the front-end says, before positions are added: they take half of its time.

@@ -23,6 +23,8 @@ _HOP = 160
 class KMeansUnits(nn.Module):
     """Waveforms to unit numbers; ``source`` is "mfcc" or a layer, 1 for the first one's output."""
 
+    centroids: Tensor
+
     def __init__(self, source: str | int, clusters: int, size: int) -> None:
         super().__init__()
         self.source = source

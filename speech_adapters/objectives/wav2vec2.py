@@ -22,6 +22,8 @@ from torch import Tensor, nn
 
 from speech_adapters.encoders.loading import Encoder, stored_tensors
 from speech_adapters.errors import ConfigError
+from speech_adapters.model import SpeechAdapterModel
+from speech_adapters.model_output import ModelOutput
 from speech_adapters.objectives.base import MaskingConfig, Objective, ObjectiveOutput
 
 PARTS = ("quantizer", "project_q", "project_hid")
@@ -121,11 +123,21 @@ class Wav2Vec2Objective(Objective):
         config = self.config
         self.quantizer.temperature = max(config.gumbel_start * config.gumbel_decay**step, config.gumbel_end)
 
-    def score(self, model, output, waveforms, lengths, time_mask, rng, negatives: Tensor | None = None):
+    def score(
+        self,
+        model: SpeechAdapterModel,
+        output: ModelOutput,
+        waveforms: Tensor,
+        lengths: Tensor | None,
+        time_mask: Tensor,
+        rng: np.random.Generator,
+        negatives: Tensor | None = None,
+    ) -> ObjectiveOutput:
         """``negatives`` (N, K), given in place of drawn ones, number the N hidden frames in the batch's order."""
         if negatives is None:
             negatives = draw_negatives(time_mask.sum(1).tolist(), self.config.negatives, rng)
         negatives = negatives.to(time_mask.device)
+        assert output.cnn_output is not None  # the run starts from waveforms
         with torch.autocast(time_mask.device.type, enabled=False):
             latents = model.encoder.latents(output.cnn_output)[time_mask].float()
             quantized, codes, perplexity = self.quantizer(latents)

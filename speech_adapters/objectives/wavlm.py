@@ -57,7 +57,7 @@ class WavLMObjective(HuBERTObjective):
         super().__init__(config, encoder, feature_size, units)
         self.noises = tuple(noises)
 
-    def hear(self, waveforms, lengths, rng):
+    def hear(self, waveforms: Tensor, lengths: Tensor | None, rng: np.random.Generator) -> Tensor:
         """Mixed while training and while held-out speech is scored alike: it is the task that is learnt."""
         return mix_utterances(
             waveforms, lengths, rng, self.config.mix_probability, self.config.noise_probability, self.noises
@@ -80,7 +80,7 @@ def mix_utterances(
         if not noisy and len(waveforms) == 1:
             continue  # no second voice in this batch
         if noisy:
-            second, (low, high) = noises[rng.integers(len(noises))].to(waveforms), NOISE_DB
+            second, (low, high) = noises[int(rng.integers(len(noises)))].to(waveforms), NOISE_DB
         else:
             other = (index + 1 + rng.integers(len(waveforms) - 1)) % len(waveforms)
             second, (low, high) = waveforms[other, : real[other]], SPEECH_DB

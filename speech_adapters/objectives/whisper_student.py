@@ -13,6 +13,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from speech_adapters.data.audio import SAMPLE_RATE
 from speech_adapters.encoders.families import family_of
+from speech_adapters.encoders.families.wav2vec2 import Model, Wav2Vec2
 from speech_adapters.errors import CheckpointError
 from speech_adapters.files import write_text
 from speech_adapters.objectives.whisper_teacher import WhisperTeacher
@@ -49,7 +51,7 @@ def whisper_student(
     conv_stride: Sequence[int] = (160, 1, 1, 2),
     position_kernel: int = 64,
     position_groups: int = 16,
-) -> nn.Module:
+) -> Model:
     """A stock model of ``family`` ("wav2vec2", "hubert", "wavlm"): the teacher's layers behind a CNN of its own.
 
     The first filters are mel-spaced (:func:`mel_gabor`), WavLM's relative position bias is zero, the convolutional
@@ -81,12 +83,13 @@ def whisper_student(
         "layerdrop": 0.0,
         "mask_time_prob": 0.05,  # keeps the mask embedding, which task-adaptive pretraining uses
     }
-    model = AutoModel.from_config(AutoConfig.for_model(family, **settings)).eval()
+    model = cast(Model, AutoModel.from_config(AutoConfig.for_model(family, **settings)).eval())
+    own, whose = wav2vec2_like(model), teacher.family
+    layers = zip(own.layer_list(model), whose.layer_list(teacher.encoder), strict=True)
+    pairs = [(own.part(to, name), whose.part(source, name)) for to, source in layers for name in LEARNT]
+    pairs += [(cast(nn.Module, own.final_norm(model)), cast(nn.Module, whose.final_norm(teacher.encoder)))]
     with torch.no_grad():
-        own, whose = family_of(model.config), teacher.family
-        layers = zip(own.layer_list(model), whose.layer_list(teacher.encoder), strict=True)
-        pairs = [(own.part(to, name), whose.part(source, name)) for to, source in layers for name in LEARNT]
-        for target, source in (*pairs, (own.final_norm(model), whose.final_norm(teacher.encoder))):
+        for target, source in cast(list[tuple[nn.Linear, nn.Linear]], pairs):
             target.weight.copy_(source.weight)
             target.bias.zero_() if source.bias is None else target.bias.copy_(source.bias)
         first = own.convolution(own.blocks(model)[0]).weight
@@ -95,14 +98,19 @@ def whisper_student(
     return model
 
 
+def wav2vec2_like(model: Model) -> Wav2Vec2:
+    """The family of a student: one of those that hear the waveform itself."""
+    return cast(Wav2Vec2, family_of(model.config))
+
+
 @torch.no_grad()
-def start_at_mean(model: nn.Module, mean: Tensor, std: Tensor) -> None:
+def start_at_mean(model: Model, mean: Tensor, std: Tensor) -> None:
     """Let the projection start near the teacher's layer 0, given its ``mean`` and ``std`` (D,) a channel.
 
     A random projection gives states of another scale (loss 17 where the mean alone scores 1); hundreds of updates go
     into that alone.
     """
-    projection = family_of(model.config).projection(model)
+    projection = wav2vec2_like(model).projection(model)
     projection.bias.copy_(mean)
     projection.weight.mul_(0.5 * std.unsqueeze(1))
 
@@ -113,7 +121,8 @@ def mel_gabor(channels: int, kernel: int) -> Tensor:
     After an hour of speech, a front-end that starts so is three times closer to its target (cosine) than a random one.
     The idea is that of Zeghidour et al., "Learning filterbanks from raw speech" (ICASSP 2018).
     """
-    mels = np.linspace(*(2595 * np.log10(1 + f / 700) for f in (60, 7600)), max(2, channels // 4))
+    low, high = (2595 * np.log10(1 + f / 700) for f in (60, 7600))
+    mels = np.linspace(low, high, max(2, channels // 4))
     frequencies = 700 * (10 ** (mels / 2595) - 1)
     times = (np.arange(kernel) - (kernel - 1) / 2) / SAMPLE_RATE
     filters = []
@@ -126,7 +135,7 @@ def mel_gabor(channels: int, kernel: int) -> Tensor:
     return torch.tensor(np.array(filters)[:channels], dtype=torch.float32).unsqueeze(1)
 
 
-def save_encoder(model: nn.Module, folder: Path, shared_with: str | None = None) -> None:
+def save_encoder(model: Model, folder: Path, shared_with: str | None = None) -> None:
     """Write the encoder in Hugging Face's format, weights in fp16 (read as fp32), whole or not at all."""
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)

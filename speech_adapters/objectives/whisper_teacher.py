@@ -14,8 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from speech_adapters.encoders.families import family_of
-from speech_adapters.encoders.families.whisper import HOP, WINDOW, compress, from_tensors, power_to_log_mel
+from speech_adapters.encoders.families.whisper import HOP, WINDOW, Whisper, compress, from_tensors, power_to_log_mel
 from speech_adapters.encoders.forward import encode
 from speech_adapters.errors import CheckpointError, ConfigError
 
@@ -33,17 +32,17 @@ class WhisperTeacher(nn.Module):
     tensors.
     """
 
+    window: Tensor
+
     def __init__(self, weights: str | Path, receptive_field: int) -> None:
         super().__init__()
         from safetensors.torch import load_file
 
         if not Path(weights).is_file():
             raise CheckpointError(f"{weights}: no such file; give the teacher's safetensors file.")
-        tensors = load_file(str(weights))
-        self.encoder = from_tensors(tensors)
+        self.encoder = from_tensors(load_file(str(weights)))
         self.encoder.eval().requires_grad_(False)
-        self.receptive_field = receptive_field
-        self.family = family_of(self.encoder.config)
+        self.receptive_field, self.family = receptive_field, Whisper()
         self.register_buffer("window", torch.hann_window(WINDOW))
 
     def log_mel(self, waveforms: Tensor) -> Tensor:

@@ -52,6 +52,7 @@ class Mistake:
 
     @property
     def is_text(self) -> bool:
+        """Whether it is one of words, not of a label."""
         return self.alignment is not None or self.words is not None
 
 

@@ -34,7 +34,7 @@ class Sound:
 
 def sound_of(path: Path, offset: float = 0.0, duration: float | None = None, bytes_left: int = 12_000_000) -> Sound:
     """The first 30 s of an utterance; without sound where the file cannot be read or ``bytes_left`` is too little."""
-    import soundfile  # type: ignore[import-untyped]
+    import soundfile
 
     try:
         waveform = read_audio(path, offset=offset, duration=duration and min(duration, MOST_SECONDS))

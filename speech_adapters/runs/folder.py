@@ -23,19 +23,11 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from speech_adapters.config import load_config, save_config, to_dict
 from speech_adapters.errors import ConfigError, InputError
-from speech_adapters.files import read_json, read_log, to_json, write_json, write_text
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
-
-_HELD: dict[Path, IO[str]] = {}
-"""The locks of this process, by folder."""
+from speech_adapters.files import hold, read_json, read_log, to_json, write_json, write_text
 
 NEVER_COMPARED = ("output", "resume")
 """Settings that say where a run lies, not what it is."""
@@ -107,7 +99,7 @@ class RunFolder:
                 run.save_config(config)
                 return run
             run = cls(path)
-            run._take_lock()
+            hold(run.path)
             run._check_same(config, (*NEVER_COMPARED, *ignore))
             return run
 
@@ -134,7 +126,7 @@ class RunFolder:
         except OSError as error:
             raise InputError(f"{error.filename}: the run folder cannot be made ({error.strerror})") from error
         run = cls(folder, resumed=False)
-        run._take_lock()
+        hold(run.path)
         if path is None:
             run._latest = folder.parent / "latest"
         return run
@@ -145,22 +137,6 @@ class RunFolder:
             _point(self._latest, self.path.name)
             self._latest = None
 
-    def _take_lock(self) -> None:
-        """Hold the folder until this process ends: two writers would mix their runs."""
-        place = self.path.resolve()
-        if fcntl is None or place in _HELD:  # Windows has no flock; there nothing keeps two processes apart
-            return
-        try:
-            lock = (self.path / ".lock").open("w")
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"{self.path}: another process writes to this run; wait for it, or name another folder"
-            ) from None
-        except OSError as error:
-            raise InputError(f"{self.path}: cannot be written to ({error.strerror}); name another folder") from error
-        _HELD[place] = lock
-
     def _check_same(self, config: Any, ignore: Sequence[str]) -> None:
         before, now = _flat(to_dict(load_config(type(config), self.config_file))), _flat(to_dict(config))
         differing = [
@@ -169,8 +145,8 @@ class RunFolder:
         if differing:
             shown = "; ".join(f"{key} was {before.get(key)!r}, now {now.get(key)!r}" for key in differing[:10])
             raise ConfigError(
-                f"{self.path} was begun with other settings: {shown}. Go on with the former ones, or name a new folder "
-                "as --output."
+                f"{self.path} was begun with other settings: {shown}. Go on with the former ones, or name a new "
+                "folder as --output."
             )
 
     def __fspath__(self) -> str:
@@ -181,14 +157,17 @@ class RunFolder:
 
     @property
     def config_file(self) -> Path:
+        """The resolved configuration."""
         return self.path / "config.yaml"
 
     @property
     def metrics_file(self) -> Path:
+        """One line per logged step."""
         return self.path / "metrics.jsonl"
 
     @property
     def results_file(self) -> Path:
+        """Figures with intervals, parameters, seconds, versions."""
         return self.path / "results.json"
 
     @property
@@ -198,6 +177,7 @@ class RunFolder:
 
     @property
     def layer_weights_file(self) -> Path:
+        """What each method weighs the encoder's layers with, which the report draws."""
         return self.path / "layer_weights.json"
 
     @property
@@ -207,6 +187,7 @@ class RunFolder:
 
     @property
     def report_file(self) -> Path:
+        """The page of this run."""
         return self.path / "report.html"
 
     def checkpoint(self, name: str) -> Path:
@@ -215,12 +196,15 @@ class RunFolder:
 
     @property
     def tensorboard(self) -> Path:
+        """The folder of the event files."""
         return self.path / "tensorboard"
 
     def adapter(self, name: str) -> Path:
+        """The folder of a saved adapter."""
         return self.path / "adapters" / _file_name(name)
 
     def head(self, name: str) -> Path:
+        """The folder of a saved head."""
         return self.path / "heads" / _file_name(name)
 
     def trn(self, name: str) -> Path:
@@ -236,6 +220,7 @@ class RunFolder:
         return self.path / "scores" / f"{_file_name(name)}.txt"
 
     def save_config(self, config: Any) -> None:
+        """Write the resolved configuration, which repeats the run."""
         save_config(config, self.config_file)
 
     def log_metrics(self, metrics: Mapping[str, Any]) -> None:
@@ -274,7 +259,7 @@ def _point(link: Path, target: str) -> None:
 
 
 def _once_for_all_processes(make: Callable[[], RunFolder]) -> RunFolder:
-    """Under ``torchrun`` the main process makes the folder and tells the others where it lies, or why there is none."""
+    """Under ``torchrun`` the main process makes the folder and tells the others where it lies, or what is wrong."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return make()
     import torch

@@ -28,6 +28,7 @@ class Base:
 
     @classmethod
     def of(cls, encoder: Encoder) -> Base:
+        """The identity of an encoder."""
         return cls(
             name=encoder.name,
             revision=encoder.revision,

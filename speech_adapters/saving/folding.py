@@ -12,10 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from speech_adapters.adapters.base import AdapterModule
 from speech_adapters.encoders.loading import Encoder, check_finite
+from speech_adapters.encoders.stock import StockModel
 from speech_adapters.errors import ConfigError, InputError
 from speech_adapters.files import write_json
 
@@ -48,14 +49,14 @@ def fold(encoder: Encoder, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return before
 
 
-def folded_model(encoder: Encoder, weights: Mapping[str, Tensor]) -> nn.Module:
+def folded_model(encoder: Encoder, weights: Mapping[str, Tensor]) -> StockModel:
     """A stock model of its own with the encoder's weights, ``weights`` in place of those of the same name."""
     tensors = {
         name.replace(".base_layer.", "."): tensor
         for name, tensor in encoder.model.state_dict().items()
         if ".lora_" not in name
     }
-    model: nn.Module = type(encoder.model)(encoder.config).to(encoder.model.dtype)
+    model = type(encoder.model)(encoder.config).to(encoder.model.dtype)
     model.load_state_dict(tensors | dict(weights))
     return model.requires_grad_(False).eval()
 

@@ -50,6 +50,7 @@ class Features:
 
     @property
     def methods(self) -> set[str]:
+        """Those of its adapters."""
         return {adapter.method for adapter in self.adapters.values()}
 
     def __str__(self) -> str:

@@ -171,6 +171,7 @@ class Task(ABC, Generic[R]):
         from speech_adapters.data.batches import SpeechDataset
         from speech_adapters.training.supervised import train
 
+        assert model.head is not None, "the task's own is active"
         target = model.head.config.target
         data = SpeechDataset(
             corpus.train,

@@ -121,28 +121,30 @@ class Downstream:
         rates = chosen_rates(self.rates, self.training.learning_rates, groups)[self.adapter]
         settings = replace(self.training, seed=seed, learning_rates=rates)
         data: Any = SpeechDataset(labelled, head.target, settings.augmentation, seed)
-        if settings.cache is not None and pool is not None:
-            data, settings = self.cached(model, pool).part(data), replace(settings, cache=None)
+        if pool is not None and (cached := self.cached(model, pool)) is not None:
+            data, settings = cached.part(data), replace(settings, cache=None)
         train(model, data, settings, run, name=name)
         model.save_adapter(ADAPTER, run.adapter(name))
         model.save_head(self.task, run.head(name))
         return model
 
-    def cached(self, model: SpeechAdapterModel, manifest: Manifest) -> CachedDataset:
-        """A manifest's activations below the model's lowest adapter, in ``training.cache``."""
+    def cached(self, model: SpeechAdapterModel, manifest: Manifest) -> CachedDataset | None:
+        """A manifest's activations below the model's lowest adapter, in ``training.cache``; None where that is."""
+        if self.training.cache is None:
+            return None
         dataset = SpeechDataset(manifest, keep_in_memory=False)
         return CachedDataset(dataset, model, self.training.cache, self.training.batch_seconds)
 
     def _start_from(self, model: SpeechAdapterModel, start: Path) -> None:
         loaded = model.load_adapter(start, BELOW)  # checks the file, and that it belongs to this base
-        method = model.adapters[loaded].config.method
+        method = model.registry.adapter(loaded).config.method
+        adapter = model.registry.adapter(ADAPTER)
         try:
-            model.adapters[ADAPTER].load_tensors(load_part(start, "adapter")[1])
+            adapter.load_tensors(load_part(start, "adapter")[1])
         except (RuntimeError, CheckpointError) as error:
-            own = model.adapters[ADAPTER].config.method
             raise ConfigError(
-                f"{start}: its {method} adapter does not fit the task's {own} adapter; give the task the same adapter "
-                "and options, or use stack."
+                f"{start}: its {method} adapter does not fit the task's {adapter.config.method} adapter; give the "
+                "task the same adapter and options, or use stack."
             ) from error
         model.delete_adapter(loaded)
 

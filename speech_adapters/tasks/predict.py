@@ -79,8 +79,9 @@ def predict(
     Raises:
         CheckpointError: an output that is not finite; names the utterance.
     """
+    head = model.head
     if read is None:
-        read = mean_pooled if model.head is None else lambda output: model.head.predict(head_output(output))
+        read = mean_pooled if head is None else lambda output: head.predict(head_output(output))
     if not train_mode:
         model.eval()
     device = model.encoder.device
@@ -122,12 +123,14 @@ def extract_embeddings(model: SpeechAdapterModel, manifest: Manifest, **options:
 
 def head_output(output: ModelOutput) -> HeadOutput:
     """What the head gave to a model's output, in float32."""
+    assert isinstance(output.logits, Tensor), "one head reads the whole batch"
     embedding = None if output.embedding is None else output.embedding.float()
     return HeadOutput(output.logits.float(), output.frame_lengths, embedding)
 
 
 def mean_pooled(output: ModelOutput) -> list[Tensor]:
     """(F,) mean of the features over each utterance's real frames, in float32 on the CPU."""
+    assert isinstance(output.features, Tensor), "one composition serves the whole batch"
     features = output.features.float()
     if output.mask is None:
         return list(features.mean(1).cpu())
@@ -186,6 +189,7 @@ def _embedding(model: SpeechAdapterModel, output: ModelOutput) -> list[Tensor]:
 def _check_finite(output: ModelOutput, ids: Sequence[str]) -> None:
     """Every real frame of what is predicted from, of each utterance."""
     found = output.logits if output.logits is not None else output.features
+    assert isinstance(found, Tensor), "one composition and one head serve the whole batch"
     finite = found.isfinite().flatten(2).all(-1) if found.ndim > 2 else found.isfinite().all(-1)
     if finite.ndim > 1:
         finite = (finite | ~frame_mask(output.frame_lengths, finite.shape[1])).all(1)

@@ -22,7 +22,7 @@ from speech_adapters.encoders.loading import Encoder
 from speech_adapters.errors import ConfigError, InputError
 from speech_adapters.files import read_json, write_json
 from speech_adapters.heads.base import check_audible
-from speech_adapters.heads.speaker import SpeakerHead
+from speech_adapters.heads.speaker import SpeakerHead, SpeakerHeadModule
 from speech_adapters.metrics.calibration import Calibration
 from speech_adapters.metrics.plda import PLDA
 from speech_adapters.metrics.trial_scores import cosine_scores, normalize_scores
@@ -68,11 +68,10 @@ class SpeakerVerification(Task[VerificationResult]):
 
     def check(self, corpus: Corpus, encoder: Encoder) -> None:
         """The training set as the head does, of the test set, whose speakers are others, audio and trials alone."""
-        if corpus.trials is None:
-            raise ConfigError("speaker verification needs the corpus's trials.")
+        trials = _trials(corpus)
         self.head(corpus).check(corpus.train, encoder)
         check_audible(corpus.test, encoder)
-        resolved = resolve(corpus.trials, UtteranceIndex.of_manifest(corpus.test))
+        resolved = resolve(trials, UtteranceIndex.of_manifest(corpus.test))
         self.speakers = trial_speakers(resolved, [utterance.speaker for utterance in corpus.test])
 
     def train(
@@ -83,7 +82,9 @@ class SpeakerVerification(Task[VerificationResult]):
         stage = self.large_margin
         if not stage.updates:
             return first
-        model.head.config = replace(model.head.config, margin=stage.margin)
+        head = model.head
+        assert isinstance(head, SpeakerHeadModule), "the first stage has trained it"
+        head.config = replace(head.config, margin=stage.margin)
         rates = {group: stage.rate * rate for group, rate in model.learning_rates(settings.learning_rates).items()}
         further = replace(
             settings, updates=stage.updates, crop_seconds=stage.crop_seconds, learning_rates=rates, warmup=0.0
@@ -104,7 +105,7 @@ class SpeakerVerification(Task[VerificationResult]):
 
     def write(self, result: VerificationResult, corpus: Corpus, run: RunFolder, name: str) -> None:
         """The score of each trial."""
-        write_scores(run.scores(name), corpus.trials, result.scores)
+        write_scores(run.scores(name), _trials(corpus), result.scores)
 
     def show(self, method: str, result: VerificationResult, corpus: Corpus, run: RunFolder) -> None:
         """The DET curve and the histogram of scores."""
@@ -130,7 +131,13 @@ class SpeakerVerification(Task[VerificationResult]):
             part = corpus.train.subset(size=size, seed=0)
             cohort = speaker_means(extract_embeddings(model, part, **options), part)
             top = min(top, len(cohort))
-        return evaluate_verification(model, corpus.trials, corpus.test, cohort=cohort, top=top, **options)
+        return evaluate_verification(model, _trials(corpus), corpus.test, cohort=cohort, top=top, **options)
+
+
+def _trials(corpus: Corpus) -> TrialList:
+    if corpus.trials is None:
+        raise ConfigError("speaker verification needs the corpus's trials.")
+    return corpus.trials
 
 
 @dataclass(frozen=True)
@@ -225,23 +232,26 @@ def score_verification(
         ConfigError: a model without a manifest, or options that do not go together.
         ManifestError: with ``file:line``: names and labels of trials that do not fit the utterances.
     """
-    ready = isinstance(source, np.ndarray)
     if plda is not None and cohort is not None:
         raise ConfigError("score normalisation takes cosine scores: give a cohort or PLDA, not both.")
-    if ready and (plda is not None or cohort is not None):
+    if isinstance(source, np.ndarray) and (plda is not None or cohort is not None):
         raise ConfigError("ready scores take no cohort and no PLDA: give embeddings or a model for these.")
     resolved = _resolve(source, trials, manifest, enrolment)
     speakers = None
     if resolved is not None and manifest is not None:
         speakers = trial_speakers(resolved, [utterance.speaker for utterance in manifest])
-    if ready:
+    if isinstance(source, np.ndarray):
         return ScoredTrials(source, speakers)
-    started, speed = time.perf_counter(), None
-    embeddings = _embeddings(source, resolved, manifest, **options)
-    if isinstance(source, SpeechAdapterModel):
+    assert resolved is not None, "ready scores alone do without utterances"
+    if isinstance(source, Embeddings):
+        embeddings, speed = _saved_embeddings(source, resolved, manifest), None
+    else:
+        assert manifest is not None, "no trials are resolved for a model without one"
         device = next(source.encoder.model.parameters()).device
-        heard = sum(manifest[number].duration for number in resolved.utterances())
-        speed = heard / (time.perf_counter() - started)
+        wanted = Manifest((manifest[number] for number in resolved.utterances()), manifest.name)
+        started = time.perf_counter()
+        embeddings = extract_embeddings(source, wanted, **options)
+        speed = sum(utterance.duration for utterance in wanted) / (time.perf_counter() - started)
     scores = score_trials(resolved, embeddings, cohort=cohort, top=top, plda=plda, device=device)
     return ScoredTrials(scores, speakers, embeddings, speed)
 
@@ -274,7 +284,7 @@ def speaker_means(embeddings: Embeddings, manifest: Manifest) -> Embeddings:
     manifest.require("speaker")
     groups: dict[str, list[int]] = {}
     for number, utterance in enumerate(manifest):
-        groups.setdefault(utterance.speaker, []).append(number)
+        groups.setdefault(utterance.get("speaker"), []).append(number)
     return average_embeddings(embeddings, list(groups.values()), list(groups))
 
 
@@ -293,17 +303,9 @@ def _resolve(
     raise ConfigError("evaluate_verification: a model needs the manifest of the utterances that the trials name.")
 
 
-def _embeddings(
-    source: SpeechAdapterModel | Embeddings,
-    resolved: ResolvedTrials,
-    manifest: Manifest | None,
-    **options: Any,
-) -> Embeddings:
+def _saved_embeddings(source: Embeddings, resolved: ResolvedTrials, manifest: Manifest | None) -> Embeddings:
     """Those of ``resolved.utterances()``, in that order."""
     needed = resolved.utterances()
-    if isinstance(source, SpeechAdapterModel):
-        wanted = Manifest((manifest[number] for number in needed), manifest.name)
-        return extract_embeddings(source, wanted, **options)
     ids = [source.ids[number] if manifest is None else manifest[number].id for number in needed]
     row = {identity: number for number, identity in enumerate(source.ids)}
     missing = [identity for identity in ids if identity not in row]

@@ -283,20 +283,21 @@ class _Training:
             group["lr"] = self.groups[group["name"]][1] * factor
         self.optimizer.zero_grad(set_to_none=True)  # AdamW passes over what has no gradient: others' turns
         ids: list[str] = []
+        broken: list[int] = []
         for batch in batches:
             with self._autocast():
                 found = learner.loss(batch, progress.done)
             self.scaler.scale(found.loss / config.accumulation).backward()
             ids += found.ids
             progress.audio_seconds += found.seconds * self.accelerator.num_processes
-            self._note(found)
+            broken += [] if math.isfinite(self._note(found)) else [progress.done]
         self._average_gradients()
         self.scaler.unscale_(self.optimizer)
-        if progress.done >= learner.turns and turn not in progress.alive:
+        norm = nn.utils.clip_grad_norm_(self.parameters, config.max_grad_norm)
+        finite = math.isfinite(float(norm)) and not self._any_process(broken)
+        if finite and progress.done >= learner.turns and turn not in progress.alive:
             learner.check_alive()  # the second update: what a zero start hides in the first is alive by now
             progress.alive.append(turn)
-        norm = nn.utils.clip_grad_norm_(self.parameters, config.max_grad_norm)
-        finite = math.isfinite(float(norm))
         if finite or self.scaler.is_enabled():  # the scaler skips what is not finite by itself, and learns from it
             self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -323,11 +324,11 @@ class _Training:
             for grad, mean in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
                 grad.copy_(mean.view_as(grad))
 
-    def _any_process(self, asked: Sequence[int]) -> bool:
-        """Whether one of the processes was asked to stop: they stop at the same update."""
+    def _any_process(self, own: Sequence[int]) -> bool:
+        """Whether one of the processes has something here: they skip, and stop, at the same update."""
         if self.accelerator.num_processes == 1:
-            return bool(asked)
-        return bool(self.accelerator.reduce(torch.tensor(float(len(asked)), device=self.learner.device), "sum"))
+            return bool(own)
+        return bool(self.accelerator.reduce(torch.tensor(float(len(own)), device=self.learner.device), "sum"))
 
     def _skip(self, ids: Sequence[str]) -> None:
         progress = self.progress
@@ -336,14 +337,15 @@ class _Training:
         if progress.skipped_in_a_row >= SKIPPED_IN_A_ROW[self.config.precision]:
             batch = f" The last batch held {', '.join(ids[:20])}." if ids else ""
             raise TrainingError(
-                f"{self.name}: {progress.skipped_in_a_row} updates in a row had gradients that are not finite, the "
-                f"last one at update {progress.done}; nothing of them was applied. Lower the learning rates, or look "
-                f"at the data.{batch}"
+                f"{self.name}: {progress.skipped_in_a_row} updates in a row had a loss or gradients that are not "
+                f"finite, the last one at update {progress.done}; nothing of them was applied. Lower the learning "
+                f"rates, or look at the data.{batch}"
             )
 
     # ------------------------------------------------------------------ what is written down
 
-    def _note(self, found: Loss) -> None:
+    def _note(self, found: Loss) -> float:
+        """Add the figures to those of the next line of the log; returns the loss."""
         figures = {"loss": found.loss, **found.figures}
         values = torch.stack([torch.as_tensor(v).detach().float().cpu() for v in figures.values()]).tolist()
         turn = self.learner.turn(self.progress.done)
@@ -351,6 +353,7 @@ class _Training:
             total = self.progress.sums.setdefault(key if turn is None else f"{turn}/{key}", [0.0, 0])
             if math.isfinite(value):  # what is skipped is counted, not averaged
                 total[0], total[1] = total[0] + value, total[1] + 1
+        return values[0]
 
     def _log_and_evaluate(self) -> None:
         config, progress = self.config, self.progress

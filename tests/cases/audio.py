@@ -107,7 +107,7 @@ BAD_AUDIO: dict[str, tuple[Made, str, str]] = {
     "cut FLAC in its header": (lambda: cut("FLAC", 0.001), ".flac", "not audio"),
     "cut W64": (lambda: cut("W64", 0.7), ".w64", "cut short"),
     "cut AIFF": (lambda: cut("AIFF", 0.7), ".aiff", "cut short"),
-    "cut CAF": (lambda: cut("CAF", 0.7), ".caf", "cut short"),
+    "cut CAF": (lambda: cut("CAF", 0.7), ".caf", "malformed"),
     "cut WAVEX": (lambda: cut("WAVEX", 0.7), ".wav", "cut short"),
     "cut Vorbis": (lambda: cut("OGG", 0.7, "VORBIS"), ".ogg", "cut short|0 samples"),
     "cut Opus": (lambda: cut("OGG", 0.7, "OPUS"), ".opus", "cut short|malformed"),

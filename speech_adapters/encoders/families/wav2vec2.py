@@ -21,10 +21,24 @@ from speech_adapters.encoders.stock import StockModel
 MASK_EMBEDDING = "masked_spec_embed"
 
 
-class ConvBlock(nn.Module):
-    """One block of the convolutional feature extractor: convolution, norm, GELU."""
+class Conv(nn.Conv1d):
+    """A convolution of the feature extractor; its bias stands where ``conv_bias`` is set."""
 
-    conv: nn.Conv1d
+    bias: Tensor
+
+
+class ConvBlock(nn.Module):
+    """One block of the convolutional feature extractor; each has its norm where ``feat_extract_norm`` is "layer"."""
+
+    conv: Conv
+    layer_norm: nn.LayerNorm
+
+
+class FeatureProjection(nn.Module):
+    """What brings the CNN's frames to the width of the layers; some HuBERT models have no norm here."""
+
+    layer_norm: nn.LayerNorm
+    projection: nn.Linear
 
 
 class FeatureExtractor(nn.Module):
@@ -46,7 +60,7 @@ class Model(StockModel):
     """``Wav2Vec2Model`` and its relatives."""
 
     feature_extractor: FeatureExtractor
-    feature_projection: nn.Module
+    feature_projection: FeatureProjection
     encoder: Layers
     masked_spec_embed: Tensor
 
@@ -107,7 +121,7 @@ class Wav2Vec2(Family):
     def stride(self, config: Any) -> int:
         return math.prod(config.conv_stride)
 
-    def blocks(self, model: Model) -> Sequence[nn.Module]:
+    def blocks(self, model: Model) -> Sequence[ConvBlock]:
         return model.feature_extractor.conv_layers
 
     def run_block(self, block: nn.Module, signal: Tensor) -> Tensor:
@@ -205,12 +219,12 @@ class Wav2Vec2(Family):
 
     def projection(self, model: Model) -> nn.Linear:
         """The linear map of the feature projection."""
-        return cast(nn.Linear, model.feature_projection.projection)
+        return model.feature_projection.projection
 
     @torch.no_grad()
     def quieten_positions(self, model: Model, scale: float) -> None:
         """Scale fresh random positions, so that they do not drown what the front-end says."""
-        cast(Any, model.encoder.pos_conv_embed).conv.parametrizations.weight.original0.mul_(scale)
+        model.get_parameter("encoder.pos_conv_embed.conv.parametrizations.weight.original0").mul_(scale)
 
 
 def _cnn_norm(config: Any) -> str:

@@ -117,7 +117,7 @@ class Whisper(Family):
         before, count = (n if isinstance(n, int) else n.unsqueeze(1) for n in (extended.before, real))
         time = time - before
         timed = ((time >= 0) & (time < count)).unsqueeze(-1)
-        return hidden + table[time.clamp(0, len(table) - 1)].to(hidden.dtype) * timed
+        return hidden + table[time.clamp(0, len(table) - 1)] * timed
 
     def final_norm(self, model: Model) -> nn.Module | None:
         return model.layer_norm
@@ -171,7 +171,7 @@ class Whisper(Family):
         return cast(tuple[nn.Module, dict[str, Any]], found)
 
 
-def from_tensors(tensors: Mapping[str, Tensor]) -> nn.Module:
+def from_tensors(tensors: Mapping[str, Tensor]) -> Model:
     """``WhisperEncoder`` in float32 of its tensors alone; a head has 64 channels in every size of Whisper."""
     from transformers import WhisperConfig
     from transformers.models.whisper.modeling_whisper import WhisperEncoder
@@ -188,7 +188,7 @@ def from_tensors(tensors: Mapping[str, Tensor]) -> nn.Module:
     )
     encoder = WhisperEncoder(config)
     encoder.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
-    return cast(nn.Module, encoder)
+    return cast(Model, encoder)
 
 
 def log_mel(waveforms: Tensor, mels: int, lengths: Tensor | None = None) -> Tensor:

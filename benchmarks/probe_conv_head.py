@@ -1,0 +1,215 @@
+"""How much of what was said can be read off a frozen encoder? A small convolutional CTC head answers in minutes.
+
+    python benchmarks/probe_conv_head.py --encoder tiny-wavlm
+    python benchmarks/probe_conv_head.py --encoder runs/pretrain/encoder --device cuda
+    python benchmarks/probe_conv_head.py --teacher whisper_base_encoder.safetensors
+
+The head is LayerNorm, two convolutions of 384 channels (7 and 3 frames, GELU) and a linear layer; it sees the
+encoder's output, computed once. It is trained on every second utterance of ``asr_librispeech_train`` and scored on
+every third of ``asr_librispeech_test``: Adam, its learning rate falling in a line from 1e-3 to 0, batches of 2,500
+frames, six passes; greedy decoding without a language model. A linear probe (``probe_encoder.py``) asks for more of
+the encoder; this head, like adapters, can join neighbouring frames, and its figure ranks encoders as adapters do.
+
+Prints the word error rate after each pass, and at the end the character error rate and 95 % intervals by speaker;
+writes ``results.json``.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from probe_encoder import EncoderStates, TeacherStates
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from tqdm import tqdm
+
+from speech_adapters.config import option, parse_cli, run_main
+from speech_adapters.data.audio import SAMPLE_RATE, read_audio
+from speech_adapters.data.manifest import Manifest, check_disjoint
+from speech_adapters.encoders import load_encoder
+from speech_adapters.errors import ConfigError
+from speech_adapters.heads.ctc import CTCHead
+from speech_adapters.heads.decoding import greedy_decode
+from speech_adapters.metrics.wer import WERResult, word_error_rate
+from speech_adapters.runs.environment import environment
+from speech_adapters.runs.folder import RunFolder
+
+
+@dataclass(kw_only=True)
+class Probe:
+    """Which encoder is scored, on which transcripts, and the head that is trained on it."""
+
+    encoder: str | None = option(None, "packaged name, folder or hub id")
+    teacher: Path | None = option(None, "a Whisper encoder (safetensors) in its place")
+    train: Path | None = option(None, "manifest; by default asr_librispeech_train of $SPEECH_ADAPTERS_DATA")
+    test: Path | None = option(None, "manifest of other speakers; by default asr_librispeech_test")
+    train_step: int = option(2, "train on every so-manieth utterance")
+    test_step: int = option(3, "score on every so-manieth")
+    passes: int = option(6, "over the training data")
+    batch_frames: int = option(2500, "most frames of a batch")
+    learning_rate: float = option(1e-3, "of Adam, at the start; it falls in a line to 0")
+    width: int = option(384, "channels of the convolutions")
+    out: Path | None = option(None, "output folder; by default runs/probe_conv_head/<time>")
+    device: str = option("cpu", "or cuda")
+    seed: int = option(0, "of the head's weights and the order of the batches")
+
+    def __post_init__(self) -> None:
+        if (self.encoder is None) == (self.teacher is None):
+            raise ConfigError("encoder: give one of --encoder NAME and --teacher FILE")
+        if min(self.train_step, self.test_step, self.passes, self.batch_frames, self.width) < 1:
+            raise ConfigError("train_step, test_step, passes, batch_frames and width must be above 0")
+
+
+class ConvHead(nn.Module):
+    """Features (B, T, D), zero where padded, with frames (B,) -> logits (B, T, V)."""
+
+    def __init__(self, size: int, width: int, symbols: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(size)
+        self.first = nn.Conv1d(size, width, 7, padding=3)
+        self.second = nn.Conv1d(width, width, 3, padding=1)
+        self.output = nn.Linear(width, symbols)
+
+    def forward(self, features: Tensor, frames: Tensor) -> Tensor:
+        # Padding stays zero between the layers, so that it changes nothing.
+        real = (torch.arange(features.shape[1], device=frames.device) < frames[:, None]).unsqueeze(1)
+        hidden = self.norm(features).transpose(1, 2) * real
+        hidden = nn.functional.gelu(self.first(hidden)) * real
+        hidden = nn.functional.gelu(self.second(hidden))
+        return self.output(hidden.transpose(1, 2))
+
+
+def features_of(model: EncoderStates | TeacherStates, manifest: Manifest) -> list[Tensor]:
+    """The encoder's output (T, D) for each utterance, fp16 on the CPU, in the manifest's order."""
+    found: list[Tensor | None] = [None] * len(manifest)
+    order = sorted(range(len(manifest)), key=lambda i: manifest[i].duration)
+
+    def read(i: int) -> Tensor:
+        u = manifest[i]
+        return read_audio(u.audio_filepath, offset=u.offset, duration=u.duration, channel="mix")
+
+    batch: list[tuple[int, Tensor]] = []
+
+    def flush() -> None:
+        for (i, _), states in zip(batch, model([wave for _, wave in batch]), strict=True):
+            found[i] = states[-1].half().cpu()
+        batch.clear()
+
+    with ThreadPoolExecutor(os.cpu_count()) as readers:
+        waves = readers.map(read, order)
+        for i, wave in zip(order, tqdm(waves, total=len(order), desc="features", disable=None), strict=True):
+            if batch and (len(batch) + 1) * len(wave) > model.batch_seconds * SAMPLE_RATE:
+                flush()
+            batch.append((i, wave))
+        flush()
+    return [features for features in found if features is not None]
+
+
+def batches(lengths: Sequence[int], most: int) -> list[list[int]]:
+    """Utterances of like lengths in batches of at most ``most`` frames; longer ones alone."""
+    groups: list[list[int]] = [[]]
+    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        if groups[-1] and sum(lengths[j] for j in groups[-1]) + lengths[i] > most:
+            groups.append([])
+        groups[-1].append(i)
+    return groups
+
+
+def train(features: list[Tensor], targets: list[Tensor], head: CTCHead, config: Probe) -> Iterator[ConvHead]:
+    """Yields the head after each pass."""
+    torch.manual_seed(config.seed)
+    module = ConvHead(features[0].shape[1], config.width, len(head.vocabulary)).to(config.device)
+    groups = batches([len(f) for f in features], config.batch_frames)
+    optimizer = torch.optim.Adam(module.parameters(), lr=config.learning_rate)
+    total = config.passes * len(groups)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / total)
+    rng = np.random.default_rng(config.seed)
+    blank = head.vocabulary.blank_id
+    for index in range(config.passes):
+        module.train()
+        for place in tqdm(rng.permutation(len(groups)), desc=f"pass {index + 1}", leave=False, disable=None):
+            group = groups[place]
+            frames = torch.tensor([len(features[i]) for i in group], device=config.device)
+            inputs = pad_sequence([features[i] for i in group], batch_first=True).to(config.device).float()
+            logits = module(inputs, frames).log_softmax(-1).transpose(0, 1)
+            sizes = torch.tensor([len(targets[i]) for i in group])
+            wanted = torch.cat([targets[i] for i in group]).to(config.device)
+            loss = nn.functional.ctc_loss(logits, wanted, frames.cpu(), sizes, blank, zero_infinity=True)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+        yield module.eval()
+
+
+@torch.inference_mode()
+def score(module: ConvHead, features: list[Tensor], manifest: Manifest, head: CTCHead, device: str) -> WERResult:
+    texts = []
+    for utterance in features:
+        frames = torch.tensor([len(utterance)])
+        logits = module(utterance[None].to(device).float(), frames.to(device)).cpu()
+        texts += greedy_decode(logits, frames, head.vocabulary)
+    return word_error_rate(
+        [u.text or "" for u in manifest], texts, [u.speaker for u in manifest], [u.id for u in manifest]
+    )
+
+
+def manifest_of(config: Probe, name: str) -> Manifest:
+    path, step = getattr(config, name), getattr(config, f"{name}_step")
+    if path is None:
+        folder = os.environ.get("SPEECH_ADAPTERS_DATA")
+        if not folder:
+            raise ConfigError(f"{name}: no manifest; give --{name}, or set SPEECH_ADAPTERS_DATA to a folder with "
+                              f"manifests/asr_librispeech_{name}.jsonl")  # fmt: skip
+        path = Path(folder) / "manifests" / f"asr_librispeech_{name}.jsonl"
+    manifest = Manifest.read(path).require("text", "speaker")
+    chosen = {u.id for u in list(manifest)[::step]}
+    return manifest.filter(lambda u: u.id in chosen)
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    config = parse_cli(Probe, argv, description=__doc__)
+    data = {name: manifest_of(config, name) for name in ("train", "test")}
+    check_disjoint(data["train"], data["test"])
+    if config.teacher is not None:
+        model = TeacherStates(config.teacher, config.device)
+    else:
+        model = EncoderStates(load_encoder(config.encoder, device=config.device), config.device)
+    name = str(config.encoder or config.teacher)
+    head = CTCHead()
+    targets = [torch.tensor(head.encode(u.text or "", u.id)) for u in data["train"]]
+    folder = RunFolder.create("probe_conv_head", path=config.out)
+    folder.save_config(config)
+    start = time.perf_counter()
+    features = {part: features_of(model, manifest) for part, manifest in data.items()}
+    print(f"{name}: features of {data['train'].hours + data['test'].hours:.1f} h, {time.perf_counter() - start:.0f} s")
+    by_pass = []
+    for module in train(features["train"], targets, head, config):
+        result = score(module, features["test"], data["test"], head, config.device)
+        by_pass.append({"wer": result.wer.value, "cer": result.cer.value})
+        print(f"  pass {len(by_pass)}: WER {100 * result.wer.value:.1f} %", flush=True)
+    print(f"{name}: WER {result.wer.percent()}, CER {result.cer.percent()}")
+    summary = {
+        "task": "probe_conv_head",
+        "encoder": name,
+        "data": {n: {"sha256": m.sha256, "hours": m.hours, "speakers": len(m.speakers)} for n, m in data.items()},
+        "metrics": {"wer": result.wer, "cer": result.cer},
+        "by_pass": by_pass,
+        "seconds": time.perf_counter() - start,
+        "seed": config.seed,
+        **environment(config.device),
+    }
+    folder.write_results(summary)
+    return summary
+
+
+if __name__ == "__main__":
+    run_main(lambda: bool(main()) and 0)
