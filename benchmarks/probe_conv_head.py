@@ -22,7 +22,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +32,7 @@ from tqdm import tqdm
 
 from speech_adapters.config import option, parse_cli, run_main
 from speech_adapters.data.audio import SAMPLE_RATE, read_audio
+from speech_adapters.data.folder import data_path
 from speech_adapters.data.manifest import Manifest, check_disjoint
 from speech_adapters.encoders import load_encoder
 from speech_adapters.errors import ConfigError
@@ -41,6 +41,7 @@ from speech_adapters.heads.decoding import greedy_decode
 from speech_adapters.metrics.wer import WERResult, word_error_rate
 from speech_adapters.runs.environment import environment
 from speech_adapters.runs.folder import RunFolder
+from speech_adapters.runs.results import MethodResults, Results
 
 
 @dataclass(kw_only=True)
@@ -57,7 +58,7 @@ class Probe:
     batch_frames: int = option(2500, "most frames of a batch")
     learning_rate: float = option(1e-3, "of Adam, at the start; it falls in a line to 0")
     width: int = option(384, "channels of the convolutions")
-    out: Path | None = option(None, "output folder; by default runs/probe_conv_head/<time>")
+    output: Path | None = option(None, "run folder, which must be new; by default runs/probe_conv_head/<time>")
     device: str = option("cpu", "or cuda")
     seed: int = option(0, "of the head's weights and the order of the batches")
 
@@ -163,19 +164,16 @@ def score(module: ConvHead, features: list[Tensor], manifest: Manifest, head: CT
 
 
 def manifest_of(config: Probe, name: str) -> Manifest:
-    path, step = getattr(config, name), getattr(config, f"{name}_step")
-    if path is None:
-        folder = os.environ.get("SPEECH_ADAPTERS_DATA")
-        if not folder:
-            raise ConfigError(f"{name}: no manifest; give --{name}, or set SPEECH_ADAPTERS_DATA to a folder with "
-                              f"manifests/asr_librispeech_{name}.jsonl")  # fmt: skip
-        path = Path(folder) / "manifests" / f"asr_librispeech_{name}.jsonl"
+    """Every so-manieth utterance of the split ``name``."""
+    given = config.train if name == "train" else config.test
+    path = given or data_path(Path(f"manifests/asr_librispeech_{name}.jsonl"))
     manifest = Manifest.read(path).require("text", "speaker")
+    step = config.train_step if name == "train" else config.test_step
     chosen = {u.id for u in list(manifest)[::step]}
     return manifest.filter(lambda u: u.id in chosen)
 
 
-def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+def main(argv: Sequence[str] | None = None) -> Results:
     config = parse_cli(Probe, argv, description=__doc__)
     data = {name: manifest_of(config, name) for name in ("train", "test")}
     check_disjoint(data["train"], data["test"])
@@ -186,8 +184,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     name = str(config.encoder or config.teacher)
     head = CTCHead()
     targets = [torch.tensor(head.encode(u.text or "", u.id)) for u in data["train"]]
-    folder = RunFolder.create("probe_conv_head", path=config.out)
-    folder.save_config(config)
+    run = RunFolder.create("probe_conv_head", path=config.output)
+    run.save_config(config)
+    run.begin()
+
     start = time.perf_counter()
     features = {part: features_of(model, manifest) for part, manifest in data.items()}
     print(f"{name}: features of {data['train'].hours + data['test'].hours:.1f} h, {time.perf_counter() - start:.0f} s")
@@ -197,18 +197,22 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         by_pass.append({"wer": result.wer.value, "cer": result.cer.value})
         print(f"  pass {len(by_pass)}: WER {100 * result.wer.value:.1f} %", flush=True)
     print(f"{name}: WER {result.wer.percent()}, CER {result.cer.percent()}")
-    summary = {
-        "task": "probe_conv_head",
-        "encoder": name,
-        "data": {n: {"sha256": m.sha256, "hours": m.hours, "speakers": len(m.speakers)} for n, m in data.items()},
-        "metrics": {"wer": result.wer, "cer": result.cer},
-        "by_pass": by_pass,
-        "seconds": time.perf_counter() - start,
-        "seed": config.seed,
-        **environment(config.device),
-    }
-    folder.write_results(summary)
-    return summary
+    results = Results(
+        task="probe_conv_head",
+        encoder=name,
+        adapter="head-only",
+        data={part: manifest.describe() for part, manifest in data.items()},
+        own=MethodResults(
+            metrics={"wer": result.wer, "cer": result.cer},
+            parameters={"trainable": sum(p.numel() for p in module.parameters())},
+            seconds=time.perf_counter() - start,
+        ),
+        seeds=[config.seed],
+        more={"by_pass": by_pass},
+        environment=environment(config.device),
+    )
+    results.write(run.results_file)
+    return results
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ weights), ``metrics.jsonl``, ``results.json`` and, in the end, ``encoder/`` in H
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -29,11 +28,12 @@ from torch import Tensor
 from speech_adapters.config import option, parse_cli, run_main, to_dict
 from speech_adapters.data.augmentation import Augmentation
 from speech_adapters.data.crops import Speech
+from speech_adapters.data.folder import data_path
 from speech_adapters.data.manifest import Manifest
 from speech_adapters.encoders.families.wav2vec2 import receptive_field
 from speech_adapters.errors import ConfigError
 from speech_adapters.objectives.distillation import HiddenStateDistillation
-from speech_adapters.objectives.student import Stage, distil, load_weights, observe_teacher
+from speech_adapters.objectives.student import Stage, clean_crops, distil, load_weights, observe_teacher
 from speech_adapters.objectives.whisper_student import save_encoder, start_at_mean, whisper_student
 from speech_adapters.objectives.whisper_teacher import WhisperTeacher
 from speech_adapters.runs.environment import environment
@@ -110,27 +110,18 @@ class Pretrain:
             raise ConfigError("student: conv_dim, conv_kernel and conv_stride need one entry a layer each")
 
 
-def resolve(config: Pretrain, path: Path) -> Path:
-    if path.is_absolute():
-        return path
-    folder = config.data or os.environ.get("SPEECH_ADAPTERS_DATA")
-    if folder is None:
-        raise ConfigError(f"data: where is {path}? Give data=FOLDER, set SPEECH_ADAPTERS_DATA, or use absolute paths")
-    return Path(folder) / path
-
-
 def main(argv: list[str] | None = None) -> Path:
     config = parse_cli(Pretrain, argv, description=__doc__)
-    manifests = [Manifest.read(resolve(config, path)) for path in config.train]
+    manifests = [Manifest.read(data_path(path, config.data)) for path in config.train]
     manifest = sum(manifests[1:], manifests[0])
     noise = config.heard.noise_manifest
-    augmentation = replace(config.heard, noise_manifest=noise and str(resolve(config, Path(noise))))
+    augmentation = replace(config.heard, noise_manifest=noise and str(data_path(Path(noise), config.data)))
     if noise:
         len(augmentation.noises)  # read now: a missing file is an error before training
 
     # What teaches and what learns: the student starts from the teacher's layers.
     field = receptive_field(config.student)
-    teacher = WhisperTeacher(resolve(config, config.teacher), field).to(config.device)
+    teacher = WhisperTeacher(data_path(config.teacher, config.data), field).to(config.device)
     torch.manual_seed(config.seed)
     student = whisper_student(teacher, **to_dict(config.student))
     layers = teacher.encoder.config.encoder_layers
@@ -150,10 +141,8 @@ def main(argv: list[str] | None = None) -> Path:
     width = student.config.hidden_size
     distillation = HiddenStateDistillation(width, width, [(i, i) for i in range(layers + 1)], None, POSITIONS)
     precision = torch.autocast(torch.device(config.device).type, torch.bfloat16, enabled=config.bf16)
-    observe_teacher(
-        distillation.to(config.device), teacher, speech, (config.seed, len(STAGES)), config.crops,
-        config.statistics_batches, run.path / "statistics.pt", precision,
-    )  # fmt: skip
+    clean = clean_crops(speech, (config.seed, len(STAGES)), POSITIONS / 50, config.crops, config.statistics_batches)
+    observe_teacher(distillation.to(config.device), teacher, clean, run.path / "statistics.pt", precision)
     if config.init_from is None:
         start_at_mean(student, distillation.mean[0].cpu(), distillation.std[0].cpu())
 

@@ -345,3 +345,12 @@ def test_one_process_labels_in_a_folder_at_a_time(tmp_path):
     command = [sys.executable, "-c", script, str(Path(__file__).parent), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "another process writes to this folder" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("strategy", "missing"), [("entropy", "a trained model"), ("dropout", "dropout"), ("badge", "gradients")]
+)
+def test_a_strategy_says_what_its_view_lacks(strategy: str, missing: str) -> None:
+    view = PoolView(2, lambda gradients: Observation(np.zeros((2, 3), dtype=np.float32)))
+    with pytest.raises(ConfigError, match=rf"strategy '{strategy}' needs .*{missing}"):
+        list(STRATEGIES[strategy](view, np.random.default_rng(0)))

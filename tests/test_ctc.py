@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
 import torch
 from torch import nn
 
-from speech_adapters.errors import ConfigError, TextError
+from speech_adapters.data.manifest import Utterance
+from speech_adapters.errors import ConfigError, ManifestError, TextError
 from speech_adapters.heads import HEADS, CTCHead, HeadConfig, HeadOutput, check_ctc_lengths, head_from_dict
 from speech_adapters.heads.ctc import CTCHeadModule
 from speech_adapters.text import Vocabulary
@@ -156,3 +158,8 @@ def test_check_ctc_lengths_is_the_exact_bound():
 def test_check_ctc_lengths_shortens_long_lists():
     with pytest.raises(TextError, match="'0', '1', '2', '3', '4' and 15 more"):
         check_ctc_lengths([[2]] * 20, [0] * 20, list(map(str, range(20))))
+
+
+def test_an_utterance_without_a_text_is_named() -> None:
+    with pytest.raises(ManifestError, match="utterance 'u7' has no text"):
+        CTCHead().target(Utterance("u7", Path("u7.wav"), 1.0))

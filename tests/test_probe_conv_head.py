@@ -16,6 +16,7 @@ from test_distillation import noise
 from speech_adapters.data.audio import write_audio
 from speech_adapters.data.manifest import Manifest, Utterance
 from speech_adapters.errors import ConfigError
+from speech_adapters.runs.results import Results
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
@@ -60,9 +61,10 @@ def test_a_run_is_scored_by_pass(probe: ModuleType, tmp_path: Path) -> None:
     stock_model("wavlm", "pre-norm").save_pretrained(tmp_path / "encoder")
     command = ["--encoder", str(tmp_path / "encoder"), "--train", str(tmp_path / "train.jsonl"),
                "--test", str(tmp_path / "test.jsonl"), "--passes", "2", "--width", "8"]  # fmt: skip
-    done = probe.main([*command, "--out", str(tmp_path / "out")])
+    done = probe.main([*command, "--output", str(tmp_path / "out")])
     saved = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert len(saved["by_pass"]) == 2 and saved["by_pass"][-1]["wer"] == done["metrics"]["wer"].value
+    assert len(saved["by_pass"]) == 2 and saved["by_pass"][-1]["wer"] == done.own.metrics["wer"].value
+    assert Results.read(tmp_path / "out" / "results.json").own.metrics == done.own.metrics
     assert saved["metrics"]["wer"]["low"] <= saved["metrics"]["wer"]["value"] <= saved["metrics"]["wer"]["high"]
 
 

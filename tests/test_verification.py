@@ -253,7 +253,7 @@ def test_score_files(corpus, tmp_path):
     np.savez(tmp_path / "s.npz", score=np.array([3]))
     for name, message in (
         ("s.npy", r"scores \(2,\) for the 3 trials"),
-        ("s.npz", "no numpy array"),
+        ("s.npz", "lacks the array scores"),
         ("n.npy", "no such"),
     ):
         with pytest.raises(InputError, match=f"{name}: {message}"):

@@ -23,11 +23,18 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv1d, gelu
 
+from speech_adapters.data.joined import LEVEL
 from speech_adapters.encoders.families.wav2vec2 import ConvBlock, Model
 from speech_adapters.encoders.families.whisper import HOP, WINDOW, mel_filters
-from speech_adapters.objectives.whisper_student import wav2vec2_like
-from speech_adapters.objectives.whisper_teacher import WhisperTeacher
+from speech_adapters.objectives.whisper_student import wav2vec2_like, whisper_student
+from speech_adapters.objectives.whisper_teacher import STRIDE, WhisperTeacher
 
+FIELD = 1040
+"""Receptive field in samples of :func:`mel_stack`'s frames: five frames of the spectrum."""
+FROZEN = 2
+"""Blocks that :func:`mel_student` leaves as they start: the filterbank and its logarithms."""
+FAINT = 0.2
+"""Scale of the student's positional convolution, which has to add to a front-end that is right already."""
 BINS, PHASES = WINDOW // 2 - 1, 3
 STEPS = 6
 """Terms of a band's logarithm, some 9 dB each."""
@@ -50,6 +57,38 @@ def mel_stack(width: int, mels: int = 80) -> dict[str, tuple[int, ...]]:
     extra = BALANCES + CONSTANTS
     channels = (-(-BINS * PHASES // 64) * 64, mels * STEPS + extra, width + extra, width + extra)
     return {"conv_dim": channels, "conv_kernel": (WINDOW, 1, 3, 3), "conv_stride": (HOP, 1, 1, 2)}
+
+
+def samples_of(frames: int) -> int:
+    """Length of the waveform that gives so many frames."""
+    return FIELD + STRIDE * (frames - 1)
+
+
+@torch.no_grad()
+def mel_student(teacher: WhisperTeacher, heard: Tensor) -> tuple[Model, list[float]]:
+    """A WavLM student on the teacher's device that starts as its teacher, positions apart.
+
+    Args:
+        heard: (B, samples), see :func:`start_as_mel`.
+
+    Returns: the student, whose first blocks are frozen at the values that fp16 will save; the explained shares.
+    """
+    whisper = teacher.encoder.config
+    stack = mel_stack(whisper.d_model, whisper.num_mel_bins)
+    student = whisper_student(
+        teacher,
+        "wavlm",
+        conv_dim=stack["conv_dim"],
+        conv_kernel=stack["conv_kernel"],
+        conv_stride=stack["conv_stride"],
+    ).to(heard.device)
+    family = wav2vec2_like(student)
+    family.quieten_positions(student, FAINT)
+    explained = start_as_mel(student, teacher, heard, LEVEL * heard)
+    for block in family.blocks(student)[:FROZEN]:
+        for parameter in block.parameters():
+            parameter.requires_grad_(False).copy_(parameter.half())
+    return student, explained
 
 
 @torch.no_grad()

@@ -5,11 +5,11 @@ Each :class:`Stage` is one training by the loop; :func:`distil` runs them in ord
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import torch
@@ -32,8 +32,6 @@ from speech_adapters.training.loop import Learner, Loss, Position, TrainingResul
 from speech_adapters.training.settings import LoopConfig
 
 Augment = Callable[[Tensor, np.random.Generator], Tensor]
-STATISTICS_SECONDS = 12.0
-"""Length of the crops that the teacher's statistics are taken of; they give its mean by position up to 600 frames."""
 
 
 @dataclass(kw_only=True)
@@ -66,7 +64,22 @@ class Stage:
         )
 
 
-class StudentDistillation(Learner):
+class StudentLearner(Learner):
+    """A student in training: all of it is saved, and nothing in it is dropped out."""
+
+    student: Model
+
+    def tensors(self) -> dict[str, Tensor]:
+        return dict(self.student.state_dict())
+
+    def train(self, mode: bool = True) -> None:
+        self.student.eval()  # distillation needs no dropout
+
+    def check_alive(self) -> None:
+        """A student has tensors that cannot learn: key biases, the mask embedding, what later layers would read."""
+
+
+class StudentDistillation(StudentLearner):
     """The student, or its front-end alone, against the teacher's states on random crops.
 
     Args:
@@ -121,15 +134,6 @@ class StudentDistillation(Learner):
         figures |= {f"layer_{i}_cosine": value for i, value in enumerate(output.layer_cosines)}
         return Loss(output.loss, clean.numel() / SAMPLE_RATE, (), figures)
 
-    def tensors(self) -> dict[str, Tensor]:
-        return dict(self.student.state_dict())
-
-    def train(self, mode: bool = True) -> None:
-        self.student.eval()  # distillation needs no dropout
-
-    def check_alive(self) -> None:
-        """A student has tensors that cannot learn: key biases, the mask embedding, what later layers would read."""
-
 
 def distil(
     student: Model,
@@ -162,34 +166,50 @@ def distil(
 def observe_teacher(
     distillation: HiddenStateDistillation,
     teacher: WhisperTeacher,
-    speech: Speech,
-    key: Sequence[int],
-    crops: int,
-    batches: int,
+    waves: Iterable[Tensor],
     file: Path,
     precision: torch.autocast,
 ) -> None:
-    """Take the teacher's statistics on clean crops at their own speed; once taken, they are kept in ``file``."""
+    """Take the teacher's statistics on batches (B, samples) of clean speech; once taken, they are kept in ``file``."""
     device = distillation.mean.device
-    if file.is_file():
-        try:
-            distillation.load_state_dict(torch.load(file, map_location=device, weights_only=True))
-        except Exception as error:  # whatever a damaged file makes torch.load raise
-            raise CheckpointError(f"{file}: cannot be read; remove it to take the statistics anew.") from error
-        return
-    count = 0
-    with tqdm(total=batches, desc="teacher's statistics", unit="batch", leave=False) as bar:
-        while count < batches:
-            drawn = Crops(speech, (*key, count), crop_seconds=STATISTICS_SECONDS, crops=crops)
-            for clean, _ in islice(crop_batches(drawn), batches - count):
-                with precision:
-                    states = teacher(clean.to(device))
-                distillation.observe([state.float() for state in states])
-                count += 1
-                bar.update()
-    distillation.finish_observing()
-    with atomic(file) as opened:
-        torch.save(distillation.state_dict(), opened)
+
+    def observed() -> dict[str, Tensor]:
+        for clean in tqdm(waves, desc="teacher's statistics", unit="batch", leave=False):
+            with precision:
+                states = teacher(clean.to(device))
+            distillation.observe([state.float() for state in states])
+        distillation.finish_observing()
+        return distillation.state_dict()
+
+    distillation.load_state_dict(kept(file, device, observed))
+
+
+def kept(file: Path, device: torch.device, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Tensors that a run makes once: those in ``file``, or what ``make`` gives, written there.
+
+    Raises:
+        CheckpointError: a damaged file.
+    """
+    if not file.is_file():
+        tensors = make()
+        with atomic(file) as opened:
+            torch.save(tensors, opened)
+        return tensors
+    try:
+        return cast(dict[str, Tensor], torch.load(file, map_location=device, weights_only=True))
+    except Exception as error:  # whatever a damaged file makes torch.load raise
+        raise CheckpointError(f"{file}: cannot be read; remove it, and it is made anew.") from error
+
+
+def clean_crops(speech: Speech, key: Sequence[int], seconds: float, crops: int, batches: int) -> Iterator[Tensor]:
+    """So many batches (B, samples) of clean crops at their own speed, of as many passes as that takes."""
+    for epoch in count():
+        drawn = Crops(speech, (*key, epoch), crop_seconds=seconds, crops=crops)
+        for clean, _ in islice(crop_batches(drawn), batches):
+            yield clean
+        batches -= len(drawn)
+        if batches <= 0:
+            return
 
 
 def normalized(waves: Tensor) -> Tensor:

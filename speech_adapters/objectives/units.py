@@ -74,17 +74,23 @@ class KMeansUnits(nn.Module):
         Raises:
             ConfigError: fewer frames than clusters.
         """
-        from sklearn.cluster import MiniBatchKMeans
-
         device = self.centroids.device
         frames = torch.cat([self.features(model, wave.to(device), None).flatten(0, 1).cpu() for wave in batches])
-        clusters = len(self.centroids)
-        if len(frames) < clusters:
-            raise ConfigError(
-                f"clusters={clusters}: the speech has {len(frames)} frames only; ask for fewer clusters."
-            )
-        kmeans = MiniBatchKMeans(
-            clusters, batch_size=10_000, n_init=5, max_no_improvement=100, reassignment_ratio=0.0, random_state=seed
-        ).fit(frames.numpy())
-        self.centroids.copy_(torch.from_numpy(kmeans.cluster_centers_))
+        self.centroids.copy_(k_means(frames, len(self.centroids), seed))
         return self
+
+
+def k_means(frames: Tensor, clusters: int, seed: int) -> Tensor:
+    """Centroids (clusters, F) of frames (N, F), both on the CPU, with HuBERT's settings of minibatch k-means.
+
+    Raises:
+        ConfigError: fewer frames than clusters.
+    """
+    from sklearn.cluster import MiniBatchKMeans
+
+    if len(frames) < clusters:
+        raise ConfigError(f"clusters={clusters}: the speech has {len(frames)} frames only; ask for fewer clusters.")
+    kmeans = MiniBatchKMeans(
+        clusters, batch_size=10_000, n_init=5, max_no_improvement=100, reassignment_ratio=0.0, random_state=seed
+    ).fit(frames.numpy())
+    return torch.from_numpy(kmeans.cluster_centers_)
