@@ -242,7 +242,7 @@ class Encoder(nn.Module):
 
     def extra_repr(self) -> str:
         norms = "pre-norm" if self.pre_norm else "post-norm"
-        cnn = "group-norm CNN" if self.group_norm else "layer-norm CNN"
+        cnn = self.architecture.front_end_name(self.config)
         return (
             f"{self.name}: {self.architecture.title}, {self.num_layers} layers x {self.hidden_size}, "
             f"{norms}, {cnn}, frozen{f', {self.quantization}' if self.quantization else ''}"
@@ -281,17 +281,18 @@ def load_encoder(
     """
     name = str(name_or_path)
     folder = _resolve(name, revision)
-    family = _read_json(folder / "config.json").get("model_type")
-    if not isinstance(family, str) or family not in FAMILIES:
+    model_type = _read_json(folder / "config.json").get("model_type")
+    family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
+    if family is None:
         raise ConfigError(
-            f"{name}: model_type {family!r} in config.json is not supported; supported: {', '.join(FAMILIES)}."
+            f"{name}: model_type {model_type!r} in config.json is not supported; supported: {', '.join(FAMILIES)}."
         )
     config = _load_config(folder, name)
     shapes = _stored_shapes(folder)
-    if (fault := FAMILIES[family].fault(config, shapes)) is not None:
+    if (fault := family.fault(config, shapes)) is not None:
         raise CheckpointError(f"{name}: config.json does not belong to these weights: {fault}; download both again.")
-    normalize, ctc = _normalize(folder, config), _ctc_weights(folder, shapes)
-    encoder = Encoder(_load_model(FAMILIES[family], folder, name), name, revision, normalize, ctc)
+    normalize, ctc = _normalize(family, folder, config), _ctc_weights(folder, shapes)
+    encoder = Encoder(_load_model(family, folder, name), name, revision, normalize, ctc)
     if dtype != torch.float32:
         _ = encoder.fingerprint
     if quantize is not None:
@@ -410,19 +411,26 @@ def _load_model(family: Family, folder: Path, name: str) -> nn.Module:
     return model
 
 
-def _normalize(folder: Path, config: Any) -> bool:
+def _normalize(family: Family, folder: Path, config: Any) -> bool:
     """``do_normalize`` of the folder's preprocessor file, else of the family's published checkpoints."""
     for file in ("preprocessor_config.json", "processor_config.json"):  # transformers 5 writes the latter
         if not (folder / file).is_file():
             continue
         values = _read_json(folder / file)
         nested = values.get("feature_extractor")
-        value = (nested if isinstance(nested, dict) else values).get("do_normalize")
+        values = nested if isinstance(nested, dict) else values
+        expected = family.preprocessor(config, normalize=True)
+        for key in ("sampling_rate", "feature_size", "n_fft", "hop_length"):
+            if key in values and key in expected and values[key] != expected[key]:
+                raise CheckpointError(
+                    f"{folder / file}: {key} is {values[key]!r}; this encoder takes {expected[key]}."
+                )
+        value = values.get("do_normalize")
         if isinstance(value, bool):
             return value
         if value is not None:
             raise CheckpointError(f"{folder / file}: do_normalize is {value!r}; it is true or false.")
-    published = family_of(config).published_normalize(config)
+    published = family.published_normalize(config)
     if published is None:
         raise CheckpointError(
             f"{folder}: no do_normalize in preprocessor_config.json, which says whether waveforms are brought to zero "

@@ -91,6 +91,10 @@ class Family(ABC):
 
     # ------------------------------------------------------------------ front-end and positions
 
+    def front_end_name(self, config: Any) -> str:
+        """What the front-end is, in two words."""
+        return "group-norm CNN" if self.group_norm(config) else "layer-norm CNN"
+
     @abstractmethod
     def blocks(self, model: Any) -> Sequence[nn.Module]:
         """The blocks of the convolutional front-end: modules of the stock model."""

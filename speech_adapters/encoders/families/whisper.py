@@ -85,6 +85,9 @@ class Whisper(Family):
     def max_samples(self, config: Any) -> int | None:
         return int(2 * HOP * config.max_source_positions + HOP - 1)
 
+    def front_end_name(self, config: Any) -> str:
+        return f"{config.num_mel_bins} mel bands"
+
     def blocks(self, model: Model) -> Sequence[nn.Module]:
         return model.conv1, model.conv2
 
