@@ -49,7 +49,7 @@ def whisper_model(layers: int = 2, width: int = 64, positions: int = 150):
         d_model=width, encoder_layers=layers, encoder_attention_heads=4, encoder_ffn_dim=2 * width, num_mel_bins=16,
         max_source_positions=positions, decoder_layers=1, decoder_ffn_dim=8, decoder_attention_heads=1, vocab_size=32,
         pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1, begin_suppress_tokens=None,
-        init_std=0.1,
+        init_std=0.07,
     )  # fmt: skip
     torch.manual_seed(0)
     return WhisperEncoder(config).eval()
