@@ -16,18 +16,17 @@ writes ``results.json``.
 
 from __future__ import annotations
 
+import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from probe_encoder import EncoderStates, TeacherStates
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from speech_adapters.config import option, parse_cli, run_main
@@ -42,6 +41,9 @@ from speech_adapters.metrics.wer import WERResult, word_error_rate
 from speech_adapters.runs.environment import environment
 from speech_adapters.runs.folder import RunFolder
 from speech_adapters.runs.results import MethodResults, Results
+from speech_adapters.training.loop import fit
+from speech_adapters.training.on_features import FeatureBatch, FeatureLearner
+from speech_adapters.training.settings import LoopConfig
 
 
 @dataclass(kw_only=True)
@@ -124,31 +126,30 @@ def batches(lengths: Sequence[int], most: int) -> list[list[int]]:
     return groups
 
 
-def train(features: list[Tensor], targets: list[Tensor], head: CTCHead, config: Probe) -> Iterator[ConvHead]:
-    """Yields the head after each pass."""
-    torch.manual_seed(config.seed)
-    module = ConvHead(features[0].shape[1], config.width, len(head.vocabulary)).to(config.device)
-    groups = batches([len(f) for f in features], config.batch_frames)
-    optimizer = torch.optim.Adam(module.parameters(), lr=config.learning_rate)
-    total = config.passes * len(groups)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / total)
-    rng = np.random.default_rng(config.seed)
-    blank = head.vocabulary.blank_id
-    for index in range(config.passes):
-        module.train()
-        for place in tqdm(rng.permutation(len(groups)), desc=f"pass {index + 1}", leave=False, disable=None):
-            group = groups[place]
-            frames = torch.tensor([len(features[i]) for i in group], device=config.device)
-            inputs = pad_sequence([features[i] for i in group], batch_first=True).to(config.device).float()
-            logits = module(inputs, frames).log_softmax(-1).transpose(0, 1)
-            sizes = torch.tensor([len(targets[i]) for i in group])
-            wanted = torch.cat([targets[i] for i in group]).to(config.device)
-            loss = nn.functional.ctc_loss(logits, wanted, frames.cpu(), sizes, blank, zero_infinity=True)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-        yield module.eval()
+def train(
+    module: ConvHead,
+    features: list[Tensor],
+    targets: list[Tensor],
+    head: CTCHead,
+    config: Probe,
+    run: RunFolder,
+    after_pass: Callable[[], None],
+) -> None:
+    """All passes of Adam, the rate falling in a line to 0."""
+    groups, blank = batches([len(f) for f in features], config.batch_frames), head.vocabulary.blank_id
+
+    def loss_of(batch: FeatureBatch) -> Tensor:
+        inputs, frames, wanted = batch
+        logits = module(inputs, frames).log_softmax(-1).transpose(0, 1)
+        sizes = (wanted >= 0).sum(-1)
+        return nn.functional.ctc_loss(logits, wanted.clamp(min=0), frames, sizes, blank, zero_infinity=True)
+
+    learner = FeatureLearner(module, loss_of, features, targets, groups, config.learning_rate, config.seed, after_pass)
+    loop = LoopConfig(
+        updates=config.passes * len(groups), schedule="linear", warmup=0.0, max_grad_norm=math.inf, precision="fp32",
+        seed=config.seed, trackers=("none",),
+    )  # fmt: skip
+    fit(learner, loop, run, "probe")
 
 
 @torch.inference_mode()
@@ -186,16 +187,20 @@ def main(argv: Sequence[str] | None = None) -> Results:
     targets = [torch.tensor(head.encode(u.text or "", u.id)) for u in data["train"]]
     run = RunFolder.create("probe_conv_head", path=config.output)
     run.save_config(config)
-    run.begin()
 
     start = time.perf_counter()
     features = {part: features_of(model, manifest) for part, manifest in data.items()}
     print(f"{name}: features of {data['train'].hours + data['test'].hours:.1f} h, {time.perf_counter() - start:.0f} s")
-    by_pass = []
-    for module in train(features["train"], targets, head, config):
-        result = score(module, features["test"], data["test"], head, config.device)
-        by_pass.append({"wer": result.wer.value, "cer": result.cer.value})
-        print(f"  pass {len(by_pass)}: WER {100 * result.wer.value:.1f} %", flush=True)
+    torch.manual_seed(config.seed)
+    module = ConvHead(features["train"][0].shape[1], config.width, len(head.vocabulary)).to(config.device)
+    by_pass: list[WERResult] = []
+
+    def after_pass() -> None:
+        by_pass.append(score(module, features["test"], data["test"], head, config.device))
+        print(f"  pass {len(by_pass)}: WER {100 * by_pass[-1].wer.value:.1f} %", flush=True)
+
+    train(module, features["train"], targets, head, config, run, after_pass)
+    result = by_pass[-1]
     print(f"{name}: WER {result.wer.percent()}, CER {result.cer.percent()}")
     results = Results(
         task="probe_conv_head",
@@ -208,7 +213,7 @@ def main(argv: Sequence[str] | None = None) -> Results:
             seconds=time.perf_counter() - start,
         ),
         seeds=[config.seed],
-        more={"by_pass": by_pass},
+        more={"by_pass": [{"wer": one.wer.value, "cer": one.cer.value} for one in by_pass]},
         environment=environment(config.device),
     )
     results.write(run.results_file)

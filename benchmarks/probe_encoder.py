@@ -49,6 +49,9 @@ from speech_adapters.metrics.wer import WERResult, word_error_rate
 from speech_adapters.objectives.whisper_teacher import STRIDE, WhisperTeacher
 from speech_adapters.runs.environment import environment
 from speech_adapters.runs.folder import RunFolder
+from speech_adapters.training.loop import fit
+from speech_adapters.training.on_features import FeatureBatch, FeatureLearner
+from speech_adapters.training.settings import LoopConfig
 
 Task = Literal["speed", "digits", "emotion", "speaker", "ctc"]
 LAYER_TASKS = ("digits", "emotion", "speaker")
@@ -235,7 +238,7 @@ def _digit(utterance: Utterance) -> str:
     return utterance.label or utterance.text or ""
 
 
-def probe_ctc(model: States, data: dict[str, Manifest], config: Probe) -> dict[str, Any]:
+def probe_ctc(model: States, data: dict[str, Manifest], config: Probe, run: RunFolder, name: str) -> dict[str, Any]:
     """Word error rate of a linear CTC layer, and of the same layer on the telephone copies."""
     train, test = data["ctc_train"], data["ctc_test"]
     keep = lambda states: states[config.ctc_layer].half().cpu()  # noqa: E731
@@ -243,13 +246,12 @@ def probe_ctc(model: States, data: dict[str, Manifest], config: Probe) -> dict[s
     targets = [torch.tensor(head.encode(u.text or "", u.id)) for u in train]
     features = encode_manifest(model, train, keep)
     check_ctc_lengths([t.tolist() for t in targets], [len(f) for f in features], [u.id for u in train])
-    mean, std = moments(features)
-    probe = train_ctc(features, targets, mean, std, head, config)
+    probe, standardised = train_ctc(features, targets, head, config, run, name)
 
     def score(change: Callable[[Tensor], Tensor] | None) -> WERResult:
         texts = []
         for frames in encode_manifest(model, test, keep, change):
-            logits = probe((frames.float() - mean) / std)
+            logits = probe(standardised(frames))
             texts += greedy_decode(logits[None], torch.tensor([len(logits)]), head.vocabulary)
         return word_error_rate([u.text or "" for u in test], texts, [u.speaker for u in test], [u.id for u in test])
 
@@ -273,29 +275,31 @@ def moments(features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     return mean.float(), variance.sqrt().clamp_min(1e-5).float()
 
 
-def train_ctc(features, targets, mean: Tensor, std: Tensor, head: CTCHead, config: Probe) -> nn.Linear:
-    """A linear layer by Adam, its learning rate falling along a cosine; batches of utterances of like length."""
+def train_ctc(
+    features: Sequence[Tensor], targets: Sequence[Tensor], head: CTCHead, config: Probe, run: RunFolder, name: str
+) -> tuple[nn.Linear, Callable[[Tensor], Tensor]]:
+    """A linear layer by Adam, its learning rate falling along a cosine, on features (T, D) standardised by channel.
+
+    Returns the layer, and how features are standardised for it.
+    """
+    mean, std = (moment.to(config.device) for moment in moments(features))
     torch.manual_seed(config.seed)
     module = head.build(len(mean)).to(config.device)
-    mean, std = mean.to(config.device), std.to(config.device)
     order = sorted(range(len(features)), key=lambda i: len(features[i]))
     batches = [order[i : i + 16] for i in range(0, len(order), 16)]
-    optimizer = torch.optim.Adam(module.parameters(), lr=config.ctc_learning_rate)
-    steps = config.ctc_epochs * len(batches)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: 0.5 * (1 + math.cos(math.pi * s / steps)))
-    rng = np.random.default_rng(config.seed)
-    for _ in tqdm(range(config.ctc_epochs), desc="CTC probe", leave=False, disable=None):
-        for place in rng.permutation(len(batches)):
-            chosen = batches[place]
-            padded = nn.utils.rnn.pad_sequence([features[i] for i in chosen], batch_first=True)
-            wanted = nn.utils.rnn.pad_sequence([targets[i] for i in chosen], batch_first=True, padding_value=-100)
-            lengths = torch.tensor([len(features[i]) for i in chosen])
-            output = module((padded.to(config.device).float() - mean) / std, lengths)
-            optimizer.zero_grad()
-            module.loss(output, wanted.to(config.device)).backward()
-            optimizer.step()
-            schedule.step()
-    return module.linear.cpu().requires_grad_(False)
+
+    def loss_of(batch: FeatureBatch) -> Tensor:
+        inputs, frames, wanted = batch
+        return module.loss(module((inputs - mean) / std, frames), wanted)
+
+    learner = FeatureLearner(module, loss_of, features, targets, batches, config.ctc_learning_rate, config.seed)
+    loop = LoopConfig(
+        updates=config.ctc_epochs * len(batches), warmup=0.0, max_grad_norm=math.inf, precision="fp32",
+        seed=config.seed, trackers=("none",),
+    )  # fmt: skip
+    fit(learner, loop, run, name)
+    linear = module.linear.cpu().requires_grad_(False)
+    return linear, lambda frames: (frames.float() - mean.cpu()) / std.cpu()
 
 
 def measure_speed(model: States, seed: int) -> dict[str, Any]:
@@ -450,7 +454,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             if task == "speed":
                 result[task] = measure_speed(model, config.seed)
             else:
-                probe = probe_ctc if task == "ctc" else partial(probe_layers, task=task)
+                layer = partial(probe_ctc, run=folder, name=f"ctc-{len(results)}")
+                probe = layer if task == "ctc" else partial(probe_layers, task=task)
                 result[task] = probe(model, data=data, config=config)
             result[task]["seconds"] = time.perf_counter() - began
             print(f"{name}: {task} done in {result[task]['seconds']:.0f} s", flush=True)

@@ -18,6 +18,7 @@ from speech_adapters.data.audio import write_audio
 from speech_adapters.data.manifest import Manifest, Utterance
 from speech_adapters.errors import ConfigError, ManifestError
 from speech_adapters.heads.ctc import CTCHead
+from speech_adapters.runs.folder import RunFolder
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "probe_encoder.py"
 DIGITS, SPEAKERS = ("ZERO", "ONE", "TWO"), ("a", "b", "c", "d")
@@ -147,7 +148,7 @@ def test_teacher_hears_long_speech_in_pieces(probe: ModuleType, tmp_path: Path) 
     torch.testing.assert_close(found[-1][:50], first[-1][0])
 
 
-def test_ctc_probe_reads_what_is_linearly_there(probe: ModuleType) -> None:
+def test_ctc_probe_reads_what_is_linearly_there(probe: ModuleType, tmp_path: Path) -> None:
     """Features that spell the text out, blank between symbols, in channels of very different scale."""
     head, generator = CTCHead(dropout=0.0), torch.Generator().manual_seed(0)
     texts = ["".join("ABC"[i] for i in torch.randint(3, (12,), generator=generator)) for _ in range(64)]
@@ -156,10 +157,10 @@ def test_ctc_probe_reads_what_is_linearly_there(probe: ModuleType) -> None:
     for target in targets:
         frames = torch.stack([target, torch.zeros_like(target)], 1).flatten()
         features.append((torch.nn.functional.one_hot(frames, 32) * torch.logspace(-2, 2, 32) + 5).half())
-    mean, std = probe.moments(features)
-    torch.testing.assert_close(mean, torch.cat(features).float().mean(0))
-    linear = probe.train_ctc(features, targets, mean, std, head, probe.Probe(ctc_epochs=30))
-    decoded = linear((features[0].float() - mean) / std).argmax(-1)
+    torch.testing.assert_close(probe.moments(features)[0], torch.cat(features).float().mean(0))
+    run = RunFolder.create("probe", path=tmp_path / "run")
+    linear, standardised = probe.train_ctc(features, targets, head, probe.Probe(ctc_epochs=30), run, "ctc")
+    decoded = linear(standardised(features[0])).argmax(-1)
     assert [i for i in decoded.tolist() if i != head.vocabulary.blank_id] == targets[0].tolist()
 
 
