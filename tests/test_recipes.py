@@ -166,7 +166,7 @@ def test_the_recipe_runs_on_the_packaged_whisper(corpus):
         "training.cache=null",
     )  # fmt: skip
     results = json.loads((output / "results.json").read_text())
-    assert results["encoder"] == "whisper-tiny-en" and 0 <= results["metrics"]["wer"]["value"]
+    assert results["encoder"] == "whisper-tiny-en" and results["parameters"]["total"] > 8_208_384
     saved = json.loads((output / "adapters" / "lora" / "adapter.json").read_text())
     assert saved["base"]["family"] == "whisper" and saved["base"]["normalize"] is False
 

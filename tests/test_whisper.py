@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from small_encoders import small_encoder, whisper_model
@@ -12,11 +13,15 @@ from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForCondi
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from speech_adapters.adapters import PAdapter
+from speech_adapters.composition import Fuse, Route
 from speech_adapters.encoders import encode, load_encoder
 from speech_adapters.encoders.families.whisper import Whisper, log_mel
 from speech_adapters.encoders.loading import PACKAGED
 from speech_adapters.errors import AudioError, CheckpointError
 from speech_adapters.model import SpeechAdapterModel
+from speech_adapters.objectives.hubert import HuBERTObjective, HuBERTObjectiveConfig
+from speech_adapters.objectives.units import KMeansUnits
+from speech_adapters.objectives.wav2vec2 import Wav2Vec2Objective, Wav2Vec2ObjectiveConfig
 
 
 def noise(*lengths: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -168,6 +173,55 @@ def test_an_adapter_folds_into_a_stock_checkpoint_and_opens_in_peft(tmp_path):
     peft = PeftModel.from_pretrained(whisper_model(layers=3), tmp_path / "a").eval()
     stock = peft.get_base_model()
     torch.testing.assert_close(encode(stock, waveforms).last_hidden_state, expected, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_mixed_batches_fusion_and_routing_work_as_on_other_families():
+    waveforms, lengths = noise(6400, 4800, 6400, 5600, 4000)
+    model = SpeechAdapterModel(small_encoder("whisper")).eval()
+    for name, kind in zip("abcd", ("elp", "chapter", "lora", PAdapter(side="append")), strict=True):
+        model.add_adapter(name, kind)
+        shake(model, 0.05)
+    choices = ["a", "b", None, "c", "d"]
+    mixed = model(waveforms, lengths, adapter=choices)
+    for row, choice in enumerate(choices):
+        model.set_active(*([] if choice is None else [choice]))
+        frames = int(mixed.frame_lengths[row])
+        alone = model(waveforms[row : row + 1, : lengths[row]])
+        torch.testing.assert_close(mixed.features[row][:frames], alone.features[0], atol=1e-5, rtol=0)
+    model.add_adapter("e", "e")
+    model.add_adapter("f", "e")
+    for composition in (Fuse("e", "f"), Route("e", "f")):
+        model.add_fusion(composition)
+        model.set_active(composition)
+        assert model(waveforms, lengths).features.isfinite().all()
+
+
+@pytest.mark.parametrize(("kind", "least"), [("int8", 0.99), ("nf4", 0.9)])
+def test_it_is_held_in_few_bits(kind, least):
+    plain, held = load_encoder("whisper-tiny-en"), load_encoder("whisper-tiny-en", quantize=kind)
+    waveforms, lengths = noise(16000, 11000)
+    expected, found = plain(waveforms, lengths), held(waveforms, lengths)
+    likeness = torch.nn.functional.cosine_similarity(found.last_hidden_state, expected.last_hidden_state, dim=-1)
+    assert likeness[expected.mask].mean() > least and held.fingerprint == plain.fingerprint
+
+
+@pytest.mark.parametrize("objective", ["wav2vec2", "hubert"])
+def test_masked_prediction_brings_its_own_mask_embedding(objective):
+    waveforms, lengths = noise(16000, 11000)
+    model = SpeechAdapterModel(small_encoder("whisper"))
+    model.add_adapter("a", "lora")
+    model.train_adapter("a")
+    if objective == "wav2vec2":
+        learnt = Wav2Vec2Objective(Wav2Vec2ObjectiveConfig(negatives=7), model.encoder, model.feature_size)
+    else:
+        config = HuBERTObjectiveConfig(clusters=4)
+        units = KMeansUnits.for_model(model, "mfcc", 4).fit(model, [waveforms])
+        learnt = HuBERTObjective(config, model.encoder, model.feature_size, units)
+    assert model.encoder.mask_embedding is None
+    found = learnt(model, waveforms, lengths, np.random.default_rng(0))
+    found.loss.backward()
+    assert found.loss.isfinite() and learnt.mask_embedding.grad.abs().sum() > 0
 
 
 @torch.no_grad()
