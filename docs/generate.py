@@ -85,7 +85,8 @@ def _index(sizes: dict) -> str:
         "## What is tested",
         "",
         f"{len(ROWS)} rows x {len(PROMISES)} promises, each on {', '.join(FAMILIES)} in {' and '.join(STYLES)} "
-        f"layers: {cells * len(FAMILIES) * len(STYLES):,} tests (`pytest tests/test_matrix.py`).",
+        f"layers, and on whisper: {cells * (len(FAMILIES) * len(STYLES) + 1):,} tests "
+        "(`pytest tests/test_matrix.py`).",
         "",
         *(f"- **{name}**: {_markdown(inspect.getdoc(check))}" for name, check in PROMISES.items()),
     ]

@@ -30,7 +30,7 @@ from speech_adapters.data.augmentation import Augmentation
 from speech_adapters.data.crops import Speech
 from speech_adapters.data.folder import data_path
 from speech_adapters.data.manifest import Manifest
-from speech_adapters.encoders.forward import receptive_field
+from speech_adapters.encoders.families.wav2vec2 import receptive_field
 from speech_adapters.errors import ConfigError
 from speech_adapters.objectives.distillation import HiddenStateDistillation
 from speech_adapters.objectives.student import Stage, clean_crops, distil, load_weights, observe_teacher

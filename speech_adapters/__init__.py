@@ -1,4 +1,4 @@
-"""Adapters for frozen speech encoders: wav2vec 2.0, HuBERT, WavLM.
+"""Adapters for frozen speech encoders: wav2vec 2.0, HuBERT, WavLM, Whisper.
 
 The public names load on first use, so that ``import speech_adapters`` costs nothing.
 """

@@ -23,6 +23,8 @@ NEAR_START = {
     **dict.fromkeys(("e", "el", "houlsby-speech", "near-zero", "houlsby-2019"), 0.02),
     **dict.fromkeys(("cnn-adapter", "chapter"), 0.05),
 }
+#: Where the CNN has no norm, whose bias a twin would add, the start is exact.
+EXACT_TWINS = ("cnn-adapter", "chapter")
 #: Methods that take part in the attention from the first step on.
 EXTRA_FRAMES = {
     "elp", "p-append", "p-proj", "p-proj-append", "prompt", "prefix", "prefix-mlp", "deep-prompts", "ipet"
@@ -44,7 +46,7 @@ class Bench:
         self.padding = small_encoder(family, style, layers=2, feat_extract_norm="layer", conv_bias=True)
         for encoder in (self.double, self.single, self.padding):  # trained CNNs have biases in their norms
             torch.manual_seed(4)
-            for name, parameter in encoder.model.feature_extractor.named_parameters():
+            for name, parameter in torch.nn.ModuleList(encoder.cnn_blocks).named_parameters():
                 if name.endswith("layer_norm.bias"):
                     torch.nn.init.normal_(parameter, std=0.1)
         self.waveforms, self.lengths = batch()
@@ -86,7 +88,7 @@ def starts_as_promised(bench: Bench, method: str) -> None:
     moved = (moved / base.last_hidden_state[base.mask].norm()).item()
     if method in EXTRA_FRAMES:
         assert 1e-4 < moved < 0.6, moved
-    elif method in NEAR_START:
+    elif method in NEAR_START and not (bench.family == "whisper" and method in EXACT_TWINS):
         assert 0 < moved < NEAR_START[method], moved
     else:
         assert moved < (1e-7 if "dora" in method else 1e-12), moved  # DoRA's magnitudes are kept in float32
@@ -101,7 +103,7 @@ def is_alive(bench: Bench, method: str) -> None:
     rounding = {name for name, p in trained.items() if p.grad.abs().max() < 1e-15}
     bench.leave(bench.double, model)
     assert rounding == {name for name in trained if name.endswith("k_proj.bias")}
-    assert bool(rounding) == (method in KEY_BIASES)
+    assert bool(rounding) == (method in KEY_BIASES and bench.family != "whisper")  # whose keys have no bias
 
 
 def trains_alone(bench: Bench, method: str) -> None:

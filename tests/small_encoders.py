@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import torch
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, WhisperConfig
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from speech_adapters.encoders import Encoder
 
 FAMILIES = ("wav2vec2", "hubert", "wavlm")
 STYLES = ("post-norm", "pre-norm")
+#: Whisper has one style of layers, and no CNN over the waveform.
+WHISPER = ("whisper", "pre-norm")
 
 
 def stock_model(family: str, style: str = "post-norm", layers: int = 3, width: int = 64, **changes):
     """A stock model: post-norm with a group-norm CNN (Base) or pre-norm with a layer-norm CNN (Large)."""
+    if family == "whisper":
+        return whisper_model(layers, width)
     pre_norm = style == "pre-norm"
     settings = {
         "hidden_size": width,
@@ -38,5 +43,18 @@ def stock_model(family: str, style: str = "post-norm", layers: int = 3, width: i
     return model.eval()
 
 
+def whisper_model(layers: int = 2, width: int = 64, positions: int = 150):
+    """A stock ``WhisperEncoder`` that hears up to ``positions`` frames of 20 ms."""
+    config = WhisperConfig(
+        d_model=width, encoder_layers=layers, encoder_attention_heads=4, encoder_ffn_dim=2 * width, num_mel_bins=16,
+        max_source_positions=positions, decoder_layers=1, decoder_ffn_dim=8, decoder_attention_heads=1, vocab_size=32,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1, begin_suppress_tokens=None,
+        init_std=0.07,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return WhisperEncoder(config).eval()
+
+
 def small_encoder(family: str = "wavlm", style: str = "pre-norm", **changes) -> Encoder:
-    return Encoder(stock_model(family, style, **changes), f"small-{family}-{style}")
+    model = stock_model(family, style, **changes)
+    return Encoder(model, f"small-{family}-{style}", normalize=family != "whisper")

@@ -7,7 +7,7 @@ from itertools import product
 import pytest
 import torch
 from matrix import PROMISES, Bench, check_reduced_precision
-from small_encoders import FAMILIES, STYLES
+from small_encoders import FAMILIES, STYLES, WHISPER
 from small_models import METHODS, TARGETS, batch, parameters, small_model
 
 from speech_adapters.heads.ctc import CTCHead
@@ -21,7 +21,7 @@ SLOW = (pytest.mark.slow, pytest.mark.no_cover)
 
 BENCHES = [
     pytest.param((family, style), id=f"{family}-{style}", marks=() if (family, style) in QUICK else SLOW)
-    for family, style in product(FAMILIES, STYLES)
+    for family, style in [*product(FAMILIES, STYLES), WHISPER]
 ]
 
 

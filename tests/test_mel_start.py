@@ -7,7 +7,7 @@ import torch
 from test_distillation import save_tiny_teacher
 from torch import Tensor, nn
 
-from speech_adapters.encoders.forward import receptive_field
+from speech_adapters.encoders.families.wav2vec2 import receptive_field
 from speech_adapters.objectives.mel_start import BALANCES, mel_stack, start_as_mel
 from speech_adapters.objectives.whisper_student import whisper_student
 from speech_adapters.objectives.whisper_teacher import WhisperTeacher

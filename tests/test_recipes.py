@@ -157,6 +157,20 @@ def test_an_adapter_beats_the_frozen_head_on_the_packaged_encoder(tmp_path):
     assert adapter < 0.9 * head
 
 
+def test_the_recipe_runs_on_the_packaged_whisper(corpus):
+    output = corpus / "whisper"
+    sets = [f"--{split}={corpus / split}.jsonl" for split in ("train", "dev", "test")]
+    run(
+        "recipes/asr_librispeech.py", *sets, "--encoder=whisper-tiny-en", "--adapter=lora", f"--output={output}",
+        "training.updates=12", "training.batch_seconds=6", "training.time_mask_probability=0.1",
+        "training.cache=null",
+    )  # fmt: skip
+    results = json.loads((output / "results.json").read_text())
+    assert results["encoder"] == "whisper-tiny-en" and results["parameters"]["total"] > 8_208_384
+    saved = json.loads((output / "adapters" / "lora" / "adapter.json").read_text())
+    assert saved["base"]["family"] == "whisper" and saved["base"]["normalize"] is False
+
+
 def test_comparing_methods_leaves_a_table_and_a_scatter_plot(corpus):
     output = corpus / "compared"
     sets = [f"--{split}={corpus / split}.jsonl" for split in ("train", "dev", "test")]

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from speech_adapters.adapters.projections import ProjectionConfig, ProjectionModule, ProjectionPart
-from speech_adapters.encoders.forward import Site
 from speech_adapters.encoders.loading import Encoder
+from speech_adapters.encoders.plan import Site
 from speech_adapters.errors import ConfigError
 
 if TYPE_CHECKING:

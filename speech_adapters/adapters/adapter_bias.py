@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from speech_adapters.adapters.base import AdapterConfig, AdapterModule, Layers, choose_layers
-from speech_adapters.encoders.forward import Site
 from speech_adapters.encoders.loading import Encoder
+from speech_adapters.encoders.plan import Site
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ class AdapterBiasModule(AdapterModule):
         super().__init__(config)
         self.layer_indices = choose_layers(config.layers, encoder.num_layers, config.method)
         self.first_layer = self.layer_indices[0]
-        hidden = encoder.config.intermediate_size
+        hidden = encoder.intermediate_size
         self.shifts = nn.ModuleDict({str(i): Shift(hidden, encoder.hidden_size) for i in self.layer_indices})
 
     def delta(self, name: str, index: int, site: Site) -> Tensor | None:

@@ -14,18 +14,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from speech_adapters.adapters.base import AdapterConfig, AdapterModule, Layers, choose_layers
 from speech_adapters.adapters.layer_norms import NORMS
-from speech_adapters.adapters.projections import PARENTS, module_name
-from speech_adapters.encoders.forward import Norm, Site
+from speech_adapters.adapters.projections import TARGETS
 from speech_adapters.encoders.loading import Encoder
+from speech_adapters.encoders.plan import Norm, Site
 
-TARGETS = tuple(target for target in PARENTS if target != "k_proj")
+PLACES = (*(target for target in TARGETS if target != "k_proj"), *NORMS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +49,8 @@ class BitFitModule(AdapterModule):
         super().__init__(config)
         self.layer_indices = choose_layers(config.layers, encoder.num_layers, config.method)
         self.first_layer = self.layer_indices[0]
-        width, hidden = encoder.hidden_size, encoder.config.intermediate_size
-        sizes = {name: hidden if name == "intermediate_dense" else width for name in (*TARGETS, *NORMS)}
+        width, hidden = encoder.hidden_size, encoder.intermediate_size
+        sizes = {name: hidden if name == "intermediate_dense" else width for name in PLACES}
         self.shifts = nn.ParameterDict(
             {f"{i}_{name}": torch.zeros(size) for i in self.layer_indices for name, size in sizes.items()}
         )
@@ -67,9 +67,8 @@ class BitFitModule(AdapterModule):
         folded = {}
         for key, shift in self.shifts.items():
             index, name = key.split("_", 1)
-            place = f"encoder.layers.{index}.{name}" if name in NORMS else module_name(int(index), name)
-            module = encoder.model.get_submodule(place)
-            folded[f"{place}.bias"] = getattr(module, "base_layer", module).bias.float() + shift.detach()
+            bias = cast(Tensor, encoder.part(int(index), name).bias)
+            folded[f"{encoder.part_name(int(index), name)}.bias"] = bias.float() + shift.detach()
         return folded
 
 

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from speech_adapters.adapters.base import AdapterConfig, AdapterModule, Layers, activation, choose_layers
 from speech_adapters.adapters.module_dict import ModuleDict
-from speech_adapters.encoders.forward import Site
 from speech_adapters.encoders.loading import Encoder
+from speech_adapters.encoders.plan import Site
 from speech_adapters.errors import ConfigError
 
 SITES = ("attention", "feed_forward")
@@ -115,7 +115,7 @@ class BottleneckModule(AdapterModule):
             raise ConfigError(f"placement={config.placement!r}: choose serial, parallel or pfeiffer.")
         if config.placement == "pfeiffer" and "attention" in config.sites:
             raise ConfigError("placement='pfeiffer' belongs to the feed-forward alone; use sites=('feed_forward',).")
-        size, eps = config.width(encoder), encoder.config.layer_norm_eps
+        size, eps = config.width(encoder), encoder.layer_norm_eps
         top = encoder.num_layers - config.skip_top
         self.layer_indices = [i for i in choose_layers(config.layers, encoder.num_layers, config.method) if i < top]
         if not self.layer_indices:

@@ -20,9 +20,8 @@ from torch import Tensor, nn
 
 from speech_adapters.adapters.base import AdapterConfig, AdapterModule, Layers, choose_layers, trainable_copy
 from speech_adapters.adapters.module_dict import ModuleDict
-from speech_adapters.encoders.forward import Site
 from speech_adapters.encoders.loading import Encoder
-from speech_adapters.encoders.stock import StockConvLayer
+from speech_adapters.encoders.plan import Site
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,23 +43,24 @@ class CNNAdapterModule(AdapterModule):
     """Twins by block."""
 
     config: CNNAdapter
-    twins: ModuleDict[StockConvLayer]
+    twins: ModuleDict[nn.Module]
     first_layer = -2
 
     def __init__(self, config: CNNAdapter, encoder: Encoder) -> None:
         super().__init__(config)
-        blocks = encoder.model.feature_extractor.conv_layers
+        blocks, self.architecture = encoder.cnn_blocks, encoder.architecture
         chosen = choose_layers(config.blocks, len(blocks), config.method)
         self.twins = ModuleDict({str(index): trainable_copy(blocks[index]) for index in chosen})
         for twin in self.twins.values():
-            nn.init.zeros_(twin.conv.weight)
-            if twin.conv.bias is not None:
-                nn.init.zeros_(twin.conv.bias)
+            conv = self.architecture.convolution(twin)
+            nn.init.zeros_(conv.weight)
+            if conv.bias is not None:
+                nn.init.zeros_(conv.bias)
 
     def delta(self, name: str, index: int, site: Site) -> Tensor | None:
         if name != "cnn" or str(index) not in self.twins:
             return None
-        return self.config.scale * self.twins[str(index)](site.input)
+        return self.config.scale * self.architecture.run_block(self.twins[str(index)], site.input)
 
     def describe(self) -> list[str]:
         return [f"cnn: twins of blocks {', '.join(self.twins)} of the feature extractor, scale {self.config.scale:g}"]

@@ -22,8 +22,8 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from speech_adapters.adapters.base import AdapterConfig, AdapterModule, Layers, activation, choose_layers
-from speech_adapters.encoders.forward import Site
 from speech_adapters.encoders.loading import Encoder
+from speech_adapters.encoders.plan import Site
 from speech_adapters.errors import ConfigError
 
 
@@ -81,7 +81,7 @@ class ConvAdapterModule(AdapterModule):
 
     def __init__(self, config: ConvAdapter, encoder: Encoder) -> None:
         super().__init__(config)
-        width, eps = encoder.hidden_size, encoder.config.layer_norm_eps
+        width, eps = encoder.hidden_size, encoder.layer_norm_eps
         size = width // 2 if config.size is None else config.size
         if width % size or not 1 <= config.squeeze <= width:
             raise ConfigError(

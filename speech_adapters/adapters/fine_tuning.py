@@ -21,8 +21,6 @@ from speech_adapters.adapters.module_dict import ModuleDict
 from speech_adapters.encoders.loading import Encoder
 from speech_adapters.errors import ConfigError
 
-POSITION_BIAS = ("rel_attn_embed", "gru_rel_pos")
-
 
 @dataclass(frozen=True, kw_only=True)
 class FineTuning(AdapterConfig):
@@ -55,17 +53,16 @@ class FineTuningModule(AdapterModule):
     def __init__(self, config: FineTuning, encoder: Encoder) -> None:
         super().__init__(config)
         self.layer_indices = choose_layers(config.layers, encoder.num_layers, config.method)
-        self.layers = ModuleDict(
-            {str(index): trainable_copy(encoder.model.encoder.layers[index]) for index in self.layer_indices}
-        )
+        self.layers = ModuleDict({str(index): trainable_copy(encoder.layer(index)) for index in self.layer_indices})
         self.first_layer = self.layer_indices[0]
+        self.position_names = encoder.architecture.position_names
 
     def layer(self, index: int) -> nn.Module | None:
         key = str(index)
         return self.layers[key] if key in self.layers else None  # noqa: SIM401  (a ModuleDict has no get)
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
-        trained = [p for n, p in self.named_parameters() if not _is_position_bias(n)]
+        trained = [p for n, p in self.named_parameters() if not self._is_position_bias(n)]
         return {self.config.group: trained}
 
     def before_update(self, done: int, total: int) -> None:
@@ -77,11 +74,15 @@ class FineTuningModule(AdapterModule):
         unfrozen = min(count, 1 + int(count * done / (self.config.unfrozen_at * total)))
         for index in self.layer_indices:
             for name, parameter in self.layers[str(index)].named_parameters():
-                trains = index in self.layer_indices[count - unfrozen :] and not _is_position_bias(name)
+                trains = index in self.layer_indices[count - unfrozen :] and not self._is_position_bias(name)
                 parameter.requires_grad_(trains)
 
     def folded_weights(self, encoder: Encoder) -> dict[str, Tensor]:
-        return {f"encoder.layers.{key}": tensor for key, tensor in self.layers.state_dict().items()}
+        return {
+            f"{encoder.layer_name(int(key))}.{name}": tensor
+            for key, layer in self.layers.items()
+            for name, tensor in layer.state_dict().items()
+        }
 
     def replaced(self) -> int:
         return sum(p.numel() for p in self.parameters())
@@ -89,9 +90,8 @@ class FineTuningModule(AdapterModule):
     def describe(self) -> list[str]:
         return [f"layers: copies of layers {', '.join(map(str, self.layer_indices))}, trained whole"]
 
-
-def _is_position_bias(name: str) -> bool:
-    return any(part in name for part in POSITION_BIAS)
+    def _is_position_bias(self, name: str) -> bool:
+        return any(part in name for part in self.position_names)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from speech_adapters.adapters.projections import ProjectionConfig, ProjectionModule, ProjectionPart
-from speech_adapters.encoders.forward import Site
 from speech_adapters.encoders.loading import Encoder
+from speech_adapters.encoders.plan import Site
 
 if TYPE_CHECKING:
     from peft import IA3Config
@@ -42,10 +42,12 @@ class IA3(ProjectionConfig):
         """The equivalent ``peft.IA3Config``."""
         from peft import IA3Config
 
-        names = self.target_modules(encoder)
+        inputs = [
+            encoder.part_name(index, target) for index, target in self.chosen(encoder) if target == "output_dense"
+        ]
         return IA3Config(
-            target_modules=names,
-            feedforward_modules=[name for name in names if name.endswith("output_dense")],
+            target_modules=self.target_modules(encoder),
+            feedforward_modules=inputs,
             base_model_name_or_path=encoder.name,
             revision=encoder.revision,
         )

@@ -50,7 +50,7 @@ class LAdapterModule(AdapterModule):
     def __init__(self, config: LAdapter, encoder: Encoder) -> None:
         super().__init__(config)
         self.layer_indices = choose_layers(config.layers, encoder.num_layers, config.method)
-        count, eps = len(self.layer_indices), encoder.config.layer_norm_eps
+        count, eps = len(self.layer_indices), encoder.layer_norm_eps
         paths = [nn.Linear(encoder.hidden_size, config.size) for _ in range(count)]
         self.paths = nn.ModuleList(paths)
         self.norms = nn.ModuleList(nn.LayerNorm(config.size, eps=eps) for _ in range(count))
@@ -62,7 +62,7 @@ class LAdapterModule(AdapterModule):
             nn.init.zeros_(path.bias)
 
     def read(self, encoder: Encoder, output: EncoderOutput) -> Tensor:
-        final_norm = encoder.model.encoder.layer_norm if encoder.pre_norm else None
+        final_norm = encoder.final_norm
         # Of one dimension each: numbers of none would leave sum and gradient in bf16, too coarse to tell layers apart.
         weights = self.layer_weights.softmax(0).split(1)
         total: Tensor | None = None

@@ -13,8 +13,8 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from speech_adapters.adapters.base import AdapterConfig, AdapterModule, Layers, choose_layers, trainable_copy
-from speech_adapters.encoders.forward import Norm
 from speech_adapters.encoders.loading import Encoder
+from speech_adapters.encoders.plan import Norm
 
 NORMS = ("layer_norm", "final_layer_norm")
 
@@ -40,7 +40,7 @@ class LayerNormsModule(AdapterModule):
         self.layer_indices = choose_layers(config.layers, encoder.num_layers, config.method)
         self.norms = nn.ModuleDict(
             {
-                f"{index}_{name}": trainable_copy(getattr(encoder.model.encoder.layers[index], name))
+                f"{index}_{name}": trainable_copy(encoder.part(index, name))
                 for index in self.layer_indices
                 for name in NORMS
             }
@@ -52,9 +52,12 @@ class LayerNormsModule(AdapterModule):
         return self.norms[key] if key in self.norms else None  # noqa: SIM401  (a ModuleDict has no get)
 
     def folded_weights(self, encoder: Encoder) -> dict[str, Tensor]:
-        return {
-            f"encoder.layers.{key.replace('_', '.', 1)}": tensor for key, tensor in self.norms.state_dict().items()
-        }
+        folded: dict[str, Tensor] = {}
+        for key, norm in self.norms.items():
+            index, name = key.split("_", 1)
+            place = encoder.part_name(int(index), name)
+            folded |= {f"{place}.{tensor}": value for tensor, value in norm.state_dict().items()}
+        return folded
 
     def replaced(self) -> int:
         return sum(p.numel() for p in self.parameters())

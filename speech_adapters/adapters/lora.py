@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from speech_adapters.adapters.base import AdapterModule
 from speech_adapters.adapters.projections import ProjectionConfig, low_rank_blueprint
-from speech_adapters.encoders.forward import Site
 from speech_adapters.encoders.loading import Encoder
+from speech_adapters.encoders.plan import Site
 from speech_adapters.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from speech_adapters.adapters.base import AdapterConfig, AdapterModule
-from speech_adapters.encoders.forward import Frames
 from speech_adapters.encoders.loading import Encoder
+from speech_adapters.encoders.plan import Frames
 from speech_adapters.errors import ConfigError
 
 
@@ -59,7 +59,7 @@ class PAdapterModule(AdapterModule):
                 f"P-adapter: where={config.where!r}, side={config.side!r}; where is cnn_out, proj_out or layers_in, "
                 "side is prepend or append."
             )
-        width = encoder.config.conv_dim[-1] if config.where == "cnn_out" else encoder.hidden_size
+        width = encoder.cnn_width if config.where == "cnn_out" else encoder.hidden_size
         self.pseudo = nn.Parameter(torch.randn(config.frames, width) * config.init_std)
 
     def pseudo_frames(self, where: str, frames: Tensor, mask: Tensor | None) -> Frames | None:

@@ -27,8 +27,8 @@ from speech_adapters.adapters.projections import (
     ProjectionPart,
     low_rank_blueprint,
 )
-from speech_adapters.encoders.forward import Site
 from speech_adapters.encoders.loading import Encoder
+from speech_adapters.encoders.plan import Site
 from speech_adapters.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -10,20 +10,20 @@ from torch import Tensor, nn
 
 from speech_adapters.adapters.base import AdapterConfig, AdapterModule, Layers, choose_layers
 from speech_adapters.adapters.module_dict import ModuleDict
-from speech_adapters.encoders.forward import Site
 from speech_adapters.encoders.loading import Encoder
+from speech_adapters.encoders.plan import Site
 from speech_adapters.errors import ConfigError
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 FEED_FORWARD = ("intermediate_dense", "output_dense")
-PARENTS = {**dict.fromkeys(ATTENTION, "attention"), **dict.fromkeys(FEED_FORWARD, "feed_forward")}
+TARGETS = (*ATTENTION, *FEED_FORWARD)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProjectionConfig(AdapterConfig):
     """Base of the configs that choose projections."""
 
-    known_targets: ClassVar[tuple[str, ...]] = tuple(PARENTS)
+    known_targets: ClassVar[tuple[str, ...]] = TARGETS
 
     targets: tuple[str, ...] = ("q_proj", "v_proj")
     """Any of q_proj, k_proj, v_proj, out_proj (attention) and intermediate_dense, output_dense (feed-forward)."""
@@ -40,18 +40,12 @@ class ProjectionConfig(AdapterConfig):
 
     def target_modules(self, encoder: Encoder) -> list[str]:
         """Full names of the projections inside the stock model."""
-        return [module_name(index, target) for index, target in self.chosen(encoder)]
-
-
-def module_name(index: int, target: str) -> str:
-    """Name of a projection inside the stock model."""
-    return f"encoder.layers.{index}.{PARENTS[target]}.{target}"
+        return [encoder.part_name(index, target) for index, target in self.chosen(encoder)]
 
 
 def projection(encoder: Encoder, index: int, target: str) -> nn.Linear:
     """A projection of the frozen base, without what ``peft`` has put around it."""
-    module = encoder.model.get_submodule(module_name(index, target))
-    return cast(nn.Linear, getattr(module, "base_layer", module))
+    return cast(nn.Linear, encoder.part(index, target))
 
 
 def low_rank_blueprint(
@@ -60,7 +54,7 @@ def low_rank_blueprint(
     """The tensors of a LoRA file, ``peft``'s names and no memory: A (r, D_in), B (D_out, r), DoRA's magnitude."""
     tensors = {}
     for index, target in config.chosen(encoder):
-        name, linear = f"base_model.model.{module_name(index, target)}", projection(encoder, index, target)
+        name, linear = f"base_model.model.{encoder.part_name(index, target)}", projection(encoder, index, target)
         tensors[f"{name}.lora_A.weight"] = torch.empty(rank, linear.in_features, device="meta")
         tensors[f"{name}.lora_B.weight"] = torch.empty(linear.out_features, rank, device="meta")
         if magnitude:
@@ -96,6 +90,7 @@ class ProjectionModule(AdapterModule, Generic[Part]):
         self.parts = ModuleDict(
             {f"{index}_{target}": self.part(projection(encoder, index, target), target) for index, target in chosen}
         )
+        self.names = {f"{index}_{target}": encoder.part_name(index, target) for index, target in chosen}
 
     def part(self, linear: nn.Linear, target: str) -> Part:
         """Make the part of a projection."""
@@ -112,8 +107,7 @@ class ProjectionModule(AdapterModule, Generic[Part]):
 
     def named_parts(self) -> list[tuple[str, Part]]:
         """(name of the projection inside the stock model, its part)."""
-        split = ((key.split("_", 1), part) for key, part in self.parts.items())
-        return [(module_name(int(index), target), part) for (index, target), part in split]
+        return [(self.names[key], part) for key, part in self.parts.items()]
 
     def tensors(self) -> dict[str, Tensor]:
         return {

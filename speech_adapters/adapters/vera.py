@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from speech_adapters.adapters.projections import ProjectionConfig, ProjectionModule
-from speech_adapters.encoders.forward import Site
 from speech_adapters.encoders.loading import Encoder
+from speech_adapters.encoders.plan import Site
 
 if TYPE_CHECKING:
     from peft import VeraConfig

@@ -48,8 +48,8 @@ class WeightedSumModule(AdapterModule):
     def read(self, encoder: Encoder, output: EncoderOutput) -> Tensor:
         total = encoder.num_layers + 1  # counted from the top: the run may start above layer 0
         states = torch.stack([output.hidden_states[state - total] for state in self.states])
-        if encoder.pre_norm:
-            states = encoder.model.encoder.layer_norm(states)
+        if encoder.final_norm is not None:
+            states = encoder.final_norm(states)
         return torch.einsum("l,lbtd->btd", self.layer_weights.softmax(0).to(states.dtype), states)
 
     def describe(self) -> list[str]:

@@ -41,8 +41,9 @@ from speech_adapters.composition.fusion_base import (
     TrainableHooks,
     guide_loss,
 )
-from speech_adapters.encoders.forward import EncoderOutput, Frames, Norm, Plan, Site
+from speech_adapters.encoders.forward import EncoderOutput
 from speech_adapters.encoders.loading import Encoder
+from speech_adapters.encoders.plan import Frames, Norm, Plan, Site
 from speech_adapters.errors import ConfigError
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj", "intermediate_dense", "output_dense")

@@ -30,8 +30,8 @@ from speech_adapters.composition.fusion_base import (
     TrainableHooks,
     guide_loss,
 )
-from speech_adapters.encoders.forward import Frames
 from speech_adapters.encoders.loading import Encoder
+from speech_adapters.encoders.plan import Frames
 from speech_adapters.errors import ConfigError
 
 
@@ -76,7 +76,7 @@ class RouterModule(CompositionModule):
             raise ConfigError(
                 f"{composition!r}: a member acts inside the CNN, whose output the gate reads; use Average or Fuse."
             )
-        size = encoder.config.conv_dim[-1] * (2 if config.per == "utterance" else 1)
+        size = encoder.cnn_width * (2 if config.per == "utterance" else 1)
         self.norm, self.gate = nn.LayerNorm(size), nn.Linear(size, len(members))
         nn.init.zeros_(self.gate.weight)
         nn.init.zeros_(self.gate.bias)

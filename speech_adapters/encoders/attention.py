@@ -1,12 +1,11 @@
-"""One self-attention for wav2vec 2.0, HuBERT, WavLM and their relatives.
+"""One self-attention for every family.
 
-It works on the stock attention modules and calls ``q_proj``, ``k_proj``, ``v_proj`` and ``out_proj`` as modules, so
-that whatever wraps them (LoRA and its kin) is really run. Stock ``WavLMAttention`` hands the raw ``.weight`` tensors
-to one fused call instead: adapters on its projections then train nothing, without a word.
+It is given a way to run the projections of the stock modules, each as a module of its own, so that whatever acts on
+them (LoRA and its kin) is really run. Stock ``WavLMAttention`` hands the raw ``.weight`` tensors to one fused call
+instead: adapters on its projections then train nothing, without a word.
 
-WavLM's gated relative position bias (Chen et al., "WavLM", 2022, section III-B; gate of Chi et al., XLM-E) enters as
-the additive mask of ``scaled_dot_product_attention``; on CPUs, whose fused kernel trains no such mask, of two
-products.
+A gated relative position bias (WavLM's) enters as the additive mask of ``scaled_dot_product_attention``; on CPUs,
+whose fused kernel trains no such mask, of two products.
 """
 
 from __future__ import annotations
@@ -18,8 +17,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from speech_adapters.encoders.stock import StockAttention
-
 
 class AttentionPrefix(NamedTuple):
     """Extra keys and values, each (B or 1, P, D), and a mask (B, P), True on those that stand, or None for all."""
@@ -29,56 +26,32 @@ class AttentionPrefix(NamedTuple):
     mask: Tensor | None = None
 
 
-def has_position_bias(attention: StockAttention) -> bool:
-    """True for WavLM's attention, whose gates scale a relative position bias shared by all layers."""
-    return hasattr(attention, "gru_rel_pos_linear")
-
-
-def position_bias(attention: StockAttention, frames: int) -> Tensor:
-    """The relative position bias (1, heads, frames, frames) of the first WavLM layer, shared by all layers."""
-    # Contiguous: it comes with the heads innermost, which makes every layer's use of it many times slower.
-    return attention.compute_bias(frames, frames).unsqueeze(0).contiguous()
-
-
-def position_gate(attention: StockAttention, hidden: Tensor) -> Tensor:
-    """WavLM's gate (B, heads, T, 1) on the position bias, read from the attention's input (B, T, D)."""
-    batch, frames, _ = hidden.shape
-    heads = hidden.view(batch, frames, attention.num_heads, -1).transpose(1, 2)
-    projected = attention.gru_rel_pos_linear(heads).view(batch, attention.num_heads, frames, 2, 4).sum(-1)
-    gate_a, gate_b = torch.sigmoid(projected).chunk(2, dim=-1)
-    return gate_a * (gate_b * attention.gru_rel_pos_const - 1.0) + 2.0
-
-
 def self_attention(
-    attention: StockAttention,
     hidden: Tensor,
+    project: Callable[[str, Tensor], Tensor],
+    heads: int,
     mask: Tensor | None = None,
     bias: Tensor | None = None,
+    gate: Tensor | None = None,
     prefix: AttentionPrefix | None = None,
-    run: Callable[[str, nn.Module, Tensor], Tensor] | None = None,
+    dropout: float = 0.0,
 ) -> Tensor:
-    """Multi-head self-attention over the stock module's projections.
+    """Multi-head self-attention over a layer's projections.
 
     Args:
-        attention: a stock attention module of one of the families.
         hidden: (B, T, D).
+        project: ``project(name, frames)`` runs the projection "q_proj", "k_proj", "v_proj" or "out_proj".
         mask: (B, 1, 1, T) boolean, True on frames that may be attended to; None when nothing is padded.
-        bias: (1, heads, T, T), WavLM's shared relative position bias before gating.
+        bias: (1, heads, T, T), a relative position bias shared by all layers; gate: (B, heads, T, 1), its factor.
         prefix: put before the frames' own keys and values; every frame sees it, with position bias 0 (it stands at no
             position).
-        run: ``run(name, module, input) -> output`` in place of a plain call of each projection.
 
     Returns: (B, T, D), after ``out_proj``.
     """
     batch, frames, width = hidden.shape
-    heads = attention.num_heads
 
     def split(projected: Tensor) -> Tensor:
         return projected.view(projected.shape[0], projected.shape[1], heads, -1).transpose(1, 2)
-
-    def project(name: str, frames: Tensor) -> Tensor:
-        module = getattr(attention, name)
-        return module(frames) if run is None else run(name, module, frames)
 
     query = split(project("q_proj", hidden))
     key, value = project("k_proj", hidden), project("v_proj", hidden)
@@ -95,8 +68,8 @@ def self_attention(
             parts = (seen[:, None, None, :].expand(batch, -1, -1, -1), real.expand(batch, -1, -1, -1))
             mask = torch.cat(parts, dim=-1)
 
-    gate = None if bias is None else position_gate(attention, hidden).to(query.dtype)
-    dropout = attention.dropout if attention.training else 0.0
+    if gate is not None:
+        gate = gate.to(query.dtype)
     products = hidden.device.type == "cpu" and (bias is not None or query.dtype == torch.bfloat16)
     attend = _by_products if products else _fused
     context = attend(query, split(key), split(value), mask, gate, bias, dropout)

@@ -1,6 +1,6 @@
 """Load any encoder of the families: a packaged small one, a local folder, or a hub id; frozen, ready for adapters.
 
-Families: wav2vec 2.0, HuBERT, WavLM, data2vec-audio and UniSpeech-SAT. Checkpoints of the bare encoder and of
+Families: those of :mod:`speech_adapters.encoders.families`. Checkpoints of the bare encoder and of
 ``*ForCTC``, ``*ForSequenceClassification``, ``*ForPreTraining`` and the like load alike; a CTC head and its vocabulary
 can be taken along (:attr:`Encoder.ctc`).
 """
@@ -12,7 +12,6 @@ import hashlib
 import json
 import logging
 import pickle
-import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,35 +22,15 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from speech_adapters.encoders.forward import EncoderOutput, Samples, encode, frame_lengths, receptive_field
+from speech_adapters.encoders.families import FAMILIES, family_of
+from speech_adapters.encoders.families.base import Family, Samples
+from speech_adapters.encoders.forward import EncoderOutput, encode
 from speech_adapters.encoders.pickling import let_pickle
 from speech_adapters.encoders.quantization import Quantization, quantize_model
-from speech_adapters.encoders.stock import StockConfig, StockModel
+from speech_adapters.encoders.stock import StockModel
 from speech_adapters.errors import CheckpointError, ConfigError
 
-FAMILIES = {
-    "wav2vec2": "wav2vec 2.0",
-    "hubert": "HuBERT",
-    "wavlm": "WavLM",
-    "data2vec-audio": "data2vec-audio",
-    "unispeech-sat": "UniSpeech-SAT",
-}
 PACKAGED = Path(__file__).parent / "packaged"
-
-#: Learnt by masked pre-training alone: the one tensor that a checkpoint may lack. It is zero then.
-MASK_EMBEDDING = "masked_spec_embed"
-
-#: ``do_normalize`` of the checkpoints that the families' authors published on the hub, by family and by the CNN's norm
-#: ("group": Base, "layer": Large), for folders without a preprocessor file. WavLM's two were pre-trained differently.
-PUBLISHED_NORMALIZE = {
-    ("wav2vec2", "group"): True,
-    ("wav2vec2", "layer"): True,
-    ("hubert", "group"): True,
-    ("hubert", "layer"): True,
-    ("data2vec-audio", "layer"): True,
-    ("wavlm", "group"): False,
-    ("wavlm", "layer"): True,
-}
 
 
 @dataclass(frozen=True)
@@ -69,8 +48,9 @@ class Encoder(nn.Module):
     Attributes:
         model: the stock ``transformers`` module; its parameters need no gradient and it never leaves eval mode.
         name, revision: where it came from.
+        architecture: the family that the model belongs to, which knows its parts by name.
         normalize: whether waveforms are brought to zero mean and unit variance first (``do_normalize`` of
-            ``preprocessor_config.json`` or ``processor_config.json``, else ``PUBLISHED_NORMALIZE``).
+            ``preprocessor_config.json`` or ``processor_config.json``, else as the family's published checkpoints).
         ctc: the checkpoint's own CTC head, or None.
         num_parameters: of the stock model, however it is held.
         quantization: "int8", "int4" or "nf4" when :meth:`quantize` was called, else None.
@@ -86,6 +66,7 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         self.model = cast(StockModel, model.requires_grad_(False).eval())
+        self.architecture: Family = family_of(self.model.config)
         self.name, self.revision = name, revision
         self.normalize, self.ctc = normalize, ctc
         self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -93,53 +74,128 @@ class Encoder(nn.Module):
         self._fingerprint: str | None = None
         let_pickle(model)
 
+    # ------------------------------------------------------------------ its parts
+
+    def layer(self, index: int) -> nn.Module:
+        """A transformer layer."""
+        return self.architecture.layer_list(self.model)[index]
+
+    def layer_name(self, index: int) -> str:
+        """Full name of a layer inside the stock model."""
+        return f"{self.architecture.layers}.{index}"
+
+    def part(self, layer: int, name: str) -> nn.Module:
+        """A part of a layer, without what ``peft`` has put around it.
+
+        Args:
+            name: "q_proj", "k_proj", "v_proj", "out_proj", "intermediate_dense", "intermediate_act", "output_dense",
+                "layer_norm", "final_layer_norm" or "attention", whatever the family calls it.
+        """
+        found = self.architecture.part(self.layer(layer), name)
+        return cast(nn.Module, getattr(found, "base_layer", found))
+
+    def part_name(self, layer: int, name: str) -> str:
+        """Full name of a part inside the stock model, as its tensors and ``peft``'s files have it."""
+        return f"{self.layer_name(layer)}.{self.architecture.names[name]}"
+
     @property
-    def config(self) -> StockConfig:
-        """The checkpoint's own."""
+    def final_norm(self) -> nn.Module | None:
+        """The LayerNorm behind the last layer of a pre-norm encoder, else None."""
+        return self.architecture.final_norm(self.model)
+
+    @property
+    def cnn_blocks(self) -> Sequence[nn.Module]:
+        """The blocks of the convolutional front-end."""
+        return self.architecture.blocks(self.model)
+
+    @property
+    def mask_embedding(self) -> Tensor | None:
+        """(D,) in place of a hidden frame, or None in a family that was never pre-trained by masking."""
+        return self.architecture.mask_embedding(self.model)
+
+    def latents(self, cnn_output: Tensor) -> Tensor:
+        """The front-end's output (B, T, C) as the feature projection reads it."""
+        return self.architecture.latents(self.model, cnn_output)
+
+    @property
+    def preprocessor(self) -> dict[str, Any]:
+        """What ``preprocessor_config.json`` says of this encoder."""
+        return self.architecture.preprocessor(self.config, self.normalize)
+
+    # ------------------------------------------------------------------ what it is
+
+    @property
+    def config(self) -> Any:
+        """The ``transformers`` configuration."""
         return self.model.config
 
     @property
     def family(self) -> str:
-        """A key of ``FAMILIES``, where the family is a known one."""
-        return self.config.model_type
+        """``model_type`` of the configuration."""
+        return self.architecture.model_type
 
     @property
     def hidden_size(self) -> int:
-        """D, channels of a hidden state."""
-        return self.config.hidden_size
+        """Width D of the layers."""
+        return int(self.config.hidden_size)
+
+    @property
+    def intermediate_size(self) -> int:
+        """Width of the feed-forward's hidden layer."""
+        return self.architecture.intermediate_size(self.config)
+
+    @property
+    def cnn_width(self) -> int:
+        """Channels C of the front-end's output."""
+        return self.architecture.cnn_width(self.config)
+
+    @property
+    def layer_norm_eps(self) -> float:
+        """Of the layers' LayerNorms."""
+        return self.architecture.layer_norm_eps(self.config)
 
     @property
     def device(self) -> torch.device:
-        """Where its parameters are."""
+        """Where the weights are."""
         return next(self.model.parameters()).device
 
     @property
     def num_layers(self) -> int:
         """Transformer layers."""
-        return len(self.model.encoder.layers)
+        return len(self.architecture.layer_list(self.model))
 
     @property
     def pre_norm(self) -> bool:
         """True for Large-style layers (LayerNorm before each sub-layer), False for Base-style ones (after)."""
-        return bool(getattr(self.config, "do_stable_layer_norm", False))
+        return self.architecture.pre_norm(self.config)
 
     @property
     def group_norm(self) -> bool:
         """True when the CNN normalises over time (Base models): padding then changes what it computes."""
-        return getattr(self.config, "feat_extract_norm", "layer") == "group"
+        return self.architecture.group_norm(self.config)
 
     @property
     def receptive_field(self) -> int:
         """Samples under one frame: the shortest usable input."""
-        return receptive_field(self.config)
+        return self.architecture.receptive_field(self.config)
+
+    @property
+    def max_samples(self) -> int | None:
+        """Samples of the longest usable input, or None where there is no limit."""
+        return self.architecture.max_samples(self.config)
 
     @property
     def stride(self) -> int:
         """Samples from one frame to the next (320: 20 ms)."""
-        stride = 1
-        for step in self.config.conv_stride:
-            stride *= step
-        return stride
+        return self.architecture.stride(self.config)
+
+    def frame_lengths(self, samples: Samples) -> Samples:
+        """Frames made of so many samples; number or tensor (B,)."""
+        return self.architecture.frame_lengths(self.config, samples)
+
+    def frame_centres(self, frames: int) -> Tensor:
+        """The samples (T,) on which the first ``frames`` frames are centred."""
+        return self.architecture.first_centre(self.config) + self.stride * torch.arange(frames)
 
     @property
     def fingerprint(self) -> str:
@@ -161,10 +217,6 @@ class Encoder(nn.Module):
         self.quantization = kind
         return self
 
-    def frame_lengths(self, samples: Samples) -> Samples:
-        """Frames made of so many samples; number or tensor (B,)."""
-        return frame_lengths(self.config, samples)
-
     def train(self, mode: bool = True) -> Encoder:
         """A frozen encoder stays in eval mode: dropout and LayerDrop in it would only add noise to the adapters."""
         return super().train(False)
@@ -185,14 +237,14 @@ class Encoder(nn.Module):
     def forward(self, waveforms: Tensor | None = None, lengths: Tensor | None = None, **options: Any) -> EncoderOutput:
         """:func:`~speech_adapters.encoders.forward.encode` on raw waveforms (normalised if the model wants it)."""
         if waveforms is not None:
-            waveforms = self.normalized(waveforms, lengths).to(self.model.dtype)
+            waveforms = self.normalized(waveforms, lengths)
         return encode(self.model, waveforms, lengths, **options)
 
     def extra_repr(self) -> str:
         norms = "pre-norm" if self.pre_norm else "post-norm"
-        cnn = "group-norm CNN" if self.group_norm else "layer-norm CNN"
+        cnn = self.architecture.front_end_name(self.config)
         return (
-            f"{self.name}: {FAMILIES.get(self.family, self.family)}, {self.num_layers} layers x {self.hidden_size}, "
+            f"{self.name}: {self.architecture.title}, {self.num_layers} layers x {self.hidden_size}, "
             f"{norms}, {cnn}, frozen{f', {self.quantization}' if self.quantization else ''}"
         )
 
@@ -229,16 +281,18 @@ def load_encoder(
     """
     name = str(name_or_path)
     folder = _resolve(name, revision)
-    family = _read_json(folder / "config.json").get("model_type")
-    if not isinstance(family, str) or family not in FAMILIES:
+    model_type = _read_json(folder / "config.json").get("model_type")
+    family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
+    if family is None:
         raise ConfigError(
-            f"{name}: model_type {family!r} in config.json is not supported; supported: {', '.join(FAMILIES)}."
+            f"{name}: model_type {model_type!r} in config.json is not supported; supported: {', '.join(FAMILIES)}."
         )
     config = _load_config(folder, name)
     shapes = _stored_shapes(folder)
-    _check_geometry(config, shapes, name)
-    normalize, ctc = _normalize(folder, config), _ctc_weights(folder, shapes)
-    encoder = Encoder(_load_model(folder, name), name, revision, normalize, ctc)
+    if (fault := family.fault(config, shapes)) is not None:
+        raise CheckpointError(f"{name}: config.json does not belong to these weights: {fault}; download both again.")
+    normalize, ctc = _normalize(family, folder, config), _ctc_weights(folder, shapes)
+    encoder = Encoder(_load_model(family, folder, name), name, revision, normalize, ctc)
     if dtype != torch.float32:
         _ = encoder.fingerprint
     if quantize is not None:
@@ -337,83 +391,46 @@ def _load_config(folder: Path, name: str) -> Any:
             raise CheckpointError(f"{folder / 'config.json'}: cannot be used ({_reason(error)}).") from error
 
 
-def _check_geometry(config: Any, shapes: Mapping[str, tuple[int, ...]], name: str) -> None:
-    """Hold the sizes in ``config.json`` against the weights' header, before anything of these sizes is built."""
-
-    def indices(pattern: str) -> set[int]:
-        found = (re.search(rf"(?:^|\.){pattern}\.(\d+)\.", key) for key in shapes)
-        return {int(match[1]) for match in found if match}
-
-    def fail(what: str) -> CheckpointError:
-        return CheckpointError(f"{name}: config.json does not belong to these weights: {what}; download both again.")
-
-    widths = [list(getattr(config, key)) for key in ("conv_dim", "conv_kernel", "conv_stride")]
-    if len({len(numbers) for numbers in widths}) > 1 or not widths[0]:
-        raise fail("conv_dim, conv_kernel and conv_stride must have one number for each layer of the CNN")
-    if not all(type(number) is int and number >= 1 for numbers in widths for number in numbers):
-        raise fail("conv_dim, conv_kernel and conv_stride must be whole numbers of at least 1")
-    if any(stride > kernel for kernel, stride in zip(widths[1], widths[2], strict=True)):
-        raise fail("a conv_stride above its conv_kernel would skip samples")
-    counted = {"num_hidden_layers": r"encoder\.layers", "num_feat_extract_layers": r"feature_extractor\.conv_layers"}
-    if getattr(config, "add_adapter", False):
-        counted["num_adapter_layers"] = r"adapter\.layers"
-    for key, pattern in counted.items():
-        if (stored := len(indices(pattern))) != getattr(config, key):
-            raise fail(f"{key} is {getattr(config, key)!r}, and the weights have {stored}")
-    largest = max((size for shape in shapes.values() for size in shape), default=0)
-    for key in ("hidden_size", "intermediate_size", "num_conv_pos_embeddings", "output_hidden_size"):
-        size = getattr(config, key, None)
-        if size is not None and not (type(size) is int and 1 <= size <= largest):
-            raise fail(f"{key} is {size!r}, and no tensor is larger than {largest}")
-    if not 0 < config.layer_norm_eps < 1:
-        raise fail(f"layer_norm_eps is {config.layer_norm_eps!r}; it is a small number above 0")
-    if config.model_type == "wavlm" and not config.num_buckets // 4 < config.max_bucket_distance:
-        raise fail("max_bucket_distance must be above a quarter of num_buckets")
-    for index, (out, kernel) in enumerate(zip(widths[0], widths[1], strict=True)):
-        for key, shape in shapes.items():
-            if key.endswith(f"feature_extractor.conv_layers.{index}.conv.weight") and shape[::2] != (out, kernel):
-                raise fail(f"layer {index} of the CNN is {out} x {kernel} there, and {shape[0]} x {shape[-1]} here")
-
-
-def _load_model(folder: Path, name: str) -> nn.Module:
-    from transformers import AutoModel
-
+def _load_model(family: Family, folder: Path, name: str) -> nn.Module:
     with _quiet_transformers():
         try:
-            model, report = AutoModel.from_pretrained(
-                folder, dtype=torch.float32, output_loading_info=True, local_files_only=True
-            )
+            model, report = family.load(folder, dtype=torch.float32, local_files_only=True)
         except Exception as error:  # as above
             raise CheckpointError(
                 f"{name}: its weights cannot be read ({_reason(error)}); the checkpoint is cut short, changed, or not "
                 "made for its config.json: download it again."
             ) from error
-    missing = sorted(key for key in report["missing_keys"] if key != MASK_EMBEDDING)
+    missing = sorted(report["missing_keys"])
     if missing or report.get("mismatched_keys"):
         lacking = ", ".join(missing[:3]) or ", ".join(str(key) for key in list(report["mismatched_keys"])[:3])
         raise CheckpointError(
             f"{name}: the checkpoint lacks {len(missing)} of the encoder's tensors or has them in other shapes "
             f"({lacking} ...); it belongs to another architecture or is incomplete."
         )
-    if MASK_EMBEDDING in report["missing_keys"]:  # drawn anew, it would make another encoder in each process
-        nn.init.zeros_(model.masked_spec_embed)
     check_finite(model.state_dict(), name)
     return model
 
 
-def _normalize(folder: Path, config: Any) -> bool:
+def _normalize(family: Family, folder: Path, config: Any) -> bool:
     """``do_normalize`` of the folder's preprocessor file, else of the family's published checkpoints."""
     for file in ("preprocessor_config.json", "processor_config.json"):  # transformers 5 writes the latter
         if not (folder / file).is_file():
             continue
         values = _read_json(folder / file)
         nested = values.get("feature_extractor")
-        value = (nested if isinstance(nested, dict) else values).get("do_normalize")
+        values = nested if isinstance(nested, dict) else values
+        expected = family.preprocessor(config, normalize=True)
+        for key in ("sampling_rate", "feature_size", "n_fft", "hop_length"):
+            if key in values and key in expected and values[key] != expected[key]:
+                raise CheckpointError(
+                    f"{folder / file}: {key} is {values[key]!r}; this encoder takes {expected[key]}."
+                )
+        value = values.get("do_normalize")
         if isinstance(value, bool):
             return value
         if value is not None:
             raise CheckpointError(f"{folder / file}: do_normalize is {value!r}; it is true or false.")
-    published = PUBLISHED_NORMALIZE.get((config.model_type, getattr(config, "feat_extract_norm", "layer")))
+    published = family.published_normalize(config)
     if published is None:
         raise CheckpointError(
             f"{folder}: no do_normalize in preprocessor_config.json, which says whether waveforms are brought to zero "

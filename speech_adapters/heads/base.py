@@ -106,11 +106,18 @@ class HeadModule(nn.Module, ABC):
 
 
 def check_audible(manifest: Manifest, encoder: Encoder) -> None:
-    """AudioError that names utterances which are too short for the encoder to make a frame of."""
+    """AudioError that names utterances which are too short for the encoder to make a frame of, or too long for it."""
     least = encoder.receptive_field
     short = [utterance.id for utterance in manifest if round(utterance.duration * SAMPLE_RATE) < least]
     if short:
         raise AudioError(
             f"{manifest.name}: {len(short)} utterance(s) are shorter than the encoder's receptive field of "
             f"{least / 16:.0f} ms, such as {', '.join(short[:3])}; remove them from the manifest."
+        )
+    most = encoder.max_samples
+    long = [] if most is None else [u.id for u in manifest if round(u.duration * SAMPLE_RATE) > most]
+    if most is not None and long:
+        raise AudioError(
+            f"{manifest.name}: {len(long)} utterance(s) are longer than the {most / SAMPLE_RATE:.1f} s that "
+            f"{encoder.name} has positions for, such as {', '.join(long[:3])}; cut them into pieces."
         )

@@ -57,7 +57,7 @@ class Objective(nn.Module, ABC):
     def __init__(self, config: MaskingConfig, encoder: Encoder) -> None:
         super().__init__()
         self.config = config
-        own = getattr(encoder.model, "masked_spec_embed", None)
+        own = encoder.mask_embedding
         start = torch.empty(encoder.hidden_size).uniform_() if own is None else own.detach().float().clone()
         self.mask_embedding = nn.Parameter(start)
 

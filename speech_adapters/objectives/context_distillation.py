@@ -33,11 +33,12 @@ from torch.nn.functional import cross_entropy, max_pool1d, pad
 from speech_adapters.data.audio import SAMPLE_RATE
 from speech_adapters.data.joined import LEVEL, JoinedSpeech
 from speech_adapters.encoders import encode
-from speech_adapters.encoders.stock import StockModel
+from speech_adapters.encoders.families.wav2vec2 import Model
 from speech_adapters.objectives.distillation import HiddenStateDistillation
 from speech_adapters.objectives.mel_start import FROZEN, samples_of
 from speech_adapters.objectives.student import StudentLearner, kept, observe_teacher
 from speech_adapters.objectives.units import k_means
+from speech_adapters.objectives.whisper_student import wav2vec2_like
 from speech_adapters.objectives.whisper_teacher import WhisperTeacher
 from speech_adapters.training.loop import Loss, Position
 from speech_adapters.training.settings import LoopConfig
@@ -122,7 +123,7 @@ class ContextDistillation(StudentLearner):
 
     def __init__(
         self,
-        student: StockModel,
+        student: Model,
         teacher: WhisperTeacher,
         speech: JoinedSpeech,
         held_out: JoinedSpeech,
@@ -132,7 +133,7 @@ class ContextDistillation(StudentLearner):
         self.student, self.teacher, self.config = student, teacher, config
         self.speech, self.held_out = speech, held_out
         self.device = next(student.parameters()).device
-        self.blocks = student.feature_extractor.conv_layers
+        self.blocks = wav2vec2_like(student).blocks(student)
         self.last = teacher.encoder.config.encoder_layers
         width, longest = student.config.hidden_size, max(config.crop_frames)
         pairs = [(i, i) for i in range(self.last + 1)]
@@ -167,7 +168,7 @@ class ContextDistillation(StudentLearner):
         """Give the student's state 0 the teacher's mean; the fit of the front-end saw no positions."""
         waves = self.speech.crops(24, samples_of(max(self.config.crop_frames)), generator=self.random(MEAN))
         shift = self.distillation.mean[0] - self.states(waves, stop=0)[0].mean((0, 1))
-        self.student.feature_projection.projection.bias.add_(shift)
+        wav2vec2_like(self.student).projection(self.student).bias.add_(shift)
 
     def random(self, purpose: int) -> torch.Generator:
         """Random numbers on the device that no update draws."""

@@ -24,9 +24,10 @@ from torch import Tensor
 from torch.nn.functional import conv1d, gelu
 
 from speech_adapters.data.joined import LEVEL
-from speech_adapters.encoders.stock import StockConvLayer, StockModel
-from speech_adapters.objectives.whisper_student import whisper_student
-from speech_adapters.objectives.whisper_teacher import HOP, STRIDE, WINDOW, WhisperTeacher
+from speech_adapters.encoders.families.wav2vec2 import ConvBlock, Model
+from speech_adapters.encoders.families.whisper import HOP, WINDOW, mel_filters
+from speech_adapters.objectives.whisper_student import wav2vec2_like, whisper_student
+from speech_adapters.objectives.whisper_teacher import STRIDE, WhisperTeacher
 
 FIELD = 1040
 """Receptive field in samples of :func:`mel_stack`'s frames: five frames of the spectrum."""
@@ -64,7 +65,7 @@ def samples_of(frames: int) -> int:
 
 
 @torch.no_grad()
-def mel_student(teacher: WhisperTeacher, heard: Tensor) -> tuple[StockModel, list[float]]:
+def mel_student(teacher: WhisperTeacher, heard: Tensor) -> tuple[Model, list[float]]:
     """A WavLM student on the teacher's device that starts as its teacher, positions apart.
 
     Args:
@@ -81,16 +82,17 @@ def mel_student(teacher: WhisperTeacher, heard: Tensor) -> tuple[StockModel, lis
         conv_kernel=stack["conv_kernel"],
         conv_stride=stack["conv_stride"],
     ).to(heard.device)
-    student.get_parameter("encoder.pos_conv_embed.conv.parametrizations.weight.original0").mul_(FAINT)
+    family = wav2vec2_like(student)
+    family.quieten_positions(student, FAINT)
     explained = start_as_mel(student, teacher, heard, LEVEL * heard)
-    for block in student.feature_extractor.conv_layers[:FROZEN]:
+    for block in family.blocks(student)[:FROZEN]:
         for parameter in block.parameters():
             parameter.requires_grad_(False).copy_(parameter.half())
     return student, explained
 
 
 @torch.no_grad()
-def start_as_mel(model: StockModel, teacher: WhisperTeacher, heard: Tensor, taught: Tensor) -> list[float]:
+def start_as_mel(model: Model, teacher: WhisperTeacher, heard: Tensor, taught: Tensor) -> list[float]:
     """Fill the front-end of ``model`` (built with :func:`mel_stack`) so that it gives the teacher's layer 0.
 
     Args:
@@ -100,14 +102,16 @@ def start_as_mel(model: StockModel, teacher: WhisperTeacher, heard: Tensor, taug
     Returns: the share of variance that the fits explain of the teacher's first and second convolution and of its
         layer 0, whose positions are left out.
     """
-    blocks, encoder = model.feature_extractor.conv_layers, teacher.encoder
+    family = wav2vec2_like(model)
+    blocks = family.blocks(model)
+    one, two = (teacher.family.convolution(block) for block in teacher.family.blocks(teacher.encoder))
     quiet = _filterbank(blocks[0], heard)
     magnitudes = _run(blocks[:1], heard)
-    _logarithms(blocks[1], magnitudes, quiet, teacher.filters)
+    _logarithms(blocks[1], magnitudes, quiet, mel_filters(one.in_channels).T.to(heard))
     bands = _run(blocks[1:2], magnitudes)
     # The teacher's convolutions without padding: their first outputs are the student's third and second.
-    inner = conv1d(teacher.log_mel(taught), encoder.conv1.weight, encoder.conv1.bias)
-    outer = conv1d(gelu(inner), encoder.conv2.weight, encoder.conv2.bias, stride=2)
+    inner = conv1d(teacher.log_mel(taught), one.weight, one.bias)
+    outer = conv1d(gelu(inner), two.weight, two.bias, stride=2)
     inner, outer = inner.transpose(1, 2), outer.transpose(1, 2)
     explained = [_fit_block(blocks[2], bands, inner, 2)]
     hidden = _run(blocks[2:3], bands)
@@ -116,15 +120,15 @@ def start_as_mel(model: StockModel, teacher: WhisperTeacher, heard: Tensor, taug
     norm, width = blocks[3].layer_norm, outer.shape[-1] + BALANCES
     largest = float(_run(blocks[3:4], hidden)[..., :width].square().sum(-1).max().sqrt())
     norm.weight[width:] = DOMINANCE * largest / math.sqrt(CONSTANTS / 2) / math.sqrt(len(norm.weight) / CONSTANTS)
-    projection = model.feature_projection
-    normed = projection.layer_norm(_run(blocks[3:4], hidden))[:, 1 : 1 + outer.shape[1]]
+    projection = family.projection(model)
+    normed = family.latents(model, _run(blocks[3:4], hidden))[:, 1 : 1 + outer.shape[1]]
     weight, bias, share = _ridge(normed.flatten(0, 1), gelu(outer).flatten(0, 1))
-    projection.projection.weight.copy_(weight)
-    projection.projection.bias.copy_(bias)
+    projection.weight.copy_(weight)
+    projection.bias.copy_(bias)
     return [*explained, share]
 
 
-def _run(blocks: Sequence[StockConvLayer], signal: Tensor) -> Tensor:
+def _run(blocks: Sequence[ConvBlock], signal: Tensor) -> Tensor:
     """Waveforms (B, samples) or frames (B, T, C) through stock blocks -> (B, T', C')."""
     signal = signal.unsqueeze(1) if signal.dim() == 2 else signal.transpose(1, 2)
     for block in blocks:
@@ -132,7 +136,7 @@ def _run(blocks: Sequence[StockConvLayer], signal: Tensor) -> Tensor:
     return signal.transpose(1, 2)
 
 
-def _filterbank(block: StockConvLayer, heard: Tensor) -> Tensor:
+def _filterbank(block: ConvBlock, heard: Tensor) -> Tensor:
     """Block 0: bins 1 to 199 in three phases, in units of each bin's quiet level (bins,), which it returns."""
     window = torch.hann_window(WINDOW, device=heard.device)
     spectrum = torch.stft(heard, WINDOW, HOP, window=window, center=False, return_complex=True)[:, 1:-1].abs()
@@ -150,7 +154,7 @@ def _filterbank(block: StockConvLayer, heard: Tensor) -> Tensor:
     return quiet
 
 
-def _logarithms(block: StockConvLayer, magnitudes: Tensor, quiet: Tensor, filters: Tensor) -> None:
+def _logarithms(block: ConvBlock, magnitudes: Tensor, quiet: Tensor, filters: Tensor) -> None:
     """Block 1: the steps of each band. ``magnitudes`` (B, T, C) is what block 0 gives, ``filters`` (201, mels)."""
     mel = filters[1:-1].T / filters.sum(0)[:, None]
     # Of three phases far above the quiet level, GELU leaves 3 / pi of the magnitude.
@@ -169,7 +173,7 @@ def _logarithms(block: StockConvLayer, magnitudes: Tensor, quiet: Tensor, filter
     block.layer_norm.bias[: len(rows)] = SHARPNESS
 
 
-def _fit_block(block: StockConvLayer, frames: Tensor, target: Tensor, start: int) -> float:
+def _fit_block(block: ConvBlock, frames: Tensor, target: Tensor, start: int) -> float:
     """Let a block's convolution of ``frames`` (B, T, C), from output ``start`` on, be ``target`` (B, T', D)."""
     kernel, stride = block.conv.kernel_size[0], block.conv.stride[0]
     pieces = frames.unfold(1, kernel, stride)[:, start : start + target.shape[1]]  # (B, T', C, kernel)
@@ -183,7 +187,7 @@ def _fit_block(block: StockConvLayer, frames: Tensor, target: Tensor, start: int
     return share
 
 
-def _with_balances(block: StockConvLayer, weight: Tensor, bias: Tensor) -> Tensor:
+def _with_balances(block: ConvBlock, weight: Tensor, bias: Tensor) -> Tensor:
     """Set the first channels to ``weight`` (D, C, kernel), and the next to what keeps their sum at zero."""
     balance = -weight.sum(0, keepdim=True).expand(BALANCES, -1, -1) / BALANCES
     total = torch.cat([weight, balance])
@@ -192,7 +196,7 @@ def _with_balances(block: StockConvLayer, weight: Tensor, bias: Tensor) -> Tenso
     return total
 
 
-def _constants(block: StockConvLayer, start: int, largest: float) -> float:
+def _constants(block: ConvBlock, start: int, largest: float) -> float:
     """Let the channels from ``start`` on be constants that dominate a norm of ``largest``; their outputs are 0.
 
     Returns: the deviation that LayerNorm then divides by.

@@ -19,8 +19,10 @@ from tqdm import tqdm
 from speech_adapters.config import option
 from speech_adapters.data.audio import SAMPLE_RATE
 from speech_adapters.data.crops import Crops, Speech, crop_batches
-from speech_adapters.encoders import encode
-from speech_adapters.encoders.stock import StockModel
+from speech_adapters.encoders import BASE, encode
+from speech_adapters.encoders.families import family_of
+from speech_adapters.encoders.families.wav2vec2 import Model, Wav2Vec2
+from speech_adapters.encoders.families.wavlm import WavLM
 from speech_adapters.errors import CheckpointError
 from speech_adapters.files import atomic
 from speech_adapters.objectives.distillation import HiddenStateDistillation
@@ -30,7 +32,6 @@ from speech_adapters.training.loop import Learner, Loss, Position, TrainingResul
 from speech_adapters.training.settings import LoopConfig
 
 Augment = Callable[[Tensor, np.random.Generator], Tensor]
-FRONT_PARTS = ("feature_extractor", "feature_projection")
 
 
 @dataclass(kw_only=True)
@@ -66,7 +67,7 @@ class Stage:
 class StudentLearner(Learner):
     """A student in training: all of it is saved, and nothing in it is dropped out."""
 
-    student: StockModel
+    student: Model
 
     def tensors(self) -> dict[str, Tensor]:
         return dict(self.student.state_dict())
@@ -89,7 +90,7 @@ class StudentDistillation(StudentLearner):
 
     def __init__(
         self,
-        student: StockModel,
+        student: Model,
         teacher: WhisperTeacher,
         distillation: HiddenStateDistillation,
         stage: Stage,
@@ -107,7 +108,7 @@ class StudentDistillation(StudentLearner):
         self.stop = len(stage.layer_weights) - 1
         self.distillation = distillation.of_layers(stage.layer_weights).to(self.device)
         for name, parameter in student.named_parameters():
-            parameter.requires_grad_(self.stop > 0 or any(part in name for part in FRONT_PARTS))
+            parameter.requires_grad_(self.stop > 0 or any(part in name for part in Wav2Vec2.front_parts))
 
     def groups(self) -> dict[str, tuple[list[nn.Parameter], float]]:
         trained = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
@@ -135,7 +136,7 @@ class StudentDistillation(StudentLearner):
 
 
 def distil(
-    student: StockModel,
+    student: Model,
     teacher: WhisperTeacher,
     distillation: HiddenStateDistillation,
     stages: Mapping[str, Stage],
@@ -217,14 +218,14 @@ def normalized(waves: Tensor) -> Tensor:
     return centred / (centred.square().mean(1, keepdim=True) + 1e-7).sqrt()
 
 
-def student_states(model: StockModel, waves: Tensor, stop: int) -> tuple[Tensor, ...]:
+def student_states(model: Model, waves: Tensor, stop: int) -> tuple[Tensor, ...]:
     """States 0 to ``stop``, (B, T, D) each; the last layer's after the final LayerNorm, as the teacher's.
 
     State 0 alone is what the front-end says, before positions are added: they take half of its time.
     """
     if stop == 0:
-        projected = model.feature_projection(model.feature_extractor(normalized(waves)).transpose(1, 2))
-        return (projected[0] if isinstance(projected, tuple) else projected,)
+        family = family_of(model.config)
+        return (family.project(model, family.front_end(model, normalized(waves), None, BASE)),)
     output = encode(model, normalized(waves), stop_layer=stop)
     return (*output.hidden_states[:-1], output.last_hidden_state)
 
@@ -252,5 +253,5 @@ def load_weights(model: nn.Module, key: str, source: Path, part: str = "") -> No
     except RuntimeError as error:
         raise CheckpointError(f"{key}={source}: other sizes than the student's; give it the same student") from error
     differing = [name for name in (*missing, *unexpected) if name.startswith(part)]
-    if wrong := [name for name in differing if "rel_attn_embed" not in name and "gru_rel" not in name]:
+    if wrong := [name for name in differing if not any(part in name for part in WavLM.position_names)]:
         raise CheckpointError(f"{key}={source}: {wrong[0]} is not in both; it is another architecture")

@@ -58,8 +58,9 @@ class KMeansUnits(nn.Module):
             delta = compute_deltas(coefficients)
             stacked = torch.cat([coefficients, delta, compute_deltas(delta)], dim=1)
         frames = int(encoder.frame_lengths(waveforms.shape[1]))
-        centres = encoder.receptive_field // 2 + encoder.stride * torch.arange(frames, device=stacked.device)
-        nearest = (centres / _HOP).round().long().clamp(max=stacked.shape[-1] - 1)
+        nearest = (
+            (encoder.frame_centres(frames).to(stacked.device) / _HOP).round().long().clamp(max=stacked.shape[-1] - 1)
+        )
         return stacked[..., nearest].transpose(1, 2)
 
     def forward(self, model: SpeechAdapterModel, waveforms: Tensor, lengths: Tensor | None = None) -> Tensor:

@@ -111,7 +111,7 @@ class Wav2Vec2Objective(Objective):
             own = encoder.config
             projected, code_size = stored["project_q.weight"].shape
             groups, entries = own.num_codevector_groups, own.num_codevectors_per_group
-        self.quantizer = GumbelQuantizer(encoder.config.conv_dim[-1], groups, entries, code_size)
+        self.quantizer = GumbelQuantizer(encoder.cnn_width, groups, entries, code_size)
         self.project_q = nn.Linear(code_size, projected)
         self.project_hid = nn.Linear(feature_size, projected)
         if fits:
@@ -137,9 +137,9 @@ class Wav2Vec2Objective(Objective):
         if negatives is None:
             negatives = draw_negatives(time_mask.sum(1).tolist(), self.config.negatives, rng)
         negatives = negatives.to(time_mask.device)
+        assert output.cnn_output is not None  # the run starts from waveforms
         with torch.autocast(time_mask.device.type, enabled=False):
-            norm = getattr(model.encoder.model.feature_projection, "layer_norm", nn.Identity())
-            latents = norm(output.cnn_output)[time_mask].float()
+            latents = model.encoder.latents(output.cnn_output)[time_mask].float()
             quantized, codes, perplexity = self.quantizer(latents)
             context = F.normalize(self.project_hid(output.features[time_mask].float()), dim=-1, eps=1e-8)
             targets = F.normalize(self.project_q(quantized), dim=-1, eps=1e-8)

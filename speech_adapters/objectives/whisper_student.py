@@ -17,13 +17,26 @@ from typing import cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from speech_adapters.data.audio import SAMPLE_RATE
-from speech_adapters.encoders.stock import StockModel
+from speech_adapters.encoders.families import family_of
+from speech_adapters.encoders.families.wav2vec2 import Model, Wav2Vec2
 from speech_adapters.errors import CheckpointError
 from speech_adapters.files import write_text
 from speech_adapters.objectives.whisper_teacher import WhisperTeacher
+
+#: The parts of a layer with weights.
+LEARNT = (
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "out_proj",
+    "layer_norm",
+    "intermediate_dense",
+    "output_dense",
+    "final_layer_norm",
+)
 
 POSITION_START = 0.1
 """Scale of the fresh positional convolution: at full scale its noise is five times what the front-end says."""
@@ -38,7 +51,7 @@ def whisper_student(
     conv_stride: Sequence[int] = (160, 1, 1, 2),
     position_kernel: int = 64,
     position_groups: int = 16,
-) -> StockModel:
+) -> Model:
     """A stock model of ``family`` ("wav2vec2", "hubert", "wavlm"): the teacher's layers behind a CNN of its own.
 
     The first filters are mel-spaced (:func:`mel_gabor`), WavLM's relative position bias is zero, the convolutional
@@ -49,7 +62,6 @@ def whisper_student(
     parameters in all.
     """
     from transformers import AutoConfig, AutoModel
-    from transformers.models.whisper.modeling_whisper import WhisperEncoderLayer
 
     whisper = teacher.encoder.config
     settings = {
@@ -71,35 +83,34 @@ def whisper_student(
         "layerdrop": 0.0,
         "mask_time_prob": 0.05,  # keeps the mask embedding, which task-adaptive pretraining uses
     }
-    model = cast(StockModel, AutoModel.from_config(AutoConfig.for_model(family, **settings)).eval())
-    layers = cast("Sequence[WhisperEncoderLayer]", teacher.encoder.layers)
+    model = cast(Model, AutoModel.from_config(AutoConfig.for_model(family, **settings)).eval())
+    own, whose = wav2vec2_like(model), teacher.family
+    layers = zip(own.layer_list(model), whose.layer_list(teacher.encoder), strict=True)
+    pairs = [(own.part(to, name), whose.part(source, name)) for to, source in layers for name in LEARNT]
+    pairs += [(cast(nn.Module, own.final_norm(model)), cast(nn.Module, whose.final_norm(teacher.encoder)))]
     with torch.no_grad():
-        for own, other in zip(model.encoder.layers, layers, strict=True):
-            for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
-                source, target = getattr(other.self_attn, name), getattr(own.attention, name)
-                target.weight.copy_(source.weight)
-                target.bias.zero_() if source.bias is None else target.bias.copy_(source.bias)
-            own.layer_norm.load_state_dict(other.self_attn_layer_norm.state_dict())
-            own.final_layer_norm.load_state_dict(other.final_layer_norm.state_dict())
-            own.feed_forward.intermediate_dense.load_state_dict(other.fc1.state_dict())
-            own.feed_forward.output_dense.load_state_dict(other.fc2.state_dict())
-        model.encoder.layer_norm.load_state_dict(teacher.encoder.layer_norm.state_dict())
-        first = model.feature_extractor.conv_layers[0].conv.weight
+        for target, source in cast(list[tuple[nn.Linear, nn.Linear]], pairs):
+            target.weight.copy_(source.weight)
+            target.bias.zero_() if source.bias is None else target.bias.copy_(source.bias)
+        first = own.convolution(own.blocks(model)[0]).weight
         first.copy_(mel_gabor(first.shape[0], first.shape[2]))
-        model.get_parameter("encoder.pos_conv_embed.conv.parametrizations.weight.original0").mul_(POSITION_START)
-        if family == "wavlm":
-            model.get_parameter("encoder.layers.0.attention.rel_attn_embed.weight").zero_()
+        own.quieten_positions(model, POSITION_START)
     return model
 
 
+def wav2vec2_like(model: Model) -> Wav2Vec2:
+    """The family of a student: one of those that hear the waveform itself."""
+    return cast(Wav2Vec2, family_of(model.config))
+
+
 @torch.no_grad()
-def start_at_mean(model: StockModel, mean: Tensor, std: Tensor) -> None:
+def start_at_mean(model: Model, mean: Tensor, std: Tensor) -> None:
     """Let the projection start near the teacher's layer 0, given its ``mean`` and ``std`` (D,) a channel.
 
     A random projection gives states of another scale (loss 17 where the mean alone scores 1); hundreds of updates go
     into that alone.
     """
-    projection = model.feature_projection.projection
+    projection = wav2vec2_like(model).projection(model)
     projection.bias.copy_(mean)
     projection.weight.mul_(0.5 * std.unsqueeze(1))
 
@@ -124,7 +135,7 @@ def mel_gabor(channels: int, kernel: int) -> Tensor:
     return torch.tensor(np.array(filters)[:channels], dtype=torch.float32).unsqueeze(1)
 
 
-def save_encoder(model: StockModel, folder: Path, shared_with: str | None = None) -> None:
+def save_encoder(model: Model, folder: Path, shared_with: str | None = None) -> None:
     """Write the encoder in Hugging Face's format, weights in fp16 (read as fp32), whole or not at all."""
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -133,14 +144,7 @@ def save_encoder(model: StockModel, folder: Path, shared_with: str | None = None
     config = json.loads((temporary / "config.json").read_text(encoding="utf-8"))
     config["dtype"] = "float32"  # fp16 is for the disk: CPUs compute in fp32
     write_text(temporary / "config.json", json.dumps(config, indent=2) + "\n")
-    preprocessor = {
-        "feature_extractor_type": "Wav2Vec2FeatureExtractor",
-        "feature_size": 1,
-        "sampling_rate": SAMPLE_RATE,
-        "do_normalize": True,
-        "padding_value": 0.0,
-        "return_attention_mask": True,
-    }
+    preprocessor = family_of(model.config).preprocessor(model.config, normalize=True)
     write_text(temporary / "preprocessor_config.json", json.dumps(preprocessor, indent=2) + "\n")
     if shared_with is not None:
         from safetensors.torch import load_file

@@ -74,19 +74,10 @@ def save_folded(encoder: Encoder, weights: Mapping[str, Tensor], folder: str | o
         raise ConfigError(f"{folder}: exists already; choose a new folder for the folded checkpoint.")
     check_finite(weights, f"{folder}: not saved")
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    settings = {
-        "do_normalize": encoder.normalize,
-        "feature_extractor_type": "Wav2Vec2FeatureExtractor",
-        "feature_size": 1,
-        "padding_side": "right",
-        "padding_value": 0.0,
-        "return_attention_mask": not encoder.group_norm,
-        "sampling_rate": 16_000,
-    }
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         folded_model(encoder, weights).save_pretrained(temporary)
-        write_json(temporary / "preprocessor_config.json", settings)
+        write_json(temporary / "preprocessor_config.json", encoder.preprocessor)
         if folder.exists():
             folder.rmdir()
         temporary.replace(folder)

@@ -56,7 +56,7 @@ class CachedDataset(UtteranceDataset):
         self.dataset, self.manifest = dataset, dataset.manifest
         self.start = None if model.first_layer < 0 else model.first_layer
         encoder = model.encoder
-        self.width = encoder.config.conv_dim[-1] if self.start is None else encoder.hidden_size
+        self.width = encoder.cnn_width if self.start is None else encoder.hidden_size
         shaping = (
             VERSION,
             encoder.fingerprint,
