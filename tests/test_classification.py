@@ -276,7 +276,7 @@ def call(recipe, *arguments: str) -> None:
 
 def test_recipe_scores_a_saved_model(recipe, model, manifest, tmp_path, capsys):
     stock_model("wavlm", "pre-norm").save_pretrained(tmp_path / "encoder")
-    (tmp_path / "encoder" / "preprocessor_config.json").write_text('{"do_normalize": false}')
+    (tmp_path / "encoder" / "preprocessor_config.json").write_text('{"do_normalize": true}')
     model.add_adapter("a", "l")
     model.delete_head("emotion")
     model.add_head("emotion", MeanHead())
@@ -305,7 +305,7 @@ def test_recipe_scores_a_file_of_predictions(recipe, result, manifest, tmp_path)
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["metrics"] == json.loads(json.dumps(result.to_dict()))
     assert read_predictions(tmp_path / "run" / "predictions.jsonl") == result
-    assert "confusion matrix" in (tmp_path / "run" / "report.html").read_text()
+    assert "Confusion matrix of" in (tmp_path / "run" / "report.html").read_text()
     right = score_classification(*[[u.emotion for u in manifest]] * 2, ids=[u.id for u in manifest])
     write_predictions(tmp_path / "right.jsonl", right)
     call(

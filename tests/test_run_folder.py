@@ -147,7 +147,7 @@ def test_environment_names_what_made_the_numbers() -> None:
 def test_peak_memory_sees_what_was_freed() -> None:
     code = """
 import torch
-from speech_adapters.runs.folder import peak_memory_bytes
+from speech_adapters.runs.environment import peak_memory_bytes
 before = peak_memory_bytes()
 block = torch.ones(60_000_000)
 del block
