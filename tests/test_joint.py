@@ -9,7 +9,7 @@ import pytest
 import torch
 from small_encoders import small_encoder
 
-from speech_adapters.adapters import AdaLoRA, EAdapter
+from speech_adapters.adapters import AdaLoRA, EAdapter, FineTuning
 from speech_adapters.composition import Stack
 from speech_adapters.data.audio import write_audio
 from speech_adapters.data.batches import GuidedDataset, SpeechDataset, collate
@@ -92,12 +92,21 @@ def test_a_shared_adapter_learns_from_both(manifests, tmp_path):
 def test_crops_accumulation_evaluation_and_a_methods_schedule_hold_for_joint_training_too(manifests, tmp_path):
     model = make_model()
     model.add_adapter("pruned", AdaLoRA(rank=1, init_rank=2, every=1))
-    own = [replace(task, dev=task.dataset) for task in tasks(manifests, "studio", "pruned")]
+    model.add_adapter("unfrozen", FineTuning(gradual=True))
+    own = [replace(task, dev=task.dataset) for task in tasks(manifests, "unfrozen", "pruned")]
+    layers, trained = model.adapters["unfrozen"], []
+
+    def look(head, _):
+        if head.training:
+            trained.append(sum(p.requires_grad for p in layers.parameters()))
+
+    model.heads["studio"].register_forward_pre_hook(look)
     config = replace(QUIET, updates=10, accumulation=2, evaluate_every=5, learning_rates={})
     run = RunFolder.create("joint", path=tmp_path / "run")
     result = train_jointly(model, own, config, run)
     pruned = model.adapters["pruned"]
     assert sum(pruned.ranks().values()) == len(pruned.ranks())
+    assert trained[0] < trained[-1] and trained == sorted(trained)  # layers come in from the top
     watched = [line for line in run.read_metrics() if "eval_loss" in line]
     assert [line["step"] for line in watched] == [5, 10] and "eval_studio" in watched[0]
     assert result.best_dev_loss == min(line["eval_loss"] for line in watched)

@@ -13,7 +13,7 @@ from small_models import METHODS
 from test_recipes import run
 
 from speech_adapters import SpeechAdapterModel
-from speech_adapters.adapters import EAdapter
+from speech_adapters.adapters import AdaLoRA, EAdapter, FineTuning
 from speech_adapters.data.audio import write_audio
 from speech_adapters.data.manifest import Manifest, Utterance
 from speech_adapters.encoders import load_encoder
@@ -136,6 +136,23 @@ def test_the_new_head_can_learn_first_alone(speech, tmp_path):
     one.objective.register_forward_pre_hook(compare)
     one.train()
     assert list(dict.fromkeys(changed)) == [(False, False), (False, True), (True, True)]
+
+
+def test_a_methods_schedule_is_followed(speech, tmp_path):
+    """AdaLoRA's ranks fall to their budget, and layers that are unfrozen gradually come in from the top."""
+    last = {"evaluate_every": 0, "patience": 0, "learning_rates": {}}  # the last state stays, not the best
+    pruned = Pass(speech, tmp_path / "adalora", AdaLoRA(rank=1, init_rank=2, every=1), **last)
+    pruned.train()
+    ranks = pruned.model.adapters["tapt"].ranks()
+    assert sum(ranks.values()) == len(ranks)
+    gradual = Pass(speech, tmp_path / "gradual", FineTuning(gradual=True), learning_rates={})
+    trained: list[int] = []
+    adapter = gradual.model.adapters["tapt"]
+    gradual.objective.register_forward_pre_hook(
+        lambda *_: trained.append(sum(p.requires_grad for p in adapter.parameters()))
+    )
+    gradual.train()
+    assert trained[1] < trained[-1] and len(set(trained)) > 2
 
 
 def test_early_stopping(speech, tmp_path):

@@ -55,7 +55,7 @@ class LoopConfig:
 
     evaluate_every: int = 0
     """Updates between evaluations on held-out data; 0 makes none. Where there are any, the state with the lowest
-    held-out loss is what the training leaves behind."""
+    held-out loss is what the training leaves behind (of AdaLoRA perhaps one from before its last pruning)."""
 
     patience: int = 0
     """Stop after so many evaluations in a row without a lower held-out loss; 0 never stops early."""
