@@ -30,6 +30,10 @@ class Config:
     )
     adapter: Path | None = option(None, "folder of a saved adapter; none scores the frozen encoder")
     head: Path | None = option(None, "folder of a saved CTC head; none takes the checkpoint's own")
+    normalizer: str = option("librispeech", "how texts are written, for the checkpoint's own head: a name or a file")
+    accept_letters: str | None = option(
+        None, "letters that the normaliser may change or drop, all for any; by default those of the head's training"
+    )
     manifest: Path | None = option(None, "JSON Lines manifest with text (and speaker, for the intervals); required")
     beam: int | None = option(None, "beam width; greedy decoding without one")
     language_model: Path | None = option(
@@ -54,7 +58,8 @@ def main(config: Config) -> None:
     from speech_adapters.runs.environment import environment
     from speech_adapters.runs.folder import RunFolder
     from speech_adapters.runs.results import MethodResults, Results
-    from speech_adapters.tasks.asr import evaluate_asr, use_own_ctc_head, worst_utterances
+    from speech_adapters.tasks.asr import evaluate_asr, main_metric, use_own_ctc_head, worst_utterances
+    from speech_adapters.text import choose_normalizer
 
     if config.manifest is None:
         raise ConfigError("give --manifest: the JSON Lines file to score.")
@@ -67,8 +72,10 @@ def main(config: Config) -> None:
     if config.head is not None:
         model.load_head(config.head)
     else:
-        use_own_ctc_head(model)
+        use_own_ctc_head(model, choose_normalizer(config.normalizer))
     head = model.head.config
+    if config.accept_letters is not None:
+        head.accept_letters = config.accept_letters
     head.check(manifest, model.encoder)
     if config.language_model is not None and config.beam is None:
         raise ConfigError("--language-model needs --beam: a language model works in the beam search only.")
@@ -86,17 +93,25 @@ def main(config: Config) -> None:
     trn = run.trn(config.manifest.stem)
     scored.result.save_trn(trn)
     write_json(run.worst_file, worst_utterances(scored.result, manifest))
+    metric, metrics = main_metric(head.vocabulary), scored.result.to_dict()
+    notes = [head.vocabulary.note] if head.vocabulary.note else []
     results = Results(
         task="asr",
         encoder=config.encoder,
         adapter=name,
         data={"test": manifest.describe()},
-        own=MethodResults(metrics=scored.result.to_dict(), parameters=model.count_parameters(), **vars(scored.cost)),
+        own=MethodResults(
+            metrics={metric: metrics.pop(metric), **metrics},
+            parameters=model.count_parameters(),
+            **vars(scored.cost),
+        ),
+        more={"notes": notes} if notes else {},
         environment=environment(device),
     )
     results.write(run.results_file)
     report = write_report(run.path)
-    print(f"{scored.result}\n\n{summary_table(method_rows(results.to_dict()))}\n\nreport {report}\ntrn    {trn}")
+    print("\n".join([str(scored.result), *notes]))
+    print(f"\n{summary_table(method_rows(results.to_dict()))}\n\nreport {report}\ntrn    {trn}")
 
 
 if __name__ == "__main__":
