@@ -1,4 +1,4 @@
-"""Recognition in any language, end to end: German, Chinese, phonemes, subwords; and trainings that start from others."""
+"""Recognition in any language: German, Chinese, phonemes, subwords; and trainings that start from others."""
 
 from __future__ import annotations
 
