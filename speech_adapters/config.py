@@ -96,7 +96,7 @@ def parse_cli(
     use; :func:`run_main` turns that into one line and exit code 2.
     """
     presets = presets or {}
-    parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = Parser(description=description)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="any value, for example training.epochs=3")
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--config", type=Path, metavar="FILE", help="a YAML file with values to change")
@@ -109,13 +109,7 @@ def parse_cli(
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and exit")
     flags = _add_flags(parser, cls)
 
-    arguments, unknown = parser.parse_known_intermixed_args(argv)
-    if unknown:
-        known = [string for action in parser._actions for string in action.option_strings]
-        close = difflib.get_close_matches(unknown[0].partition("=")[0], known, n=1)
-        raise ConfigError(
-            f"unknown argument '{unknown[0]}'" + (f"; did you mean '{close[0]}'?" if close else "; see --help")
-        )
+    arguments = parser.parse_all(argv)
     given = {name: getattr(arguments, name) for name in flags if getattr(arguments, name) is not None}
     preset = getattr(arguments, "preset", None) or (None if arguments.config else default_preset)
     config = load_config(
@@ -172,9 +166,27 @@ def _command(folder: str) -> str:
     return shlex.join(["python", *sys.argv, *([] if named else ["--output", folder])])
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """A command line whose mistakes are a :class:`ConfigError`; its description is shown as it is written."""
+
+    def __init__(self, prog: str | None = None, description: str | None = None) -> None:
+        raw = argparse.RawDescriptionHelpFormatter
+        super().__init__(prog, description=description, formatter_class=raw, allow_abbrev=False)
+
     def error(self, message: str) -> NoReturn:
+        """What argparse finds."""
         raise ConfigError(f"{message}; see --help")
+
+    def parse_all(self, argv: Sequence[str] | None = None) -> argparse.Namespace:
+        """The arguments, flags and values in any order. A ConfigError for an unknown flag suggests the near one."""
+        arguments, unknown = self.parse_known_intermixed_args(argv)
+        if unknown:
+            known = [string for action in self._actions for string in action.option_strings]
+            close = difflib.get_close_matches(unknown[0].partition("=")[0], known, n=1)
+            raise ConfigError(
+                f"unknown argument '{unknown[0]}'" + (f"; did you mean '{close[0]}'?" if close else "; see --help")
+            )
+        return arguments
 
 
 def _add_flags(parser: argparse.ArgumentParser, cls: type) -> list[str]:
