@@ -11,7 +11,7 @@ from speech_adapters.config import run_main
 VERBS = {
     "Train": ("train", "evaluate", "copy-recipe"),
     "Use what was trained": ("transcribe",),
-    "Data": ("check", "prepare"),
+    "Data": ("manifest", "check", "prepare"),
     "Look around": ("encoders", "adapters"),
 }
 """The verbs as ``--help`` lists them; each is a module here (:mod:`speech_adapters.cli.verbs` says what it holds)."""
