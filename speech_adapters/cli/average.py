@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 
-from speech_adapters.cli.models import add_encoder, base_of, names_for
+from speech_adapters.cli.models import add_encoder, base_of
 from speech_adapters.errors import ConfigError
 
 
@@ -47,9 +47,7 @@ def run(arguments: argparse.Namespace) -> None:
     for folder in filter(None, (arguments.output, arguments.head_output)):
         if Path(folder).exists():
             raise ConfigError(f"{folder}: exists already; name a new folder")
-    names = names_for(folders)
-    if "average" in names:
-        raise ConfigError("an adapter's folder is called average, as what is made; rename it")
+    names = [f"member-{number}" for number in range(1, len(folders) + 1)]
     model = base_of(folders[0], arguments.encoder)
     for name, folder in zip(names, folders, strict=True):
         model.load_adapter(folder, name)

@@ -133,17 +133,15 @@ def traps() -> Iterator[Finding]:
     import soundfile
 
     if "MP3" not in soundfile.available_formats():
-        yield Finding(
-            "!", "traps", f"libsndfile {soundfile.__libsndfile_version__} reads no MP3: pip install -U soundfile"
-        )
+        found = soundfile.__libsndfile_version__
+        yield Finding("!", "traps", f"libsndfile {found} reads no MP3: pip install -U soundfile")
     if (locale.getpreferredencoding(False) or "").lower().replace("-", "") != "utf8" and not sys.flags.utf8_mode:
         yield Finding("?", "traps", "the terminal is not UTF-8: transcripts may fail to print; set PYTHONUTF8=1")
     memory = Path("/dev/shm")
     if memory.is_dir() and shutil.disk_usage(memory).total < 1e9:
         size = shutil.disk_usage(memory).total / 1e6
-        yield Finding(
-            "?", "traps", f"/dev/shm holds {size:.0f} MB: training.workers above 0 may die of it (docker --shm-size)"
-        )
+        remedy = "training.workers above 0 may die of it; give docker more with --shm-size"
+        yield Finding("?", "traps", f"/dev/shm holds {size:.0f} MB: {remedy}")
     if os.environ.get("CUDA_LAUNCH_BLOCKING") == "1":
         yield Finding("?", "traps", "CUDA_LAUNCH_BLOCKING=1 makes training several times slower; unset it")
     for name in ("HF_HOME", "SPEECH_ADAPTERS_CACHE", "SPEECH_ADAPTERS_DATA"):

@@ -36,8 +36,13 @@ def describe(given: str) -> None:
         _run(path)
     elif path.suffix == ".jsonl" and path.is_file():
         _manifest(path)
-    elif (path / "config.json").is_file() or not path.exists():
+    elif (path / "config.json").is_file():
         _encoder(given)
+    elif not path.exists():
+        try:
+            _encoder(given)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: no such file or folder; and of an encoder: {error}") from None
     else:
         raise ConfigError(f"{path}: neither an adapter, head, fusion, run, checkpoint nor manifest (.jsonl)")
 
@@ -55,20 +60,22 @@ def _part(folder: Path, kind: str) -> None:
 
     described, tensors = load_part(folder, kind)
     config = dict(described["config"])
-    name = next((config.pop(key) for key in ("method", "head_type", "method_name") if key in config), kind)
-    base = described.get("base") or (described.get("features") or {}).get("base") or {}
-    changed = ", ".join(f"{key}={_short(value)}" for key, value in config.items() if value not in (None, {}, []))
-    size = sum(t.numel() for t in tensors.values())
-    bytes_ = sum(t.numel() * t.element_size() for t in tensors.values())
+    name = next((config.pop(key) for key in ("method", "head_type") if key in config), kind)
+    features = described.get("features") or {}
+    base = described.get("base") or features.get("base")
+    values = sum(tensor.numel() for tensor in tensors.values())
+    megabytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) / 1e6
     facts = {
         "name": described.get("name"),
-        "settings": changed,
-        "base": f"{base.get('name')} ({base.get('family')}), weights {base.get('fingerprint', '')[:12]}" if base else None,
-        "adapters": ", ".join(described.get("parts", {})) or ", ".join((described.get("features") or {}).get("adapters", {})),
-        "size": f"{size:,} values in {len(tensors)} tensors, {bytes_ / 1e6:.2f} MB",
+        "settings": ", ".join(
+            f"{key}={_short(value)}" for key, value in config.items() if value not in (None, {}, [])
+        ),
+        "base": base and f"{base['name']} ({base['family']}), weights {base['fingerprint'][:12]}",
+        "reads": ", ".join(described.get("parts") or features.get("adapters") or ()),
+        "size": f"{values:,} values in {len(tensors)} tensors, {megabytes:.2f} MB",
         "card": ", ".join(f"{key}: {_short(value)}" for key, value in described.get("card", {}).items()),
         "load it": f"model.load_{kind}({str(folder)!r})",
-    }  # fmt: skip
+    }
     if kind == "adapter":
         facts["load it"] = f"model = SpeechAdapterModel.from_pretrained({base['name']!r}); {facts['load it']}"
     _show(f"{folder}: {kind}, {name}", facts)
@@ -77,6 +84,8 @@ def _part(folder: Path, kind: str) -> None:
 def _short(value: Any) -> str:
     if isinstance(value, dict) and {"value", "low", "high"} <= value.keys():
         return f"{value['value']:.4f} [{value['low']:.4f}, {value['high']:.4f}]"
+    if isinstance(value, dict) and "tokens" in value:
+        return f"{len(value['tokens'])} symbols"
     text = str(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
@@ -122,9 +131,7 @@ def _manifest(path: Path) -> None:
     from speech_adapters.data.manifest import Manifest
 
     manifest = Manifest.read(path)
-    first = manifest[0]
-    keys = [
-        key for key in (*first.__dataclass_fields__, *first.extra) if key != "extra" and first.get(key) is not None
-    ]
+    names = [name for name in manifest[0].__dataclass_fields__ if name != "extra"]
+    keys = [key for key in (*names, *manifest[0].extra) if manifest[0].get(key) is not None]
     facts = {"holds": manifest.summary(), "keys": ", ".join(keys), "load it": f"Manifest.read({str(path)!r})"}
     _show(f"{path}: manifest", facts)

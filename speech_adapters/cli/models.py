@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from speech_adapters.errors import ConfigError
 
 if TYPE_CHECKING:
     from speech_adapters.model import SpeechAdapterModel
@@ -28,16 +25,3 @@ def base_of(folder: str | Path, encoder: str | None = None) -> SpeechAdapterMode
         return SpeechAdapterModel.from_pretrained(encoder)
     base = load_part(folder, "adapter")[0]["base"]
     return SpeechAdapterModel.from_pretrained(base["name"], revision=base.get("revision"))
-
-
-def names_for(folders: Sequence[str | Path]) -> list[str]:
-    """A name for each adapter: that of its folder.
-
-    Raises:
-        ConfigError: two folders of the same name.
-    """
-    names = [Path(folder).resolve().name.replace(".", "-").replace("+", "-") for folder in folders]
-    if len(set(names)) < len(names):
-        again = next(name for name in names if names.count(name) > 1)
-        raise ConfigError(f"two of the folders are called {again}; copy one of them to a folder of another name")
-    return names
