@@ -1,10 +1,10 @@
 """Adapters on frozen speech encoders, from the command line.
 
-  speech-adapters encoders                          packaged encoders and their sizes
-  speech-adapters adapters --encoder tiny-wavlm     every preset: where it acts and what it trains
-  speech-adapters check train.jsonl test.jsonl      decode all audio, find all that training would trip over
-  speech-adapters prepare ravdess FOLDER manifests  a corpus as its publisher lays it out -> manifests
-  speech-adapters transcribe --encoder tiny-wavlm --adapter DIR --head DIR call.wav ...
+speech-adapters encoders                          packaged encoders and their sizes
+speech-adapters adapters --encoder tiny-wavlm     every preset: where it acts and what it trains
+speech-adapters check train.jsonl test.jsonl      decode all audio, find all that training would trip over
+speech-adapters prepare ravdess FOLDER manifests  a corpus as its publisher lays it out -> manifests
+speech-adapters transcribe --encoder tiny-wavlm --adapter DIR --head DIR call.wav ...
 """
 
 from __future__ import annotations

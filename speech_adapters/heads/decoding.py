@@ -13,10 +13,10 @@ import re
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -73,12 +73,14 @@ def greedy_decode_with_timestamps(
     best, ids = logits.float().log_softmax(-1).max(-1)
     log_probs, symbols = best.cpu().double().numpy(), ids.cpu().numpy()
     return [
-        _timed(symbols[i, :length], log_probs[i, :length], vocabulary, seconds_per_frame)
+        timed_text(symbols[i, :length], log_probs[i, :length], vocabulary, seconds_per_frame)
         for i, length in enumerate(lengths.tolist())
     ]
 
 
-def _timed(ids: np.ndarray, log_probs: np.ndarray, vocabulary: Vocabulary, seconds: float) -> TimedText:
+def timed_text(ids: np.ndarray, log_probs: np.ndarray, vocabulary: Vocabulary, seconds: float) -> TimedText:
+    """The text of one path: ``ids`` (T,) its symbol in each frame of ``seconds``, ``log_probs`` (T,) their logarithmic
+    posteriors. A path of any decoder has times in this way: see :func:`align`."""
     starts = np.flatnonzero(np.diff(ids, prepend=-1))
     ends = np.append(starts, len(ids))[1:]
     words: list[list[tuple[str, int, int]]] = [[]]
@@ -97,6 +99,23 @@ def _timed(ids: np.ndarray, log_probs: np.ndarray, vocabulary: Vocabulary, secon
     spoken = tuple(segment(runs) for runs in words)
     characters = tuple(segment([run]) for runs in words for run in runs)
     return TimedText(" ".join(word.text for word in spoken), spoken, characters)
+
+
+def align(log_probs: Tensor, tokens: Sequence[int], blank: int) -> np.ndarray:
+    """The most probable path (T,) through ``log_probs`` (T, V) that spells ``tokens``, none of them ``blank``.
+
+    Raises:
+        TextError: more tokens than the frames have room for.
+    """
+    if not tokens:
+        return np.full(len(log_probs), blank)
+    from torchaudio.functional import forced_align
+
+    try:
+        path, _ = forced_align(log_probs[None].float().contiguous(), torch.tensor([tokens]), blank=blank)
+    except RuntimeError as error:
+        raise TextError(f"{len(tokens)} symbols do not fit into {len(log_probs)} frames") from error
+    return path[0].numpy()
 
 
 # --- beam search ---------------------------------------------------------------------------------------------------
@@ -189,10 +208,19 @@ class BeamSearch:
             self._flashlight = _flashlight_decoder(vocabulary, Path(lm_path), words, beam_size, alpha, beta)
 
     def __call__(self, logits: Tensor, lengths: Tensor) -> list[str]:
+        return [self.vocabulary.decode(tokens) for tokens in self.tokens(logits, lengths)]
+
+    def tokens(self, logits: Tensor, lengths: Tensor) -> list[list[int]]:
+        """The best symbols of each utterance; those between words stand once, and at neither end."""
         log_probs = logits.float().log_softmax(-1).cpu()
         utterances = [log_probs[i, :length] for i, length in enumerate(lengths.tolist())]
         search = self._without_lm if self._flashlight is None else self._with_lm
-        return [self.vocabulary.decode(search(utterance)) for utterance in utterances]
+        return [self._trimmed(search(utterance)) for utterance in utterances]
+
+    def _trimmed(self, tokens: Sequence[int]) -> list[int]:
+        delimiter = self.vocabulary.delimiter_id
+        words = [list(group) for between, group in groupby(tokens, lambda token: token == delimiter) if not between]
+        return list(chain.from_iterable([delimiter, *word] if place else word for place, word in enumerate(words)))
 
     def _without_lm(self, log_probs: Tensor) -> tuple[int, ...]:
         return prefix_beam_search(log_probs.double().numpy(), self.vocabulary.blank_id, self.beam_size)[0][0]
