@@ -79,8 +79,8 @@ def predict(
         cache: folder for activations below the lowest adapter, so that the next pass starts there; or the activations
             of a manifest that holds these utterances.
         train_mode: leave the modes of the model's modules as they are (for dropout); else all are in eval mode.
-        windows: hear every recording through these windows, as ``model.transcribe`` does, whatever its length; ``read``
-            is then given one utterance at a time, put together as in
+        windows: hear every recording through these windows, as ``model.transcribe`` does, whatever its length;
+            ``read`` is then given one utterance at a time, put together as in
             :class:`~speech_adapters.inference.hearing.Stitched`. Without, each utterance is one forward.
 
     Raises:
