@@ -2,8 +2,8 @@
 
 A run folder holds ``adapters/NAME`` and ``heads/NAME``; parts may also share one folder. From any of these folders the
 others are found by what the files themselves say: an adapter names its base; a head keeps the fingerprints of the
-adapters whose features it was trained on. Of a run's adapters, the one that its ``results.json`` calls its own is meant,
-not its baselines. Where more than one part fits, none is chosen.
+adapters whose features it was trained on. Of a run's adapters, the one that its ``results.json`` calls its own is
+meant, not its baselines. Where more than one part fits, none is chosen.
 """
 
 from __future__ import annotations
