@@ -15,7 +15,6 @@ from pathlib import Path
 from speech_adapters.encoders.loading import fingerprint
 from speech_adapters.errors import CheckpointError
 from speech_adapters.files import read_json
-from speech_adapters.files import read_json
 from speech_adapters.saving.base import Base
 from speech_adapters.saving.heads import SavedHead, read_head
 from speech_adapters.saving.parts import load_part
