@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from speech_adapters.data.manifest import Manifest
+from speech_adapters.data.transcripts import write_transcripts
 from speech_adapters.encoders.loading import Encoder, checkpoint_file
 from speech_adapters.errors import ConfigError
 from speech_adapters.files import write_json
@@ -120,8 +121,9 @@ class SpeechRecognition(Task[WERResult]):
         return {self.metric: metrics.pop(self.metric), **metrics}
 
     def write(self, result: WERResult, corpus: Corpus, run: RunFolder, name: str) -> None:
-        """``trn`` files, which sclite reads."""
+        """``trn`` files, which sclite reads, and the texts of each utterance."""
         result.save_trn(run.trn(name))
+        write_transcripts(run.predictions(name), result)
 
     def show(self, method: str, result: WERResult, corpus: Corpus, run: RunFolder) -> None:
         """The utterances with most errors."""
