@@ -41,16 +41,20 @@ from speech_adapters.encoders.forward import EncoderOutput
 from speech_adapters.encoders.loading import Encoder, load_encoder
 from speech_adapters.errors import CheckpointError, ConfigError
 from speech_adapters.heads.base import HeadConfig, HeadModule
+from speech_adapters.inference.methods import Inference
 from speech_adapters.model_output import ModelOutput
 from speech_adapters.saving.adapters import read_adapter, save_adapter
-from speech_adapters.saving.folding import fold, folded_weights, save_folded
+from speech_adapters.saving.finding import find_parts
+from speech_adapters.saving.folding import fold, folded_weights
 from speech_adapters.saving.fusions import read_fusion, save_fusion
 from speech_adapters.saving.heads import Features, features_of, read_head, save_head
+from speech_adapters.saving.peft_files import save_peft
+from speech_adapters.saving.stock import save_stock
 
 __all__ = ["ModelOutput", "SpeechAdapterModel"]
 
 
-class SpeechAdapterModel(nn.Module):
+class SpeechAdapterModel(Inference, nn.Module):
     """A frozen encoder, adapters and heads by name. At any time one adapter or composition and one head are active.
 
     >>> model = SpeechAdapterModel.from_pretrained("tiny-wavlm")
@@ -58,6 +62,9 @@ class SpeechAdapterModel(nn.Module):
     >>> model.add_head("asr", CTCHead(vocabulary))
     >>> model.train_adapter("telephone", head="asr")
     >>> model(waveforms, lengths=lengths).logits
+
+    What was trained is used by ``SpeechAdapterModel.from_adapter(folder)`` and the methods of
+    :class:`~speech_adapters.inference.methods.Inference`.
     """
 
     accepts_loss_kwargs = False
@@ -83,6 +90,47 @@ class SpeechAdapterModel(nn.Module):
     def from_pretrained(cls, name_or_path: str | Path, **options: Any) -> SpeechAdapterModel:
         """Load and freeze an encoder; arguments and errors of :func:`~speech_adapters.encoders.load_encoder`."""
         return cls(load_encoder(name_or_path, **options))
+
+    @classmethod
+    def from_adapter(
+        cls,
+        folder: str | Path,
+        *,
+        head: str | Path | None = None,
+        encoder: str | Path | None = None,
+        **options: Any,
+    ) -> SpeechAdapterModel:
+        """All that belongs to a saved adapter, ready for use: the base that it names, itself, and the head that was
+        trained on it.
+
+        Args:
+            folder: of an adapter, of a head, of both, or of a run that holds one of each. The head is the one in the
+                same folder, or in ``heads/`` beside ``adapters/``, whose file says that it was trained on this adapter
+                as it is; of several, the one of the adapter's name. Without any, none is active.
+            head: the folder of the head to take instead.
+            encoder: the base, where its name in the file is not to be found here: a packaged name, folder or hub id.
+            options: of :meth:`from_pretrained`: ``device``, ``dtype``, ``quantize``.
+
+        Raises:
+            CheckpointError: no such parts, damaged ones, or several that fit, which are named.
+            ConfigError: the base cannot be loaded.
+        """
+        parts = find_parts(folder, head)
+        if encoder is None:
+            options.setdefault("revision", parts.revision)
+        try:
+            model = cls.from_pretrained(parts.base if encoder is None else encoder, **options)
+        except ConfigError as error:
+            if encoder is not None:
+                raise
+            raise ConfigError(
+                f"{folder}: its base is {parts.base!r}: {error} (Or name it: encoder=, --encoder.)"
+            ) from error
+        if parts.adapter is not None:
+            model.load_adapter(parts.adapter)
+        if parts.head is not None:
+            model.load_head(parts.head)
+        return model.eval()
 
     @property
     def registry(self) -> Registry:
@@ -297,10 +345,11 @@ class SpeechAdapterModel(nn.Module):
         return save_adapter(folder, name, self.registry.adapter(name), self.encoder, card)
 
     def load_adapter(self, folder: str | Path, name: str | None = None) -> str:
-        """Load a saved adapter and make it active; returns its name (the saved one unless given).
+        """Load a saved adapter, or a LoRA that ``peft`` made, and make it active; returns its name (the saved one, or
+        the folder's, unless given).
 
         Raises:
-            CheckpointError: a damaged file, or an adapter made on another base.
+            CheckpointError: a damaged file, or an adapter made on another base; a LoRA with what ours does not have.
         """
         saved = read_adapter(folder, self.encoder)
         name = name or saved.name
@@ -355,14 +404,35 @@ class SpeechAdapterModel(nn.Module):
             raise
         return name
 
-    def save_folded(self, name: str, folder: str | Path) -> Path:
-        """Save the base with an adapter folded in as a stock checkpoint, which ``AutoModel.from_pretrained`` loads.
+    def save_folded(self, name: str | None, folder: str | Path, head: str | None = None) -> Path:
+        """Save the base with an adapter folded in as a stock checkpoint, bare or under a head; returns the folder.
 
-        The model itself stays as it is. Raises ConfigError as :meth:`fold_adapter`, or for a folder that is taken.
+        ``transformers`` opens it without this package: bare with ``AutoModel``; a CTC head with ``AutoModelForCTC``,
+        ``Wav2Vec2Processor`` and ``pipeline("automatic-speech-recognition", folder)``; a classification head with
+        ``AutoModelForAudioClassification`` and ``pipeline("audio-classification", folder)``. Logits are those of this
+        model, which stays as it is.
+
+        Args:
+            name: the adapter; None for the base alone.
+            head: the head that goes along; None for none.
+
+        Raises:
+            ConfigError: as :meth:`fold_adapter`; a head that no stock class holds exactly; a folder that is taken.
         """
-        module = self.registry.adapter(name)
         self._check_unfolded()
-        return save_folded(self.encoder, folded_weights(self.encoder, module), folder)
+        weights = {} if name is None else folded_weights(self.encoder, self.registry.adapter(name))
+        return save_stock(self.encoder, weights, folder, None if head is None else self.registry.head(head))
+
+    def save_peft(self, name: str, folder: str | Path, head: str) -> Path:
+        """Save an adapter and a head for ``PeftModel.from_pretrained`` on the base under that head's stock class.
+
+        The folder of :meth:`save_adapter` opens so on the bare base (``AutoModel``); on a ``*ForCTC`` model tensors
+        have other names, and the head goes along. The tokenizer's files lie beside.
+
+        Raises:
+            ConfigError: a method that ``peft`` does not have, a head that no stock class holds, a taken folder.
+        """
+        return save_peft(self.encoder, self.registry.adapter(name), self.registry.head(head), folder)
 
     # ------------------------------------------------------------------ training
 

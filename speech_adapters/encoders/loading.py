@@ -358,7 +358,7 @@ def _from_hub(name: str, revision: str | None) -> Path:
         f"packaged encoder ({', '.join(packaged_encoders()) or 'none'}), or download it on a connected machine "
         f"(`hf download {name}`) and give its path."
     )
-    if constants.HF_HUB_OFFLINE or not _reachable(constants.ENDPOINT):
+    if constants.HF_HUB_OFFLINE or not is_reachable(constants.ENDPOINT):
         raise ConfigError(unreachable)
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
@@ -368,7 +368,8 @@ def _from_hub(name: str, revision: str | None) -> Path:
         raise ConfigError(f"{unreachable} ({error.__class__.__name__})") from error
 
 
-def _reachable(endpoint: str, seconds: float = 3.0) -> bool:
+def is_reachable(endpoint: str, seconds: float = 3.0) -> bool:
+    """Whether the address of a hub answers within so many seconds."""
     import socket
     from urllib.parse import urlsplit
 
@@ -520,6 +521,12 @@ def _open_tensors(path: Path, names: set[str] | None) -> Iterator[_Tensors]:
         raise CheckpointError(
             f"{path}: cut short, changed, or not a file of tensors and of nothing else; download it again."
         ) from error
+
+
+def checkpoint_file(name_or_path: str | Path, file: str) -> Path | None:
+    """A file of a checkpoint, such as ``vocab.json``, or None where it has none; errors as of :func:`load_encoder`."""
+    path = _resolve(str(name_or_path), None) / file
+    return path if path.is_file() else None
 
 
 def stored_tensors(encoder: Encoder, parts: Sequence[str]) -> dict[str, Tensor]:
