@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain, groupby, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,10 @@ class Segment:
 
 @dataclass(frozen=True)
 class TimedText:
-    """A decoded utterance with the times of its words and of their characters (spaces left out)."""
+    """A decoded utterance with the times of its words and of their characters or subwords (spaces left out).
+
+    Where words are not told apart (``Vocabulary.has_words``), each symbol stands for a word.
+    """
 
     text: str
     words: tuple[Segment, ...]
@@ -85,9 +88,10 @@ def timed_text(ids: np.ndarray, log_probs: np.ndarray, vocabulary: Vocabulary, s
     ends = np.append(starts, len(ids))[1:]
     words: list[list[tuple[str, int, int]]] = [[]]
     for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
-        if ids[start] == vocabulary.delimiter_id:
+        spelled = vocabulary.spelled[ids[start]]  # blank and special tokens have nothing
+        if spelled and (spelled[0] == " " or not vocabulary.has_words):
             words.append([])
-        elif text := vocabulary.decode([ids[start]]):  # blank and special tokens have none
+        if text := spelled.strip():
             words[-1].append((text, start, end))
 
     def segment(runs: list[tuple[str, int, int]]) -> Segment:
@@ -98,7 +102,7 @@ def timed_text(ids: np.ndarray, log_probs: np.ndarray, vocabulary: Vocabulary, s
     words = [runs for runs in words if runs]
     spoken = tuple(segment(runs) for runs in words)
     characters = tuple(segment([run]) for runs in words for run in runs)
-    return TimedText(" ".join(word.text for word in spoken), spoken, characters)
+    return TimedText(vocabulary.decode(ids[starts]), spoken, characters)
 
 
 def align(log_probs: Tensor, tokens: Sequence[int], blank: int) -> np.ndarray:
@@ -219,16 +223,11 @@ class BeamSearch:
         return [self.vocabulary.decode(tokens) for tokens in self.tokens(logits, lengths)]
 
     def tokens(self, logits: Tensor, lengths: Tensor) -> list[list[int]]:
-        """The best symbols of each utterance; those between words stand once, and at neither end."""
+        """The ids of the best symbols of each utterance, which :func:`align` finds the times of."""
         log_probs = logits.float().log_softmax(-1).cpu()
         utterances = [log_probs[i, :length] for i, length in enumerate(lengths.tolist())]
         search = self._without_lm if self._flashlight is None else self._with_lm
-        return [self._trimmed(search(utterance)) for utterance in utterances]
-
-    def _trimmed(self, tokens: Sequence[int]) -> list[int]:
-        delimiter = self.vocabulary.delimiter_id
-        words = [list(group) for between, group in groupby(tokens, lambda token: token == delimiter) if not between]
-        return list(chain.from_iterable([delimiter, *word] if place else word for place, word in enumerate(words)))
+        return [list(search(utterance)) for utterance in utterances]
 
     def _without_lm(self, log_probs: Tensor) -> tuple[int, ...]:
         return prefix_beam_search(log_probs.double().numpy(), self.vocabulary.blank_id, self.beam_size)[0][0]
@@ -238,7 +237,10 @@ class BeamSearch:
         close = torch.full((1, log_probs.shape[1]), -1e4)
         close[0, self.vocabulary.delimiter_id] = 0.0
         hypotheses = self._flashlight(torch.cat([log_probs, close])[None].contiguous())[0]
-        return hypotheses[0].tokens.tolist() if hypotheses else []
+        tokens = hypotheses[0].tokens.tolist() if hypotheses else []
+        between = [token == self.vocabulary.delimiter_id for token in tokens]
+        words = [place for place, delimits in enumerate(between) if not delimits]
+        return tokens[words[0] : words[-1] + 1] if words else []  # without that frame's
 
 
 def beam_search(logits: Tensor, lengths: Tensor, vocabulary: Vocabulary, **options: Any) -> list[str]:
@@ -261,6 +263,11 @@ def _flashlight_decoder(
         raise InputError(
             f"decoding with the language model {lm_path} needs Flashlight: pip install speech-adapters[decode]"
         ) from error
+    if not vocabulary.has_words or vocabulary.scores is not None:
+        raise TextError(
+            f"{lm_path}: a language model of words needs a vocabulary of characters with a word delimiter, and this "
+            f"one has {vocabulary}; search without a language model"
+        )
     characters = {symbol for symbol in vocabulary.tokens if vocabulary.decode([vocabulary.tokens.index(symbol)])}
     lexicon = []
     for word in dict.fromkeys((*words, *bonus)):
