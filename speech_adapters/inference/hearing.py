@@ -156,9 +156,9 @@ def hear(
         """Hear what waits; all recordings that have ended are complete then."""
         if not train_mode:
             model.train(False)
-        batches = LengthBatches([window.seconds for _, window in waiting], batch_seconds, shuffle=False)
+        lengths = [window.seconds for _, window in waiting]
         outputs: dict[int, Heard] = {}
-        for batch in batches if waiting else ():
+        for batch in LengthBatches(lengths, batch_seconds, shuffle=False) if lengths else ():
             chosen = [waiting[place] for place in batch]
             names = [recording.name for recording, _ in chosen]
             heard = hear_windows(model, [window for _, window in chosen], names, precision=precision)
