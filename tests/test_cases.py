@@ -87,7 +87,8 @@ def test_bad_audio(tmp_path: Path, capfd: pytest.CaptureFixture[str], ctc_head: 
     refused(message, lambda: SpeechDataset(manifest)[0])
     manifest.write(tmp_path / "bad.jsonl")
     exits(capfd, message, "check", tmp_path / "bad.jsonl")
-    exits(capfd, message, "transcribe", f"--head={ctc_head}", path)
+    said = "2 channels.*--channel" if name == "stereo" else message
+    exits(capfd, said, "transcribe", f"--head={ctc_head}", path)
 
 
 @pytest.mark.parametrize("name", BAD_MANIFESTS)
