@@ -65,6 +65,7 @@ def load_model(config: Config) -> Any:
     for name, folder in zip(config.names, config.adapters, strict=True):
         model.set_active()
         model.load_adapter(folder, name)
+    model.set_active(config.names[0])
     model.load_head(config.head, "head")
     return model
 

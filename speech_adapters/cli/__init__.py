@@ -10,8 +10,8 @@ from speech_adapters.config import run_main
 
 VERBS = {
     "Train": ("train", "evaluate", "compare", "copy-recipe"),
-    "Combine": ("fuse", "average"),
-    "Use and ship": ("transcribe", "classify", "embed", "verify", "fold", "export"),
+    "Use what was trained": ("transcribe", "classify", "embed", "verify"),
+    "Combine and ship": ("fuse", "average", "fold", "export"),
     "Data": ("manifest", "check", "prepare"),
     "Look around": ("info", "encoders", "adapters", "cache", "doctor"),
 }

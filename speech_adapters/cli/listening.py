@@ -61,23 +61,11 @@ def add_audio(parser: argparse.ArgumentParser, *, speakers: bool = True) -> None
 
 def load_model(arguments: argparse.Namespace) -> SpeechAdapterModel:
     """The model that was asked for, on its device, in eval mode."""
-    import torch
-
-    from speech_adapters.errors import ConfigError
     from speech_adapters.flags import use_device
-    from speech_adapters.model import SpeechAdapterModel
+    from speech_adapters.tasks.saved_model import load_saved
 
     use_device(arguments.device)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    if arguments.adapter is None and arguments.encoder is None and arguments.head is None:
-        raise ConfigError("name a model: --adapter FOLDER, or --encoder NAME.")
-    if arguments.adapter is None and arguments.encoder is not None:
-        model = SpeechAdapterModel.from_pretrained(arguments.encoder, device=device)
-        if arguments.head is not None:
-            model.load_head(arguments.head)
-        return model.eval()
-    folder = arguments.adapter or arguments.head
-    return SpeechAdapterModel.from_adapter(folder, head=arguments.head, encoder=arguments.encoder, device=device)
+    return load_saved(arguments.adapter, arguments.head, arguments.encoder)
 
 
 def windows_of(arguments: argparse.Namespace) -> Windows:
