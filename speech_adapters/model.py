@@ -162,7 +162,7 @@ class SpeechAdapterModel(nn.Module):
     @property
     def feature_size(self) -> int:
         """Width of what a head reads under the active composition."""
-        return self.hooks(self.active).output_size or self.encoder.hidden_size
+        return self.hooks(self.active).output_size or self.encoder.output_size
 
     @property
     def first_layer(self) -> int:
@@ -545,7 +545,7 @@ class SpeechAdapterModel(nn.Module):
             result.attention = {f"{h.name}.{site}": a for h in fusions for site, a in h.attention.items()}
             if result.loss is not None and self.training:
                 for fusion in fusions:
-                    result.loss = result.loss + fusion.loss(guide, result.mask, plan.before)
+                    result.loss = result.loss + fusion.loss(guide, output.mask, plan.before)
                 for name in self.trained_adapters:
                     if (penalty := self.registry.adapter(name).penalty()) is not None:
                         result.loss = result.loss + penalty
@@ -602,8 +602,9 @@ class SpeechAdapterModel(nn.Module):
         checkpointing = self.gradient_checkpointing and self.training
         output = self.encoder(**inputs, plan=plan, gradient_checkpointing=checkpointing)
         if output.frame_lengths is None:
-            last = output.last_hidden_state
-            output.frame_lengths = torch.full((last.shape[0],), last.shape[1], device=last.device)
+            states, last = output.hidden_states[-1], output.last_hidden_state
+            output.frame_lengths = torch.full((len(states),), states.shape[1], device=states.device)
+            output.output_lengths = torch.full((len(last),), last.shape[1], device=last.device)
         return output, plan
 
     # ------------------------------------------------------------------ what it is
@@ -690,14 +691,17 @@ class SpeechAdapterModel(nn.Module):
 
 
 def _result(output: EncoderOutput, features: Tensor | list[Tensor]) -> ModelOutput:
-    assert output.frame_lengths is not None
+    rows = features.unsqueeze(1) if isinstance(features, Tensor) else [row.unsqueeze(0) for row in features]
+    lengths, mask = output.lengths_of(rows[0])
+    assert lengths is not None and output.frame_lengths is not None
     return ModelOutput(
         output.last_hidden_state,
         output.hidden_states,
         features,
-        output.frame_lengths,
-        output.mask,
+        lengths,
+        mask,
         cnn_output=output.cnn_output,
+        hidden_lengths=output.frame_lengths,
     )
 
 

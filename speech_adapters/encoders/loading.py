@@ -140,6 +140,11 @@ class Encoder(nn.Module):
         return int(self.config.hidden_size)
 
     @property
+    def output_size(self) -> int:
+        """Width of the last hidden state: another one than the layers' behind an output adapter."""
+        return self.architecture.output_size(self.config)
+
+    @property
     def intermediate_size(self) -> int:
         """Width of the feed-forward's hidden layer."""
         return self.architecture.intermediate_size(self.config)
@@ -192,6 +197,10 @@ class Encoder(nn.Module):
     def frame_lengths(self, samples: Samples) -> Samples:
         """Frames made of so many samples; number or tensor (B,)."""
         return self.architecture.frame_lengths(self.config, samples)
+
+    def output_lengths(self, samples: Samples) -> Samples:
+        """Frames of the last hidden state, of so many samples: fewer than the layers' behind an output adapter."""
+        return self.architecture.output_lengths(self.config, self.frame_lengths(samples))
 
     def frame_centres(self, frames: int) -> Tensor:
         """The samples (T,) on which the first ``frames`` frames are centred."""

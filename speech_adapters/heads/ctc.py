@@ -85,7 +85,7 @@ class CTCHead(HeadConfig):
             )
         targets = [self.vocabulary.encode(text, name) for name, text in zip(ids, texts, strict=True)]
         samples = torch.tensor([round(utterance.duration * SAMPLE_RATE) for utterance in manifest])
-        check_ctc_lengths(targets, encoder.frame_lengths(samples).tolist(), ids)
+        check_ctc_lengths(targets, encoder.output_lengths(samples).tolist(), ids)
 
     def build(self, input_size: int) -> CTCHeadModule:
         return CTCHeadModule(self, input_size)

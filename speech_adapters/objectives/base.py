@@ -56,6 +56,11 @@ class Objective(nn.Module, ABC):
 
     def __init__(self, config: MaskingConfig, encoder: Encoder) -> None:
         super().__init__()
+        if encoder.output_lengths(probe := 100 * encoder.stride) != encoder.frame_lengths(probe):
+            raise ConfigError(
+                f"{encoder.name}: its output adapter hands on fewer frames than it hides, so that masked prediction "
+                "has nothing to predict them from; take the checkpoint that it was fine-tuned from."
+            )
         self.config = config
         own = encoder.mask_embedding
         start = torch.empty(encoder.hidden_size).uniform_() if own is None else own.detach().float().clone()

@@ -15,9 +15,9 @@ from tqdm.auto import tqdm
 from speech_adapters.data.batches import SpeechDataset, evaluation_loader, model_inputs
 from speech_adapters.data.embeddings import Embeddings
 from speech_adapters.data.manifest import Manifest
+from speech_adapters.encoders.plan import frame_mask
 from speech_adapters.errors import CheckpointError, ConfigError
 from speech_adapters.heads.base import HeadOutput
-from speech_adapters.heads.pooling import frame_mask
 from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.model_output import ModelOutput
 from speech_adapters.runs.environment import peak_memory_bytes, reset_peak_memory
@@ -161,8 +161,9 @@ def mean_attention(model: SpeechAdapterModel, manifest: Manifest, **options: Any
 
 def _attention(output: ModelOutput) -> list[dict[str, Tensor]]:
     """Site -> weights of the members, of each utterance."""
-    frames, size = output.last_hidden_state.shape[1], len(output.last_hidden_state)
-    real = frame_mask(output.frame_lengths, frames)
+    assert output.hidden_lengths is not None, "one composition serves the whole batch"
+    frames, size = output.hidden_states[-1].shape[1], len(output.last_hidden_state)
+    real = frame_mask(output.hidden_lengths, frames)
     rows: list[dict[str, Tensor]] = [{} for _ in range(size)]
     for place, attention in output.attention.items():
         if attention.shape[1] > 1:
