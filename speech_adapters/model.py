@@ -37,8 +37,9 @@ from speech_adapters.composition.mixed_batch import (
 from speech_adapters.composition.parallel import parallel_forward
 from speech_adapters.composition.registry import Registry, check_new
 from speech_adapters.deprecation import renamed, renamed_attribute
+from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.encoders.forward import EncoderOutput
-from speech_adapters.encoders.loading import Encoder, load_encoder
+from speech_adapters.encoders.loading import load_encoder
 from speech_adapters.errors import CheckpointError, ConfigError
 from speech_adapters.heads.base import HeadConfig, HeadModule
 from speech_adapters.model_output import ModelOutput

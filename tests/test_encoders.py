@@ -14,7 +14,7 @@ import torch
 from small_encoders import FAMILIES, STYLES, small_encoder, stock_model
 
 from speech_adapters.encoders import encode, load_encoder, packaged_encoders
-from speech_adapters.encoders.loading import PACKAGED
+from speech_adapters.encoders.shipped import PACKAGED
 from speech_adapters.errors import CheckpointError, ConfigError
 
 EVERY = [(family, style) for family in FAMILIES for style in STYLES]

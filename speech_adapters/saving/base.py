@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from speech_adapters import schema
-from speech_adapters.encoders.loading import Encoder
+from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.errors import CheckpointError, ConfigError
 
 T = TypeVar("T")

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from speech_adapters.adapters.base import AdapterModule
-from speech_adapters.encoders.loading import Encoder, check_finite
+from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.encoders.stock import StockModel
+from speech_adapters.encoders.tensors import check_finite
 from speech_adapters.errors import ConfigError, InputError
 from speech_adapters.files import write_json
 

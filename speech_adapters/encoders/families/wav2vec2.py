@@ -142,10 +142,14 @@ class Wav2Vec2(Family):
 
     def add_positions(self, model: Model, extended: Frames, real: int | Tensor) -> Tensor:
         encoder, hidden = model.encoder, extended.frames
-        hidden = hidden + encoder.pos_conv_embed(hidden)
+        hidden = hidden + self.positions(model, hidden, extended.mask)
         if not self.pre_norm(model.config):
             hidden = encoder.layer_norm(hidden)
         return encoder.dropout(hidden)
+
+    def positions(self, model: Model, hidden: Tensor, mask: Tensor | None) -> Tensor:
+        """What the positional convolution makes of frames (B, T, D), of which those outside the mask are zero."""
+        return cast(Tensor, model.encoder.pos_conv_embed(hidden))
 
     def mask_embedding(self, model: Model) -> Tensor | None:
         return getattr(model, "masked_spec_embed", None)

@@ -171,6 +171,9 @@ class Wav2Vec2BERT(Family):
     def front_end_name(self, config: Any) -> str:
         return f"{mel_bands(config)} mel bands"
 
+    def local_front_end(self, config: Any) -> bool:
+        return False  # each band is normalised over the utterance
+
     def blocks(self, model: Model) -> Sequence[nn.Module]:
         return ()  # nothing learnt stands before the projection
 
