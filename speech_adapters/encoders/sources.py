@@ -10,6 +10,12 @@ from speech_adapters.encoders.shipped import PACKAGED, packaged_encoders
 from speech_adapters.errors import ConfigError
 
 
+def checkpoint_file(name_or_path: str | Path, file: str) -> Path | None:
+    """A file of a checkpoint, such as ``vocab.json``, or None where it has none; errors as of :func:`find_folder`."""
+    path = find_folder(str(name_or_path)) / file
+    return path if path.is_file() else None
+
+
 def find_folder(name: str, revision: str | None = None, target_lang: str | None = None) -> Path:
     """The folder of an encoder, downloaded where need be.
 

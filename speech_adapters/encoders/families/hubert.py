@@ -1,6 +1,6 @@
 """HuBERT (Hsu et al., TASLP 2021): wav2vec 2.0's modules, pre-trained on clusters.
 
-With ``conv_pos_batch_norm`` (mHuBERT) a batch norm stands before the positional convolution and would wake the zeros
+With ``conv_pos_batch_norm`` (mhubert-base-25hz) a batch norm stands before the positional convolution and would wake the zeros
 behind an utterance, which stock HuBERT then reads as if they were speech; here they are zero again before it.
 """
 

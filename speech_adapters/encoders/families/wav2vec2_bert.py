@@ -391,7 +391,7 @@ def filterbank(waveforms: Tensor, mels: int, lengths: Tensor | None = None) -> T
         return stacked if waveforms.dtype == torch.float64 else stacked.float()
 
 
-@torch.compiler.assume_constant_result  # torch.compile cannot look into NumPy
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch.compile cannot look into NumPy
 def tables(mels: int) -> tuple[Tensor, Tensor]:
     """Povey's window (400) and Kaldi's triangles (257, mels) from 20 Hz to 8 kHz, in float64."""
     return _tables(mels)
