@@ -80,8 +80,6 @@ def speak(model: nn.Module, tensors: dict[str, Tensor], where: str) -> None:
     given = {k.removeprefix(prefix): tensor for k, tensor in tensors.items() if not k.startswith("lm_head.")}
     wrong = sorted(own.keys() ^ given.keys()) or [name for name in own if own[name].shape != given[name].shape]
     if wrong:
-        raise CheckpointError(
-            f"{where}: tensor {wrong[0]!r} of its language is missing, unexpected or of another shape."
-        )
+        raise CheckpointError(f"{where}: the language's tensor {wrong[0]!r} is missing, unexpected or misshapen.")
     for name, tensor in given.items():
         own[name].copy_(tensor)

@@ -93,8 +93,12 @@ def evaluate_asr(
     return Evaluation(result, texts.cost)
 
 
-def use_own_ctc_head(model: SpeechAdapterModel, normalizer: str = "librispeech", name: str = "ctc") -> None:
+def use_own_ctc_head(model: SpeechAdapterModel, normalizer: str | None = None, name: str = "ctc") -> None:
     """Take the CTC head and vocabulary of a ``*ForCTC`` checkpoint as the model's head.
+
+    Args:
+        normalizer: how transcripts are written for it; by default in the vocabulary's own case: "librispeech" where
+            it has upper-case letters, "basic" where it has not.
 
     Raises:
         ConfigError: the checkpoint has no CTC head, or no ``vocab.json``.
@@ -103,7 +107,10 @@ def use_own_ctc_head(model: SpeechAdapterModel, normalizer: str = "librispeech",
     if own is None or own.vocabulary is None:
         lacking = "CTC head" if own is None else "vocab.json"
         raise ConfigError(f"{model.encoder.name}: this checkpoint has no {lacking}; give a *ForCTC folder, or --head.")
-    vocabulary = Vocabulary.load(own.vocabulary)
+    vocabulary = Vocabulary.load(own.vocabulary, own.language, len(own.bias))
+    if normalizer is None:
+        upper = any(token.isupper() for token in vocabulary.tokens if len(token) == 1)
+        normalizer = "librispeech" if upper else "basic"
     module = CTCHeadModule.from_linear(own.weight, own.bias, vocabulary, normalizer=normalizer)
     model.set_active()
     model.add_head(name, CTCHead(vocabulary, normalizer=normalizer, dropout=0.0))

@@ -39,6 +39,7 @@ class Family(ABC):
         norms: the LayerNorms of a layer that methods on LayerNorms and biases act on; projections: its linear maps,
             by the names that targets have. A family whose layers have more of them names these too.
         position_names: what the names of tensors of learnt relative positions hold; they stay frozen in fine-tuning.
+        processor: class of ``transformers`` that joins the feature extractor and a recogniser's tokenizer.
         may_lack: tensors that no forward of the frozen encoder needs, and a checkpoint may lack.
         feed_forward_scale: factor on the feed-forward's output before it is added to the residual.
     """
@@ -52,6 +53,7 @@ class Family(ABC):
         "q_proj", "k_proj", "v_proj", "out_proj", "intermediate_dense", "output_dense"
     )  # fmt: skip
     position_names: ClassVar[tuple[str, ...]] = ()
+    processor: ClassVar[str] = "Wav2Vec2Processor"
     may_lack: ClassVar[tuple[str, ...]] = ()
     feed_forward_scale: ClassVar[float] = 1.0
 

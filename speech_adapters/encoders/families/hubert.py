@@ -1,7 +1,7 @@
 """HuBERT (Hsu et al., TASLP 2021): wav2vec 2.0's modules, pre-trained on clusters.
 
-With ``conv_pos_batch_norm`` (mhubert-base-25hz) a batch norm stands before the positional convolution and would wake the zeros
-behind an utterance, which stock HuBERT then reads as if they were speech; here they are zero again before it.
+With ``conv_pos_batch_norm`` (mhubert-base-25hz) a batch norm stands before the positional convolution and wakes the
+zeros behind an utterance, which stock HuBERT then reads as if they were speech; here they are zero again before it.
 """
 
 from __future__ import annotations

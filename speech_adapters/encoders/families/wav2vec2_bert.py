@@ -142,6 +142,7 @@ class Wav2Vec2BERT(Family):
         "output_layer_norm",
     )  # fmt: skip
     projections = (*Family.projections, "first_intermediate_dense", "first_output_dense")
+    processor = "Wav2Vec2BertProcessor"
     may_lack = ("masked_spec_embed",)  # learnt by masked pre-training alone
     feed_forward_scale = 0.5
 
