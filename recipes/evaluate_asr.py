@@ -1,7 +1,6 @@
 """Score a saved adapter and head, or a plain Hugging Face CTC checkpoint, on any manifest.
 
-    python recipes/evaluate_asr.py --encoder tiny-wavlm --adapter runs/asr_librispeech/latest/adapters/elp \\
-        --head runs/asr_librispeech/latest/heads/elp --manifest test.jsonl
+    python recipes/evaluate_asr.py --adapter runs/asr_librispeech/latest/adapters/elp --manifest test.jsonl
     python recipes/evaluate_asr.py --encoder facebook/wav2vec2-base-960h --manifest test.jsonl
 
 Runs on the GPU when there is one (--precision bf16 for speed), else on the CPU. Writes results.json, worst.json,
@@ -14,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from speech_adapters.config import option, parse_cli, run_main
 from speech_adapters.data.manifest import Manifest
 from speech_adapters.errors import ConfigError
@@ -25,11 +22,15 @@ from speech_adapters.errors import ConfigError
 class Config:
     """What to score on what."""
 
-    encoder: str = option(
-        "tiny-wavlm", "packaged name, local folder or hub id; a *ForCTC checkpoint brings its own head"
+    adapter: Path | None = option(None, "folder of a saved adapter, or of a run that holds one")
+    head: Path | None = option(None, "folder of a saved CTC head; the one trained on the adapter by default")
+    encoder: str | None = option(
+        None, "packaged name, local folder or hub id; the adapter's base by default. A *ForCTC one brings its own head"
     )
-    adapter: Path | None = option(None, "folder of a saved adapter; none scores the frozen encoder")
-    head: Path | None = option(None, "folder of a saved CTC head; none takes the checkpoint's own")
+    normalizer: str = option("librispeech", "how texts are written, for the checkpoint's own head: a name or a file")
+    accept_letters: str | None = option(
+        None, "letters that the normaliser may change or drop, all for any; by default those of the head's training"
+    )
     manifest: Path | None = option(None, "JSON Lines manifest with text (and speaker, for the intervals); required")
     beam: int | None = option(None, "beam width; greedy decoding without one")
     language_model: Path | None = option(
@@ -47,28 +48,27 @@ class Config:
 
 
 def main(config: Config) -> None:
+    from speech_adapters.data.transcripts import write_transcripts
     from speech_adapters.files import write_json
     from speech_adapters.heads.decoding import BeamSearch
-    from speech_adapters.model import SpeechAdapterModel
     from speech_adapters.reports.report import method_rows, summary_table, write_report
     from speech_adapters.runs.environment import environment
     from speech_adapters.runs.folder import RunFolder
     from speech_adapters.runs.results import MethodResults, Results
-    from speech_adapters.tasks.asr import evaluate_asr, use_own_ctc_head, worst_utterances
+    from speech_adapters.tasks.asr import evaluate_asr, main_metric, use_own_ctc_head, worst_utterances
+    from speech_adapters.tasks.saved_model import load_saved
+    from speech_adapters.text import choose_normalizer
 
     if config.manifest is None:
         raise ConfigError("give --manifest: the JSON Lines file to score.")
     manifest = Manifest.read(config.manifest, require=("text",), check_files=True)
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
-    model = SpeechAdapterModel.from_pretrained(config.encoder, device=device)
-    name = "frozen encoder"
-    if config.adapter is not None:
-        name = model.load_adapter(config.adapter)
-    if config.head is not None:
-        model.load_head(config.head)
-    else:
-        use_own_ctc_head(model)
+    model = load_saved(config.adapter, config.head, config.encoder, config.device)
+    name = "+".join(model.active_adapters) or "frozen encoder"
+    if model.head is None:
+        use_own_ctc_head(model, choose_normalizer(config.normalizer))
     head = model.head.config
+    if config.accept_letters is not None:
+        head.accept_letters = config.accept_letters
     head.check(manifest, model.encoder)
     if config.language_model is not None and config.beam is None:
         raise ConfigError("--language-model needs --beam: a language model works in the beam search only.")
@@ -85,18 +85,27 @@ def main(config: Config) -> None:
     scored = evaluate_asr(model, manifest, batch_seconds=config.batch_seconds, precision=config.precision, beam=beam)
     trn = run.trn(config.manifest.stem)
     scored.result.save_trn(trn)
+    write_transcripts(run.predictions(config.manifest.stem), scored.result)
     write_json(run.worst_file, worst_utterances(scored.result, manifest))
+    metric, metrics = main_metric(head.vocabulary), scored.result.to_dict()
+    notes = [head.vocabulary.note] if head.vocabulary.note else []
     results = Results(
         task="asr",
-        encoder=config.encoder,
+        encoder=model.encoder.name,
         adapter=name,
         data={"test": manifest.describe()},
-        own=MethodResults(metrics=scored.result.to_dict(), parameters=model.count_parameters(), **vars(scored.cost)),
-        environment=environment(device),
+        own=MethodResults(
+            metrics={metric: metrics.pop(metric), **metrics},
+            parameters=model.count_parameters(),
+            **vars(scored.cost),
+        ),
+        more={"notes": notes} if notes else {},
+        environment=environment(model.encoder.device),
     )
     results.write(run.results_file)
     report = write_report(run.path)
-    print(f"{scored.result}\n\n{summary_table(method_rows(results.to_dict()))}\n\nreport {report}\ntrn    {trn}")
+    print("\n".join([str(scored.result), *notes]))
+    print(f"\n{summary_table(method_rows(results.to_dict()))}\n\nreport {report}\ntrn    {trn}")
 
 
 if __name__ == "__main__":

@@ -42,8 +42,10 @@ from speech_adapters.encoders.forward import EncoderOutput
 from speech_adapters.encoders.loading import load_encoder
 from speech_adapters.errors import CheckpointError, ConfigError
 from speech_adapters.heads.base import HeadConfig, HeadModule
+from speech_adapters.inference.methods import Inference
 from speech_adapters.model_output import ModelOutput
 from speech_adapters.saving.adapters import read_adapter, save_adapter
+from speech_adapters.saving.finding import find_parts
 from speech_adapters.saving.folding import fold, folded_weights
 from speech_adapters.saving.fusions import read_fusion, save_fusion
 from speech_adapters.saving.heads import Features, features_of, read_head, save_head
@@ -53,7 +55,7 @@ from speech_adapters.saving.stock import save_stock
 __all__ = ["ModelOutput", "SpeechAdapterModel"]
 
 
-class SpeechAdapterModel(nn.Module):
+class SpeechAdapterModel(Inference, nn.Module):
     """A frozen encoder, adapters and heads by name. At any time one adapter or composition and one head are active.
 
     >>> model = SpeechAdapterModel.from_pretrained("tiny-wavlm")
@@ -61,6 +63,9 @@ class SpeechAdapterModel(nn.Module):
     >>> model.add_head("asr", CTCHead(vocabulary))
     >>> model.train_adapter("telephone", head="asr")
     >>> model(waveforms, lengths=lengths).logits
+
+    What was trained is used by ``SpeechAdapterModel.from_adapter(folder)`` and the methods of
+    :class:`~speech_adapters.inference.methods.Inference`.
     """
 
     accepts_loss_kwargs = False
@@ -86,6 +91,47 @@ class SpeechAdapterModel(nn.Module):
     def from_pretrained(cls, name_or_path: str | Path, **options: Any) -> SpeechAdapterModel:
         """Load and freeze an encoder; arguments and errors of :func:`~speech_adapters.encoders.load_encoder`."""
         return cls(load_encoder(name_or_path, **options))
+
+    @classmethod
+    def from_adapter(
+        cls,
+        folder: str | Path,
+        *,
+        head: str | Path | None = None,
+        encoder: str | Path | None = None,
+        **options: Any,
+    ) -> SpeechAdapterModel:
+        """All that belongs to a saved adapter, ready for use: the base that it names, itself, and the head that was
+        trained on it.
+
+        Args:
+            folder: of an adapter, of a head, of both, or of a run that holds one of each. The head is the one in the
+                same folder, or in ``heads/`` beside ``adapters/``, whose file says that it was trained on this adapter
+                as it is; of several, the one of the adapter's name. Without any, none is active.
+            head: the folder of the head to take instead.
+            encoder: the base, where its name in the file is not to be found here: a packaged name, folder or hub id.
+            options: of :meth:`from_pretrained`: ``device``, ``dtype``, ``quantize``.
+
+        Raises:
+            CheckpointError: no such parts, damaged ones, or several that fit, which are named.
+            ConfigError: the base cannot be loaded.
+        """
+        parts = find_parts(folder, head)
+        if encoder is None:
+            options.setdefault("revision", parts.revision)
+        try:
+            model = cls.from_pretrained(parts.base if encoder is None else encoder, **options)
+        except ConfigError as error:
+            if encoder is not None:
+                raise
+            raise ConfigError(
+                f"{folder}: its base is {parts.base!r}: {error} (Or name it: encoder=, --encoder.)"
+            ) from error
+        if parts.adapter is not None:
+            model.load_adapter(parts.adapter)
+        if parts.head is not None:
+            model.load_head(parts.head)
+        return model.eval()
 
     @property
     def registry(self) -> Registry:
@@ -300,10 +346,11 @@ class SpeechAdapterModel(nn.Module):
         return save_adapter(folder, name, self.registry.adapter(name), self.encoder, card)
 
     def load_adapter(self, folder: str | Path, name: str | None = None) -> str:
-        """Load a saved adapter and make it active; returns its name (the saved one unless given).
+        """Load a saved adapter, or a LoRA that ``peft`` made, and make it active; returns its name (the saved one, or
+        the folder's, unless given).
 
         Raises:
-            CheckpointError: a damaged file, or an adapter made on another base.
+            CheckpointError: a damaged file, or an adapter made on another base; a LoRA with what ours does not have.
         """
         saved = read_adapter(folder, self.encoder)
         name = name or saved.name

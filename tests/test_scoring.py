@@ -12,11 +12,11 @@ from scipy.optimize import minimize
 
 from speech_adapters.data.embeddings import Embeddings, average_embeddings
 from speech_adapters.errors import ConfigError, InputError
+from speech_adapters.inference.outputs import mean_pooled
 from speech_adapters.metrics import trial_scores as scoring
 from speech_adapters.metrics.calibration import Calibration
 from speech_adapters.metrics.detection import cllr, eer, min_cllr
 from speech_adapters.metrics.trial_scores import cosine_scores, normalize_scores
-from speech_adapters.tasks.predict import mean_pooled
 
 
 def vectors(count: int, width: int = 8, seed: int = 0) -> torch.Tensor:

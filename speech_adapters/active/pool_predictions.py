@@ -13,12 +13,14 @@ from speech_adapters.active.acquisition import UNCERTAINTIES, ctc_uncertainty
 from speech_adapters.active.disagreement import bald, decode_disagreement, monte_carlo_dropout
 from speech_adapters.active.diversity import ctc_gradient_embeddings, gradient_embeddings
 from speech_adapters.data.manifest import Manifest
+from speech_adapters.data.windows import Windows
 from speech_adapters.errors import ConfigError
 from speech_adapters.heads.classification import ClassificationHeadModule
 from speech_adapters.heads.ctc import CTCHeadModule
+from speech_adapters.inference.outputs import head_output, mean_pooled
 from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.model_output import ModelOutput
-from speech_adapters.tasks.predict import head_output, mean_pooled, predict
+from speech_adapters.tasks.predict import predict
 from speech_adapters.training.cache import CachedDataset
 
 
@@ -48,28 +50,34 @@ def observe(
     batch_seconds: float = 120.0,
     gradients: bool = False,
     cached: CachedDataset | None = None,
+    windows: Windows | None = None,
 ) -> Observation:
     """One pass over the manifest with the active adapters and head; without a head, embeddings alone.
 
-    ``cached`` holds activations of these utterances, among others, to start from.
+    ``cached`` holds activations of these utterances, among others, to start from. ``windows`` hear long recordings in
+    pieces, as in :func:`~speech_adapters.tasks.predict.predict`.
 
     Raises:
-        ConfigError: a head that is neither CTC nor classification.
+        ConfigError: a head that is neither CTC nor classification, or gradients by windows.
     """
     head = _head(model)
+    if windows is not None and gradients:
+        raise ConfigError("gradients need each utterance in one forward; leave out the windows, or choose a strategy "
+                          "without gradients.")  # fmt: skip
     if not len(manifest):
         return Observation(np.zeros((0, model.feature_size), dtype=np.float32), (), {})
     seen: list[Tensor] = []  # the last layer's input, for the gradients
     hook = None
-    if head is not None:
+    if head is not None and gradients:
         last = [module for module in head.modules() if isinstance(module, nn.Linear)][-1]
         hook = last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
 
     def read(output: ModelOutput) -> list[dict[str, Any]]:
-        return _observations(head, output, seen.pop().float() if seen else None, gradients)
+        return _observations(head, output, seen.pop().float() if seen else None)
 
     try:
-        rows = predict(model, manifest, read, batch_seconds=batch_seconds, cache=cached, progress=False).values
+        options = {"batch_seconds": batch_seconds, "cache": cached, "windows": windows}
+        rows = predict(model, manifest, read, progress=False, **options).values
     finally:
         if hook is not None:
             hook.remove()
@@ -91,25 +99,23 @@ def _observations(
     head: CTCHeadModule | ClassificationHeadModule | None,
     output: ModelOutput,
     layer_input: Tensor | None,
-    gradients: bool,
 ) -> list[dict[str, Any]]:
     """What each utterance of a batch shows, by name."""
     found: dict[str, Any] = {"embedding": nn.functional.normalize(torch.stack(mean_pooled(output)), dim=1)}
     if head is not None:
-        assert layer_input is not None, "the head's last layer has just run"
         scored = head_output(output)
         probabilities = scored.logits.softmax(-1)
         if isinstance(head, CTCHeadModule):
             lengths, blank = output.frame_lengths, head.config.vocabulary.blank_id
             found["guess"] = head.predict(scored)
             found |= {name: ctc_uncertainty(name, probabilities, lengths, blank).cpu() for name in UNCERTAINTIES}
-            if gradients:
+            if layer_input is not None:
                 found["gradients"] = ctc_gradient_embeddings(scored.logits, lengths, layer_input, blank).cpu()
         else:
             found["guess"] = [head.config.labels[i] for i in probabilities.argmax(-1).tolist()]
             found["probabilities"] = probabilities.cpu()
             found |= {name: function(probabilities).cpu() for name, function in UNCERTAINTIES.items()}
-            if gradients:
+            if layer_input is not None:
                 found["gradients"] = gradient_embeddings(probabilities, layer_input).cpu()
     return [dict(zip(found, values, strict=True)) for values in zip(*found.values(), strict=True)]
 

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import soundfile
@@ -116,6 +116,37 @@ def check_audio_file(
         check_waveform(waveform, path, min_samples=-(-MIN_SAMPLES * rate // SAMPLE_RATE))
 
 
+def stream_audio(
+    path: str | os.PathLike[str],
+    *,
+    offset: float = 0.0,
+    duration: float | None = None,
+    channel: int | str | None = None,
+    block_seconds: float = 10.0,
+) -> Iterator[torch.Tensor]:
+    """What :func:`read_audio` gives at 16 kHz, sample by sample, as consecutive blocks ``(samples,)``.
+
+    A recording of any length takes the memory of one block; other rates are converted by one soxr stream, without
+    seams. Arguments and errors are those of :func:`read_audio`; what is wrong with samples is known only when their
+    block is reached.
+    """
+    total = 0
+    with _open_piece(path, offset, duration, channel) as (file, start, count, pick):
+        rate = int(file.samplerate)
+        converter = None if rate == SAMPLE_RATE else soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32")
+        for samples in _blocks(file, path, start, count, pick, max(round(block_seconds * rate), 1)):
+            check_waveform(torch.from_numpy(samples), f"{path} (from {total / SAMPLE_RATE:.1f} s)", min_samples=1)
+            block = samples if converter is None else converter.resample_chunk(samples)
+            total += len(block)
+            if len(block):
+                yield torch.from_numpy(block)
+        if converter is not None and len(block := converter.resample_chunk(np.empty(0, np.float32), last=True)):
+            total += len(block)
+            yield torch.from_numpy(block)
+    if total < MIN_SAMPLES:
+        check_waveform(torch.zeros(total), path)
+
+
 def _decode(
     path: str | os.PathLike[str],
     offset: float,
@@ -124,23 +155,55 @@ def _decode(
     only_rate: int | None = None,
 ) -> tuple[torch.Tensor, int]:
     """(samples,) of a piece as they stand in the file, checked, and their rate in Hz."""
+    with _open_piece(path, offset, duration, channel, only_rate) as (file, start, count, pick):
+        parts = list(_blocks(file, path, start, count, pick, _BLOCK))
+        rate = int(file.samplerate)
+    samples = parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, np.float32), *parts])
+    return check_waveform(torch.from_numpy(samples), path, min_samples=1), rate
+
+
+@contextmanager
+def _open_piece(
+    path: str | os.PathLike[str],
+    offset: float,
+    duration: float | None,
+    channel: int | str | None,
+    only_rate: int | None = None,
+) -> Iterator[tuple[soundfile.SoundFile, int, int, int | Literal["mix"]]]:
+    """The opened file, the piece's first frame and number of frames, and the channel to hear."""
     with _open(path) as file:
         rate = int(file.samplerate)
         if only_rate not in (None, rate):
             raise AudioError(f"{path}: sampled at {rate} Hz, expected {only_rate}; pass resample=True or convert it")
         pick = _channel_index(path, channel, file.channels)
-        start, count = _piece(path, offset, duration, rate, _frames(file))
-        try:
-            if start:  # seeking in Ogg is slow, even to 0
-                file.seek(start)
-            samples = _read(file, count, pick)
-        except (soundfile.SoundFileError, RuntimeError, ValueError) as error:
-            raise AudioError(f"{path}: cut short or corrupt ({_reason(error)}); {_AGAIN}") from error
-        # The frame count of MP3 and Ogg is an estimate or includes codec padding; elsewhere a short read means damage.
-        exact = file.format not in ("MP3", "OGG")
-    if len(samples) < count and (exact or len(samples) < count - DURATION_TOLERANCE * rate):
-        raise AudioError(f"{path}: cut short: {len(samples)} of {count} samples could be read; {_AGAIN}")
-    return check_waveform(torch.from_numpy(samples), path, min_samples=1), rate
+        yield file, *_piece(path, offset, duration, rate, _frames(file)), pick
+
+
+def _blocks(
+    file: soundfile.SoundFile,
+    path: str | os.PathLike[str],
+    start: int,
+    count: int,
+    pick: int | Literal["mix"],
+    size: int,
+) -> Iterator[np.ndarray]:
+    """``count`` samples from ``start`` on of one channel, or of the mean of all, in blocks of up to ``size``."""
+    size, got = max(min(size, _BLOCK // file.channels), 1), 0
+    try:
+        if start:  # seeking in Ogg is slow, even to 0
+            file.seek(start)
+        while got < count:
+            samples = file.read(min(count - got, size), dtype="float32", always_2d=True)
+            if not len(samples):
+                break
+            got += len(samples)
+            yield samples.mean(axis=1) if pick == "mix" else np.ascontiguousarray(samples[:, pick])
+    except (soundfile.SoundFileError, RuntimeError, ValueError) as error:
+        raise AudioError(f"{path}: cut short or corrupt ({_reason(error)}); {_AGAIN}") from error
+    # The frame count of MP3 and Ogg is an estimate or includes codec padding; elsewhere a short read means damage.
+    exact = file.format not in ("MP3", "OGG")
+    if got < count and (exact or got < count - DURATION_TOLERANCE * file.samplerate):
+        raise AudioError(f"{path}: cut short: {got} of {count} samples could be read; {_AGAIN}")
 
 
 def pack(waveform: torch.Tensor) -> tuple[torch.Tensor, float]:
@@ -262,10 +325,20 @@ _UNKNOWN = 1 << 62
 
 class _Stream(soundfile.SoundFile):  # type: ignore[misc]  # soundfile has no types
     """A file that is read from front to back: soundfile seeks after each read of a seekable one, which is slow in Ogg
-    and fails at the end of a FLAC of unknown length. :meth:`seek` itself works as ever."""
+    and fails at the end of a FLAC of unknown length. :meth:`seek` itself works as ever. ``head`` are its first bytes,
+    by which the terminal is kept clean while it is decoded."""
+
+    def __init__(self, path: Path, head: bytes) -> None:
+        self.head = head
+        with _silent_mp3(head):
+            super().__init__(path)
 
     def seekable(self) -> bool:
         return False
+
+    def read(self, *arguments: Any, **options: Any) -> Any:
+        with _silent_mp3(self.head):
+            return super().read(*arguments, **options)
 
 
 @contextmanager
@@ -288,17 +361,16 @@ def _open(path: str | os.PathLike[str]) -> Iterator[soundfile.SoundFile]:
             head = start.read(4)
         if head[:2] == b"\xf0\x7e":  # libsndfile reads these, but prints what is wrong with them
             raise AudioError(f"{path}: a MIDI sample dump; export it again as wav, flac, ogg/opus or mp3")
-        with _silent_mp3(head):
-            try:
-                file = _Stream(path)
-            except (soundfile.SoundFileError, RuntimeError, TypeError, ValueError) as error:
-                raise AudioError(
-                    f"{path}: corrupt, or not audio that libsndfile reads ({_reason(error)}); "
-                    "export it again as wav, flac, ogg/opus or mp3"
-                ) from error
-            with file:
-                _check_header(path, file)
-                yield file
+        try:
+            file = _Stream(path, head)
+        except (soundfile.SoundFileError, RuntimeError, TypeError, ValueError) as error:
+            raise AudioError(
+                f"{path}: corrupt, or not audio that libsndfile reads ({_reason(error)}); "
+                "export it again as wav, flac, ogg/opus or mp3"
+            ) from error
+        with file:
+            _check_header(path, file)
+            yield file
     except OSError as error:
         raise AudioError(f"{path}: cannot be read ({error.strerror or error}); check its permissions") from error
 
@@ -334,17 +406,6 @@ def _frames(file: soundfile.SoundFile) -> int:
     except (soundfile.SoundFileError, RuntimeError) as error:
         raise AudioError(f"{file.name}: cut short or corrupt ({_reason(error)}); {_AGAIN}") from error
     return total
-
-
-def _read(file: soundfile.SoundFile, count: int, pick: int | Literal["mix"]) -> np.ndarray:
-    """(samples,) the next ``count`` samples of one channel, or of the mean of all; fewer where the file ends."""
-    parts: list[np.ndarray] = []
-    block = max(_BLOCK // file.channels, 1)
-    while count > 0:
-        samples = file.read(min(count, block), dtype="float32", always_2d=True)
-        parts.append(samples.mean(axis=1) if pick == "mix" else np.ascontiguousarray(samples[:, pick]))
-        count = count - len(samples) if len(samples) else 0
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _reason(error: Exception) -> str:

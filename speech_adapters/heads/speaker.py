@@ -25,6 +25,7 @@ from speech_adapters.heads.base import HeadConfig, HeadModule, HeadOutput
 from speech_adapters.heads.classification import check_labels, label_index
 from speech_adapters.heads.margin import LOSSES, CosineClassifier, margin_loss
 from speech_adapters.heads.pooling import POOLINGS, pooling
+from speech_adapters.metrics.calibration import Calibration
 
 
 @dataclass(kw_only=True)
@@ -52,6 +53,9 @@ class SpeakerHead(HeadConfig):
     """Centres a speaker of the ``subcenter`` loss: the paper's K."""
     dropout: float = 0.0
     """On the features, while training."""
+    calibration: Calibration | None = None
+    """From the cosine of two embeddings to a log-likelihood ratio, fitted on development trials; set it on a trained
+    head's ``config`` before the head is saved."""
 
     def __post_init__(self) -> None:
         self.speakers = check_labels(self.speakers, "speakers")

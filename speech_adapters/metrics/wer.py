@@ -233,13 +233,18 @@ def write_trn(
     written as ``call%20%282%29.wav`` (``urllib.parse.unquote`` reads it back).
     """
     speakers = [None] * len(ids) if speakers is None else speakers
-    names = [f"{_trn_name(speaker or 'unknown')}-{_trn_name(id_)}" for speaker, id_ in zip(speakers, ids, strict=True)]
-    lines = [f"{text} ({name})\n" for text, name in zip(texts, names, strict=True)]
+    lines = [trn_line(*utterance) for utterance in zip(texts, ids, speakers, strict=True)]
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_text(path, "".join(lines))
 
 
-def _trn_name(name: str) -> str:
+def trn_line(text: str, id_: str, speaker: str | None = None) -> str:
+    """One line of :func:`write_trn`."""
+    return f"{text} ({sclite_name(speaker or 'unknown')}-{sclite_name(id_)})\n"
+
+
+def sclite_name(name: str) -> str:
+    """A name as sclite's formats can hold it: white space, brackets and ``%`` percent-encoded."""
     return "".join(quote(symbol) if symbol.isspace() or symbol in "()%" else symbol for symbol in name)
 
 

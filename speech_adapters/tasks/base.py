@@ -16,11 +16,12 @@ from speech_adapters.config import option
 from speech_adapters.data.manifest import Manifest, check_disjoint
 from speech_adapters.data.trials import TrialList
 from speech_adapters.errors import ConfigError
+from speech_adapters.schema import check_positive
 from speech_adapters.training.settings import TrainingConfig
 
 if TYPE_CHECKING:  # the rest is imported where it is used, so that a recipe's --help answers at once
     from speech_adapters.encoders import Encoder
-    from speech_adapters.heads import HeadConfig
+    from speech_adapters.heads import HeadConfig, HeadModule
     from speech_adapters.model import SpeechAdapterModel
     from speech_adapters.runs.folder import RunFolder
     from speech_adapters.runs.results import MethodResults
@@ -50,6 +51,15 @@ class ExperimentConfig:
     rates: dict[str, float] = field(default_factory=dict)
     """Learning rates by parameter group, over the published ones, for whichever methods are trained; groups that this
     run has not may be named. ``training.learning_rates`` goes over them, and must be used."""
+    from_adapter: Path | None = option(
+        None, "saved adapter to train on from, with the settings it was saved with; adapter names its method"
+    )
+    from_head: str | None = option(
+        None, "saved head to train on from, or checkpoint: the CTC head that the encoder brings along"
+    )
+    learning_rate: float | None = option(
+        None, "one peak rate for the adapter's parameter groups and its head, over the published ones and rates"
+    )
     seeds: tuple[int, ...] = option((0,), "one training run per method and seed; figures are means over seeds")
     output: Path | None = option(None, "run folder; one that holds the same run goes on")
     resume: str | None = option(None, "latest, or a run folder: go on with that run")
@@ -62,6 +72,8 @@ class ExperimentConfig:
         if len(set(self.baselines)) < len(self.baselines):
             raise ConfigError(f"baselines={list(self.baselines)}: give different presets.")
         check_rates(self.rates, "rates")
+        if self.learning_rate is not None:
+            check_positive("learning_rate", self.learning_rate)
 
     @property
     def trained_methods(self) -> dict[str, dict[str, Any]]:
@@ -93,11 +105,17 @@ class Corpus:
 
     @classmethod
     def given(cls, train: Path | None, dev: Path | None, test: Path | None, require: Sequence[str]) -> Corpus | None:
-        """The manifests that --train, --dev and --test name, every audio file checked; None when none is given."""
+        """The manifests that --train, --dev and --test name, every audio file checked; None when none is given.
+
+        Without ``test`` the figures are those of ``dev``, which is said.
+        """
         if not (train or dev or test):
             return None
-        if not (train and dev and test):
-            raise ConfigError("give --train, --dev and --test together, or none of them.")
+        if not (train and dev):
+            raise ConfigError("give --train and --dev, and --test to score other speech, or none of them.")
+        if test is None:
+            print(f"No --test: the figures are of {dev}, which also chose what to keep where training watches it.\n")
+            test = dev
         return cls.read(train, dev, test, name=train.stem, require=require, check_files=True)
 
     @classmethod
@@ -141,10 +159,16 @@ class Task(ABC, Generic[R]):
 
     name: str
     metric: str
+    start_head: HeadConfig | None = None
+    """The head that is trained on from, in place of :meth:`head`; set by the experiment."""
+
+    def chosen_head(self, corpus: Corpus) -> HeadConfig:
+        """The head that every method trains: the one that is trained on from, or a new one."""
+        return self.head(corpus) if self.start_head is None else self.start_head
 
     @abstractmethod
     def head(self, corpus: Corpus) -> HeadConfig:
-        """The head that every method trains on this corpus."""
+        """A new head for this corpus."""
 
     @abstractmethod
     def score(self, model: SpeechAdapterModel, corpus: Corpus, **options: Any) -> R:
@@ -158,9 +182,23 @@ class Task(ABC, Generic[R]):
         """What to look into where figures cannot be right, printed behind them."""
         return ""
 
+    def own_head(self, encoder: Encoder) -> HeadModule:
+        """The head of this task that the encoder's checkpoint brings along.
+
+        Raises:
+            ConfigError: it has none.
+        """
+        raise ConfigError(
+            f"from_head=checkpoint: a checkpoint's head is for recognition, and this task is {self.name}."
+        )
+
+    def notes(self, corpus: Corpus) -> list[str]:
+        """What people should know before training, and beside the figures, a line each."""
+        return []
+
     def check(self, corpus: Corpus, encoder: Encoder) -> None:
         """Find whatever training and scoring would fail of; raises an InputError that names the utterances."""
-        head = self.head(corpus)
+        head = self.chosen_head(corpus)
         for manifest in corpus.splits.values():
             head.check(manifest, encoder)
 

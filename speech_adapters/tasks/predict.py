@@ -15,9 +15,12 @@ from tqdm.auto import tqdm
 from speech_adapters.data.batches import SpeechDataset, evaluation_loader, model_inputs
 from speech_adapters.data.embeddings import Embeddings
 from speech_adapters.data.manifest import Manifest
+from speech_adapters.data.windows import Windows
 from speech_adapters.encoders.plan import frame_mask
-from speech_adapters.errors import CheckpointError, ConfigError
-from speech_adapters.heads.base import HeadOutput
+from speech_adapters.errors import ConfigError
+from speech_adapters.inference.outputs import check_finite, head_output, mean_pooled
+from speech_adapters.inference.recordings import Recording
+from speech_adapters.inference.utterances import stitched
 from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.model_output import ModelOutput
 from speech_adapters.runs.environment import peak_memory_bytes, reset_peak_memory
@@ -64,6 +67,7 @@ def predict(
     cache: Path | CachedDataset | None = None,
     progress: bool = True,
     train_mode: bool = False,
+    windows: Windows | None = None,
 ) -> Predictions[Any]:
     """What the active adapters and head say of each utterance, on the model's device, in batches of like length.
 
@@ -75,9 +79,13 @@ def predict(
         cache: folder for activations below the lowest adapter, so that the next pass starts there; or the activations
             of a manifest that holds these utterances.
         train_mode: leave the modes of the model's modules as they are (for dropout); else all are in eval mode.
+        windows: hear every recording through these windows, as ``model.transcribe`` does, whatever its length;
+            ``read`` is then given one utterance at a time, put together as in
+            :class:`~speech_adapters.inference.hearing.Stitched`. Without, each utterance is one forward.
 
     Raises:
         CheckpointError: an output that is not finite; names the utterance.
+        ConfigError: windows with cached activations, which are of whole utterances.
     """
     head = model.head
     if read is None:
@@ -89,7 +97,15 @@ def predict(
     reset_peak_memory(device)
     started = time.perf_counter()
     values: list[Any] = [None] * len(manifest)
-    if len(manifest):
+    if windows is not None:
+        if cache is not None:
+            raise ConfigError("cached activations are of whole utterances; leave out the cache, or the windows.")
+        with tqdm(total=round(manifest.hours * 3600), desc=f"predicting {manifest.name}", unit="s", leave=False,
+                  disable=not progress) as bar:  # fmt: skip
+            options = {"batch_seconds": batch_seconds, "precision": precision, "train_mode": train_mode}
+            outputs = stitched(model, map(Recording.of_utterance, manifest), windows, progress=bar.update, **options)
+            values = [read(output)[0] for output in outputs]
+    elif len(manifest):
         if isinstance(cache, CachedDataset):
             dataset = cache.part(dataset)
         elif cache is not None:
@@ -99,7 +115,7 @@ def predict(
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
                 output = model(**model_inputs(batch, device))
             indices = batch["indices"].tolist()
-            _check_finite(output, [manifest[index].id for index in indices])
+            check_finite(output, [manifest[index].id for index in indices])
             for index, value in zip(indices, read(output), strict=True):
                 values[index] = value
     seconds = time.perf_counter() - started
@@ -121,23 +137,6 @@ def extract_embeddings(model: SpeechAdapterModel, manifest: Manifest, **options:
     return Embeddings(tuple(u.id for u in manifest), torch.stack(predictions.values), manifest.name)
 
 
-def head_output(output: ModelOutput) -> HeadOutput:
-    """What the head gave to a model's output, in float32."""
-    assert isinstance(output.logits, Tensor), "one head reads the whole batch"
-    embedding = None if output.embedding is None else output.embedding.float()
-    return HeadOutput(output.logits.float(), output.frame_lengths, embedding)
-
-
-def mean_pooled(output: ModelOutput) -> list[Tensor]:
-    """(F,) mean of the features over each utterance's real frames, in float32 on the CPU."""
-    assert isinstance(output.features, Tensor), "one composition serves the whole batch"
-    features = output.features.float()
-    if output.mask is None:
-        return list(features.mean(1).cpu())
-    mask = output.mask[..., None]
-    return list(((features * mask).sum(1) / mask.sum(1)).cpu())
-
-
 def mean_attention(model: SpeechAdapterModel, manifest: Manifest, **options: Any) -> dict[str, dict[str, float]]:
     """Site -> member -> weight of the active Fuse and Route compositions, the mean over the utterances of a manifest.
 
@@ -145,6 +144,8 @@ def mean_attention(model: SpeechAdapterModel, manifest: Manifest, **options: Any
     "name.feed_forward_3", "name.read", or "name.gate" of a router. The expert that adds nothing is "none".
     ``options`` are those of :func:`predict`.
     """
+    if options.get("windows") is not None:
+        raise ConfigError("mean_attention: attention is kept of whole utterances; leave out the windows.")
     found = predict(model, manifest, _attention, **options).values
     members = {value.name: [*map(_word, value.members)] for value in model.active_fusions}
     return {
@@ -185,19 +186,3 @@ def _embedding(model: SpeechAdapterModel, output: ModelOutput) -> list[Tensor]:
     if output.embedding is None:
         raise ConfigError(f"head {model.active_head!r} gives no embedding; load a speaker head, or none at all.")
     return list(output.embedding.float().cpu())
-
-
-def _check_finite(output: ModelOutput, ids: Sequence[str]) -> None:
-    """Every real frame of what is predicted from, of each utterance."""
-    found = output.logits if output.logits is not None else output.features
-    assert isinstance(found, Tensor), "one composition and one head serve the whole batch"
-    finite = found.isfinite().flatten(2).all(-1) if found.ndim > 2 else found.isfinite().all(-1)
-    if finite.ndim > 1:
-        finite = (finite | ~frame_mask(output.frame_lengths, finite.shape[1])).all(1)
-    if output.embedding is not None:
-        finite &= output.embedding.isfinite().all(-1)
-    if not finite.all():
-        name = ids[int((~finite).int().argmax())]
-        raise CheckpointError(
-            f"the model's output for {name!r} is not finite; its weights are broken, or need fp32 (precision)."
-        )

@@ -1,0 +1,25 @@
+"""Decode all audio of manifests, find all that training or scoring would trip over."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The manifests."""
+    parser.add_argument("manifests", nargs="+", metavar="manifest.jsonl")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print what was found; 2 where there is anything."""
+    from speech_adapters.data.corpus_check import check_corpus, read_all
+
+    manifests, findings = read_all(arguments.manifests)
+    for manifest in manifests:
+        print(f"{manifest.name}: {manifest.summary()}")
+    findings += check_corpus(manifests)
+    for finding in findings:
+        print(finding, file=sys.stderr)
+    print(f"{len(findings)} findings" if findings else "nothing found: audio decodes, splits share no speaker")
+    return 2 if findings else 0

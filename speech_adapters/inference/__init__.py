@@ -1,0 +1,1 @@
+"""What a trained model says of recordings: of any length, from disk or memory, many at once."""

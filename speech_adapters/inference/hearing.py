@@ -1,0 +1,266 @@
+"""Recordings through a model: their windows in shared batches, and what is kept of each put together again.
+
+:func:`hear_windows` runs one batch of windows, of however many recordings or requests, each with the adapter and head
+that is asked for it; :func:`hear` is the loop over whole recordings: it reads ahead a few batches of windows, sorts
+them by length, and hands each recording's outputs to its collector in order. What a recording needs at once does not
+grow with its length, but for what its collector keeps.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from speech_adapters.data.audio import SAMPLE_RATE
+from speech_adapters.data.batches import LengthBatches
+from speech_adapters.data.windows import Window, Windows, cut
+from speech_adapters.encoders.encoder import Encoder
+from speech_adapters.errors import AudioError
+from speech_adapters.heads.base import HeadModule
+from speech_adapters.heads.ctc import CTCHeadModule
+from speech_adapters.inference.outputs import check_finite
+from speech_adapters.inference.recordings import Recording
+from speech_adapters.model_output import ModelOutput
+
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+
+BATCH_SECONDS = 60.0
+"""Audio of one forward, padding included."""
+
+_AHEAD = 4
+"""Batches of windows that are read before they are sorted by length: padding is wasted work."""
+
+
+class Model(Protocol):
+    """What is asked of a :class:`~speech_adapters.SpeechAdapterModel`."""
+
+    training: bool
+
+    @property
+    def encoder(self) -> Encoder: ...
+    @property
+    def head(self) -> HeadModule | None: ...
+    @property
+    def active_head(self) -> str | None: ...
+    def train(self, mode: bool = True) -> Any: ...
+    def __call__(self, waveforms: Tensor, lengths: Tensor, **choices: Any) -> Any: ...
+
+
+def active_head(model: Model) -> str:
+    """Name and type of the active head, for errors."""
+    return "no head" if model.head is None else f"head {model.active_head!r} ({model.head.config.head_type})"
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What a model gave of one window, in float32 on the CPU.
+
+    Attributes:
+        logits: of a frame-wise head, (T, V) of the kept frames; of an utterance-wise head, (C,) of the whole window;
+            None without a head.
+        embedding: (E,) of a speaker head.
+        features: (F,) the mean, over the kept frames, of what a head reads.
+        frames: the number of kept frames.
+    """
+
+    logits: Tensor | None
+    embedding: Tensor | None
+    features: Tensor
+    frames: int
+
+
+@torch.no_grad()
+def hear_windows(
+    model: Model, windows: Sequence[Window], names: Sequence[str], *, precision: str = "fp32", **choices: Any
+) -> list[Heard]:
+    """One forward over a batch of windows, of one recording or of many.
+
+    Args:
+        names: of the windows' recordings, for errors.
+        precision: "fp32", or "bf16" for autocast.
+        choices: ``adapter`` and ``head``, one a window, in place of the active ones: see
+            :meth:`~speech_adapters.SpeechAdapterModel.forward`.
+
+    Raises:
+        CheckpointError: an output that is not finite; names the recording.
+    """
+    device, stride = model.encoder.device, model.encoder.stride
+    waveforms = pad_sequence([window.waveform for window in windows], batch_first=True).to(device)
+    lengths = torch.tensor([len(window.waveform) for window in windows], device=device)
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        output: ModelOutput = model(waveforms, lengths=lengths, **choices)
+    check_finite(output, names)
+    heard = []
+    for place, (window, frames) in enumerate(zip(windows, output.frame_lengths.tolist(), strict=True)):
+        kept = window.kept_frames(frames, stride)
+        logits = None if output.logits is None else output.logits[place]
+        if logits is not None:
+            logits = (logits[kept] if logits.ndim > 1 else logits).float().cpu()
+        embedding = None if output.embedding is None else output.embedding[place].float().cpu()
+        features = output.features[place][kept].float().sum(0) / max(kept.stop - kept.start, 1)
+        heard.append(Heard(logits, embedding, features.cpu(), kept.stop - kept.start))
+    return heard
+
+
+class Collector(ABC, Generic[R_co]):
+    """Puts one recording together from its windows, which come in order."""
+
+    @abstractmethod
+    def add(self, window: Window, heard: Heard) -> None:
+        """Take in the next window."""
+
+    @abstractmethod
+    def result(self, duration: float) -> R_co:
+        """What the recording of ``duration`` seconds comes to."""
+
+
+def hear(
+    model: Model,
+    recordings: Iterable[Recording],
+    collector: Callable[[Recording], Collector[R]],
+    windows: Windows | None = None,
+    *,
+    batch_seconds: float = BATCH_SECONDS,
+    precision: str = "fp32",
+    progress: Callable[[float], Any] | None = None,
+    train_mode: bool = False,
+) -> Iterator[R]:
+    """The result of each recording, in order, as soon as it is there; all windows share batches.
+
+    Args:
+        collector: a fresh one for a recording.
+        windows: how recordings are cut.
+        progress: called with the seconds of audio that have been heard since the last call.
+        train_mode: leave the modes of the model's modules as they are (for dropout); else all are in eval mode.
+
+    Raises:
+        AudioError: a recording that cannot be read. CheckpointError: an output that is not finite.
+        ConfigError: windows longer than the encoder hears.
+    """
+    windows, encoder = windows or Windows(), model.encoder
+    windows.check(encoder.max_samples, encoder.name)
+    was_training = model.training
+    waiting: list[tuple[_Open[R], Window]] = []
+    waiting_seconds = 0.0
+    ended: deque[_Open[R]] = deque()
+
+    def run() -> Iterator[R]:
+        """Hear what waits; all recordings that have ended are complete then."""
+        if not train_mode:
+            model.train(False)
+        batches = LengthBatches([window.seconds for _, window in waiting], batch_seconds, shuffle=False)
+        outputs: dict[int, Heard] = {}
+        for batch in batches if waiting else ():
+            chosen = [waiting[place] for place in batch]
+            names = [recording.name for recording, _ in chosen]
+            heard = hear_windows(model, [window for _, window in chosen], names, precision=precision)
+            outputs.update(zip(batch, heard, strict=True))
+            if progress is not None:
+                progress(sum((window.last - window.first) / SAMPLE_RATE for _, window in chosen))
+        for place, (recording, window) in enumerate(waiting):
+            recording.collector.add(window, outputs[place])
+        waiting.clear()
+        if not train_mode:
+            model.train(was_training)
+        while ended:
+            recording = ended.popleft()
+            yield recording.collector.result(recording.samples / SAMPLE_RATE)
+
+    for source in recordings:
+        recording = _Open(source.name, collector(source))
+        blocks = recording.count(source.blocks())
+        for window in cut(blocks, windows, stride=encoder.stride, receptive_field=encoder.receptive_field):
+            waiting.append((recording, window))
+            waiting_seconds += window.seconds
+            if waiting_seconds >= _AHEAD * batch_seconds:
+                yield from run()
+                waiting_seconds = 0.0
+        ended.append(recording)
+    yield from run()
+
+
+class _Open(Generic[R]):
+    """A recording that is being heard."""
+
+    def __init__(self, name: str, collector: Collector[R]) -> None:
+        self.name, self.collector, self.samples = name, collector, 0
+
+    def count(self, blocks: Iterable[Tensor]) -> Iterator[Tensor]:
+        for block in blocks:
+            self.samples += len(block)
+            yield block
+
+
+class Stitched(Collector[ModelOutput]):
+    """A whole recording's output, a batch of one, as if one forward had heard it.
+
+    ``logits`` of a CTC head are (1, T, V) on the frames of the whole recording. A pause, which no window has heard, is
+    sure silence: the blank, and one delimiter between words in its first frame.
+
+    All else is the mean over windows, weighted by their frames: ``logits`` of an utterance-wise head, ``embedding``,
+    and ``features``, which stand in one frame (1, 1, F). For heads of mean pooling and linear layers alone that is
+    what they would say of the whole recording; for others (standard deviations, attention, several layers) it is the
+    average of what they say of its parts. Context at a cut inside speech is heard twice.
+    """
+
+    def __init__(self, model: Model, recording: Recording, windows: Windows) -> None:
+        head = model.head
+        self.silence = silence_of(head) if isinstance(head, CTCHeadModule) else None
+        self.encoder, self.name, self.windows = model.encoder, recording.name, windows
+        self.parts: list[Tensor] = []
+        self.frames = 0  # of the parts
+        self.weight = 0
+        self.sums: dict[str, Tensor] = {}
+
+    def add(self, window: Window, heard: Heard) -> None:
+        values = {"features": heard.features, "embedding": heard.embedding}
+        if self.silence is None:
+            values["logits"] = heard.logits
+        elif heard.logits is not None:
+            self._pause(window.first_frame(self.encoder.stride))
+            self.parts.append(heard.logits)
+            self.frames += len(heard.logits)
+        for name, value in values.items():
+            if value is not None:
+                self.sums[name] = self.sums.get(name, torch.zeros(())) + heard.frames * value
+        self.weight += heard.frames
+
+    def result(self, duration: float) -> ModelOutput:
+        """Raises AudioError where no window was heard and the head needs one."""
+        if self.weight == 0 and self.silence is None:
+            raise AudioError(
+                f"{self.name}: no speech found in {duration:.1f} s by voice activity "
+                f"{self.windows.voice_activity!r}; choose another (voice_activity='none' hears everything), or leave "
+                "the recording out."
+            )
+        means = {name: value[None] / self.weight for name, value in self.sums.items()}
+        frames = 1
+        if self.silence is not None:
+            frames = max(int(self.encoder.frame_lengths(round(duration * SAMPLE_RATE))), self.frames)
+            self._pause(frames)
+            means["logits"] = torch.cat(self.parts)[None]
+        features = means.get("features", torch.zeros(1, 0))[:, None]
+        return ModelOutput(
+            features, (), features, torch.tensor([frames]), None, means.get("logits"), embedding=means.get("embedding")
+        )
+
+    def _pause(self, until: int) -> None:
+        if self.silence is not None and until > self.frames:
+            self.parts += [self.silence[:1], self.silence[1:].expand(until - self.frames - 1, -1)]
+            self.frames = until
+
+
+def silence_of(head: CTCHeadModule) -> Tensor:
+    """(2, V) logits of the first frame of a pause, which parts words, and of each other one."""
+    vocabulary = head.config.vocabulary
+    silence = torch.full((2, len(vocabulary)), -1e4)
+    silence[0, vocabulary.delimiter_id] = silence[1, vocabulary.blank_id] = 0.0
+    return silence

@@ -1,0 +1,141 @@
+"""What is to be heard: files, arrays and manifests' utterances as recordings that are read block by block."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from speech_adapters.data.audio import MIN_SAMPLES, SAMPLE_RATE, audio_info, check_waveform, resample, stream_audio
+from speech_adapters.data.manifest import Utterance
+from speech_adapters.errors import AudioError, ConfigError
+
+_BLOCK = 10 * SAMPLE_RATE
+
+Audio = str | os.PathLike[str] | np.ndarray | Tensor
+"""A path, or samples ``(samples,)`` as floating point, full scale at 1."""
+
+
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """One channel of a file or array, or a piece of it.
+
+    Attributes:
+        name: as results and errors call it.
+        source: the file, or (samples,) at 16 kHz.
+        offset, duration: in seconds, the piece of the file; None for all of it.
+        channel: of a file with several: its number from 0, or "mix" for their mean.
+        speaker: whose channel it is, where that is known.
+    """
+
+    name: str
+    source: Path | Tensor
+    offset: float = 0.0
+    duration: float | None = None
+    channel: int | str | None = None
+    speaker: str | None = None
+
+    @classmethod
+    def of_utterance(cls, utterance: Utterance) -> Recording:
+        """The audio of a manifest's line."""
+        u = utterance
+        return cls(u.id, u.audio_filepath, u.offset, u.duration, u.channel, u.speaker)
+
+    def blocks(self) -> Iterator[Tensor]:
+        """Consecutive (samples,) at 16 kHz, ten seconds or so each.
+
+        Raises:
+            AudioError: see :func:`~speech_adapters.data.audio.read_audio`.
+        """
+        if isinstance(self.source, Tensor):
+            yield from self.source.split(_BLOCK)
+        else:
+            yield from stream_audio(
+                self.source, offset=self.offset, duration=self.duration, channel=self.channel, block_seconds=10.0
+            )
+
+
+def recordings_of(
+    audio: Audio | Sequence[Audio],
+    *,
+    channel: int | str | None = None,
+    speakers: Sequence[str] | None = None,
+    sample_rate: int = SAMPLE_RATE,
+    names: Sequence[str] | None = None,
+) -> list[list[Recording]]:
+    """Each file or array as its recordings: one, or one a channel where ``speakers`` names the channels.
+
+    Headers are read here, so that a missing file or an unnamed channel is found before anything is heard.
+
+    Args:
+        channel: of files with several: a number, or "mix". There is no default: the two sides of a call are two
+            speakers.
+        speakers: a name for each channel, such as ("agent", "customer").
+        sample_rate: of arrays, in Hz.
+        names: of the results; by default the paths, and "waveform 0", "waveform 1", ... of arrays.
+
+    Raises:
+        AudioError, ConfigError: what cannot be heard, named.
+    """
+    if speakers is not None and channel is not None:
+        raise ConfigError("give channel= to hear one channel or their mix, or speakers= to hear each; not both.")
+    if isinstance(speakers, str) or (speakers is not None and len(set(speakers)) < max(len(speakers), 1)):
+        raise ConfigError(
+            f'speakers={speakers!r}: give different names, one a channel, such as ("agent", "customer").'
+        )
+    items: list[Any] = [*audio] if isinstance(audio, list | tuple) else [audio]
+    if not items:
+        raise ConfigError("no audio was given; give a path, an array, or a list of them.")
+    found = []
+    for number, item in enumerate(items):
+        name = names[number] if names is not None else _name(item, number)
+        if isinstance(item, str | os.PathLike):
+            found.append(_of_file(name, Path(item), channel, speakers))
+        else:
+            if speakers is not None or channel not in (None, 0, "mix"):
+                raise ConfigError(f"{name}: an array of samples has one channel; give one recording a channel.")
+            found.append([Recording(name, _samples(item, name, sample_rate))])
+    return found
+
+
+def of_utterances(utterances: Iterable[Utterance]) -> list[Recording]:
+    """The audio of a manifest's lines."""
+    return [Recording.of_utterance(utterance) for utterance in utterances]
+
+
+def _name(item: Any, number: int) -> str:
+    return os.fspath(item) if isinstance(item, str | os.PathLike) else f"waveform {number}"
+
+
+def _of_file(name: str, path: Path, channel: int | str | None, speakers: Sequence[str] | None) -> list[Recording]:
+    channels = audio_info(path).channels
+    if speakers is not None:
+        if len(speakers) != channels:
+            raise AudioError(
+                f"{path}: {channels} channel{'s' if channels > 1 else ''}, but {len(speakers)} speakers are named "
+                f"({', '.join(speakers)}); name one a channel."
+            )
+        return [Recording(name, path, channel=place, speaker=speaker) for place, speaker in enumerate(speakers)]
+    if channel is None and channels > 1:
+        raise AudioError(
+            f'{path}: {channels} channels; choose one (channel=0), their mean (channel="mix"), or hear each as a '
+            'speaker: speakers=("agent", "customer") (on the command line: --channel, --speakers)'
+        )
+    if isinstance(channel, int) and not 0 <= channel < channels:
+        raise AudioError(f'{path}: channel={channel!r} does not exist; use 0 to {channels - 1}, or "mix"')
+    return [Recording(name, path, channel=channel)]
+
+
+def _samples(item: Any, name: str, sample_rate: int) -> Tensor:
+    if isinstance(item, np.ndarray):
+        item = torch.from_numpy(np.ascontiguousarray(item))
+    if not isinstance(item, Tensor):
+        raise ConfigError(f"{name}: a {type(item).__name__}; give a path, or samples as a numpy array or tensor.")
+    check_waveform(item, name, min_samples=MIN_SAMPLES * sample_rate // SAMPLE_RATE)
+    return resample(item.detach().to("cpu", torch.float32), sample_rate, SAMPLE_RATE)

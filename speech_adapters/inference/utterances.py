@@ -1,0 +1,128 @@
+"""One answer per recording: its class, its embedding, whether two are of one speaker."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from speech_adapters.data.windows import Windows
+from speech_adapters.errors import ConfigError
+from speech_adapters.heads.classification import ClassificationHeadModule
+from speech_adapters.heads.slots import SlotsHeadModule
+from speech_adapters.heads.speaker import SpeakerHeadModule
+from speech_adapters.inference.hearing import Model, Stitched, active_head, hear
+from speech_adapters.inference.outputs import head_output, mean_pooled
+from speech_adapters.inference.recordings import Recording
+from speech_adapters.metrics.calibration import Calibration
+from speech_adapters.model_output import ModelOutput
+
+
+@dataclass(frozen=True)
+class Classification:
+    """The class of a recording, or of one channel of it.
+
+    Attributes:
+        label: the most probable class; of a head of slots, the best of each, joined by a space.
+        probabilities: class -> probability, most probable first; of a head of slots, "slot=class" -> probability.
+    """
+
+    name: str
+    label: str
+    probabilities: dict[str, float]
+    speaker: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """What the JSON output holds."""
+        speaker = {} if self.speaker is None else {"speaker": self.speaker}
+        rounded = {label: round(probability, 6) for label, probability in self.probabilities.items()}
+        return {"name": self.name, **speaker, "label": self.label, "probabilities": rounded}
+
+
+@dataclass(frozen=True)
+class Verification:
+    """How alike two voices are.
+
+    Attributes:
+        score: cosine of the embeddings, -1 to 1; what counts as the same speaker depends on the model.
+        llr: natural log-likelihood ratio, where there is a calibration: above 0 the same speaker is more likely than
+            not, if both are equally likely beforehand.
+    """
+
+    score: float
+    llr: float | None
+
+
+def stitched(
+    model: Model, recordings: Iterable[Recording], windows: Windows | None = None, **options: Any
+) -> Iterator[ModelOutput]:
+    """The output of each recording, put together from its windows; see
+    :class:`~speech_adapters.inference.hearing.Stitched`."""
+    windows = windows or Windows()
+    return hear(model, recordings, lambda recording: Stitched(model, recording, windows), windows, **options)
+
+
+def classify(
+    model: Model, recordings: Sequence[Recording], windows: Windows | None = None, **options: Any
+) -> Iterator[Classification]:
+    """The class of each recording by the active head: the softmax of the mean over windows of its logits, weighted by
+    frames.
+
+    Raises:
+        ConfigError: the active head tells no classes.
+        AudioError: a recording that cannot be read, or without speech.
+    """
+    head = model.head
+    if isinstance(head, ClassificationHeadModule):
+        slots = {"": head.config.labels}
+    elif isinstance(head, SlotsHeadModule):
+        slots = {f"{slot}=": labels for slot, labels in head.config.slots.items()}
+    else:
+        raise ConfigError(
+            f"classifying needs a head of classes, and {active_head(model)} is active; load one (load_head, or "
+            "SpeechAdapterModel.from_adapter), or choose one with set_head."
+        )
+    sizes = [len(labels) for labels in slots.values()]
+    for recording, output in zip(recordings, stitched(model, recordings, windows, **options), strict=True):
+        logits = head_output(output).logits[0].split(sizes)
+        best, probabilities = [], {}
+        for (slot, labels), row in zip(slots.items(), logits, strict=True):
+            best.append(labels[int(row.argmax())])
+            named = zip(labels, row.softmax(0).tolist(), strict=True)
+            probabilities |= {slot + label: value for label, value in sorted(named, key=lambda pair: -pair[1])}
+        yield Classification(recording.name, " ".join(best), probabilities, recording.speaker)
+
+
+def embed(
+    model: Model, recordings: Iterable[Recording], windows: Windows | None = None, **options: Any
+) -> Iterator[Tensor]:
+    """(E,) the embedding of each recording: the mean over windows of the active speaker head's, weighted by frames.
+    Without an active head, the mean over frames of the features.
+
+    Raises:
+        ConfigError: the active head gives no embedding.
+        AudioError: a recording that cannot be read, or without speech.
+    """
+    if model.head is not None and not isinstance(model.head, SpeakerHeadModule):
+        raise ConfigError(
+            f"embedding needs a speaker head, and {active_head(model)} is active; load one, or set_head(None) for the "
+            "mean of the features."
+        )
+    for output in stitched(model, recordings, windows, **options):
+        yield output.embedding[0] if output.embedding is not None else mean_pooled(output)[0]
+
+
+def verify(enrolment: Tensor, test: Tensor, calibration: Calibration | None) -> Verification:
+    """Compare a test utterance's embedding (E,) with those (N, E) of one speaker: with the mean of these, each at unit
+    length, as in :func:`~speech_adapters.data.embeddings.average_embeddings`."""
+    model = torch.nn.functional.normalize(enrolment, dim=1).mean(0)
+    score = float(torch.nn.functional.cosine_similarity(model, test, dim=0))
+    return Verification(score, None if calibration is None else calibration.scale * score + calibration.offset)
+
+
+def calibration_of(model: Model) -> Calibration | None:
+    """The calibration that the active speaker head was saved with, where it has one."""
+    return model.head.config.calibration if isinstance(model.head, SpeakerHeadModule) else None
