@@ -17,8 +17,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from matrix import PROMISES  # noqa: E402
-from small_encoders import FAMILIES, STYLES  # noqa: E402
+from matrix import PROMISES, REFUSED  # noqa: E402
+from small_encoders import FAMILIES, OTHERS, STYLES  # noqa: E402
 from small_models import METHODS as ROWS  # noqa: E402
 from small_models import counts, meta_model  # noqa: E402
 
@@ -90,8 +90,9 @@ def _index(sizes: dict) -> str:
         "## What is tested",
         "",
         f"{len(ROWS)} rows x {len(PROMISES)} promises, each on {', '.join(FAMILIES)} in {' and '.join(STYLES)} "
-        f"layers, and on whisper: {cells * (len(FAMILIES) * len(STYLES) + 1):,} tests "
-        "(`pytest tests/test_matrix.py`).",
+        f"layers, and on {' and '.join(family for family, _ in OTHERS)}: "
+        f"{cells * (len(FAMILIES) * len(STYLES) + len(OTHERS)):,} tests (`pytest tests/test_matrix.py`). "
+        f"Refused with a reason: {', '.join(f'`{method}` on {family}' for family, method in REFUSED)}.",
         "",
         *(f"- **{name}**: {_markdown(inspect.getdoc(check))}" for name, check in PROMISES.items()),
     ]

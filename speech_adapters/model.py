@@ -37,8 +37,9 @@ from speech_adapters.composition.mixed_batch import (
 from speech_adapters.composition.parallel import parallel_forward
 from speech_adapters.composition.registry import Registry, check_new
 from speech_adapters.deprecation import renamed, renamed_attribute
+from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.encoders.forward import EncoderOutput
-from speech_adapters.encoders.loading import Encoder, load_encoder
+from speech_adapters.encoders.loading import load_encoder
 from speech_adapters.errors import CheckpointError, ConfigError
 from speech_adapters.heads.base import HeadConfig, HeadModule
 from speech_adapters.inference.methods import Inference
@@ -210,7 +211,7 @@ class SpeechAdapterModel(Inference, nn.Module):
     @property
     def feature_size(self) -> int:
         """Width of what a head reads under the active composition."""
-        return self.hooks(self.active).output_size or self.encoder.hidden_size
+        return self.hooks(self.active).output_size or self.encoder.output_size
 
     @property
     def first_layer(self) -> int:
@@ -615,7 +616,7 @@ class SpeechAdapterModel(Inference, nn.Module):
             result.attention = {f"{h.name}.{site}": a for h in fusions for site, a in h.attention.items()}
             if result.loss is not None and self.training:
                 for fusion in fusions:
-                    result.loss = result.loss + fusion.loss(guide, result.mask, plan.before)
+                    result.loss = result.loss + fusion.loss(guide, output.mask, plan.before)
                 for name in self.trained_adapters:
                     if (penalty := self.registry.adapter(name).penalty()) is not None:
                         result.loss = result.loss + penalty
@@ -672,8 +673,9 @@ class SpeechAdapterModel(Inference, nn.Module):
         checkpointing = self.gradient_checkpointing and self.training
         output = self.encoder(**inputs, plan=plan, gradient_checkpointing=checkpointing)
         if output.frame_lengths is None:
-            last = output.last_hidden_state
-            output.frame_lengths = torch.full((last.shape[0],), last.shape[1], device=last.device)
+            states, last = output.hidden_states[-1], output.last_hidden_state
+            output.frame_lengths = torch.full((len(states),), states.shape[1], device=states.device)
+            output.output_lengths = torch.full((len(last),), last.shape[1], device=last.device)
         return output, plan
 
     # ------------------------------------------------------------------ what it is
@@ -760,14 +762,17 @@ class SpeechAdapterModel(Inference, nn.Module):
 
 
 def _result(output: EncoderOutput, features: Tensor | list[Tensor]) -> ModelOutput:
-    assert output.frame_lengths is not None
+    rows = features.unsqueeze(1) if isinstance(features, Tensor) else [row.unsqueeze(0) for row in features]
+    lengths, mask = output.lengths_of(rows[0])
+    assert lengths is not None and output.frame_lengths is not None
     return ModelOutput(
         output.last_hidden_state,
         output.hidden_states,
         features,
-        output.frame_lengths,
-        output.mask,
+        lengths,
+        mask,
         cnn_output=output.cnn_output,
+        hidden_lengths=output.frame_lengths,
     )
 
 

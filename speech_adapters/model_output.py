@@ -20,7 +20,8 @@ class ModelOutput:
         embedding: (B, E) of a speaker head, else None.
         last_hidden_state: (B, T, D) of the encoder; hidden_states: L + 1 tensors (B, T, D).
         features: (B, T, F), what the head reads (the L-adapters' sum, or the last hidden state).
-        frame_lengths: (B,) real frames; mask: (B, T) True on real frames, or None when nothing is padded.
+        frame_lengths: (B,) real frames of the features; mask: (B, T) True on them, or None when nothing is padded.
+        hidden_lengths: (B,) real frames of the hidden states; others than the features' behind an output adapter.
         cnn_output: (B, T, C) before the feature projection; None when the run started later.
         attention: what Fuse and Route weighed their members with, by "name.site": (B, T, N), or (B, 1, N) of one gate
             per utterance; T includes pseudo frames, of which ``pseudo_frames`` stand before the real ones.
@@ -40,11 +41,12 @@ class ModelOutput:
     cnn_output: Tensor | None = None
     attention: dict[str, Tensor] = field(default_factory=dict)
     pseudo_frames: int | Tensor = 0
+    hidden_lengths: Tensor | None = None
 
     def keys(self) -> tuple[str, ...]:
         """Names of the tensors there are: loss and logits first, then the others."""
         first = ("loss", "logits", "embedding")
-        rest = (entry.name for entry in fields(self) if entry.name not in (*first, "pseudo_frames"))
+        rest = (f.name for f in fields(self) if f.name not in (*first, "pseudo_frames", "hidden_lengths"))
         return tuple(name for name in (*first, *rest) if getattr(self, name) is not None and getattr(self, name) != {})
 
     def to_tuple(self) -> tuple[Any, ...]:

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import torch
-from transformers import AutoConfig, AutoModel, WhisperConfig
+from transformers import AutoConfig, AutoModel, Wav2Vec2BertConfig, Wav2Vec2BertModel, WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from speech_adapters.encoders import Encoder
 
 FAMILIES = ("wav2vec2", "hubert", "wavlm")
 STYLES = ("post-norm", "pre-norm")
-#: Whisper has one style of layers, and no CNN over the waveform.
-WHISPER = ("whisper", "pre-norm")
+#: Families with one style of layers, and no CNN over the waveform.
+OTHERS = (("whisper", "pre-norm"), ("wav2vec2-bert", "pre-norm"))
 
 
 def stock_model(family: str, style: str = "post-norm", layers: int = 3, width: int = 64, **changes):
     """A stock model: post-norm with a group-norm CNN (Base) or pre-norm with a layer-norm CNN (Large)."""
     if family == "whisper":
         return whisper_model(layers, width)
+    if family == "wav2vec2-bert":
+        return conformer_model(layers, width)
     pre_norm = style == "pre-norm"
     settings = {
         "hidden_size": width,
@@ -55,6 +57,21 @@ def whisper_model(layers: int = 2, width: int = 64, positions: int = 150):
     return WhisperEncoder(config).eval()
 
 
+def conformer_model(layers: int = 2, width: int = 64, **changes):
+    """A stock ``Wav2Vec2BertModel`` whose positions count, beyond the reach of its relative keys too."""
+    settings = {
+        "hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": 4, "intermediate_size": 2 * width,
+        "feature_projection_input_dim": 32, "left_max_position_embeddings": 8, "right_max_position_embeddings": 3,
+        "conv_depthwise_kernel_size": 7, "vocab_size": 32, "mask_time_prob": 0.05,
+        "conformer_conv_dropout": 0.02,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    model = Wav2Vec2BertModel(Wav2Vec2BertConfig(**settings | changes))
+    for layer in model.encoder.layers:
+        torch.nn.init.normal_(layer.self_attn.distance_embedding.weight, std=0.5)
+    return model.eval()
+
+
 def small_encoder(family: str = "wavlm", style: str = "pre-norm", **changes) -> Encoder:
     model = stock_model(family, style, **changes)
-    return Encoder(model, f"small-{family}-{style}", normalize=family != "whisper")
+    return Encoder(model, f"small-{family}-{style}", normalize=(family, style) not in OTHERS)

@@ -41,6 +41,7 @@ METHODS: dict[str, str | AdapterConfig] = {
     "attention-parallel": Bottleneck(
         sites=("attention",), placement="parallel", activation="gelu", layers=(0, -1), dropout=0.1
     ),
+    "between-layers": Bottleneck(sites=("layer",), activation="swish", size=8),
     "near-zero": Bottleneck(init_std=0.02, activation="tanh", size=8),
 }
 

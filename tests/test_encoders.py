@@ -14,7 +14,7 @@ import torch
 from small_encoders import FAMILIES, STYLES, small_encoder, stock_model
 
 from speech_adapters.encoders import encode, load_encoder, packaged_encoders
-from speech_adapters.encoders.loading import PACKAGED
+from speech_adapters.encoders.shipped import PACKAGED
 from speech_adapters.errors import CheckpointError, ConfigError
 
 EVERY = [(family, style) for family in FAMILIES for style in STYLES]
@@ -38,8 +38,15 @@ def build(family, style):
     return stock_model(family, style, **extra)
 
 
-@pytest.mark.parametrize("padded", [False, True], ids=["one-length", "padded"])
-@pytest.mark.parametrize(("family", "style"), EVERY + OTHERS)
+@pytest.mark.parametrize(
+    ("family", "style", "padded"),
+    [
+        (*case, padded)
+        for case in EVERY + OTHERS
+        for padded in (False, True)
+        if not (padded and case[0] == "data2vec-audio")  # stock data2vec changes with padding; see its family's file
+    ],
+)
 def test_forward_and_gradients_equal_transformers(family, style, padded, batch):
     waveforms, lengths = batch
     model = build(family, style).requires_grad_(True)

@@ -16,7 +16,7 @@ from speech_adapters.adapters import PAdapter
 from speech_adapters.composition import Fuse, Route
 from speech_adapters.encoders import encode, load_encoder
 from speech_adapters.encoders.families.whisper import Whisper, log_mel
-from speech_adapters.encoders.loading import PACKAGED
+from speech_adapters.encoders.shipped import PACKAGED
 from speech_adapters.errors import AudioError, CheckpointError
 from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.objectives.hubert import HuBERTObjective, HuBERTObjectiveConfig

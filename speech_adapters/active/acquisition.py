@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from speech_adapters.encoders.forward import frame_mask
+from speech_adapters.encoders.plan import frame_mask
 
 
 def entropy(probabilities: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from speech_adapters.active.pool_predictions import committee_disagreement, drop
 from speech_adapters.active.strategies import STRATEGIES, PoolView
 from speech_adapters.config import option
 from speech_adapters.data.manifest import Manifest
-from speech_adapters.encoders.loading import Encoder
+from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.errors import ConfigError
 from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.runs.folder import RunFolder

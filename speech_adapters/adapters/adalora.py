@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from speech_adapters.adapters.projections import ProjectionConfig, ProjectionModule, ProjectionPart
-from speech_adapters.encoders.loading import Encoder
+from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.encoders.plan import Site
 from speech_adapters.errors import ConfigError
 

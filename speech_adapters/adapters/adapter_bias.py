@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from speech_adapters.adapters.base import AdapterConfig, AdapterModule, Layers, choose_layers
-from speech_adapters.encoders.loading import Encoder
+from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.encoders.plan import Site
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from speech_adapters import schema
 from speech_adapters.adapters.hooks import Hooks
-from speech_adapters.encoders.loading import Encoder
+from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.errors import CheckpointError, ConfigError
 
 ADAPTER_METHODS: dict[str, type[AdapterConfig]] = {}

@@ -3,7 +3,8 @@
     y = W x + b + d        LN(x) + d        d starts at 0
 
 The shifts d stand beside the base's own biases, which stay as they are. Biases of queries, values, the attention's and
-the feed-forward's outputs, its hidden layer, and both LayerNorms: ``6 D + D_ff`` a layer. The bias of the keys is left
+the feed-forward's outputs, its hidden layer, and both LayerNorms: ``6 D + D_ff`` a layer (a conformer layer has two
+feed-forwards and six LayerNorms: ``11 D + 2 D_ff``). The bias of the keys is left
 out, since softmax takes it out again: it could learn nothing.
 
 Use it as the smallest sensible change of a whole encoder (0.1 % of a Base one). Source: Ben Zaken et al., "BitFit"
@@ -20,12 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from speech_adapters.adapters.base import AdapterConfig, AdapterModule, Layers, choose_layers
-from speech_adapters.adapters.layer_norms import NORMS
-from speech_adapters.adapters.projections import TARGETS
-from speech_adapters.encoders.loading import Encoder
+from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.encoders.plan import Norm, Site
-
-PLACES = (*(target for target in TARGETS if target != "k_proj"), *NORMS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,10 +46,14 @@ class BitFitModule(AdapterModule):
         super().__init__(config)
         self.layer_indices = choose_layers(config.layers, encoder.num_layers, config.method)
         self.first_layer = self.layer_indices[0]
-        width, hidden = encoder.hidden_size, encoder.intermediate_size
-        sizes = {name: hidden if name == "intermediate_dense" else width for name in PLACES}
+        family = encoder.architecture
+        places = [*(name for name in family.projections if name != "k_proj"), *family.norms]
         self.shifts = nn.ParameterDict(
-            {f"{i}_{name}": torch.zeros(size) for i in self.layer_indices for name, size in sizes.items()}
+            {
+                f"{i}_{name}": torch.zeros(len(cast(Tensor, encoder.part(i, name).bias)))
+                for i in self.layer_indices
+                for name in places
+            }
         )
 
     def delta(self, name: str, index: int, site: Site) -> Tensor | None:

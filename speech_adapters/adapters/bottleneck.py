@@ -8,11 +8,14 @@ With ``f`` the sub-layer's output and ``x`` its input::
 
 Parameters at one site: ``2 D b + b + D`` (D encoder width, b bottleneck). Use the serial form as the default adapter
 of any task, the parallel one for a wide bottleneck, and the Pfeiffer form for adapters that AdapterFusion will
-combine.
+combine. At the site "layer", ``f`` is a whole layer's output: the place of residual adapters between layers, and the
+one where NVIDIA NeMo puts its adapters in a conformer.
 
 Sources: Houlsby et al., "Parameter-Efficient Transfer Learning for NLP" (ICML 2019, section 2.1); Pfeiffer et al.,
 "AdapterFusion" (EACL 2021, section 4); He et al., "Towards a Unified View of Parameter-Efficient Transfer Learning"
-(ICLR 2022, section 3.2, parallel). Defaults: the configurations of the `adapters` library.
+(ICLR 2022, section 3.2, parallel); between layers: Bapna and Firat, "Simple, Scalable Adaptation for Neural Machine
+Translation" (EMNLP 2019), on conformers Tomanek et al., "Residual Adapters for Parameter-Efficient ASR Adaptation to
+Atypical and Accented Speech" (EMNLP 2021). Defaults: the configurations of the `adapters` library.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from torch import Tensor, nn
 
 from speech_adapters.adapters.base import AdapterConfig, AdapterModule, Layers, activation, choose_layers
 from speech_adapters.adapters.module_dict import ModuleDict
-from speech_adapters.encoders.loading import Encoder
+from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.encoders.plan import Site
 from speech_adapters.errors import ConfigError
 
@@ -43,7 +46,7 @@ class Bottleneck(AdapterConfig):
     reduction_factor: int = 16
     """As in Pfeiffer et al. and Houlsby et al. in the `adapters` library."""
     sites: tuple[str, ...] = ("feed_forward",)
-    """"attention", "feed_forward", or both."""
+    """"attention" and "feed_forward" (the sub-layers), "layer" (a layer's output), or several."""
     placement: Literal["serial", "parallel", "pfeiffer"] = "serial"
     """Which signal is read; see the module's formulas."""
     activation: str = "relu"
@@ -103,9 +106,9 @@ class BottleneckModule(AdapterModule):
 
     def __init__(self, config: Bottleneck, encoder: Encoder) -> None:
         super().__init__(config)
-        unknown = [site for site in config.sites if site not in SITES]
-        if unknown or not config.sites:
-            raise ConfigError(f"sites={config.sites}: choose from {', '.join(SITES)}.")
+        known = (*SITES, "layer")
+        if not config.sites or any(site not in known for site in config.sites):
+            raise ConfigError(f"sites={config.sites}: choose from {', '.join(known)}.")
         if config.layer_norm and config.init_std is None:
             raise ConfigError(
                 "layer_norm=True needs init_std (1e-3 as published): a LayerNorm after a zero up-projection gets no "
@@ -113,7 +116,7 @@ class BottleneckModule(AdapterModule):
             )
         if config.placement not in ("serial", "parallel", "pfeiffer"):
             raise ConfigError(f"placement={config.placement!r}: choose serial, parallel or pfeiffer.")
-        if config.placement == "pfeiffer" and "attention" in config.sites:
+        if config.placement == "pfeiffer" and config.sites != ("feed_forward",):
             raise ConfigError("placement='pfeiffer' belongs to the feed-forward alone; use sites=('feed_forward',).")
         size, eps = config.width(encoder), encoder.layer_norm_eps
         top = encoder.num_layers - config.skip_top

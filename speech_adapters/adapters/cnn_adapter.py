@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from speech_adapters.adapters.base import AdapterConfig, AdapterModule, Layers, choose_layers, trainable_copy
 from speech_adapters.adapters.module_dict import ModuleDict
-from speech_adapters.encoders.loading import Encoder
+from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.encoders.plan import Site
+from speech_adapters.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,11 @@ class CNNAdapterModule(AdapterModule):
     def __init__(self, config: CNNAdapter, encoder: Encoder) -> None:
         super().__init__(config)
         blocks, self.architecture = encoder.cnn_blocks, encoder.architecture
+        if not blocks:
+            raise ConfigError(
+                f"{config.method}: {encoder.name} hears {encoder.architecture.front_end_name(encoder.config)} and has "
+                "no convolutions before its layers, so there is nothing to set a twin beside; adapt its layers."
+            )
         chosen = choose_layers(config.blocks, len(blocks), config.method)
         self.twins = ModuleDict({str(index): trainable_copy(blocks[index]) for index in chosen})
         for twin in self.twins.values():

@@ -17,8 +17,8 @@ from speech_adapters.adapters.base import AdapterConfig, AdapterModule, adapter_
 from speech_adapters.adapters.hooks import StackedHooks
 from speech_adapters.adapters.module_dict import ModuleDict
 from speech_adapters.encoders.attention import AttentionPrefix
+from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.encoders.forward import EncoderOutput
-from speech_adapters.encoders.loading import Encoder
 from speech_adapters.encoders.plan import Frames, Norm, Projection, Site
 from speech_adapters.errors import CheckpointError, ConfigError
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from speech_adapters.encoders.attention import AttentionPrefix
+from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.encoders.forward import EncoderOutput
-from speech_adapters.encoders.loading import Encoder
 from speech_adapters.encoders.plan import Frames, Norm, Plan, Projection, Site
 from speech_adapters.errors import ConfigError
 

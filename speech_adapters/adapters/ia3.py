@@ -18,11 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from speech_adapters.adapters.projections import ProjectionConfig, ProjectionModule, ProjectionPart
-from speech_adapters.encoders.loading import Encoder
+from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.encoders.plan import Site
 
 if TYPE_CHECKING:
     from peft import IA3Config
+
+#: Projections whose input is scaled, and the activations that it comes from.
+ACTIVATIONS = {"output_dense": "intermediate_act", "first_output_dense": "first_intermediate_act"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +45,7 @@ class IA3(ProjectionConfig):
         """The equivalent ``peft.IA3Config``."""
         from peft import IA3Config
 
-        inputs = [
-            encoder.part_name(index, target) for index, target in self.chosen(encoder) if target == "output_dense"
-        ]
+        inputs = [encoder.part_name(index, target) for index, target in self.chosen(encoder) if target in ACTIVATIONS]
         return IA3Config(
             target_modules=self.target_modules(encoder),
             feedforward_modules=inputs,
@@ -85,9 +86,10 @@ class IA3Module(ProjectionModule[ProjectionPart]):
     """Factors by projection."""
 
     def part(self, linear: nn.Linear, target: str) -> ProjectionPart:
-        return InputScale(linear) if target == "output_dense" else OutputScale(linear)
+        return InputScale(linear) if target in ACTIVATIONS else OutputScale(linear)
 
     def delta(self, name: str, index: int, site: Site) -> Tensor | None:
-        if name == "output_dense":  # done before it, on its input: the activation's output
+        if name in ACTIVATIONS:  # done before it, on its input: the activation's output
             return None
-        return super().delta("output_dense" if name == "intermediate_act" else name, index, site)
+        target = next((target for target, activation in ACTIVATIONS.items() if activation == name), name)
+        return super().delta(target, index, site)

@@ -1,6 +1,7 @@
 """LayerNorm tuning: the encoder layers' LayerNorms train, as the adapter's own copies.
 
-The base keeps its values; switching the adapter off restores them exactly. Parameters: ``4 D`` a layer. Use it beside
+The base keeps its values; switching the adapter off restores them exactly. Parameters: ``4 D`` a layer (``12 D`` in a
+conformer layer, which has six). Use it beside
 other methods, or alone for a change of channel or loudness. Trained beside E-, L- and Houlsby adapters in Otake et
 al. (ICASSP 2023, official code).
 """
@@ -13,15 +14,13 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from speech_adapters.adapters.base import AdapterConfig, AdapterModule, Layers, choose_layers, trainable_copy
-from speech_adapters.encoders.loading import Encoder
+from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.encoders.plan import Norm
-
-NORMS = ("layer_norm", "final_layer_norm")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerNorms(AdapterConfig):
-    """Both LayerNorms of the chosen layers."""
+    """The LayerNorms of the chosen layers."""
 
     method: ClassVar[str] = "layer_norms"
     group: ClassVar[str] = "norm"
@@ -42,7 +41,7 @@ class LayerNormsModule(AdapterModule):
             {
                 f"{index}_{name}": trainable_copy(encoder.part(index, name))
                 for index in self.layer_indices
-                for name in NORMS
+                for name in encoder.architecture.norms
             }
         )
         self.first_layer = self.layer_indices[0]

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from speech_adapters.adapters.base import AdapterModule
 from speech_adapters.adapters.projections import ProjectionConfig, low_rank_blueprint
-from speech_adapters.encoders.loading import Encoder
+from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.encoders.plan import Site
 from speech_adapters.errors import ConfigError
 

@@ -27,7 +27,7 @@ from speech_adapters.adapters.projections import (
     ProjectionPart,
     low_rank_blueprint,
 )
-from speech_adapters.encoders.loading import Encoder
+from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.encoders.plan import Site
 from speech_adapters.errors import ConfigError
 

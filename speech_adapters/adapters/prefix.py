@@ -23,7 +23,7 @@ from torch import nn
 
 from speech_adapters.adapters.base import AdapterConfig, AdapterModule, Layers, choose_layers
 from speech_adapters.encoders.attention import AttentionPrefix
-from speech_adapters.encoders.loading import Encoder
+from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.encoders.plan import Projection
 from speech_adapters.errors import ConfigError
 

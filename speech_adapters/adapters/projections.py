@@ -3,38 +3,36 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Generic, TypeVar, cast
+from typing import Generic, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from speech_adapters.adapters.base import AdapterConfig, AdapterModule, Layers, choose_layers
 from speech_adapters.adapters.module_dict import ModuleDict
-from speech_adapters.encoders.loading import Encoder
+from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.encoders.plan import Site
 from speech_adapters.errors import ConfigError
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 FEED_FORWARD = ("intermediate_dense", "output_dense")
-TARGETS = (*ATTENTION, *FEED_FORWARD)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProjectionConfig(AdapterConfig):
     """Base of the configs that choose projections."""
 
-    known_targets: ClassVar[tuple[str, ...]] = TARGETS
-
     targets: tuple[str, ...] = ("q_proj", "v_proj")
-    """Any of q_proj, k_proj, v_proj, out_proj (attention) and intermediate_dense, output_dense (feed-forward)."""
+    """Any of q_proj, k_proj, v_proj, out_proj (attention) and intermediate_dense, output_dense (feed-forward); a
+    conformer's first half feed-forward has first_intermediate_dense and first_output_dense."""
     layers: Layers = None
     """Layers that are changed: None for all, indices (negative ones from the top), "top-4" or "every-2"."""
 
     def chosen(self, encoder: Encoder) -> list[tuple[int, str]]:
         """(layer, target) of every projection. Raises ConfigError for targets or layers that are not there."""
-        unknown = [target for target in self.targets if target not in self.known_targets]
-        if unknown or not self.targets:
-            raise ConfigError(f"{self.method}: targets={self.targets}; choose from {', '.join(self.known_targets)}.")
+        known = encoder.architecture.projections
+        if not self.targets or any(target not in known for target in self.targets):
+            raise ConfigError(f"{self.method}: targets={self.targets}; choose from {', '.join(known)}.")
         layers = choose_layers(self.layers, encoder.num_layers, self.method)
         return [(index, target) for index in layers for target in self.targets]
 

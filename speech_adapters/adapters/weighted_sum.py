@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from speech_adapters.adapters.base import AdapterConfig, AdapterModule, Layers, choose_layers
+from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.encoders.forward import EncoderOutput
-from speech_adapters.encoders.loading import Encoder
 
 
 @dataclass(frozen=True, kw_only=True)

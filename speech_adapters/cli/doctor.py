@@ -104,7 +104,8 @@ def hub() -> Iterator[Finding]:
     """Whether encoders can be fetched."""
     from huggingface_hub import constants
 
-    from speech_adapters.encoders.loading import is_reachable, packaged_encoders
+    from speech_adapters.encoders.hub import is_reachable
+    from speech_adapters.encoders.shipped import packaged_encoders
 
     packaged = f"packaged encoders ({', '.join(packaged_encoders())}) need no network"
     if constants.HF_HUB_OFFLINE:

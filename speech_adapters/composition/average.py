@@ -16,8 +16,8 @@ from torch import Tensor
 
 from speech_adapters.adapters.hooks import Hooks
 from speech_adapters.encoders.attention import AttentionPrefix
+from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.encoders.forward import EncoderOutput
-from speech_adapters.encoders.loading import Encoder
 from speech_adapters.encoders.plan import Frames, Norm, Projection, Site
 from speech_adapters.errors import ConfigError
 

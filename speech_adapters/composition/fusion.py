@@ -41,12 +41,10 @@ from speech_adapters.composition.fusion_base import (
     TrainableHooks,
     guide_loss,
 )
+from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.encoders.forward import EncoderOutput
-from speech_adapters.encoders.loading import Encoder
 from speech_adapters.encoders.plan import Frames, Norm, Plan, Site
 from speech_adapters.errors import ConfigError
-
-PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj", "intermediate_dense", "output_dense")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +143,7 @@ class FusionModule(CompositionModule):
             silence = torch.zeros(1, 2 * encoder.receptive_field, device=encoder.device)
             encoder(silence, plan=finder)
         width, read = encoder.hidden_size, members[0].output_size
-        if any(site.startswith(PROJECTIONS) for site in finder.sites):
+        if any(site.startswith(encoder.architecture.projections) for site in finder.sites):
             raise ConfigError(
                 f"{composition!r}: LoRA acts inside projections, where AdapterFusion is not defined; use Average, "
                 "Route or model.average_adapters."
@@ -201,7 +199,9 @@ class FusedHooks(StackedHooks, TrainableHooks):
     def read(self, encoder: Encoder, output: EncoderOutput) -> Tensor | None:
         if self.output_size is None:
             return None
-        return self._fuse("read", output.last_hidden_state, [m.read(encoder, output) for m in self.members])
+        top = output.hidden_states[-1]
+        query = top if encoder.final_norm is None else encoder.final_norm(top)
+        return self._fuse("read", query, [m.read(encoder, output) for m in self.members])
 
     def loss(self, guide: Tensor | None, mask: Tensor | None, before: int | Tensor) -> Tensor:
         weights = [found if site == "read" else found[:, before:] for site, found in self.attention.items()]

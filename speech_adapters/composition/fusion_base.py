@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from speech_adapters.adapters.hooks import Hooks
 from speech_adapters.composition.blocks import TrainableComposition
-from speech_adapters.encoders.loading import Encoder
+from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.errors import ConfigError
 
 

@@ -43,12 +43,23 @@ def mixed_forward(
     output, _ = run(mixed, ordered)
     rows = mixed.features(encoder, output)
     assert output.frame_lengths is not None
+    if len({len(row) for row in rows}) > 1:
+        raise ConfigError(
+            f"{encoder.name}: adapters that read the layers and adapters that read its output adapter's fewer frames "
+            "cannot share a batch; give them batches of their own."
+        )
+
+    def restored(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor[back]
+
     in_order = EncoderOutput(
         output.last_hidden_state[back],
         tuple(state[back] for state in output.hidden_states),
         output.frame_lengths[back],
-        None if output.mask is None else output.mask[back],
-        None if output.cnn_output is None else output.cnn_output[back],
+        restored(output.mask),
+        restored(output.cnn_output),
+        restored(output.output_lengths),
+        restored(output.output_mask),
     )
     return in_order, [rows[place] for place in back.tolist()]
 

@@ -23,8 +23,8 @@ from torch.func import functional_call, vmap
 from speech_adapters.adapters.base import AdapterModule
 from speech_adapters.adapters.hooks import Hooks, StackedHooks
 from speech_adapters.encoders.attention import AttentionPrefix
+from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.encoders.forward import EncoderOutput
-from speech_adapters.encoders.loading import Encoder
 from speech_adapters.encoders.plan import Frames, Norm, Projection, Site
 
 #: A hook and where it is called.

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from speech_adapters.adapters.hooks import Hooks, StackedHooks
 from speech_adapters.composition.mixed_batch import Inputs, Run
+from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.encoders.forward import EncoderOutput
-from speech_adapters.encoders.loading import Encoder
 
 
 def parallel_forward(

@@ -24,7 +24,7 @@ from speech_adapters.composition.blocks import (
 from speech_adapters.composition.fusion import FusionConfig
 from speech_adapters.composition.fusion_base import CompositionConfig, CompositionModule
 from speech_adapters.composition.routing import RouterConfig
-from speech_adapters.encoders.loading import Encoder
+from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.errors import ConfigError
 from speech_adapters.heads.base import HeadModule
 

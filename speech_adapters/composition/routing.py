@@ -30,7 +30,7 @@ from speech_adapters.composition.fusion_base import (
     TrainableHooks,
     guide_loss,
 )
-from speech_adapters.encoders.loading import Encoder
+from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.encoders.plan import Frames
 from speech_adapters.errors import ConfigError
 

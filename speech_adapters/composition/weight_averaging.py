@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from speech_adapters.adapters.base import AdapterConfig, AdapterModule
-from speech_adapters.encoders.loading import Encoder
+from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.errors import ConfigError
 from speech_adapters.heads.base import HeadModule
 

@@ -4,8 +4,8 @@ It is given a way to run the projections of the stock modules, each as a module 
 them (LoRA and its kin) is really run. Stock ``WavLMAttention`` hands the raw ``.weight`` tensors to one fused call
 instead: adapters on its projections then train nothing, without a word.
 
-A gated relative position bias (WavLM's) enters as the additive mask of ``scaled_dot_product_attention``; on CPUs,
-whose fused kernel trains no such mask, of two products.
+A relative position bias (WavLM's gated one, that of relative keys) enters as the additive mask of
+``scaled_dot_product_attention``; on CPUs, whose fused kernel trains no such mask, of two products.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
+
+#: Queries (B, heads, T, D / heads) -> the position bias (B, heads, T, T) of the scaled products.
+Relative = Callable[[Tensor], Tensor]
 
 
 class AttentionPrefix(NamedTuple):
@@ -35,6 +38,7 @@ def self_attention(
     gate: Tensor | None = None,
     prefix: AttentionPrefix | None = None,
     dropout: float = 0.0,
+    relative: Relative | None = None,
 ) -> Tensor:
     """Multi-head self-attention over a layer's projections.
 
@@ -45,6 +49,7 @@ def self_attention(
         bias: (1, heads, T, T), a relative position bias shared by all layers; gate: (B, heads, T, 1), its factor.
         prefix: put before the frames' own keys and values; every frame sees it, with position bias 0 (it stands at no
             position).
+        relative: makes the position bias, in place of ``bias``, of the layer's queries.
 
     Returns: (B, T, D), after ``out_proj``.
     """
@@ -55,6 +60,8 @@ def self_attention(
 
     query = split(project("q_proj", hidden))
     key, value = project("k_proj", hidden), project("v_proj", hidden)
+    if relative is not None:
+        bias = relative(query)
 
     if prefix is not None:
         extra = prefix.keys.shape[1]
@@ -85,9 +92,9 @@ def _fused(
     bias: Tensor | None,
     dropout: float,
 ) -> Tensor:
-    """PyTorch's fused attention (B, heads, T, D / heads), with the gated bias as its additive mask."""
-    if gate is not None and bias is not None:
-        additive = (gate * bias).to(query.dtype)
+    """PyTorch's fused attention (B, heads, T, D / heads), with the bias as its additive mask."""
+    if bias is not None:
+        additive = (bias if gate is None else gate * bias).to(query.dtype)
         mask = additive if mask is None else additive.masked_fill(~mask, float("-inf"))
     return scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
 
@@ -116,7 +123,8 @@ def _by_products(
             start = query.new_zeros(mask.shape).masked_fill_(~mask, float("-inf"))
             start = start.expand(batch, heads, 1, -1).reshape(batch * heads, 1, -1)
             scores = torch.baddbmm(start, query, key.transpose(1, 2), alpha=width**-0.5)
-        if gate is not None and bias is not None:
-            scores.view(batch, heads, frames, -1).addcmul_(gate, bias.to(scores.dtype))
+        if bias is not None:
+            each, bias = scores.view(batch, heads, frames, -1), bias.to(scores.dtype)
+            each.add_(bias) if gate is None else each.addcmul_(gate, bias)
         weights = nn.functional.dropout(scores.softmax(dim=-1), dropout)
         return torch.bmm(weights, value).view(batch, heads, frames, width)

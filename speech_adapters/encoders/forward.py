@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from speech_adapters.encoders.families import family_of
-from speech_adapters.encoders.plan import BASE, Frames, Plan
+from speech_adapters.encoders.plan import BASE, Frames, Plan, frame_mask
 from speech_adapters.encoders.stock import StockModel
 from speech_adapters.errors import ConfigError
 
@@ -26,12 +26,13 @@ class EncoderOutput:
 
     Attributes:
         last_hidden_state: (B, T, D), what the encoder hands on; in a pre-norm encoder run to its end it is after the
-            final LayerNorm.
+            final LayerNorm, and in a checkpoint with an output adapter behind that: (B, T', D') then.
         hidden_states: tensors (B, T, D): the input of layer ``start_layer``, then each layer's output as it is, so
             that ``hidden_states[i]`` is what layer ``start_layer + i`` can be started from.
         frame_lengths: (B,) real frames of each utterance, or None when nothing is padded.
         mask: (B, T) True on real frames, or None.
         cnn_output: (B, T, C) before the feature projection; None when the run started later.
+        output_lengths, output_mask: those of the last hidden state; the same ones but for an output adapter.
     """
 
     last_hidden_state: Tensor
@@ -39,11 +40,14 @@ class EncoderOutput:
     frame_lengths: Tensor | None
     mask: Tensor | None
     cnn_output: Tensor | None
+    output_lengths: Tensor | None = None
+    output_mask: Tensor | None = None
 
-
-def frame_mask(lengths: Tensor, frames: int) -> Tensor:
-    """(B,) lengths -> (B, frames) boolean, True on real frames."""
-    return torch.arange(frames, device=lengths.device) < lengths.unsqueeze(1)
+    def lengths_of(self, features: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Lengths and mask of features (B, T, ...) made of the last hidden state, or of the others."""
+        if features.shape[1] == self.last_hidden_state.shape[1]:
+            return self.output_lengths, self.output_mask
+        return self.frame_lengths, self.mask
 
 
 def encode(
@@ -138,7 +142,13 @@ def encode(
         states = [extended.real(state, real_frames) for state in states]
     final_norm = family.final_norm(model) if stop == total else None
     last = states[-1] if final_norm is None else final_norm(states[-1])
-    return EncoderOutput(last, tuple(states), frames, real_mask, cnn_output)
+    output_lengths, output_mask = frames, real_mask
+    if stop == total:
+        last = family.run_output_adapter(model, last, frames)
+        if frames is not None and last.shape[1] != real_frames:
+            output_lengths = family.output_lengths(config, frames)
+            output_mask = frame_mask(output_lengths, last.shape[1])
+    return EncoderOutput(last, tuple(states), frames, real_mask, cnn_output, output_lengths, output_mask)
 
 
 def _extend(plan: Plan, where: str, found: Frames) -> Frames:

@@ -54,6 +54,11 @@ class Frames(NamedTuple):
         return frames[torch.arange(len(frames), device=frames.device)[:, None], index]
 
 
+def frame_mask(lengths: Tensor, frames: int) -> Tensor:
+    """(B,) lengths -> (B, frames) boolean, True on real frames."""
+    return torch.arange(frames, device=lengths.device) < lengths.unsqueeze(1)
+
+
 class Plan:
     """What adapters may change on the way through the encoder. This one changes nothing: the frozen base."""
 

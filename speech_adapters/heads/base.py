@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from speech_adapters import schema
 from speech_adapters.data.audio import SAMPLE_RATE
 from speech_adapters.data.manifest import Manifest, Utterance
-from speech_adapters.encoders.loading import Encoder
+from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.errors import AudioError, ConfigError
 
 HEADS: dict[str, type[HeadConfig]] = {}

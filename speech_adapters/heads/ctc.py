@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from speech_adapters.data.audio import SAMPLE_RATE
 from speech_adapters.data.manifest import Manifest, Utterance
-from speech_adapters.encoders.loading import Encoder
+from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.errors import ConfigError, ManifestError, TextError
 from speech_adapters.heads.base import HeadConfig, HeadModule, HeadOutput, check_audible
 from speech_adapters.heads.decoding import greedy_decode
@@ -99,7 +99,7 @@ class CTCHead(HeadConfig):
             )
         targets = [self.vocabulary.encode(text, name) for name, text in zip(ids, texts, strict=True)]
         samples = torch.tensor([round(utterance.duration * SAMPLE_RATE) for utterance in manifest])
-        check_ctc_lengths(targets, encoder.frame_lengths(samples).tolist(), ids)
+        check_ctc_lengths(targets, encoder.output_lengths(samples).tolist(), ids)
 
     def build(self, input_size: int) -> CTCHeadModule:
         return CTCHeadModule(self, input_size)

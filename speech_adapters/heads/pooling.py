@@ -16,15 +16,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from speech_adapters.encoders.plan import frame_mask
 from speech_adapters.errors import ConfigError
 
 EPSILON = 1e-8
 """Floor of a variance: its square root has no gradient at zero (a single frame, a constant feature)."""
-
-
-def frame_mask(lengths: Tensor, frames: int) -> Tensor:
-    """(B,) lengths -> (B, frames) True on real frames."""
-    return torch.arange(frames, device=lengths.device) < lengths.unsqueeze(1)
 
 
 class Pooling(nn.Module, ABC):

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from speech_adapters.data.manifest import Manifest, Utterance
-from speech_adapters.encoders.loading import Encoder
+from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.errors import ConfigError
 from speech_adapters.heads.base import HeadModule, HeadOutput
 from speech_adapters.heads.classification import UtteranceHeadConfig, UtteranceNetwork, check_labels, label_index

@@ -19,11 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speech_adapters.data.manifest import Utterance
+from speech_adapters.encoders.plan import frame_mask
 from speech_adapters.errors import ConfigError
 from speech_adapters.heads.base import HeadConfig, HeadModule, HeadOutput
 from speech_adapters.heads.classification import check_labels, label_index
 from speech_adapters.heads.margin import LOSSES, CosineClassifier, margin_loss
-from speech_adapters.heads.pooling import POOLINGS, frame_mask, pooling
+from speech_adapters.heads.pooling import POOLINGS, pooling
 from speech_adapters.metrics.calibration import Calibration
 
 

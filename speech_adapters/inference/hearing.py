@@ -21,7 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 from speech_adapters.data.audio import SAMPLE_RATE
 from speech_adapters.data.batches import LengthBatches
 from speech_adapters.data.windows import Window, Windows, cut
-from speech_adapters.encoders.loading import Encoder
+from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.errors import AudioError
 from speech_adapters.heads.base import HeadModule
 from speech_adapters.heads.ctc import CTCHeadModule

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from speech_adapters.encoders.loading import Encoder
+from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.errors import ConfigError
 from speech_adapters.model import ModelOutput, SpeechAdapterModel
 from speech_adapters.objectives.masking import span_mask
@@ -56,6 +56,11 @@ class Objective(nn.Module, ABC):
 
     def __init__(self, config: MaskingConfig, encoder: Encoder) -> None:
         super().__init__()
+        if encoder.output_lengths(probe := 100 * encoder.stride) != encoder.frame_lengths(probe):
+            raise ConfigError(
+                f"{encoder.name}: its output adapter hands on fewer frames than it hides, so that masked prediction "
+                "has nothing to predict them from; take the checkpoint that it was fine-tuned from."
+            )
         self.config = config
         own = encoder.mask_embedding
         start = torch.empty(encoder.hidden_size).uniform_() if own is None else own.detach().float().clone()

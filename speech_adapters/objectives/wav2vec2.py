@@ -20,7 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from speech_adapters.encoders.loading import Encoder, stored_tensors
+from speech_adapters.encoders.encoder import Encoder
+from speech_adapters.encoders.loading import stored_tensors
 from speech_adapters.errors import ConfigError
 from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.model_output import ModelOutput

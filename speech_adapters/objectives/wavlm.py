@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from speech_adapters.encoders.loading import Encoder
+from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.errors import ConfigError
 from speech_adapters.objectives.hubert import HuBERTObjective, HuBERTObjectiveConfig
 from speech_adapters.objectives.units import KMeansUnits

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from speech_adapters.adapters.base import AdapterConfig, AdapterModule, adapter_config
-from speech_adapters.encoders.loading import Encoder
+from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.errors import CheckpointError, InputError
 from speech_adapters.saving.base import Base, read_description
 from speech_adapters.saving.parts import check_fit, load_part, save_part

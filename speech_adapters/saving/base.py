@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from speech_adapters import schema
-from speech_adapters.encoders.loading import Encoder
+from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.errors import CheckpointError, ConfigError
 
 T = TypeVar("T")
@@ -23,6 +23,8 @@ class Base:
     family: str | None = None
     fingerprint: str
     """SHA-256 of its weights."""
+    language: str | None = None
+    """Of a base that has several (MMS)."""
     normalize: bool | None = None
     """Whether it hears waveforms at zero mean and unit variance; None in files from before this was kept."""
 
@@ -34,11 +36,17 @@ class Base:
             revision=encoder.revision,
             family=encoder.family,
             fingerprint=encoder.fingerprint,
+            language=encoder.language,
             normalize=encoder.normalize,
         )
 
     def check(self, other: Base, part: str) -> None:
         """Raise a CheckpointError unless ``other`` is this base; ``part`` opens the message."""
+        if self.language != other.language and self.name == other.name:
+            raise CheckpointError(
+                f"{part} was trained on the language {self.language!r} of {self.name!r}, which speaks "
+                f"{other.language!r} here; load it with target_lang={self.language!r}."
+            )
         if self.fingerprint != other.fingerprint:
             raise CheckpointError(
                 f"{part} was trained on {self.name!r}, whose frozen weights are not those of {other.name!r} "

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from speech_adapters.encoders.loading import fingerprint
+from speech_adapters.encoders.tensors import fingerprint
 from speech_adapters.errors import CheckpointError
 from speech_adapters.files import read_json
 from speech_adapters.saving.base import Base

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from speech_adapters.adapters.base import AdapterModule
-from speech_adapters.encoders.loading import Encoder
+from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.errors import ConfigError
 
 

@@ -26,7 +26,8 @@ from speech_adapters.composition.blocks import (
 from speech_adapters.composition.fusion import FusionConfig
 from speech_adapters.composition.fusion_base import CompositionConfig, CompositionModule
 from speech_adapters.composition.routing import RouterConfig
-from speech_adapters.encoders.loading import Encoder, fingerprint
+from speech_adapters.encoders.encoder import Encoder
+from speech_adapters.encoders.tensors import fingerprint
 from speech_adapters.errors import CheckpointError, ConfigError
 from speech_adapters.saving.base import Base, read_description
 from speech_adapters.saving.parts import check_fit, load_part, save_part

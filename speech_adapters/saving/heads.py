@@ -25,7 +25,8 @@ from torch import Tensor
 
 from speech_adapters.adapters.base import AdapterConfig, AdapterModule
 from speech_adapters.composition.blocks import Composition, Parallel, names_of
-from speech_adapters.encoders.loading import Encoder, fingerprint
+from speech_adapters.encoders.encoder import Encoder
+from speech_adapters.encoders.tensors import fingerprint
 from speech_adapters.errors import CheckpointError, InputError
 from speech_adapters.heads.base import HeadConfig, HeadModule, head_from_dict
 from speech_adapters.heads.ctc import CTCHeadModule

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from speech_adapters.encoders.loading import check_finite
+from speech_adapters.encoders.tensors import check_finite
 from speech_adapters.errors import CheckpointError, InputError
 from speech_adapters.files import atomic
 

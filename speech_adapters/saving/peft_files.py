@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 
 from speech_adapters.adapters.base import AdapterModule
-from speech_adapters.encoders.loading import Encoder, check_finite
+from speech_adapters.encoders.encoder import Encoder
+from speech_adapters.encoders.tensors import check_finite
 from speech_adapters.errors import ConfigError
 from speech_adapters.files import new_folder, write_text
 from speech_adapters.heads.base import HeadModule

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from speech_adapters.adapters.lora import LoRA
 from speech_adapters.adapters.projections import TARGETS
-from speech_adapters.encoders.loading import Encoder, check_finite
+from speech_adapters.encoders.encoder import Encoder
+from speech_adapters.encoders.tensors import check_finite
 from speech_adapters.errors import CheckpointError, InputError
 from speech_adapters.files import read_json
 

@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from speech_adapters.encoders.loading import Encoder, check_finite
+from speech_adapters.encoders.encoder import Encoder
+from speech_adapters.encoders.tensors import check_finite
 from speech_adapters.errors import ConfigError
 from speech_adapters.files import new_folder, write_json
 from speech_adapters.heads.base import HeadModule
@@ -58,10 +59,10 @@ def stock_head(head: HeadModule, encoder: Encoder) -> StockHead:
     Raises:
         ConfigError: none computes the same; it says why.
     """
-    if head.input_size != encoder.hidden_size:
+    if head.input_size != encoder.output_size:
         raise ConfigError(
             f"this head reads features of {head.input_size}, and a stock class gives it the last hidden state of "
-            f"{encoder.hidden_size}; save it with save_head, beside its adapter."
+            f"{encoder.output_size}; save it with save_head, beside its adapter."
         )
     if isinstance(head, CTCHeadModule):
         return _ctc(head)
@@ -128,11 +129,12 @@ def headed_model(encoder: Encoder, head: StockHead) -> nn.Module:
             model = getattr(transformers, head.kind).from_config(config)
     except ValueError:
         model = None
-    if model is None or not type(model).__name__.endswith(head.ending) or getattr(config, "add_adapter", False):
-        reason = "with add_adapter" if getattr(config, "add_adapter", False) else f"as *{head.ending}"
+    if model is None or not type(model).__name__.endswith(head.ending):
+        adapted = " with add_adapter" if getattr(config, "add_adapter", False) else ""
         raise ConfigError(
-            f"{encoder.name}: transformers has no class for {encoder.architecture.title} {reason} that computes this "
-            "model's logits; save adapter and head with save_adapter and save_head, or the encoder without a head."
+            f"{encoder.name}: transformers has no class for {encoder.architecture.title}{adapted} as *{head.ending} "
+            "that computes this model's logits; save adapter and head with save_adapter and save_head, or the encoder "
+            "without a head."
         )
     return model
 
@@ -159,7 +161,7 @@ def save_stock(
         model = headed_model(encoder, stock).to_empty(device="cpu")
         tensors = {f"{model.base_model_prefix}.{name}": tensor for name, tensor in tensors.items()} | stock.tensors
         if stock.vocabulary is not None:
-            preprocessor = {**preprocessor, "processor_class": "Wav2Vec2Processor"}
+            preprocessor = {**preprocessor, "processor_class": encoder.architecture.processor}
     check_finite(tensors, f"{folder}: not saved")
     model = model.to(encoder.model.dtype)
     model.load_state_dict(tensors)

@@ -9,7 +9,8 @@ from typing import Any
 
 from speech_adapters.data.manifest import Manifest
 from speech_adapters.data.transcripts import write_transcripts
-from speech_adapters.encoders.loading import Encoder, checkpoint_file
+from speech_adapters.encoders.encoder import Encoder
+from speech_adapters.encoders.sources import checkpoint_file
 from speech_adapters.errors import ConfigError
 from speech_adapters.files import write_json
 from speech_adapters.heads.base import HeadConfig
@@ -159,8 +160,12 @@ def evaluate_asr(
     return Evaluation(result, texts.cost)
 
 
-def own_ctc_head(encoder: Encoder, normalizer: Normalizer = "librispeech", accept_letters: str = "") -> CTCHeadModule:
+def own_ctc_head(encoder: Encoder, normalizer: Normalizer | None = None, accept_letters: str = "") -> CTCHeadModule:
     """The CTC head and vocabulary of a ``*ForCTC`` checkpoint.
+
+    Args:
+        normalizer: how transcripts are written for it; by default in the vocabulary's own case: "librispeech" where
+            it has upper-case letters, "basic" where it has not.
 
     Raises:
         ConfigError: the checkpoint has no CTC head, or no ``vocab.json``.
@@ -169,16 +174,23 @@ def own_ctc_head(encoder: Encoder, normalizer: Normalizer = "librispeech", accep
     if own is None or own.vocabulary is None:
         lacking = "CTC head" if own is None else "vocab.json"
         raise ConfigError(f"{encoder.name}: this checkpoint has no {lacking}; give a *ForCTC folder, or a saved head.")
-    vocabulary = Vocabulary.load(own.vocabulary)
+    vocabulary = Vocabulary.load(own.vocabulary, own.language, len(own.bias))
+    if normalizer is None:
+        upper = any(token.isupper() for token in vocabulary.tokens if len(token) == 1)
+        normalizer = "librispeech" if upper else "basic"
     head = CTCHeadModule.from_linear(own.weight, own.bias, vocabulary, normalizer=normalizer)
     head.config.accept_letters = accept_letters
     return head
 
 
 def use_own_ctc_head(
-    model: SpeechAdapterModel, normalizer: Normalizer = "librispeech", name: str = "ctc", accept_letters: str = ""
+    model: SpeechAdapterModel, normalizer: Normalizer | None = None, name: str = "ctc", accept_letters: str = ""
 ) -> None:
     """Take the CTC head and vocabulary of a ``*ForCTC`` checkpoint as the model's head.
+
+    Args:
+        normalizer: how transcripts are written for it; by default in the vocabulary's own case: "librispeech" where
+            it has upper-case letters, "basic" where it has not.
 
     Raises:
         ConfigError: the checkpoint has no CTC head, or no ``vocab.json``.

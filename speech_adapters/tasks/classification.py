@@ -9,7 +9,7 @@ import torch
 
 from speech_adapters.data.manifest import Manifest
 from speech_adapters.data.predictions import write_predictions
-from speech_adapters.encoders.loading import Encoder
+from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.errors import ConfigError
 from speech_adapters.files import write_json
 from speech_adapters.heads.classification import ClassificationHead, balanced_class_weights

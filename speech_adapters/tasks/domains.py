@@ -27,7 +27,7 @@ from speech_adapters.composition import Average, Fuse, FusionConfig, Route, Rout
 from speech_adapters.config import option
 from speech_adapters.data.batches import GuidedDataset, SpeechDataset
 from speech_adapters.data.manifest import Manifest, equal_shares
-from speech_adapters.encoders.loading import Encoder
+from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.errors import ConfigError
 from speech_adapters.heads.base import head_from_dict
 from speech_adapters.heads.ctc import CTCHead

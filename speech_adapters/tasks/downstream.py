@@ -16,7 +16,7 @@ import torch
 from speech_adapters.adapters import preset
 from speech_adapters.data.batches import SpeechDataset
 from speech_adapters.data.manifest import Manifest
-from speech_adapters.encoders.loading import Encoder
+from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.errors import CheckpointError, ConfigError
 from speech_adapters.heads import HeadConfig
 from speech_adapters.model import SpeechAdapterModel

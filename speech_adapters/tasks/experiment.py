@@ -17,7 +17,8 @@ from accelerate import PartialState
 
 from speech_adapters.adapters import preset
 from speech_adapters.adapters.base import AdapterConfig
-from speech_adapters.encoders.loading import Encoder, load_encoder
+from speech_adapters.encoders.encoder import Encoder
+from speech_adapters.encoders.loading import load_encoder
 from speech_adapters.files import write_json
 from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.reports.report import method_rows, summary_table, write_report

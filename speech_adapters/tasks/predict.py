@@ -16,8 +16,8 @@ from speech_adapters.data.batches import SpeechDataset, evaluation_loader, model
 from speech_adapters.data.embeddings import Embeddings
 from speech_adapters.data.manifest import Manifest
 from speech_adapters.data.windows import Windows
+from speech_adapters.encoders.plan import frame_mask
 from speech_adapters.errors import ConfigError
-from speech_adapters.heads.pooling import frame_mask
 from speech_adapters.inference.outputs import check_finite, head_output, mean_pooled
 from speech_adapters.inference.recordings import Recording
 from speech_adapters.inference.utterances import stitched
@@ -162,8 +162,9 @@ def mean_attention(model: SpeechAdapterModel, manifest: Manifest, **options: Any
 
 def _attention(output: ModelOutput) -> list[dict[str, Tensor]]:
     """Site -> weights of the members, of each utterance."""
-    frames, size = output.last_hidden_state.shape[1], len(output.last_hidden_state)
-    real = frame_mask(output.frame_lengths, frames)
+    assert output.hidden_lengths is not None, "one composition serves the whole batch"
+    frames, size = output.hidden_states[-1].shape[1], len(output.last_hidden_state)
+    real = frame_mask(output.hidden_lengths, frames)
     rows: list[dict[str, Tensor]] = [{} for _ in range(size)]
     for place, attention in output.attention.items():
         if attention.shape[1] > 1:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from speech_adapters.adapters.base import AdapterConfig
-from speech_adapters.encoders.loading import Encoder
+from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.errors import ConfigError
 from speech_adapters.heads.base import HeadConfig, HeadModule
 from speech_adapters.model import SpeechAdapterModel

@@ -18,7 +18,7 @@ from speech_adapters.data.embeddings import Embeddings, average_embeddings
 from speech_adapters.data.manifest import Manifest
 from speech_adapters.data.score_files import write_scores
 from speech_adapters.data.trials import Enrolment, ResolvedTrials, TrialList, UtteranceIndex, resolve, trial_speakers
-from speech_adapters.encoders.loading import Encoder
+from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.errors import ConfigError, InputError
 from speech_adapters.files import read_json, write_json
 from speech_adapters.heads.base import check_audible

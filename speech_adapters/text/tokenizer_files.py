@@ -48,23 +48,37 @@ def tokenizer_files(
     return files | {name: json.dumps(c, ensure_ascii=False, indent=1) + "\n" for name, c in contents.items()}
 
 
-def read_tokenizer(path: str | Path) -> dict[str, Any]:
+def read_tokenizer(path: str | Path, language: str | None = None, outputs: int | None = None) -> dict[str, Any]:
     """What a vocabulary is made of, from a ``vocab.json`` or a folder that holds one (with or without
-    ``tokenizer_config.json``).
+    ``tokenizer_config.json``, ``special_tokens_map.json`` and ``added_tokens.json``).
+
+    Args:
+        language: the one of a file that holds a vocabulary per language (MMS); by default the one that the
+            tokenizer's configuration names.
+        outputs: of the head that the vocabulary belongs to: added tokens that it has no output for are left out, as
+            many checkpoints have them for their tokenizer alone.
 
     Raises:
-        TextError: no such file, or one that is no vocabulary.
+        TextError: no such file or language, or one that is no vocabulary.
     """
     path = Path(path)
     file = path / "vocab.json" if path.is_dir() else path
+    config = _beside(file, "special_tokens_map.json") | _beside(file, "tokenizer_config.json")
     vocab = _read_json(file)
     if any(isinstance(value, dict) for value in vocab.values()):
-        raise TextError(f"{file}: holds one vocabulary a language ({', '.join(vocab)}); save one in its own file")
+        language = language or config.get("target_lang")
+        if not isinstance(vocab.get(str(language)), dict):
+            asked = "say which one" if language is None else f"it has no {language!r}"
+            raise TextError(
+                f"{file}: holds one vocabulary a language and {asked} (language=..., target_lang of an encoder); it "
+                f"has {', '.join(list(vocab)[:20])}{' ...' if len(vocab) > 20 else ''}"
+            )
+        vocab = dict(vocab[str(language)])
+    else:
+        vocab |= _added(file, config, vocab, outputs)
     if sorted(map(str, vocab.values())) != sorted(map(str, range(len(vocab)))):
         raise TextError(f"{file}: ids must be 0 to {len(vocab) - 1}, each once; restore the original file")
     tokens = tuple(sorted(vocab, key=vocab.__getitem__))
-    config_file = file.with_name("tokenizer_config.json")
-    config = _read_json(config_file) if config_file.is_file() else {}
     blank = _content(config.get("pad_token")) or next((token for token in _BLANKS if token in vocab), "<pad>")
     scores = _scores(file.with_name("tokenizer.json"), tokens)
     found = {"tokens": tokens, "blank": blank}
@@ -76,6 +90,29 @@ def read_tokenizer(path: str | Path) -> dict[str, Any]:
     if config.get("tokenizer_class") == _PHONEMES or (delimiter is None and several):
         return {**found, "delimiter": None, "separator": " "}
     return {**found, "delimiter": delimiter}
+
+
+def _added(file: Path, config: dict[str, Any], vocab: dict[str, Any], outputs: int | None) -> dict[str, Any]:
+    """Tokens that a tokenizer has beside those of its ``vocab.json``: ``added_tokens.json`` holds them, or the
+    tokenizer's configuration by id."""
+    added = dict(_beside(file, "added_tokens.json"))
+    decoder = config.get("added_tokens_decoder")
+    for number, token in decoder.items() if isinstance(decoder, dict) else ():
+        added.setdefault(str(_content(token)), int(number) if str(number).isdigit() else number)
+    known = set(vocab.values())
+    return {
+        token: number
+        for token, number in added.items()
+        if token not in vocab
+        and number not in known
+        and (outputs is None or not isinstance(number, int) or number < outputs)
+    }
+
+
+def _beside(file: Path, name: str) -> dict[str, Any]:
+    """What another file of the tokenizer says; nothing where there is none."""
+    path = file.with_name(name)
+    return _read_json(path) if path.is_file() else {}
 
 
 def is_special(token: str) -> bool:

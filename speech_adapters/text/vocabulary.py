@@ -232,13 +232,10 @@ class Vocabulary:
             write_text(Path(folder) / name, content)
 
     @classmethod
-    def load(cls, path: str | Path) -> Vocabulary:
-        """Read a ``vocab.json`` or the folder of a tokenizer (:mod:`speech_adapters.text.tokenizer_files`).
-
-        Raises:
-            TextError: no such file, or one that is no vocabulary.
-        """
-        return cls(**read_tokenizer(path))
+    def load(cls, path: str | Path, language: str | None = None, outputs: int | None = None) -> Vocabulary:
+        """Read a ``vocab.json`` or the folder of a tokenizer; arguments and errors of
+        :func:`~speech_adapters.text.tokenizer_files.read_tokenizer`."""
+        return cls(**read_tokenizer(path, language, outputs))
 
 
 def _check_printable(symbols: Iterable[str]) -> None:

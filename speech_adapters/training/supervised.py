@@ -19,7 +19,7 @@ from speech_adapters.data.batches import (
     model_inputs,
     training_loader,
 )
-from speech_adapters.encoders.loading import Encoder
+from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.errors import ConfigError
 from speech_adapters.heads.ctc import CTCHeadModule
 from speech_adapters.model import SpeechAdapterModel

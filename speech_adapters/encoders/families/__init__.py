@@ -12,13 +12,15 @@ from speech_adapters.encoders.families.data2vec_audio import Data2VecAudio
 from speech_adapters.encoders.families.hubert import HuBERT
 from speech_adapters.encoders.families.unispeech_sat import UniSpeechSAT
 from speech_adapters.encoders.families.wav2vec2 import Wav2Vec2
+from speech_adapters.encoders.families.wav2vec2_bert import Wav2Vec2BERT
 from speech_adapters.encoders.families.wavlm import WavLM
 from speech_adapters.encoders.families.whisper import Whisper
 from speech_adapters.errors import ConfigError
 
 #: ``model_type`` of ``config.json`` -> family.
 FAMILIES: dict[str, Family] = {
-    family.model_type: family for family in (Wav2Vec2(), HuBERT(), WavLM(), Data2VecAudio(), UniSpeechSAT(), Whisper())
+    family.model_type: family
+    for family in (Wav2Vec2(), HuBERT(), WavLM(), Data2VecAudio(), UniSpeechSAT(), Whisper(), Wav2Vec2BERT())
 }
 
 __all__ = ["FAMILIES", "PARTS", "Family", "family_of"]

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, TypeVar, cast
 
 from torch import Tensor, nn
 
-from speech_adapters.encoders.attention import self_attention
+from speech_adapters.encoders.attention import Relative, self_attention
 from speech_adapters.encoders.plan import Frames, Plan, Site
 from speech_adapters.encoders.stock import StockAttention, StockModel
 
@@ -36,14 +36,26 @@ class Family(ABC):
         layers: name of the list of layers inside the stock model.
         names: each of ``PARTS``, and "dropout" (after the attention), "intermediate_dropout" and "output_dropout", by
             its name inside a layer. A dropout may be a module or a rate.
+        norms: the LayerNorms of a layer that methods on LayerNorms and biases act on; projections: its linear maps,
+            by the names that targets have. A family whose layers have more of them names these too.
         position_names: what the names of tensors of learnt relative positions hold; they stay frozen in fine-tuning.
+        processor: class of ``transformers`` that joins the feature extractor and a recogniser's tokenizer.
+        may_lack: tensors that no forward of the frozen encoder needs, and a checkpoint may lack.
+        feed_forward_scale: factor on the feed-forward's output before it is added to the residual.
     """
 
     model_type: ClassVar[str]
     title: ClassVar[str]
     layers: ClassVar[str]
     names: ClassVar[Mapping[str, str]]
+    norms: ClassVar[tuple[str, ...]] = ("layer_norm", "final_layer_norm")
+    projections: ClassVar[tuple[str, ...]] = (
+        "q_proj", "k_proj", "v_proj", "out_proj", "intermediate_dense", "output_dense"
+    )  # fmt: skip
     position_names: ClassVar[tuple[str, ...]] = ()
+    processor: ClassVar[str] = "Wav2Vec2Processor"
+    may_lack: ClassVar[tuple[str, ...]] = ()
+    feed_forward_scale: ClassVar[float] = 1.0
 
     # ------------------------------------------------------------------ sizes
 
@@ -146,12 +158,32 @@ class Family(ABC):
     def final_norm(self, model: Any) -> nn.Module | None:
         """The LayerNorm behind the last layer of a pre-norm encoder, else None."""
 
+    def output_size(self, config: Any) -> int:
+        """Width of what the encoder hands on."""
+        return int(config.hidden_size)
+
+    def output_lengths(self, config: Any, frames: Samples) -> Samples:
+        """Frames that the encoder hands on, of the layers' ``frames``; a number or a tensor (B,)."""
+        return frames
+
+    def run_output_adapter(self, model: Any, hidden: Tensor, frames: Tensor | None) -> Tensor:
+        """What a checkpoint with ``add_adapter`` makes of the layers' output, (B, T, D) -> (B, T', D').
+
+        Args:
+            frames: (B,) real frames, or None when nothing is padded; what is behind them changes nothing before.
+        """
+        return hidden
+
     def position_bias(self, model: Any, frames: int) -> Tensor | None:
         """A relative position bias (1, heads, T, T) that all layers share, or None."""
         return None
 
     def position_gate(self, layer: nn.Module, hidden: Tensor) -> Tensor | None:
         """A layer's factor (B, heads, T, 1) on it, of the attention's input (B, T, D)."""
+        return None
+
+    def relative(self, layer: nn.Module) -> Relative | None:
+        """What makes a layer's own position bias of its queries, or None."""
         return None
 
     def after_layer(self, layer: nn.Module, hidden: Tensor, pre_norm: bool) -> Tensor:
@@ -168,48 +200,74 @@ class Family(ABC):
         plan: Plan,
         pre_norm: bool,
     ) -> Tensor:
-        """One transformer layer (B, T, D) -> (B, T, D), adapters at their places; ``mask`` is (B, T)."""
+        """One layer (B, T, D) -> (B, T, D), adapters at their places; ``mask`` is (B, T)."""
         layer, layer_input = plan.layer(index, layer), hidden
-        attention_norm = plan.norm(index, "layer_norm", self.part(layer, "layer_norm"))
-        final_norm = plan.norm(index, "final_layer_norm", self.part(layer, "final_layer_norm"))
-        attention = cast(StockAttention, self.part(layer, "attention"))
-
-        def run(name: str, frames: Tensor) -> Tensor:
-            return plan.site(name, index, Site(frames, self.part(layer, name)(frames), mask))
-
-        def project(frames: Tensor) -> tuple[Tensor, Tensor]:
-            frames = frames.to(layer_input.dtype)
-            normed = attention_norm(frames) if pre_norm else frames
-            # No mask: these frames stand beside the utterances, not in them.
-            key, value = (self.part(layer, name)(normed) for name in ("k_proj", "v_proj"))
-            return plan.site("k_proj", index, Site(normed, key)), plan.site("v_proj", index, Site(normed, value))
-
-        normed = attention_norm(hidden) if pre_norm else hidden
-        attention_mask = None if mask is None else mask[:, None, None, :]
-        gate = None if bias is None else self.position_gate(layer, normed)
-        prefix = plan.prefix(index, project)
-        dropout = attention.dropout if attention.training else 0.0
-        output = self_attention(normed, run, attention.num_heads, attention_mask, bias, gate, prefix, dropout)
-        output = self._drop(layer, "dropout", output)
-        hidden = hidden + plan.site("attention", index, Site(normed, output, mask, hidden, attention_norm))
-        if not pre_norm:
-            hidden = attention_norm(hidden)
-
-        normed = final_norm(hidden) if pre_norm else hidden
-        output = run("intermediate_act", run("intermediate_dense", normed))
-        output = run("output_dense", self._drop(layer, "intermediate_dropout", output))
-        output = self._drop(layer, "output_dropout", output)
-        hidden = hidden + plan.site("feed_forward", index, Site(normed, output, mask, hidden, final_norm))
-        if not pre_norm:
-            hidden = final_norm(hidden)
+        hidden = self.attend(layer, index, hidden, mask, bias, plan, pre_norm)
+        hidden = self.feed_forward(layer, index, hidden, mask, plan, pre_norm)
         hidden = self.after_layer(layer, hidden, pre_norm)
         return plan.site("layer", index, Site(layer_input, hidden, mask))
 
+    def attend(
+        self,
+        layer: nn.Module,
+        index: int,
+        hidden: Tensor,
+        mask: Tensor | None,
+        bias: Tensor | None,
+        plan: Plan,
+        pre_norm: bool,
+    ) -> Tensor:
+        """The attention sub-layer, its LayerNorm and its residual: (B, T, D) -> (B, T, D)."""
+        norm = plan.norm(index, "layer_norm", self.part(layer, "layer_norm"))
+        attention = cast(StockAttention, self.part(layer, "attention"))
+
+        def run(name: str, frames: Tensor) -> Tensor:
+            return self.run_part(layer, index, name, frames, mask, plan)
+
+        def project(frames: Tensor) -> tuple[Tensor, Tensor]:
+            frames = frames.to(hidden.dtype)
+            normed = norm(frames) if pre_norm else frames
+            # No mask: these frames stand beside the utterances, not in them.
+            key, value = (self.run_part(layer, index, name, normed, None, plan) for name in ("k_proj", "v_proj"))
+            return key, value
+
+        normed = norm(hidden) if pre_norm else hidden
+        attention_mask = None if mask is None else mask[:, None, None, :]
+        gate = None if bias is None else self.position_gate(layer, normed)
+        prefix = plan.prefix(index, project)
+        dropout = _rate(attention.dropout) if attention.training else 0.0
+        relative = self.relative(layer)
+        output = self_attention(
+            normed, run, attention.num_heads, attention_mask, bias, gate, prefix, dropout, relative
+        )
+        output = self._drop(layer, "dropout", output)
+        hidden = hidden + plan.site("attention", index, Site(normed, output, mask, hidden, norm))
+        return hidden if pre_norm else norm(hidden)
+
+    def feed_forward(
+        self, layer: nn.Module, index: int, hidden: Tensor, mask: Tensor | None, plan: Plan, pre_norm: bool
+    ) -> Tensor:
+        """The feed-forward sub-layer, its LayerNorm and its residual: (B, T, D) -> (B, T, D)."""
+        norm = plan.norm(index, "final_layer_norm", self.part(layer, "final_layer_norm"))
+        normed = norm(hidden) if pre_norm else hidden
+        output = self.run_part(layer, index, "intermediate_dense", normed, mask, plan)
+        output = self.run_part(layer, index, "intermediate_act", output, mask, plan)
+        output = self._drop(layer, "intermediate_dropout", output)
+        output = self.run_part(layer, index, "output_dense", output, mask, plan)
+        output = self._drop(layer, "output_dropout", output)
+        if self.feed_forward_scale != 1.0:
+            output = output * self.feed_forward_scale
+        hidden = hidden + plan.site("feed_forward", index, Site(normed, output, mask, hidden, norm))
+        return hidden if pre_norm else norm(hidden)
+
+    def run_part(
+        self, layer: nn.Module, index: int, name: str, frames: Tensor, mask: Tensor | None, plan: Plan
+    ) -> Tensor:
+        """A projection or activation of a layer, with what adapters add to it."""
+        return plan.site(name, index, Site(frames, self.part(layer, name)(frames), mask))
+
     def _drop(self, layer: nn.Module, name: str, hidden: Tensor) -> Tensor:
-        found = _inside(layer, self.names[name])
-        if isinstance(found, nn.Module):
-            return cast(Tensor, found(hidden))
-        return nn.functional.dropout(hidden, found, layer.training)
+        return nn.functional.dropout(hidden, _rate(_inside(layer, self.names[name])), layer.training)
 
     # ------------------------------------------------------------------ checkpoints
 
@@ -228,19 +286,30 @@ class Family(ABC):
     def load(self, folder: Path, **options: Any) -> tuple[nn.Module, dict[str, Any]]:
         """The stock encoder in ``folder``, and ``transformers``' report of missing and mismatched keys.
 
-        Tensors that a checkpoint may lack are made the same in each process, and are no longer reported as missing.
+        Tensors of ``may_lack`` are zero where a checkpoint lacks them, and no longer reported as missing.
         """
         from transformers import AutoModel
 
-        return cast(
-            tuple[nn.Module, dict[str, Any]], AutoModel.from_pretrained(folder, output_loading_info=True, **options)
-        )
+        model, report = AutoModel.from_pretrained(folder, output_loading_info=True, **options)
+        lacking = set(self.may_lack) & set(report["missing_keys"])
+        for name in lacking:  # else they would be drawn anew, and be another encoder, in each process
+            nn.init.zeros_(model.get_parameter(name))
+        return model, {**report, "missing_keys": set(report["missing_keys"]) - lacking}
+
+
+def convolved(frames: Samples, kernel: int, stride: int, padding: int) -> Samples:
+    """Frames behind a convolution over so many; a number or a tensor (B,)."""
+    return (frames + 2 * padding - kernel) // stride + 1
 
 
 def count_layers(shapes: Iterable[str], pattern: str) -> int:
     """How many different numbers stand in the place of ``*`` in names of tensors: ``encoder.layers.*.``, say."""
     compiled = re.compile(r"(?:^|\.)" + re.escape(pattern).replace(r"\*", r"(\d+)"))
     return len({match[1] for name in shapes if (match := compiled.search(name))})
+
+
+def _rate(dropout: nn.Dropout | float) -> float:
+    return dropout.p if isinstance(dropout, nn.Dropout) else dropout
 
 
 def _inside(module: nn.Module, name: str) -> Any:

@@ -7,18 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from speech_adapters.encoders.families.base import Family, Samples, count_layers
-from speech_adapters.encoders.plan import Frames, Plan, Site
+from speech_adapters.encoders.families.base import Family, Samples, convolved, count_layers
+from speech_adapters.encoders.plan import Frames, Plan, Site, frame_mask
 from speech_adapters.encoders.stock import StockModel
-
-#: Learnt by masked pre-training alone: the one tensor that a checkpoint may lack. It is zero then.
-MASK_EMBEDDING = "masked_spec_embed"
 
 
 class Conv(nn.Conv1d):
@@ -92,6 +88,7 @@ class Wav2Vec2(Family):
         "output_dropout": "feed_forward.output_dropout",
         "final_layer_norm": "final_layer_norm",
     }
+    may_lack = ("masked_spec_embed",)  # learnt by masked pre-training alone
     #: ``do_normalize`` by the CNN's norm ("group": Base, "layer": Large).
     normalize: ClassVar[Mapping[str, bool]] = {"group": True, "layer": True}
 
@@ -145,16 +142,41 @@ class Wav2Vec2(Family):
 
     def add_positions(self, model: Model, extended: Frames, real: int | Tensor) -> Tensor:
         encoder, hidden = model.encoder, extended.frames
-        hidden = hidden + encoder.pos_conv_embed(hidden)
+        hidden = hidden + self.positions(model, hidden, extended.mask)
         if not self.pre_norm(model.config):
             hidden = encoder.layer_norm(hidden)
         return encoder.dropout(hidden)
 
+    def positions(self, model: Model, hidden: Tensor, mask: Tensor | None) -> Tensor:
+        """What the positional convolution makes of frames (B, T, D), of which those outside the mask are zero."""
+        return cast(Tensor, model.encoder.pos_conv_embed(hidden))
+
     def mask_embedding(self, model: Model) -> Tensor | None:
-        return getattr(model, MASK_EMBEDDING, None)
+        return getattr(model, "masked_spec_embed", None)
 
     def final_norm(self, model: Model) -> nn.Module | None:
         return model.encoder.layer_norm if self.pre_norm(model.config) else None
+
+    def output_size(self, config: Any) -> int:
+        return int(config.output_hidden_size if getattr(config, "add_adapter", False) else config.hidden_size)
+
+    def output_lengths(self, config: Any, frames: Samples) -> Samples:
+        for _ in range(config.num_adapter_layers if getattr(config, "add_adapter", False) else 0):
+            frames = convolved(frames, config.adapter_kernel_size, config.adapter_stride, padding=1)
+        return frames
+
+    def run_output_adapter(self, model: Model, hidden: Tensor, frames: Tensor | None) -> Tensor:
+        adapter = getattr(model, "adapter", None)
+        if adapter is None:
+            return hidden
+        if adapter.proj is not None:
+            hidden = adapter.proj_layer_norm(adapter.proj(hidden))
+        for layer in adapter.layers:
+            if frames is not None:  # behind an utterance a convolution reads zeros, as it does without padding
+                hidden = hidden.masked_fill(~frame_mask(frames, hidden.shape[1]).unsqueeze(-1), 0)
+                frames = convolved(frames, layer.conv.kernel_size[0], layer.conv.stride[0], layer.conv.padding[0])
+            hidden = layer(hidden.transpose(1, 2)).transpose(1, 2)
+        return hidden
 
     def after_layer(self, layer: nn.Module, hidden: Tensor, pre_norm: bool) -> Tensor:
         language_adapter = getattr(layer, "adapter_layer", None)  # of MMS checkpoints; part of the base here
@@ -203,14 +225,6 @@ class Wav2Vec2(Family):
                 if key.endswith(f"feature_extractor.conv_layers.{index}.conv.weight") and shape[::2] != (out, kernel):
                     return f"layer {index} of the CNN is {out} x {kernel} there, and {shape[0]} x {shape[-1]} here"
         return None
-
-    def load(self, folder: Path, **options: Any) -> tuple[nn.Module, dict[str, Any]]:
-        model, report = super().load(folder, **options)
-        if MASK_EMBEDDING in report["missing_keys"]:
-            # Else it would be drawn anew, and be another encoder, in each process.
-            nn.init.zeros_(cast(Model, model).masked_spec_embed)
-            report["missing_keys"] = [key for key in report["missing_keys"] if key != MASK_EMBEDDING]
-        return model, report
 
     # ------------------------------------------------------------------ for training one from scratch
 

@@ -1,0 +1,48 @@
+"""How a checkpoint's waveforms are prepared: as its files say, else as its family was published, never guessed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from speech_adapters.encoders.families.base import Family
+from speech_adapters.encoders.json_files import read_json
+from speech_adapters.errors import CheckpointError
+
+#: Where it is said; transformers 5 writes the latter.
+FILES = ("preprocessor_config.json", "processor_config.json")
+
+#: Keys that must be what the family takes.
+FIXED = ("sampling_rate", "feature_size", "num_mel_bins", "stride", "n_fft", "hop_length")
+
+
+def read_normalize(family: Family, folder: Path, config: Any) -> bool:
+    """Whether waveforms are brought to zero mean and unit variance first.
+
+    Raises:
+        CheckpointError: features of another kind, or nothing said by the files and the family.
+    """
+    for file in FILES:
+        if not (folder / file).is_file():
+            continue
+        values = read_json(folder / file)
+        nested = values.get("feature_extractor")
+        values = nested if isinstance(nested, dict) else values
+        expected = family.preprocessor(config, normalize=True)
+        for key in FIXED:
+            if key in values and key in expected and values[key] != expected[key]:
+                raise CheckpointError(
+                    f"{folder / file}: {key} is {values[key]!r}; this encoder takes {expected[key]}."
+                )
+        value = values.get("do_normalize")
+        if isinstance(value, bool):
+            return value
+        if value is not None:
+            raise CheckpointError(f"{folder / file}: do_normalize is {value!r}; it is true or false.")
+    published = family.published_normalize(config)
+    if published is None:
+        raise CheckpointError(
+            f"{folder}: no do_normalize in preprocessor_config.json, which says whether waveforms are brought to zero "
+            "mean and unit variance; add the file that the checkpoint was published with."
+        )
+    return published

@@ -1,0 +1,43 @@
+"""Where an encoder comes from: a packaged one, a local folder, the hub."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from speech_adapters.encoders.hub import fetch
+from speech_adapters.encoders.shipped import PACKAGED, packaged_encoders
+from speech_adapters.errors import ConfigError
+
+
+def checkpoint_file(name_or_path: str | Path, file: str) -> Path | None:
+    """A file of a checkpoint, such as ``vocab.json``, or None where it has none; errors as of :func:`find_folder`."""
+    path = find_folder(str(name_or_path)) / file
+    return path if path.is_file() else None
+
+
+def find_folder(name: str, revision: str | None = None, target_lang: str | None = None) -> Path:
+    """The folder of an encoder, downloaded where need be.
+
+    Args:
+        name, revision, target_lang: as of :func:`~speech_adapters.encoders.loading.load_encoder`.
+
+    Raises:
+        ConfigError: no such name or folder, or a hub id that is neither cached nor reachable.
+        CheckpointError: a repository without what it must have.
+    """
+    if name in packaged_encoders():
+        return PACKAGED / name
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ConfigError(f"{name}: no config.json in this folder; give a folder in Hugging Face format.")
+        return folder
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        near = difflib.get_close_matches(name, packaged_encoders(), n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(
+            f"unknown encoder {name!r}.{hint} Packaged: {', '.join(packaged_encoders()) or 'none'}; otherwise give a "
+            "local folder or a hub id such as microsoft/wavlm-base-plus."
+        )
+    return fetch(name, revision, target_lang)
