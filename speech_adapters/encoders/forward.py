@@ -8,6 +8,7 @@ what the steps are in a family, its file in ``families/`` says.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,6 +33,8 @@ class EncoderOutput:
         frame_lengths: (B,) real frames of each utterance, or None when nothing is padded.
         mask: (B, T) True on real frames, or None.
         cnn_output: (B, T, C) before the feature projection; None when the run started later.
+
+    A run from cached ``hidden_states`` has those, one from a cached ``last_hidden_state`` has none.
     """
 
     last_hidden_state: Tensor
@@ -53,6 +56,8 @@ def encode(
     *,
     cnn_output: Tensor | None = None,
     hidden: Tensor | None = None,
+    hidden_states: Sequence[Tensor] | None = None,
+    last_hidden_state: Tensor | None = None,
     frames: Tensor | None = None,
     start_layer: int = 0,
     stop_layer: int | None = None,
@@ -67,7 +72,10 @@ def encode(
 
     - ``waveforms`` (B, samples) with ``lengths`` (B,) in samples, or None when nothing is padded;
     - ``cnn_output`` (B, T, C), cached, with ``frames`` (B,) or None;
-    - ``hidden`` (B, T, D), the cached input of layer ``start_layer``, with ``frames`` (B,) or None.
+    - ``hidden`` (B, T, D), the cached input of layer ``start_layer``, with ``frames`` (B,) or None;
+    - ``hidden_states``, each (B, T, D), cached, the last layer's output at the end, with ``frames``: nothing but the
+      final LayerNorm is left to run;
+    - ``last_hidden_state`` (B, T, D), cached, with ``frames``: nothing is left to run.
 
     Args:
         stop_layer: run layers ``start_layer`` to ``stop_layer - 1``; all by default.
@@ -81,11 +89,23 @@ def encode(
     Raises:
         ConfigError: not exactly one input, or ``start_layer`` / ``stop_layer`` outside the encoder.
     """
-    given = [name for name, value in (("waveforms", waveforms), ("cnn_output", cnn_output), ("hidden", hidden))
-             if value is not None]  # fmt: skip
+    inputs = {
+        "waveforms": waveforms,
+        "cnn_output": cnn_output,
+        "hidden": hidden,
+        "hidden_states": hidden_states,
+        "last_hidden_state": last_hidden_state,
+    }
+    given = [name for name, value in inputs.items() if value is not None]
     if len(given) != 1:
-        raise ConfigError(f"encode: give exactly one of waveforms, cnn_output, hidden; got {given or 'none'}.")
+        raise ConfigError(f"encode: give exactly one of {', '.join(inputs)}; got {', '.join(given) or 'none'}.")
     family, config = family_of(model.config), model.config
+    if hidden_states is not None:
+        last_hidden_state, norm = hidden_states[-1], family.final_norm(model)
+        last_hidden_state = last_hidden_state if norm is None else norm(last_hidden_state)
+    if last_hidden_state is not None:
+        mask = None if frames is None else frame_mask(frames, last_hidden_state.shape[1])
+        return EncoderOutput(last_hidden_state, tuple(hidden_states or ()), frames, mask, None)
     layers = family.layer_list(model)
     total = len(layers)
     stop = total if stop_layer is None else stop_layer

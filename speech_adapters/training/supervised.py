@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from accelerate import PartialState
 from torch import Tensor, nn
 
-from speech_adapters.data.audio import SAMPLE_RATE
 from speech_adapters.data.batches import (
     LengthBatches,
     SpeechDataset,
     UtteranceDataset,
     evaluation_loader,
-    model_inputs,
     training_loader,
 )
 from speech_adapters.encoders.loading import Encoder
@@ -25,6 +22,7 @@ from speech_adapters.heads.ctc import CTCHeadModule
 from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.runs.folder import RunFolder
 from speech_adapters.training.cache import CachedDataset
+from speech_adapters.training.frozen import model_inputs
 from speech_adapters.training.loop import Learner, Loss, Position, TrainingResult, fit
 from speech_adapters.training.settings import TrainingConfig
 
@@ -63,9 +61,11 @@ def train(
     model.to(device)
     watched = dev if config.evaluate_every else None
     if config.cache is not None:
-        cached = partial(CachedDataset, model=model, folder=config.cache, batch_seconds=config.batch_seconds)
-        dataset = cached(dataset) if isinstance(dataset, SpeechDataset) else dataset
-        watched = cached(watched) if isinstance(watched, SpeechDataset) else watched
+        seconds, masked = config.batch_seconds, config.time_mask_probability > 0
+        if isinstance(dataset, SpeechDataset):
+            dataset = CachedDataset(dataset, model, config.cache, seconds, masked=masked, pooled=True)
+        if isinstance(watched, SpeechDataset):
+            watched = CachedDataset(watched, model, config.cache, seconds, pooled=True)
     model.gradient_checkpointing = config.gradient_checkpointing
     return fit(Supervised(model, dataset, config, watched), config, run, name)
 
@@ -81,7 +81,7 @@ class Supervised(Learner):
         dev: UtteranceDataset | None = None,
     ) -> None:
         self.model, self.dataset, self.config, self.dev = model, dataset, config, dev
-        self.device = model.encoder.device
+        self.device, self.seconds = model.encoder.device, dataset.durations
 
     def groups(self) -> dict[str, tuple[list[nn.Parameter], float]]:
         rates = self.model.learning_rates(self.config.learning_rates)
@@ -103,15 +103,13 @@ class Supervised(Learner):
         return iter(training_loader(self.dataset, self.order(at), at.epoch, at.place, self.config.workers))
 
     def loss(self, batch: dict[str, Any], update: int) -> Loss:
-        encoder, mask = self.model.encoder, None
-        if "waveforms" in batch:
-            seconds = float(batch["lengths"].sum()) / SAMPLE_RATE
-            if self.config.time_mask_probability:
-                mask = time_mask(encoder, batch["lengths"], batch["waveforms"].shape[1], self.config)
-        else:
-            seconds = float(batch["frames"].sum()) * encoder.stride / SAMPLE_RATE
-        output = self.model(**model_inputs(batch, self.device), targets=batch["targets"], time_mask=mask)
-        return Loss(output.loss, seconds, [self.dataset.manifest[i].id for i in batch["indices"].tolist()])
+        places = batch["indices"].tolist()
+        seconds = sum(self.seconds[place] for place in places)
+        inputs = model_inputs(batch, self.model)
+        if self.config.time_mask_probability:
+            inputs["time_mask"] = time_mask(self.model.encoder, inputs, self.config)
+        output = self.model(**inputs, targets=batch["targets"])
+        return Loss(output.loss, seconds, [self.dataset.manifest[place].id for place in places])
 
     def evaluate(self) -> dict[str, float]:
         assert self.dev is not None
@@ -119,7 +117,7 @@ class Supervised(Learner):
         for batch in evaluation_loader(self.dev, self.config.batch_seconds):
             targets = batch["targets"].to(self.device)
             size = len(batch["indices"])
-            total += float(self.model(**model_inputs(batch, self.device), targets=targets).loss) * size
+            total += float(self.model(**model_inputs(batch, self.model), targets=targets).loss) * size
             count += size
         return {"loss": total / count}
 
@@ -154,13 +152,19 @@ class Supervised(Learner):
             self.model.registry.adapter(name).load_schedule_state(state[name])
 
 
-def time_mask(encoder: Encoder, lengths: Tensor, samples: int, config: TrainingConfig) -> Tensor:
+def time_mask(encoder: Encoder, inputs: Mapping[str, Any], config: TrainingConfig) -> Tensor:
     """(B, T) frames to hide: SpecAugment over time (Park et al., 2019) as in wav2vec 2.0 fine-tuning, spans of 10.
 
     Args:
-        lengths: (B,) in samples, of waveforms padded to ``samples``.
+        inputs: the model's: ``waveforms`` with ``lengths`` in samples, or ``cnn_output`` with ``frames``.
     """
-    frames, total = encoder.frame_lengths(lengths).unsqueeze(1), int(encoder.frame_lengths(samples))
+    if (waveforms := inputs.get("waveforms")) is not None:
+        lengths, total = encoder.frame_lengths(inputs["lengths"]), int(encoder.frame_lengths(waveforms.shape[1]))
+    else:
+        total, lengths = inputs["cnn_output"].shape[1], inputs["frames"]
+        if lengths is None:
+            lengths = torch.full((len(inputs["cnn_output"]),), total, device=inputs["cnn_output"].device)
+    frames = lengths.unsqueeze(1)
     starts = torch.rand(len(lengths), total, device=lengths.device) < config.time_mask_probability / MASK_SPAN
     padded = nn.functional.pad(starts.float(), (MASK_SPAN - 1, 0)).unsqueeze(1)
     spans = nn.functional.max_pool1d(padded, MASK_SPAN, 1).squeeze(1) > 0
