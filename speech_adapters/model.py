@@ -473,10 +473,11 @@ class SpeechAdapterModel(nn.Module):
         In a fresh adapter some gradients are zero in the first step by design (behind a zero-initialised projection):
         check after the second.
         """
+        own = {id(parameter) for parameters in self.parameter_groups().values() for parameter in parameters}
         dead = [
             f"{name} ({'no gradient' if p.grad is None else 'zero' if p.grad.isfinite().all() else 'not finite'})"
             for name, p in self.named_parameters()
-            if p.requires_grad and (p.grad is None or not p.grad.isfinite().all() or not p.grad.any())
+            if id(p) in own and p.requires_grad and (p.grad is None or not p.grad.isfinite().all() or not p.grad.any())
         ]
         if dead:
             raise RuntimeError(

@@ -126,7 +126,7 @@ def test_methods_share_what_both_read(tmp_path, manifest):  # noqa: F811
     assert {path: time for path, time in files(cache).items() if path in before and path.suffix != ".json"} == {
         path: time for path, time in before.items() if path.suffix != ".json"
     }
-    assert torch.equal(whole[0]["cached"][:, 1:], CachedDataset(data, make_model("l-frozen"), cache, 60)[0]["cached"])
+    assert torch.equal(whole[0]["cached"][:, 64:], CachedDataset(data, make_model("l-frozen"), cache, 60)[0]["cached"])
 
 
 @pytest.mark.parametrize("style", ["pre-norm", "post-norm"])
@@ -159,7 +159,7 @@ def test_crops_are_pieces_of_the_cnns_output(tmp_path, manifest):  # noqa: F811
     pieces = set()
     for cached.epoch in range(3):
         for index in (0, 11):
-            found = cached[index]["cached"][:, 0]
+            found = cached[index]["cached"]
             assert len(found) == int(model.encoder.frame_lengths(4800))
             starts = range(0, len(data.waveform(index)) - 4800 + 1, model.encoder.stride)
             wave = data.waveform(index)[None]
@@ -236,11 +236,11 @@ def test_a_stopped_run_loses_one_part(tmp_path, manifest, monkeypatch):  # noqa:
     monkeypatch.setattr(cache_file, "PART_SECONDS", 2.0)
     computed, compute = [], cache_file.compute_taps
 
-    def stop_after_three(encoder, frozen, waveforms, lengths, taps):
+    def stop_after_three(encoder, taps, waveforms, lengths):
         if len(computed) == 3:
             raise KeyboardInterrupt
         computed.append(len(lengths))
-        return compute(encoder, frozen, waveforms, lengths, taps)
+        return compute(encoder, taps, waveforms, lengths)
 
     monkeypatch.setattr(cache_file, "compute_taps", stop_after_three)
     with pytest.raises(KeyboardInterrupt):

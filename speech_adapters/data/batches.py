@@ -127,16 +127,16 @@ def collate(items: Sequence[Item]) -> Item:
     """Pad to ``waveforms`` (B, S), ``lengths`` (B,), ``targets`` (B, U) padded with -100, ``indices`` (B,); with
     ``guide`` (B,) where the dataset has one.
 
-    Of a dataset with cached activations: ``frozen``, what they are, and for the utterances that have them ``cached``
-    (B, T, ...) with ``frames`` (B,) in place of waveforms; ``places`` (B,) are those of the cached ones in the batch,
-    then of the others.
+    Of a dataset with cached activations: ``frozen`` and ``taps``, what they are, and for the utterances that have them
+    ``cached`` (B, T, widths) with ``frames`` (B,) in place of waveforms; ``places`` (B,) are those of the cached
+    ones in the batch, then of the others.
     """
     pad = partial(torch.nn.utils.rnn.pad_sequence, batch_first=True)
     batch: Item = {"indices": torch.tensor([item["index"] for item in items])}
     cached = [place for place, item in enumerate(items) if "cached" in item]
     heard = [place for place, item in enumerate(items) if "cached" not in item]
     if "frozen" in items[0]:
-        batch |= {"frozen": items[0]["frozen"], "places": torch.tensor(cached + heard)}
+        batch |= {key: items[0][key] for key in ("frozen", "taps")} | {"places": torch.tensor(cached + heard)}
     if cached:
         batch["cached"] = pad([items[place]["cached"] for place in cached])
         batch["frames"] = torch.tensor([len(items[place]["cached"]) for place in cached])

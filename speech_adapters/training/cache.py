@@ -40,7 +40,7 @@ from speech_adapters.encoders.loading import Encoder
 from speech_adapters.errors import ConfigError, InputError
 from speech_adapters.files import read_json, sweep_folder, write_json
 from speech_adapters.model import SpeechAdapterModel
-from speech_adapters.training.frozen import Tap, compute_taps, frozen_part, hint, width_of
+from speech_adapters.training.frozen import Frozen, Tap, compute_taps, frozen_part, hint, width_of
 from speech_adapters.training.settings import Cache
 
 PART_SECONDS = 900.0
@@ -96,7 +96,7 @@ class Activations:
 
 
 class CachedDataset(UtteranceDataset):
-    """A dataset of ``{"cached": (T, taps, width), "frozen": what they are, "target": ..., "index": ..., ...}``.
+    """A dataset of ``{"cached": (T, widths), "taps": what stands side by side in these, "target": ..., ...}``.
 
     Utterances that the budget leaves out come with their waveform, and are computed in each epoch.
 
@@ -106,8 +106,8 @@ class CachedDataset(UtteranceDataset):
         cache: the folder, precision and budget.
         batch_seconds: audio per batch while computing. Encoders whose CNN normalises over time (group norm) change
             with padding; they compute one utterance at a time.
-        masked: frames will be hidden before the layers, so that only the CNN's output is constant.
-        pooled: nothing but the head's loss is asked for: means may stand for frames where that is all it reads.
+        frozen: what is constant, by default what :func:`~speech_adapters.training.frozen.frozen_part` says.
+        taps: what is kept, by default what ``frozen`` needs; several trainings may share more.
 
     Raises:
         ConfigError: an augmented dataset, crops of an encoder that hears them otherwise than as a piece of the whole,
@@ -122,8 +122,8 @@ class CachedDataset(UtteranceDataset):
         cache: Cache | str | os.PathLike[str],
         batch_seconds: float,
         *,
-        masked: bool = False,
-        pooled: bool = False,
+        frozen: Frozen | None = None,
+        taps: Sequence[Tap] = (),
     ) -> None:
         self.dataset, self.manifest, self.settings = dataset, dataset.manifest, Cache.of(cache)
         encoder, crop = model.encoder, dataset.crop_seconds
@@ -139,7 +139,7 @@ class CachedDataset(UtteranceDataset):
                 f"training.cache: {encoder.name} hears a crop otherwise than as a piece of the whole utterance, since "
                 "its front-end or its waveforms are normalised over all of it; set cache or crop_seconds to null."
             )
-        self.frozen = frozen_part(model, whole=crop is None and not masked, pooled=pooled)
+        self.frozen = frozen or frozen_part(model, whole=crop is None)
         if self.frozen.kind == "waveform":
             raise ConfigError("training.cache: an active adapter acts inside the CNN; set training.cache to null.")
         self.crop = None if crop is None else int(encoder.frame_lengths(round(crop * SAMPLE_RATE)))
@@ -149,11 +149,10 @@ class CachedDataset(UtteranceDataset):
             tap: Activations(
                 folder / f"{tap}-{self.settings.precision}", width_of(tap, encoder), self.settings.precision
             )
-            for tap in self.frozen.taps
+            for tap in taps or self.frozen.taps
         }
-        self.width = width_of(self.frozen.taps[0], encoder)
         self.keys = self.manifest.content_keys()
-        self.hint = "" if crop is not None or masked else hint(model)
+        self.hint = hint(model) if self.frozen.kind == "input" else ""
         _Filling(self, encoder, batch_seconds).run(folder)
 
     @property
@@ -166,16 +165,14 @@ class CachedDataset(UtteranceDataset):
         return CachedPart(self, dataset)
 
     def __getitem__(self, index: int) -> Item:
-        key, labels = self.keys[index], {"frozen": self.frozen, **self.dataset.labels(index)}
+        told = {"frozen": self.frozen, "taps": tuple(self.taps)}
+        key, labels = self.keys[index], {**told, **self.dataset.labels(index)}
         if any(key not in tap for tap in self.taps.values()):
             return {"waveform": self._heard(index), **labels}
         taps = list(self.taps.values())
         start, frames = self._piece(index, taps[0].frames(key))
         number, dtype = _TYPES[self.settings.precision]
-        values = np.empty((frames, len(taps), self.width), number)
-        for place, tap in enumerate(taps):
-            values[:, place] = tap.read(key, start, frames)
-        cached = torch.from_numpy(values)
+        cached = torch.from_numpy(np.concatenate([tap.read(key, start, frames) for tap in taps], axis=1, dtype=number))
         return {"cached": cached.view(dtype) if cached.dtype != dtype else cached, **labels}
 
     def _piece(self, index: int, frames: int) -> tuple[int, int]:
@@ -248,11 +245,12 @@ class _Filling:
         found = {place: [tap for tap, held in taps if key not in held] for place, key in enumerate(self.data.keys)}
         return {place: lacking for place, lacking in found.items() if lacking}
 
-    def _bytes(self, place: int) -> int:
-        """What one tap of an utterance takes."""
+    def _bytes(self, place: int, taps: Sequence[Tap]) -> int:
+        """What these of an utterance take."""
         samples = round(self.data.manifest[place].duration * SAMPLE_RATE)
-        frames = 1 if self.data.frozen.kind == "mean" else int(self.encoder.frame_lengths(samples))
-        return frames * self.data.width * np.dtype(_TYPES[self.data.settings.precision][0]).itemsize
+        frames = 1 if "mean" in self.data.taps else int(self.encoder.frame_lengths(samples))
+        width = sum(self.data.taps[tap].width for tap in taps)
+        return frames * width * np.dtype(_TYPES[self.data.settings.precision][0]).itemsize
 
     def _choose(self) -> list[int]:
         """The utterances that are to be kept: the longest, so that neighbours in length, which share batches, share
@@ -264,7 +262,7 @@ class _Filling:
             free = shutil.disk_usage(root).free
         except OSError as error:
             raise InputError(f"{root}: cannot be written to ({error.strerror}); name another folder") from error
-        sizes = {place: len(taps) * self._bytes(place) for place, taps in lacking.items()}
+        sizes = {place: self._bytes(place, taps) for place, taps in lacking.items()}
         needed, limit = sum(sizes.values()), data.settings.max_gb
         hours = sum(data.manifest[place].duration for place in lacking) / 3600
         what = f"training.cache: {data.frozen} of {hours:.2f} h of {data.manifest.name} in {data.settings.precision}"
@@ -300,8 +298,8 @@ class _Filling:
         seconds = 0.0
         bar = tqdm(loader, desc="frozen layers, once", unit="batch", leave=False, disable=None)
         for batch in bar:
-            found, frames = compute_taps(self.encoder, data.frozen, batch["waveforms"], batch["lengths"], taps)
-            for tap, values in zip(taps, found, strict=True):
+            found, frames = compute_taps(self.encoder, taps, batch["waveforms"], batch["lengths"])
+            for tap, values in found.items():
                 self._check_range(values)
                 values = values.float().cpu()
                 for row, place in enumerate(batch["indices"].tolist()):

@@ -14,7 +14,7 @@ The cache keeps it on disk, and adapters that train together share it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -50,11 +50,6 @@ class Frozen:
         last = self.layer if self.kind == "input" else self.layers
         return tuple(f"state-{layer}" for layer in range(self.layer, last + 1))
 
-    @property
-    def stop_layer(self) -> int:
-        """How many layers run to compute it."""
-        return {"input": self.layer, "states": self.layers, "mean": self.layers}.get(self.kind, 0)
-
     def __str__(self) -> str:
         states = f"hidden states {self.layer} to {self.layers}"
         return {
@@ -65,13 +60,14 @@ class Frozen:
             "mean": "the mean of the last hidden state",
         }[self.kind]
 
-    def inputs(self, taps: Sequence[Tensor], frames: Tensor | None) -> dict[str, Any]:
+    def inputs(self, taps: Mapping[Tap, Tensor], frames: Tensor | None) -> dict[str, Any]:
         """The model's arguments from :attr:`taps`, each (B, T, width), of utterances of ``frames`` (B,) frames."""
+        held = [taps[tap] for tap in self.taps]
         given: dict[str, dict[str, Any]] = {
-            "cnn": {"cnn_output": taps[0]},
-            "input": {"hidden": taps[0], "start_layer": self.layer},
-            "states": {"hidden_states": tuple(taps)},
-            "mean": {"last_hidden_state": taps[0]},
+            "cnn": {"cnn_output": held[0]},
+            "input": {"hidden": held[0], "start_layer": self.layer},
+            "states": {"hidden_states": tuple(held)},
+            "mean": {"last_hidden_state": held[0]},
         }
         return {**given[self.kind], "frames": frames}
 
@@ -113,85 +109,76 @@ def width_of(tap: Tap, encoder: Encoder) -> int:
     return encoder.cnn_width if tap == "cnn" else encoder.hidden_size
 
 
-def read_taps(taps: Sequence[Tap], output: EncoderOutput, frames: Tensor) -> list[Tensor]:
-    """The taps (B, T, width) of a run of the base that began at waveforms; ``frames`` (B,) are real."""
-
-    def read(tap: Tap) -> Tensor:
-        if tap == "cnn":
-            assert output.cnn_output is not None, "the run began at waveforms"
-            return output.cnn_output
-        if tap == "mean":
-            last = output.last_hidden_state.float()
-            real = frame_mask(frames, last.shape[1]).unsqueeze(2)
-            return (last.masked_fill(~real, 0).sum(1) / frames.unsqueeze(1)).unsqueeze(1)
-        return output.hidden_states[int(tap.removeprefix("state-"))]
-
-    return [read(tap) for tap in taps]
-
-
 @torch.no_grad()
 def compute_taps(
-    encoder: Encoder, frozen: Frozen, waveforms: Tensor, lengths: Tensor, taps: Sequence[Tap] | None = None
-) -> tuple[list[Tensor], Tensor]:
-    """:attr:`Frozen.taps` (or ``taps``) of waveforms (B, samples) with ``lengths`` (B,), and frames (B,) of each.
+    encoder: Encoder, taps: Sequence[Tap], waveforms: Tensor, lengths: Tensor
+) -> tuple[dict[Tap, Tensor], Tensor]:
+    """Taps (B, T, width) of waveforms (B, samples) with ``lengths`` (B,), and the frames (B,) of each utterance.
 
     Padding changes what a CNN with group norm gives: there each utterance runs alone.
     """
-    taps = frozen.taps if taps is None else taps
     waveforms, lengths = waveforms.to(encoder.device), lengths.to(encoder.device)
     frames = encoder.frame_lengths(lengths)
     if encoder.group_norm and len(lengths) > 1:
         alone = [
-            compute_taps(encoder, frozen, wave[None, :n], lengths[i : i + 1], taps)[0]
-            for i, (wave, n) in enumerate(zip(waveforms, lengths.tolist(), strict=True))
+            compute_taps(encoder, taps, wave[None, :n], lengths[place : place + 1])[0]
+            for place, (wave, n) in enumerate(zip(waveforms, lengths.tolist(), strict=True))
         ]
-        return [_pad(parts) for parts in zip(*alone, strict=True)], _taken(frozen, frames)
-    padded = lengths if bool((lengths < waveforms.shape[1]).any()) else None
-    output = encoder(waveforms, padded, stop_layer=frozen.stop_layer)
-    return read_taps(taps, output, frames), _taken(frozen, frames)
+        pad = torch.nn.utils.rnn.pad_sequence
+        found = {tap: pad([one[tap][0] for one in alone], batch_first=True) for tap in taps}
+    else:
+        padded = lengths if bool((lengths < waveforms.shape[1]).any()) else None
+        output = encoder(waveforms, padded, stop_layer=max(_layer(tap, encoder) for tap in taps))
+        found = {tap: _read(tap, output, frames) for tap in taps}
+    return found, torch.ones_like(frames) if "mean" in taps else frames
 
 
-def _taken(frozen: Frozen, frames: Tensor) -> Tensor:
-    return torch.ones_like(frames) if frozen.kind == "mean" else frames
+def _layer(tap: Tap, encoder: Encoder) -> int:
+    """How many layers run until a tap is there."""
+    return {"cnn": 0, "mean": encoder.num_layers}[tap] if tap in ("cnn", "mean") else int(tap.removeprefix("state-"))
 
 
-def _pad(parts: Sequence[Tensor]) -> Tensor:
-    return torch.nn.utils.rnn.pad_sequence([part[0] for part in parts], batch_first=True)
+def _read(tap: Tap, output: EncoderOutput, frames: Tensor) -> Tensor:
+    if tap == "cnn":
+        assert output.cnn_output is not None, "the run began at waveforms"
+        return output.cnn_output
+    if tap == "mean":
+        last = output.last_hidden_state.float()
+        real = frame_mask(frames, last.shape[1]).unsqueeze(2)
+        return (last.masked_fill(~real, 0).sum(1) / frames.unsqueeze(1)).unsqueeze(1)
+    return output.hidden_states[int(tap.removeprefix("state-"))]
 
 
-def model_inputs(batch: dict[str, Any], model: SpeechAdapterModel) -> dict[str, Any]:
-    """What the model's forward takes of a collated batch, without targets, on the model's device.
-
-    Of a batch with cached activations, those utterances whose are not kept run through the frozen part now.
-    """
-    device = model.encoder.device
-    moved = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
-    others = {key: moved[key] for key in ("guide",) if key in moved}
-    frozen: Frozen | None = batch.get("frozen")
-    if frozen is None:
-        return {"waveforms": moved["waveforms"], "lengths": moved["lengths"], **others}
-    taps, frames = _complete(moved, frozen, model.encoder)
-    return {**frozen.inputs(taps, frames), **others}
-
-
-def _complete(batch: dict[str, Any], frozen: Frozen, encoder: Encoder) -> tuple[list[Tensor], Tensor | None]:
-    """The taps of a whole batch in the encoder's precision, cached or computed, and its frames; None: no padding."""
-    dtype, parts, counts = encoder.model.dtype, [], []
-    if "cached" in batch:  # (B, T, taps, width)
-        parts.append([tap.to(dtype).contiguous() for tap in batch["cached"].unbind(2)])
-        counts.append(batch["frames"])
+def batch_taps(batch: Mapping[str, Any], encoder: Encoder) -> tuple[dict[Tap, Tensor], Tensor | None]:
+    """The taps of a collated batch in the encoder's precision and on its device, and the frames (B,) of each utterance
+    (None: nothing is padded). Those of utterances that are not kept are computed now."""
+    taps, device, dtype = batch["taps"], encoder.device, encoder.model.dtype
+    parts, counts = [], []
+    if "cached" in batch:
+        held = batch["cached"].to(device).split([width_of(tap, encoder) for tap in taps], dim=2)
+        parts.append([tap.to(dtype).contiguous() for tap in held])
+        counts.append(batch["frames"].to(device))
     if "waveforms" in batch:
-        taps, frames = compute_taps(encoder, frozen, batch["waveforms"], batch["lengths"])
-        parts.append([tap.to(dtype) for tap in taps])
+        found, frames = compute_taps(encoder, taps, batch["waveforms"], batch["lengths"])
+        parts.append([found[tap].to(dtype) for tap in taps])
         counts.append(frames)
     frames, joined = torch.cat(counts), parts[0]
-    if len(parts) > 1:
-        longest = int(frames.max())
-        place = batch["places"].argsort()  # cached ones come first in the parts, all in their places in the batch
-        frames = frames[place]
-        joined = [torch.cat([_widen(part, longest) for part in tap])[place] for tap in zip(*parts, strict=True)]
-    return joined, None if bool((frames == joined[0].shape[1]).all()) else frames
+    if len(parts) > 1:  # first the cached ones, then the others: back to their places in the batch
+        longest, places = int(frames.max()), batch["places"].to(device).argsort()
+        joined = [torch.cat([_widen(part, longest) for part in tap])[places] for tap in zip(*parts, strict=True)]
+        frames = frames[places]
+    unpadded = bool((frames == joined[0].shape[1]).all())
+    return dict(zip(taps, joined, strict=True)), None if unpadded else frames
 
 
 def _widen(tap: Tensor, frames: int) -> Tensor:
     return torch.nn.functional.pad(tap[:, :frames], (0, 0, 0, max(frames - tap.shape[1], 0)))
+
+
+def model_inputs(batch: Mapping[str, Any], model: SpeechAdapterModel) -> dict[str, Any]:
+    """What the model's forward takes of a collated batch, without targets, on the model's device."""
+    device = model.encoder.device
+    others = {"guide": batch["guide"].to(device)} if "guide" in batch else {}
+    if "frozen" in batch:
+        return {**batch["frozen"].inputs(*batch_taps(batch, model.encoder)), **others}
+    return {"waveforms": batch["waveforms"].to(device), "lengths": batch["lengths"].to(device), **others}

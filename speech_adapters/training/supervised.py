@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,9 +23,9 @@ from speech_adapters.heads.ctc import CTCHeadModule
 from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.runs.folder import RunFolder
 from speech_adapters.training.cache import CachedDataset
-from speech_adapters.training.frozen import model_inputs
+from speech_adapters.training.frozen import Frozen, frozen_part, model_inputs
 from speech_adapters.training.loop import Learner, Loss, Position, TrainingResult, fit
-from speech_adapters.training.settings import TrainingConfig
+from speech_adapters.training.settings import LoopConfig, TrainingConfig
 
 MASK_SPAN = 10
 """Frames per hidden span of SpecAugment; wav2vec 2.0 (Baevski et al., 2020)."""
@@ -49,6 +50,23 @@ def train(
         ConfigError: nothing to train, no active head, crops for a CTC head, or evaluations without a dev set.
         RuntimeError, TrainingError, Interrupted: see :func:`~speech_adapters.training.loop.fit`.
     """
+    check(model, dataset, config, dev)
+    model.to(PartialState(cpu=not torch.cuda.is_available()).device)
+    watched = dev if config.evaluate_every else None
+    if config.cache is not None:
+        if isinstance(dataset, SpeechDataset):
+            frozen = constant(model, config)
+            dataset = CachedDataset(dataset, model, config.cache, config.batch_seconds, frozen=frozen)
+        if isinstance(watched, SpeechDataset):
+            frozen = frozen_part(model, pooled=True)
+            watched = CachedDataset(watched, model, config.cache, config.batch_seconds, frozen=frozen)
+    return fit(Supervised(model, dataset, config, watched), config, run, name)
+
+
+def check(
+    model: SpeechAdapterModel, dataset: UtteranceDataset, config: TrainingConfig, dev: UtteranceDataset | None
+) -> None:
+    """Raise a ConfigError for what :func:`train` cannot train."""
     if model.head is None:
         raise ConfigError("train: no head is active; add_head and train_adapter(name, head=...) first.")
     if not any(parameter.requires_grad for parameter in model.parameters()):
@@ -57,17 +75,12 @@ def train(
         raise ConfigError("train: training.evaluate_every needs a dev set.")
     if getattr(dataset, "crop_seconds", None) is not None and isinstance(model.head, CTCHeadModule):
         raise ConfigError("train: training.crop_seconds cuts speech but not its text; a CTC head needs it whole.")
-    device = PartialState(cpu=not torch.cuda.is_available()).device
-    model.to(device)
-    watched = dev if config.evaluate_every else None
-    if config.cache is not None:
-        seconds, masked = config.batch_seconds, config.time_mask_probability > 0
-        if isinstance(dataset, SpeechDataset):
-            dataset = CachedDataset(dataset, model, config.cache, seconds, masked=masked, pooled=True)
-        if isinstance(watched, SpeechDataset):
-            watched = CachedDataset(watched, model, config.cache, seconds, pooled=True)
-    model.gradient_checkpointing = config.gradient_checkpointing
-    return fit(Supervised(model, dataset, config, watched), config, run, name)
+
+
+def constant(model: SpeechAdapterModel, config: TrainingConfig, pooled: bool = True) -> Frozen:
+    """What of the forward no update of a training changes; with ``pooled``, means may stand for frames."""
+    whole = config.crop_seconds is None and not config.time_mask_probability
+    return frozen_part(model, whole=whole, pooled=pooled)
 
 
 class Supervised(Learner):
@@ -82,6 +95,10 @@ class Supervised(Learner):
     ) -> None:
         self.model, self.dataset, self.config, self.dev = model, dataset, config, dev
         self.device, self.seconds = model.encoder.device, dataset.durations
+        model.gradient_checkpointing = config.gradient_checkpointing
+
+    def config_of(self, shared: LoopConfig) -> LoopConfig:
+        return self.config
 
     def groups(self) -> dict[str, tuple[list[nn.Parameter], float]]:
         rates = self.model.learning_rates(self.config.learning_rates)
@@ -102,24 +119,35 @@ class Supervised(Learner):
     def batches(self, at: Position) -> Iterator[dict[str, Any]]:
         return iter(training_loader(self.dataset, self.order(at), at.epoch, at.place, self.config.workers))
 
+    def endless(self, at: Position, place: int) -> Iterator[dict[str, Any]]:
+        """The batches from the ``place``-th of all on, epoch after epoch."""
+        epoch, place = divmod(place, len(self.order(at)))
+        while True:
+            yield from self.batches(replace(at, epoch=epoch, place=place))
+            epoch, place = epoch + 1, 0
+
     def loss(self, batch: dict[str, Any], update: int) -> Loss:
+        return self.score(model_inputs(batch, self.model), batch)
+
+    def score(self, inputs: dict[str, Any], batch: dict[str, Any]) -> Loss:
+        """The loss on the model's ``inputs`` of a batch, wherever they start."""
         places = batch["indices"].tolist()
-        seconds = sum(self.seconds[place] for place in places)
-        inputs = model_inputs(batch, self.model)
         if self.config.time_mask_probability:
             inputs["time_mask"] = time_mask(self.model.encoder, inputs, self.config)
         output = self.model(**inputs, targets=batch["targets"])
-        return Loss(output.loss, seconds, [self.dataset.manifest[place].id for place in places])
+        ids = [self.dataset.manifest[place].id for place in places]
+        return Loss(output.loss, sum(self.seconds[place] for place in places), ids)
 
     def evaluate(self) -> dict[str, float]:
         assert self.dev is not None
-        total, count = 0.0, 0
+        total = 0.0
         for batch in evaluation_loader(self.dev, self.config.batch_seconds):
-            targets = batch["targets"].to(self.device)
-            size = len(batch["indices"])
-            total += float(self.model(**model_inputs(batch, self.model), targets=targets).loss) * size
-            count += size
-        return {"loss": total / count}
+            total += self.held_out(model_inputs(batch, self.model), batch)
+        return {"loss": total / len(self.dev)}
+
+    def held_out(self, inputs: dict[str, Any], batch: dict[str, Any]) -> float:
+        """The loss summed over the utterances of a batch of the dev set."""
+        return float(self.model(**inputs, targets=batch["targets"].to(self.device)).loss) * len(batch["indices"])
 
     def tensors(self) -> dict[str, Tensor]:
         """Parameters, and the running statistics of a head with batch norm."""
