@@ -81,7 +81,16 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 def sweep(path: Path) -> None:
     """Remove what killed processes left of ``path``: ``.<name>.<anything>.<pid>.tmp``, files or folders."""
-    for left in path.parent.glob(f".{_literal(path.name)}.*.tmp"):
+    _sweep(path.parent, _literal(path.name))
+
+
+def sweep_folder(folder: Path) -> None:
+    """The same of whatever they were writing into a folder."""
+    _sweep(folder, "*")
+
+
+def _sweep(folder: Path, names: str) -> None:
+    for left in folder.glob(f".{names}.*.tmp"):
         number = re.fullmatch(r".*\.(\d+)\.tmp", left.name)
         if number is not None and not _runs(int(number[1])):
             shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)

@@ -219,6 +219,12 @@ class SpeechAdapterModel(Inference, nn.Module):
         output, -2: not even that."""
         return self.encoder.num_layers if self.active is None else self.hooks(self.active).first_layer
 
+    @property
+    def read_states(self) -> Sequence[int] | None:
+        """Hidden states that the active adapters read, where they change nothing in the encoder: given these and the
+        last, it need not run. None where they do. State ``l`` is the input of layer ``l``."""
+        return self.hooks(self.active).states
+
     def average_adapters(
         self, name: str, weights: Mapping[str, float], method: str = "linear", base: str | None = None, **options: Any
     ) -> None:
@@ -538,10 +544,11 @@ class SpeechAdapterModel(Inference, nn.Module):
         In a fresh adapter some gradients are zero in the first step by design (behind a zero-initialised projection):
         check after the second.
         """
+        own = {id(parameter) for parameters in self.parameter_groups().values() for parameter in parameters}
         dead = [
             f"{name} ({'no gradient' if p.grad is None else 'zero' if p.grad.isfinite().all() else 'not finite'})"
             for name, p in self.named_parameters()
-            if p.requires_grad and (p.grad is None or not p.grad.isfinite().all() or not p.grad.any())
+            if id(p) in own and p.requires_grad and (p.grad is None or not p.grad.isfinite().all() or not p.grad.any())
         ]
         if dead:
             raise RuntimeError(
@@ -577,8 +584,8 @@ class SpeechAdapterModel(Inference, nn.Module):
             guide: (B,) the member of a Fuse or Route that belongs to each utterance, -100 for unknown: its guide loss.
             input_values, attention_mask, labels: ``transformers``' names: of waveforms, of lengths as a mask
                 (B, samples), of targets.
-            cached: ``cnn_output`` or ``hidden`` with ``frames`` and ``start_layer`` in place of waveforms; see
-                :func:`~speech_adapters.encoders.encode`.
+            cached: ``cnn_output``, ``hidden`` with ``start_layer``, ``hidden_states`` or ``last_hidden_state``, and
+                ``frames``, in place of waveforms; see :func:`~speech_adapters.encoders.encode`.
 
         Under ``Parallel`` the result is a dict of outputs by branch.
 
@@ -733,6 +740,15 @@ class SpeechAdapterModel(Inference, nn.Module):
         who = repr(self.active) if name is None else f"adapter {name!r}"
         if first < -1 and (hidden is not None or inputs.get("cnn_output") is not None):
             raise ConfigError(f"{who} acts inside the CNN; start from waveforms.")
+        states, total = inputs.get("hidden_states"), self.encoder.num_layers
+        if states is not None or inputs.get("last_hidden_state") is not None:
+            if root.states is None:
+                raise ConfigError(f"{who} changes layers, which hidden states alone do not run; start below them.")
+            lowest_state = total + 1 - len(states or ())
+            if lacking := [state for state in root.states if state < lowest_state]:
+                raise ConfigError(
+                    f"{who} reads the input of layer {lacking[0]}, which is not among the hidden states given."
+                )
         if hidden is not None and start > first:
             where = "before the layers; start" if first < 0 else f"from layer {first} on; start there, below, or"
             raise ConfigError(f"start_layer={start}: {who} acts {where} from cnn_output.")

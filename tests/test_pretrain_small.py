@@ -129,7 +129,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(
     recipe.main(command)
 
     expected, found = (
-        torch.load(run / "checkpoints" / "student.pt", weights_only=True)["tensors"]
+        torch.load(run / "checkpoints" / "student.pt", weights_only=True)["parts"][""]["tensors"]
         for run in (undisturbed, tmp_path / "run")
     )
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())

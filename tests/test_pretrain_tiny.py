@@ -79,7 +79,7 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     """Of the last stage that ran; without any, what was exported."""
     stages = [file for name in ("anneal", "joint", "front") if (file := run / "checkpoints" / f"{name}.pt").is_file()]
     if stages:
-        return torch.load(stages[0], weights_only=True)["tensors"]
+        return torch.load(stages[0], weights_only=True)["parts"][""]["tensors"]
     return {name: tensor.float() for name, tensor in load_file(run / "encoder" / "model.safetensors").items()}
 
 

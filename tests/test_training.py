@@ -307,7 +307,7 @@ def test_early_stopping_keeps_the_best(manifest, tmp_path):
 def test_time_mask_hides_about_the_asked_share():
     model, config = make_model(), TrainingConfig(**QUIET, time_mask_probability=0.1)
     lengths = torch.tensor([160000] * 50 + [16000])
-    mask = time_mask(model.encoder, lengths, 160000, config)
+    mask = time_mask(model.encoder, {"waveforms": torch.empty(len(lengths), 160000), "lengths": lengths}, config)
     assert mask.shape == (51, int(model.encoder.frame_lengths(160000)))
     assert 0.06 < mask[:50].float().mean() < 0.14
     assert not mask[50, int(model.encoder.frame_lengths(16000)) :].any()

@@ -70,7 +70,7 @@ class CombineModule(AdapterModule):
         if len(readers) > 1:
             raise ConfigError(f"Combine: {' and '.join(readers)} both feed the head; keep one.")
         self.output_size = self.parts[readers[0]].output_size if readers else None
-        self.first_layer = min(part.first_layer for part in self.parts.values())
+        self.first_layer, self.states = self.stack.first_layer, self.stack.states
 
     @property
     def stack(self) -> StackedHooks:

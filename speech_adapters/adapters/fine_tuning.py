@@ -103,5 +103,5 @@ class HeadOnly(AdapterConfig):
 
     def build(self, encoder: Encoder) -> AdapterModule:
         module = AdapterModule(self)
-        module.first_layer = encoder.num_layers
+        module.first_layer, module.states = encoder.num_layers, ()
         return module

@@ -26,10 +26,13 @@ class Hooks:
         output_size: width of what :meth:`read` gives the head, None when the head reads the last hidden state.
         first_layer: the lowest layer it changes or reads; a forward may start at that layer's cached input or below,
             not above. -1 when it acts before the layers, -2 when it acts in the CNN.
+        states: the hidden states that are all it reads, where it changes nothing on the way; None where it does. State
+            ``l`` is the input of layer ``l``, the highest one the last layer's output.
     """
 
     output_size: int | None = None
     first_layer: int = 0
+    states: Sequence[int] | None = None
 
     def pseudo_frames(self, where: str, frames: Tensor, mask: Tensor | None) -> Frames | None:
         """The frames with pseudo frames put to them."""
@@ -68,6 +71,9 @@ class StackedHooks(Hooks):
         sizes = [member.output_size for member in self.members if member.output_size is not None]
         self.output_size = sizes[-1] if sizes else None
         self.first_layer = min((member.first_layer for member in self.members), default=sys.maxsize)
+        read = [member.states for member in self.members]
+        changing = any(states is None for states in read)
+        self.states = None if changing else sorted({state for states in read if states for state in states})
 
     def pseudo_frames(self, where: str, frames: Tensor, mask: Tensor | None) -> Frames | None:
         result = None

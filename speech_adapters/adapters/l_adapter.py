@@ -57,6 +57,7 @@ class LAdapterModule(AdapterModule):
         self.layer_weights = nn.Parameter(torch.full((count,), 1.0 / count))
         self.activation = activation(config.activation)
         self.output_size, self.first_layer = config.size, self.layer_indices[0]
+        self.states = [index + 1 for index in self.layer_indices]
         for path in paths:
             nn.init.normal_(path.weight, std=config.init_std)
             nn.init.zeros_(path.bias)

@@ -125,6 +125,13 @@ def L(task: str = "asr", *, l_size: int = 512) -> Combine:
     )
 
 
+def L_frozen(task: str = "asr", *, l_size: int = 512) -> Combine:
+    """L-adapters on a base whose LayerNorms stay as they are: nothing in the encoder changes, so that its hidden
+    states can be kept (``training.cache``) and no layer runs again. Rates are those of :func:`L`."""
+    combined = L(task, l_size=l_size)
+    return Combine(parts=combined.parts[:1], head_learning_rate=combined.head_learning_rate)
+
+
 def E(task: str = "asr", *, e_size: int = 256) -> Combine:
     """E-adapters in all layers and LayerNorms (Otake et al., 2023: "E-adapters only")."""
     rate = rates("e", task)
@@ -164,6 +171,7 @@ PRESETS: dict[str, Callable[..., AdapterConfig]] = {
     "elp": ELP,
     "el": EL,
     "l": L,
+    "l-frozen": L_frozen,
     "e": E,
     "houlsby": _published(Bottleneck, sites=SITES, activation="swish"),
     "houlsby-speech": houlsby_speech,

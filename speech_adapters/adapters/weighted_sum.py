@@ -9,6 +9,7 @@ pre-norm encoder each ``h_l`` passes the encoder's final LayerNorm first. Source
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -40,7 +41,7 @@ class WeightedSumModule(AdapterModule):
     def __init__(self, config: WeightedSum, encoder: Encoder) -> None:
         super().__init__(config)
         layers = choose_layers(config.layers, encoder.num_layers, config.method)
-        self.states = [*([0] if config.layers is None else []), *(index + 1 for index in layers)]
+        self.states: Sequence[int] = [*([0] if config.layers is None else []), *(index + 1 for index in layers)]
         self.layer_weights = nn.Parameter(torch.zeros(len(self.states)))
         self.first_layer = self.states[0] - 1 if config.layers is not None else 0
         self.output_size = encoder.hidden_size

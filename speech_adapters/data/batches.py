@@ -73,6 +73,11 @@ class SpeechDataset(UtteranceDataset):
         longest = self.crop_seconds or float("inf")
         return [min(utterance.duration, longest) for utterance in self.manifest]
 
+    @property
+    def kept(self) -> bool:
+        """Whether decoded audio is held."""
+        return self._kept is not None
+
     def waveform(self, index: int) -> Tensor:
         """(samples,) at 16 kHz, as recorded; held in memory exact to 16 bits of its own peak."""
         if self._kept is not None and index in self._kept:
@@ -118,34 +123,31 @@ class GuidedDataset(SpeechDataset):
         return {**super().labels(index), "guide": guide}
 
 
-def collate(items: Sequence[Item]) -> dict[str, Tensor]:
+def collate(items: Sequence[Item]) -> Item:
     """Pad to ``waveforms`` (B, S), ``lengths`` (B,), ``targets`` (B, U) padded with -100, ``indices`` (B,); with
     ``guide`` (B,) where the dataset has one.
 
-    Cached activations come as the model's ``hidden`` or ``cnn_output`` (B, T, D) with ``frames`` (B,) and
-    ``start_layer`` in place of the first two.
+    Of a dataset with cached activations: ``frozen`` and ``taps``, what they are, and for the utterances that have them
+    ``cached`` (B, T, widths) with ``frames`` (B,) in place of waveforms; ``places`` (B,) are those of the cached
+    ones in the batch, then of the others.
     """
     pad = partial(torch.nn.utils.rnn.pad_sequence, batch_first=True)
-    batch = {"indices": torch.tensor([item["index"] for item in items])}
-    if "cached" in items[0]:
-        start = items[0]["start"]
-        batch["cnn_output" if start is None else "hidden"] = pad([item["cached"] for item in items])
-        batch["frames"] = torch.tensor([len(item["cached"]) for item in items])
-        batch |= {} if start is None else {"start_layer": start}
-    else:
-        batch["waveforms"] = pad([item["waveform"] for item in items])
-        batch["lengths"] = torch.tensor([len(item["waveform"]) for item in items])
+    batch: Item = {"indices": torch.tensor([item["index"] for item in items])}
+    cached = [place for place, item in enumerate(items) if "cached" in item]
+    heard = [place for place, item in enumerate(items) if "cached" not in item]
+    if "frozen" in items[0]:
+        batch |= {key: items[0][key] for key in ("frozen", "taps")} | {"places": torch.tensor(cached + heard)}
+    if cached:
+        batch["cached"] = pad([items[place]["cached"] for place in cached])
+        batch["frames"] = torch.tensor([len(items[place]["cached"]) for place in cached])
+    if heard:
+        batch["waveforms"] = pad([items[place]["waveform"] for place in heard])
+        batch["lengths"] = torch.tensor([len(items[place]["waveform"]) for place in heard])
     if items[0]["target"] is not None:
         batch["targets"] = pad([item["target"] for item in items], padding_value=IGNORE)
     if "guide" in items[0]:
         batch["guide"] = torch.tensor([item["guide"] for item in items])
     return batch
-
-
-def model_inputs(batch: Item, device: torch.device) -> Item:
-    """What of a collated batch the model's forward takes, without targets, on its device."""
-    inputs = {key: value for key, value in batch.items() if key not in ("indices", "targets")}
-    return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in inputs.items()}
 
 
 class LengthBatches(Sampler[list[int]]):

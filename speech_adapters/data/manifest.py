@@ -296,6 +296,17 @@ class Manifest(Sequence[Utterance]):
             digest.update(json.dumps(entry, sort_keys=True).encode() + b"\n")
         return digest.hexdigest()
 
+    def content_keys(self) -> list[str]:
+        """Of each utterance the hash of what is heard, wherever it lies: its file's bytes, the piece and the channel.
+
+        Hashes of files are remembered as for :attr:`sha256`; of a file that cannot be read the path counts.
+        """
+        paths = [utterance.audio_filepath for utterance in self]
+        return [
+            hashlib.sha256(json.dumps([_told(path, file), u.offset, u.duration, u.channel]).encode()).hexdigest()
+            for u, path, file in zip(self, paths, audio_hashes(paths), strict=True)
+        ]
+
     def content_key(self, verify: bool = False) -> str:
         """Hash of what shapes the audio alone, for caches on this machine: each utterance's file, piece and channel.
 
@@ -306,8 +317,7 @@ class Manifest(Sequence[Utterance]):
         files = audio_hashes(paths) if verify else [identity(path) for path in paths]
         digest = hashlib.sha256()
         for u, path, file in zip(self, paths, files, strict=True):
-            what = f"{path} is missing" if file == "missing" else file
-            digest.update(json.dumps([what, u.offset, u.duration, u.channel]).encode() + b"\n")
+            digest.update(json.dumps([_told(path, file), u.offset, u.duration, u.channel]).encode() + b"\n")
         return digest.hexdigest()
 
     def filter(self, keep: Callable[[Utterance], bool]) -> Manifest:
@@ -625,6 +635,11 @@ def _require(utterance: Utterance, keys: Iterable[str]) -> None:
     for key in keys:
         if utterance.get(key) is None:
             raise ManifestError(f"lacks {key!r}, which this task needs; add it to every line")
+
+
+def _told(path: Path, file: str) -> str:
+    """What is known of a file, for hashes."""
+    return f"{path} is missing" if file == "missing" else file
 
 
 def _check_ids(utterances: Iterable[Utterance], name: str) -> list[Utterance]:

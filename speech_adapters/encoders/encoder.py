@@ -164,6 +164,12 @@ class Encoder(nn.Module):
         return self.architecture.group_norm(self.config)
 
     @property
+    def local_frames(self) -> bool:
+        """True when a frame of the front-end's output depends on the samples around it alone, so that the output of a
+        piece of an utterance is a piece of the utterance's; normalised waveforms depend on all."""
+        return self.architecture.local_front_end(self.config) and not self.normalize
+
+    @property
     def receptive_field(self) -> int:
         """Samples under one frame: the shortest usable input."""
         return self.architecture.receptive_field(self.config)

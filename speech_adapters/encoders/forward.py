@@ -8,7 +8,8 @@ what the steps are in a family, its file in ``families/`` says.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -33,6 +34,8 @@ class EncoderOutput:
         mask: (B, T) True on real frames, or None.
         cnn_output: (B, T, C) before the feature projection; None when the run started later.
         output_lengths, output_mask: those of the last hidden state; the same ones but for an output adapter.
+
+    A run from cached ``hidden_states`` has those, one from a cached ``last_hidden_state`` has none.
     """
 
     last_hidden_state: Tensor
@@ -57,6 +60,8 @@ def encode(
     *,
     cnn_output: Tensor | None = None,
     hidden: Tensor | None = None,
+    hidden_states: Sequence[Tensor] | None = None,
+    last_hidden_state: Tensor | None = None,
     frames: Tensor | None = None,
     start_layer: int = 0,
     stop_layer: int | None = None,
@@ -71,7 +76,10 @@ def encode(
 
     - ``waveforms`` (B, samples) with ``lengths`` (B,) in samples, or None when nothing is padded;
     - ``cnn_output`` (B, T, C), cached, with ``frames`` (B,) or None;
-    - ``hidden`` (B, T, D), the cached input of layer ``start_layer``, with ``frames`` (B,) or None.
+    - ``hidden`` (B, T, D), the cached input of layer ``start_layer``, with ``frames`` (B,) or None;
+    - ``hidden_states``, each (B, T, D), cached, the last layer's output at the end, with ``frames``: nothing but the
+      final LayerNorm is left to run;
+    - ``last_hidden_state`` (B, T, D), cached, with ``frames``: nothing is left to run.
 
     Args:
         stop_layer: run layers ``start_layer`` to ``stop_layer - 1``; all by default.
@@ -85,11 +93,23 @@ def encode(
     Raises:
         ConfigError: not exactly one input, or ``start_layer`` / ``stop_layer`` outside the encoder.
     """
-    given = [name for name, value in (("waveforms", waveforms), ("cnn_output", cnn_output), ("hidden", hidden))
-             if value is not None]  # fmt: skip
+    inputs = {
+        "waveforms": waveforms,
+        "cnn_output": cnn_output,
+        "hidden": hidden,
+        "hidden_states": hidden_states,
+        "last_hidden_state": last_hidden_state,
+    }
+    given = [name for name, value in inputs.items() if value is not None]
     if len(given) != 1:
-        raise ConfigError(f"encode: give exactly one of waveforms, cnn_output, hidden; got {given or 'none'}.")
+        raise ConfigError(f"encode: give exactly one of {', '.join(inputs)}; got {', '.join(given) or 'none'}.")
     family, config = family_of(model.config), model.config
+    if last_hidden_state is not None:
+        mask = None if frames is None else frame_mask(frames, last_hidden_state.shape[1])
+        return EncoderOutput(last_hidden_state, (), frames, mask, None, frames, mask)
+    if hidden_states is not None:
+        mask = None if frames is None else frame_mask(frames, hidden_states[-1].shape[1])
+        return _finish(model, EncoderOutput(hidden_states[-1], tuple(hidden_states), frames, mask, None))
     layers = family.layer_list(model)
     total = len(layers)
     stop = total if stop_layer is None else stop_layer
@@ -140,15 +160,20 @@ def encode(
         states.append(hidden)
     if hidden.shape[1] != real_frames:
         states = [extended.real(state, real_frames) for state in states]
-    final_norm = family.final_norm(model) if stop == total else None
-    last = states[-1] if final_norm is None else final_norm(states[-1])
-    output_lengths, output_mask = frames, real_mask
-    if stop == total:
-        last = family.run_output_adapter(model, last, frames)
-        if frames is not None and last.shape[1] != real_frames:
-            output_lengths = family.output_lengths(config, frames)
-            output_mask = frame_mask(output_lengths, last.shape[1])
-    return EncoderOutput(last, tuple(states), frames, real_mask, cnn_output, output_lengths, output_mask)
+    output = EncoderOutput(states[-1], tuple(states), frames, real_mask, cnn_output, frames, real_mask)
+    return _finish(model, output) if stop == total else output
+
+
+def _finish(model: StockModel, output: EncoderOutput) -> EncoderOutput:
+    """What stands behind the last layer: the final LayerNorm and the output adapter of those encoders that have one."""
+    family, frames, last = family_of(model.config), output.frame_lengths, output.last_hidden_state
+    final_norm = family.final_norm(model)
+    last = family.run_output_adapter(model, last if final_norm is None else final_norm(last), frames)
+    lengths, mask = frames, output.mask
+    if frames is not None and last.shape[1] != output.hidden_states[-1].shape[1]:
+        lengths = family.output_lengths(model.config, frames)
+        mask = frame_mask(lengths, last.shape[1])
+    return replace(output, last_hidden_state=last, output_lengths=lengths, output_mask=mask)
 
 
 def _extend(plan: Plan, where: str, found: Frames) -> Frames:

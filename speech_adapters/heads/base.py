@@ -91,6 +91,9 @@ class HeadOutput:
 class HeadModule(nn.Module, ABC):
     """The trainable part: features (B, T, ``input_size``) with ``lengths`` (B,) valid frames to a HeadOutput."""
 
+    reads_means: bool = False
+    """Whether all that it takes from an utterance is the mean of its features, in training too."""
+
     def __init__(self, config: HeadConfig, input_size: int) -> None:
         super().__init__()
         self.config = config

@@ -52,12 +52,17 @@ class UtteranceHeadConfig(HeadConfig):
 
 
 class UtteranceNetwork(nn.Module):
-    """Features (B, T, D) with lengths (B,) to ``outputs`` logits (B, outputs)."""
+    """Features (B, T, D) with lengths (B,) to ``outputs`` logits (B, outputs).
+
+    Attributes:
+        reads_means: a linear map and the mean over frames may change places; dropout of single frames may not.
+    """
 
     def __init__(self, config: UtteranceHeadConfig, input_size: int, outputs: int) -> None:
         super().__init__()
         width = config.hidden_size
         self.pooling = pooling(config.pooling, width)
+        self.reads_means = config.network == "linear" and config.pooling == "mean" and config.dropout == 0
         pooled = width * self.pooling.factor
         if config.network == "linear":
             self.frames = nn.Sequential(nn.Dropout(config.dropout), nn.Linear(input_size, width))
@@ -121,6 +126,7 @@ class ClassificationHeadModule(HeadModule):
     def __init__(self, config: ClassificationHead, input_size: int) -> None:
         super().__init__(config, input_size)
         self.network = UtteranceNetwork(config, input_size, len(config.labels))
+        self.reads_means = self.network.reads_means
 
     def forward(self, features: Tensor, lengths: Tensor) -> HeadOutput:
         return HeadOutput(logits=self.network(features, lengths))

@@ -66,6 +66,7 @@ class SlotsHeadModule(HeadModule):
         super().__init__(config, input_size)
         self.sizes = [len(labels) for labels in config.slots.values()]
         self.network = UtteranceNetwork(config, input_size, sum(self.sizes))
+        self.reads_means = self.network.reads_means
 
     def forward(self, features: Tensor, lengths: Tensor) -> HeadOutput:
         return HeadOutput(logits=self.network(features, lengths))

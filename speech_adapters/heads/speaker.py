@@ -93,6 +93,7 @@ class SpeakerHeadModule(HeadModule):
         super().__init__(config, input_size)
         self.dropout = nn.Dropout(config.dropout)
         self.network = NETWORKS[config.network](config, input_size)
+        self.reads_means = config.network == "linear" and config.pooling == "mean" and config.dropout == 0
         classes, size = len(config.speakers), config.embedding_size
         subcenters = config.subcenters if config.loss == "subcenter" else 1
         self.classifier = (

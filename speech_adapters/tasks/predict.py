@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from speech_adapters.data.batches import SpeechDataset, evaluation_loader, model_inputs
+from speech_adapters.data.batches import SpeechDataset, evaluation_loader
 from speech_adapters.data.embeddings import Embeddings
 from speech_adapters.data.manifest import Manifest
 from speech_adapters.data.windows import Windows
@@ -25,6 +25,8 @@ from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.model_output import ModelOutput
 from speech_adapters.runs.environment import peak_memory_bytes, reset_peak_memory
 from speech_adapters.training.cache import CachedDataset
+from speech_adapters.training.frozen import model_inputs
+from speech_adapters.training.settings import Cache
 
 P = TypeVar("P")
 R = TypeVar("R")
@@ -64,7 +66,7 @@ def predict(
     *,
     batch_seconds: float = 120.0,
     precision: str = "fp32",
-    cache: Path | CachedDataset | None = None,
+    cache: Cache | Path | CachedDataset | None = None,
     progress: bool = True,
     train_mode: bool = False,
     windows: Windows | None = None,
@@ -76,8 +78,8 @@ def predict(
             :meth:`~speech_adapters.heads.base.HeadModule.predict`, or mean-pooled features without a head.
         batch_seconds: audio per batch, padding included.
         precision: "fp32", or "bf16" for autocast.
-        cache: folder for activations below the lowest adapter, so that the next pass starts there; or the activations
-            of a manifest that holds these utterances.
+        cache: where activations below the lowest adapter are kept, so that the next pass starts there; or those of a
+            manifest that holds these utterances.
         train_mode: leave the modes of the model's modules as they are (for dropout); else all are in eval mode.
         windows: hear every recording through these windows, as ``model.transcribe`` does, whatever its length;
             ``read`` is then given one utterance at a time, put together as in
@@ -113,7 +115,7 @@ def predict(
         loader = evaluation_loader(dataset, batch_seconds)
         for batch in tqdm(loader, desc=f"predicting {manifest.name}", unit="batch", leave=False, disable=not progress):
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-                output = model(**model_inputs(batch, device))
+                output = model(**model_inputs(batch, model))
             indices = batch["indices"].tolist()
             check_finite(output, [manifest[index].id for index in indices])
             for index, value in zip(indices, read(output), strict=True):

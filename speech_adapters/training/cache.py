@@ -1,107 +1,194 @@
-"""Activations below the lowest adapter, computed once: no update changes them, so no epoch need compute them again.
+"""Activations that no update changes, computed once and kept on disk.
 
-A frozen CNN, and the frozen layers below the first one that an adapter changes or reads, give the same output for an
-utterance in every epoch, for every seed and every method. :class:`CachedDataset` gives that output in place of the
-waveform, and training starts from there. A head alone trains from the last layer's output; adapters in the top half
-train at twice the speed. Waveform augmentation and time masks would change the output and are refused.
+What they are follows from the lowest place that trains (:mod:`~speech_adapters.training.frozen`): the CNN's output,
+the input of a layer, or the hidden states that heads, L-adapters and weighted sums read; with the last the encoder
+need not run at all. :class:`CachedDataset` gives them in place of the waveform.
 
-An hour of speech takes ``180,000 * D`` numbers of two bytes: 0.28 GB for Base (D = 768).
+They are found by content: the audio's bytes, piece and channel; the encoder's weights, normalisation and precision;
+and the code that computes them. Manifests, seeds, methods and runs that share utterances share what is kept of them.
+An hour of speech takes ``180,000 D`` numbers per hidden state: 276 MB for Base (D = 768) in half precision.
+
+    activations-<encoder>/about.json          what it is of
+    activations-<encoder>/state-3-fp16/*.npz  parts of some minutes, each whole or not there: a killed run loses one
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
+from torch import Tensor
 from tqdm.auto import tqdm
 
-from speech_adapters.data.audio import SAMPLE_RATE
+import speech_adapters
+from speech_adapters.data.audio import SAMPLE_RATE, check_waveform, pack, unpack
 from speech_adapters.data.batches import Item, SpeechDataset, UtteranceDataset, evaluation_loader
+from speech_adapters.data.manifest import Manifest
 from speech_adapters.data.store import Store
-from speech_adapters.errors import ConfigError
+from speech_adapters.encoders.encoder import Encoder
+from speech_adapters.errors import ConfigError, InputError
+from speech_adapters.files import read_json, sweep_folder, write_json
 from speech_adapters.model import SpeechAdapterModel
+from speech_adapters.training.frozen import Frozen, Tap, compute_taps, frozen_part, hint, width_of
+from speech_adapters.training.settings import Cache
 
-VERSION = 2
-"""Of what is stored, part of the key: a change of the frozen forward raises it."""
+PART_SECONDS = 900.0
+"""Audio of one part."""
 
 PREFIX = "activations-"
-"""Of the names of the stores."""
+
+_TYPES: dict[str, tuple[type[np.generic], torch.dtype]] = {
+    "fp16": (np.float16, torch.float16),
+    "bf16": (np.int16, torch.bfloat16),  # numpy has no such type: its bits
+    "fp32": (np.float32, torch.float32),
+}
+
+
+class Activations:
+    """One tap of one encoder: an array (T, width) per utterance, by the utterance's key; parts of a folder."""
+
+    def __init__(self, folder: Path, width: int, precision: str) -> None:
+        self.folder, self.width, self.precision = folder, width, precision
+        self.places: dict[str, tuple[Store, int]] = {}
+        self._known: set[Path] = set()
+        self.refresh()
+
+    def refresh(self) -> None:
+        """See what other processes have added."""
+        for index in sorted(self.folder.glob("*.npz")):
+            if index not in self._known:
+                self._known.add(index)
+                store = Store(index.with_suffix(""), _TYPES[self.precision][0], self.width)
+                self.places |= {str(key): (store, number) for number, key in enumerate(store.arrays["keys"])}
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.places
+
+    def frames(self, key: str) -> int:
+        """How many rows an utterance has."""
+        store, number = self.places[key]
+        return int(store.counts[number])
+
+    def read(self, key: str, start: int, frames: int) -> np.ndarray:
+        """Rows ``start`` to ``start + frames``, (frames, width)."""
+        store, number = self.places[key]
+        return store.piece(number, start, frames)
+
+    def add(self, keys: Sequence[str], arrays: Sequence[Tensor]) -> None:
+        """Write a part; its name follows from what it holds, so that processes that do the same do it once."""
+        name = hashlib.sha256("".join(keys).encode()).hexdigest()[:16]
+        number, dtype = _TYPES[self.precision]
+        held = [(place, array.to(dtype).view(torch.int16).numpy().view(number) if self.precision == "bf16"
+                 else array.to(dtype).numpy()) for place, array in enumerate(arrays)]  # fmt: skip
+        size = sum(array.nbytes for _, array in held)
+        Store.write(self.folder / name, number, self.width, held, len(held), size, {"keys": np.array(keys)})
 
 
 class CachedDataset(UtteranceDataset):
-    """A dataset of ``{"cached": (T, D), "start": layer, "target": ..., "index": ..., ...}``, D the width at the start.
+    """A dataset of ``{"cached": (T, widths), "taps": what stands side by side in these, "target": ..., ...}``.
 
-    ``start`` is the layer whose input is cached, or None when it is the CNN's output, for adapters that act before the
-    layers (P-adapters). Values are kept in half precision in a :class:`Store` in ``folder``, which methods, seeds and
-    runs share; its name follows from the encoder's weights and normalisation, the start, and the audio itself.
+    Utterances that the budget leaves out come with their waveform, and are computed in each epoch.
 
     Args:
-        dataset: without augmentation and crops.
-        model: its active adapters decide the start.
+        dataset: without augmentation. Crops are cut from the CNN's frames, at the frame before the place drawn.
+        model: its active adapters and head decide what is kept.
+        cache: the folder, precision and budget.
         batch_seconds: audio per batch while computing. Encoders whose CNN normalises over time (group norm) change
             with padding; they compute one utterance at a time.
+        frozen: what is constant, by default what :func:`~speech_adapters.training.frozen.frozen_part` says.
+        taps: what is kept, by default what ``frozen`` needs; several trainings may share more.
 
     Raises:
-        ConfigError: an augmented or cropped dataset, or activations that half precision cannot hold.
+        ConfigError: an augmented dataset, crops of an encoder that hears them otherwise than as a piece of the whole,
+            an adapter inside the CNN, or activations that half precision cannot hold.
+        InputError: a disk that is too small.
     """
 
     def __init__(
-        self, dataset: SpeechDataset, model: SpeechAdapterModel, folder: str | os.PathLike[str], batch_seconds: float
+        self,
+        dataset: SpeechDataset,
+        model: SpeechAdapterModel,
+        cache: Cache | str | os.PathLike[str],
+        batch_seconds: float,
+        *,
+        frozen: Frozen | None = None,
+        taps: Sequence[Tap] = (),
     ) -> None:
-        if dataset.augmentation is not None or dataset.crop_seconds is not None:
-            raise ConfigError("training.cache: augmentation and crops change what is cached; set one of them to null.")
-        if model.first_layer < -1:
+        self.dataset, self.manifest, self.settings = dataset, dataset.manifest, Cache.of(cache)
+        encoder, crop = model.encoder, dataset.crop_seconds
+        if dataset.augmentation is not None:
+            raise ConfigError("training.cache: augmentation changes the audio in each epoch; set one of them to null.")
+        if model.folded_adapter is not None:
+            raise ConfigError(
+                f"training.cache: adapter {model.folded_adapter!r} is folded into the base, which is then no longer "
+                "the one that caches are known by; call unfold_adapter first."
+            )
+        if crop is not None and not encoder.local_frames:
+            raise ConfigError(
+                f"training.cache: {encoder.name} hears a crop otherwise than as a piece of the whole utterance, since "
+                "its front-end or its waveforms are normalised over all of it; set cache or crop_seconds to null."
+            )
+        self.frozen = frozen or frozen_part(model, whole=crop is None)
+        if self.frozen.kind == "waveform":
             raise ConfigError("training.cache: an active adapter acts inside the CNN; set training.cache to null.")
-        self.dataset, self.manifest = dataset, dataset.manifest
-        self.start = None if model.first_layer < 0 else model.first_layer
-        encoder = model.encoder
-        self.width = encoder.cnn_width if self.start is None else encoder.hidden_size
-        shaping = (
-            VERSION,
-            encoder.fingerprint,
-            encoder.normalize,
-            encoder.quantization,
-            encoder.model.dtype,
-            self.start,
-        )
-        key = f"{shaping} {dataset.manifest.content_key()}"
-        base = Path(folder) / f"{PREFIX}{hashlib.sha256(key.encode()).hexdigest()[:16]}"
-        if not Store.exists(base):
-            frames = sum(int(encoder.frame_lengths(round(u.duration * SAMPLE_RATE))) for u in dataset.manifest)
-            found = self._compute(model, 0.0 if encoder.group_norm else batch_seconds)
-            Store.write(base, np.float16, self.width, found, len(dataset), 2 * frames * self.width)
-        self._store = Store(base, np.float16, self.width)
+        self.crop = None if crop is None else int(encoder.frame_lengths(round(crop * SAMPLE_RATE)))
+        self.stride, self.crop_samples = encoder.stride, None if crop is None else round(crop * SAMPLE_RATE)
+        folder = self.settings.path / (PREFIX + encoder_key(encoder))
+        self.taps = {
+            tap: Activations(
+                folder / f"{tap}-{self.settings.precision}", width_of(tap, encoder), self.settings.precision
+            )
+            for tap in taps or self.frozen.taps
+        }
+        self.keys = self.manifest.content_keys()
+        self.hint = hint(model) if self.frozen.kind == "input" else ""
+        _Filling(self, encoder, batch_seconds).run(folder)
 
-    @torch.no_grad()
-    def _compute(self, model: SpeechAdapterModel, batch_seconds: float) -> Iterator[tuple[int, np.ndarray]]:
-        encoder = model.encoder
-        loader = evaluation_loader(self.dataset, batch_seconds)
-        for batch in tqdm(loader, desc="frozen layers, once", unit="batch", leave=False):
-            lengths = batch["lengths"]
-            output = encoder(
-                batch["waveforms"].to(encoder.device), lengths.to(encoder.device), stop_layer=self.start or 0
-            )
-            found = output.cnn_output if self.start is None else output.hidden_states[-1]
-            if not found.abs().max() < torch.finfo(torch.float16).max:
-                raise ConfigError("training.cache: activations beyond half precision's range; set it to null.")
-            frames = encoder.frame_lengths(lengths).tolist()
-            values = found.float().cpu().numpy()
-            yield from zip(
-                batch["indices"].tolist(), (v[:n] for v, n in zip(values, frames, strict=True)), strict=True
-            )
+    @property
+    def durations(self) -> list[float]:
+        """As without a cache: batches are the same."""
+        return self.dataset.durations
 
     def part(self, dataset: SpeechDataset) -> CachedPart:
         """The utterances of another dataset, all of which this one holds, with that one's targets."""
         return CachedPart(self, dataset)
 
     def __getitem__(self, index: int) -> Item:
-        cached = torch.from_numpy(self._store[index].astype(np.float32))
-        return {"cached": cached, "start": self.start, **self.dataset.labels(index)}
+        told = {"frozen": self.frozen, "taps": tuple(self.taps)}
+        key, labels = self.keys[index], {**told, **self.dataset.labels(index)}
+        if any(key not in tap for tap in self.taps.values()):
+            return {"waveform": self._heard(index), **labels}
+        taps = list(self.taps.values())
+        start, frames = self._piece(index, taps[0].frames(key))
+        number, dtype = _TYPES[self.settings.precision]
+        cached = torch.from_numpy(np.concatenate([tap.read(key, start, frames) for tap in taps], axis=1, dtype=number))
+        return {"cached": cached.view(dtype) if cached.dtype != dtype else cached, **labels}
+
+    def _piece(self, index: int, frames: int) -> tuple[int, int]:
+        """First frame and number of frames of this epoch's crop."""
+        if self.crop is None:
+            return 0, frames
+        rng = np.random.default_rng((self.dataset.seed, self.epoch, index))
+        return int(rng.integers(max(frames - self.crop, 0) + 1)), min(self.crop, frames)
+
+    def _heard(self, index: int) -> Tensor:
+        audio = heard(self.dataset, index)
+        if self.crop is None or self.crop_samples is None or len(audio) <= self.crop_samples:
+            return audio
+        frames = self.crop + (len(audio) - self.crop_samples) // self.stride
+        start, _ = self._piece(index, frames)
+        return audio[start * self.stride : start * self.stride + self.crop_samples]
 
 
 class CachedPart(UtteranceDataset):
@@ -116,37 +203,227 @@ class CachedPart(UtteranceDataset):
         return {**self.whole[self.places[index]], **self.dataset.labels(index)}
 
 
+def heard(dataset: SpeechDataset, index: int) -> Tensor:
+    """(samples,) as a training hears it, exact to 16 bits of its peak, whether the dataset keeps audio or not."""
+    audio = dataset.waveform(index)
+    check_waveform(audio, dataset.manifest[index].audio_filepath)
+    return audio if dataset.kept else unpack(*pack(audio))
+
+
+class _Audio(UtteranceDataset):
+    """What is to be computed: some utterances, whole."""
+
+    def __init__(self, manifest: Manifest, places: Sequence[int]) -> None:
+        self.manifest, self.numbers = Manifest((manifest[place] for place in places), manifest.name), places
+        self.dataset = SpeechDataset(self.manifest, keep_in_memory=False)
+
+    def __getitem__(self, index: int) -> Item:
+        return {"waveform": heard(self.dataset, index), "target": None, "index": self.numbers[index]}
+
+
+class _Filling:
+    """Computes what a dataset lacks, as far as the budget and the disk allow; processes share the work."""
+
+    def __init__(self, data: CachedDataset, encoder: Encoder, batch_seconds: float) -> None:
+        self.data, self.encoder, self.batch_seconds = data, encoder, batch_seconds
+        self.processes = PartialState(cpu=not torch.cuda.is_available())
+
+    def run(self, folder: Path) -> None:
+        """What is not there afterwards (it did not fit, or another run got in between) is computed in each epoch."""
+        if self._lacking():
+            chosen = self._choose()
+            if self.processes.is_main_process:
+                write_json(folder / "about.json", about(self.encoder))
+            self._compute(chosen)
+        self.processes.wait_for_everyone()
+        for tap in self.data.taps.values():
+            tap.refresh()
+
+    def _lacking(self) -> dict[int, list[Tap]]:
+        """The taps that each utterance lacks."""
+        taps = self.data.taps.items()
+        found = {place: [tap for tap, held in taps if key not in held] for place, key in enumerate(self.data.keys)}
+        return {place: lacking for place, lacking in found.items() if lacking}
+
+    def _bytes(self, place: int, taps: Sequence[Tap]) -> int:
+        """What these of an utterance take."""
+        samples = round(self.data.manifest[place].duration * SAMPLE_RATE)
+        frames = 1 if "mean" in self.data.taps else int(self.encoder.frame_lengths(samples))
+        width = sum(self.data.taps[tap].width for tap in taps)
+        return frames * width * np.dtype(_TYPES[self.data.settings.precision][0]).itemsize
+
+    def _choose(self) -> list[int]:
+        """The utterances that are to be kept: the longest, so that neighbours in length, which share batches, share
+        their fate."""
+        data, lacking = self.data, self._lacking()
+        root = data.settings.path
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            free = shutil.disk_usage(root).free
+        except OSError as error:
+            raise InputError(f"{root}: cannot be written to ({error.strerror}); name another folder") from error
+        sizes = {place: self._bytes(place, taps) for place, taps in lacking.items()}
+        needed, limit = sum(sizes.values()), data.settings.max_gb
+        hours = sum(data.manifest[place].duration for place in lacking) / 3600
+        what = f"training.cache: {data.frozen} of {hours:.2f} h of {data.manifest.name} in {data.settings.precision}"
+        if limit is None and needed > free:
+            raise InputError(
+                f"{what} take {_size(needed)}, and {root} has {_size(free)} free; name a folder on another disk, or "
+                "set cache.max_gb to keep a part."
+            )
+        room = free if limit is None else min(free, max(limit * 1e9 - folder_bytes(root), 0))
+        chosen, used = [], 0
+        for place in sorted(sizes, key=lambda place: -data.manifest[place].duration):
+            if used + sizes[place] <= room:
+                chosen.append(place)
+                used += sizes[place]
+        rest = f"; {used / needed:.0%} of it fit, the rest is computed in each epoch" if used < needed else ""
+        self.processes.print(f"{what}: {_size(needed)} in {root}, {_size(free)} free{rest}{data.hint}")
+        return chosen
+
+    @torch.no_grad()
+    def _compute(self, places: Sequence[int]) -> None:
+        """This process's share, in parts."""
+        if not places:
+            return
+        data, state = self.data, self.processes
+        lacking = self._lacking()
+        taps = [tap for tap in data.taps if any(tap in lacking[place] for place in places)]
+        loader = evaluation_loader(_Audio(data.manifest, places), self.batch_seconds)
+        batches = list(loader.batch_sampler)[state.process_index :: state.num_processes]  # type: ignore[arg-type]
+        loader = torch.utils.data.DataLoader(loader.dataset, batch_sampler=batches, collate_fn=loader.collate_fn)
+        for tap in taps:
+            sweep_folder(data.taps[tap].folder)
+        kept: dict[Tap, list[tuple[str, Tensor]]] = {tap: [] for tap in taps}
+        seconds = 0.0
+        bar = tqdm(loader, desc="frozen layers, once", unit="batch", leave=False, disable=None)
+        for batch in bar:
+            found, frames = compute_taps(self.encoder, taps, batch["waveforms"], batch["lengths"])
+            for tap, values in found.items():
+                self._check_range(values)
+                values = values.float().cpu()
+                for row, place in enumerate(batch["indices"].tolist()):
+                    if tap in lacking[place]:
+                        kept[tap].append((data.keys[place], values[row, : frames[row]].clone()))
+            seconds += float(batch["lengths"].sum()) / SAMPLE_RATE
+            if seconds >= PART_SECONDS:
+                self._write(kept)
+                seconds = 0.0
+        self._write(kept)
+
+    def _write(self, kept: dict[Tap, list[tuple[str, Tensor]]]) -> None:
+        for tap, entries in kept.items():
+            unique = dict(entries)
+            if unique:
+                self.data.taps[tap].add(list(unique), list(unique.values()))
+            entries.clear()
+
+    def _check_range(self, values: Tensor) -> None:
+        limit = torch.finfo(_TYPES[self.data.settings.precision][1]).max
+        if not values.abs().max() < limit:
+            raise ConfigError(
+                f"training.cache: activations beyond the range of {self.data.settings.precision}; set "
+                "cache.precision to bf16 or fp32."
+            )
+
+
+# ------------------------------------------------------------------ what is known of an encoder
+
+
+@cache
+def code_version() -> str:
+    """Hash of the code that computes activations: ours from file to encoder, and the versions of what it stands on."""
+    root = Path(speech_adapters.__file__).parent
+    digest = hashlib.sha256(f"torch {version('torch')} transformers {version('transformers')}".encode())
+    for path in sorted([root / "data" / "audio.py", *(root / "encoders").rglob("*.py")]):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def about(encoder: Encoder) -> dict[str, Any]:
+    """All of an encoder that shapes its activations."""
+    return {
+        "encoder": Path(encoder.name).name,
+        "fingerprint": encoder.fingerprint,
+        "normalize": encoder.normalize,
+        "quantization": encoder.quantization,
+        "dtype": str(encoder.model.dtype).removeprefix("torch."),
+        "code": code_version(),
+    }
+
+
+def encoder_key(encoder: Encoder) -> str:
+    """Hash of :func:`about`, but for the name."""
+    told = {key: value for key, value in about(encoder).items() if key != "encoder"}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+
+
+# ------------------------------------------------------------------ what there is
+
+
 @dataclass(frozen=True)
-class StoreFiles:
-    """A store on the disk; ``made`` is in seconds since 1970, ``utterances`` None where it is not whole."""
+class CacheEntry:
+    """What is kept of one encoder.
 
-    name: str
-    bytes: int
-    made: float
-    utterances: int | None
-    files: tuple[Path, ...]
+    Attributes:
+        path: its folder. about: what :func:`about` told of the encoder.
+        taps: utterances by what is kept of them, such as "state-12-fp16".
+        size: bytes. used: when it was last written, in seconds since 1970.
+        current: made by this version of the code; others are never read again.
+    """
 
-    def remove(self) -> None:
-        """Delete its files, the index first: what is left of a removal that was cut short counts as not whole."""
-        for file in sorted(self.files, key=lambda file: file.suffix != ".npz"):
-            file.unlink(missing_ok=True)
+    path: Path
+    about: Mapping[str, Any]
+    taps: Mapping[str, int]
+    size: int
+    used: float
+    current: bool
 
 
-def stores_in(folder: str | os.PathLike[str]) -> list[StoreFiles]:
-    """The stores of a cache folder by name; none where there is no such folder. Other files are left alone."""
-    by_name: dict[str, list[Path]] = {}
-    for file in Path(folder).glob(f"{PREFIX}*"):
-        if file.suffix in (".bin", ".npz"):
-            by_name.setdefault(file.stem, []).append(file)
-    found = []
-    for name, files in sorted(by_name.items()):
-        base = Path(folder) / name
-        count = None
-        if Store.exists(base):
-            with np.load(base.with_name(f"{name}.npz"), allow_pickle=False) as index:
-                count = len(index["counts"])
-        stats = [file.stat() for file in files]
-        found.append(
-            StoreFiles(name, sum(s.st_size for s in stats), max(s.st_mtime for s in stats), count, tuple(files))
-        )
-    return found
+def list_caches(folder: str | os.PathLike[str] | None = None) -> list[CacheEntry]:
+    """What is kept in a folder of activations, by default the toolkit's own, largest first."""
+    root, entries = Cache().path if folder is None else Path(folder), []
+    for path in sorted(root.glob(f"{PREFIX}*")):
+        try:
+            told = read_json(path / "about.json")
+        except InputError:  # written by an older version, or not whole
+            told = {}
+        parts = sorted(path.rglob("*.npz")) if path.is_dir() else []
+        taps: dict[str, int] = {}
+        for part in parts:
+            with np.load(part, allow_pickle=False) as index:
+                taps[part.parent.name] = taps.get(part.parent.name, 0) + len(index["counts"])
+        used = max((part.stat().st_mtime for part in parts), default=path.stat().st_mtime)
+        entries.append(CacheEntry(path, told, taps, folder_bytes(path), used, told.get("code") == code_version()))
+    return sorted(entries, key=lambda entry: -entry.size)
+
+
+def clear_cache(folder: str | os.PathLike[str] | None = None, *, stale_only: bool = False) -> int:
+    """Remove the activations in a folder, by default the toolkit's own; returns the bytes that became free.
+
+    Args:
+        stale_only: only those that another version of the code made, which are never read again.
+    """
+    freed = 0
+    for entry in list_caches(folder):
+        if stale_only and entry.current:
+            continue
+        freed += entry.size
+        shutil.rmtree(entry.path) if entry.path.is_dir() else entry.path.unlink()
+    return freed
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def folder_bytes(path: Path) -> int:
+    """Bytes of all files under a path, or of the file that it is."""
+    files: Iterator[Path] = iter([path]) if path.is_file() else path.rglob("*")
+    total = 0
+    for file in files:
+        try:
+            total += file.stat().st_size if file.is_file() else 0
+        except FileNotFoundError:  # another process took it away
+            continue
+    return total

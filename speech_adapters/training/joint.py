@@ -65,7 +65,6 @@ def train_jointly(
     if config.cache is not None:
         raise ConfigError("train_jointly: training.cache holds what one task's adapters read; set it to null.")
     model.to(PartialState(cpu=not torch.cuda.is_available()).device)
-    model.gradient_checkpointing = config.gradient_checkpointing
     return fit(_Joint(model, tasks, config), config, run, name)
 
 
@@ -75,11 +74,11 @@ class _Joint(Learner):
     def __init__(self, model: SpeechAdapterModel, tasks: Sequence[JointTask], config: TrainingConfig) -> None:
         self.model, self.tasks, self.config = model, tasks, config
         self.device, self.turns = model.encoder.device, len(tasks)
-        self.parts = []
+        self.learners = []
         for task in tasks:
             self._activate(task)
             own = {group: rate for group, rate in config.learning_rates.items() if group in model.parameter_groups()}
-            self.parts.append(Supervised(model, task.dataset, replace(config, learning_rates=own), task.dev))
+            self.learners.append(Supervised(model, task.dataset, replace(config, learning_rates=own), task.dev))
 
     def _activate(self, task: JointTask) -> None:
         self.model.train_adapter(task.adapter, head=task.head)
@@ -88,7 +87,7 @@ class _Joint(Learner):
         """Over all tasks, every tensor once: what is shared stands under the first task that has it."""
         seen: set[int] = set()
         groups = {}
-        for task, part in zip(self.tasks, self.parts, strict=True):
+        for task, part in zip(self.tasks, self.learners, strict=True):
             self._activate(task)
             for group, (parameters, rate) in part.groups().items():
                 if new := [parameter for parameter in parameters if id(parameter) not in seen]:
@@ -100,23 +99,23 @@ class _Joint(Learner):
         """One batch per task and round, without end: each task goes through its own epochs."""
         per_update = self.config.accumulation
         updates, used = at.place // per_update, []
-        for turn, part in enumerate(self.parts):  # task t has made the updates t, t + turns, ... before this one
+        for turn, part in enumerate(self.learners):  # task t has made the updates t, t + turns, ... before this one
             own = len(range(turn, updates, self.turns)) * per_update
-            used.append(_endless(part, at, own))
+            used.append(part.endless(at, own))
         while True:
             for _ in range(per_update):
                 yield next(used[updates % self.turns])
             updates += 1
 
     def loss(self, batch: dict[str, Any], update: int) -> Loss:
-        return self.parts[update % self.turns].loss(batch, update)
+        return self.learners[update % self.turns].loss(batch, update)
 
     def turn(self, update: int) -> str:
         return self.tasks[update % self.turns].name
 
     def evaluate(self) -> dict[str, float]:
         found = {}
-        for task, part in zip(self.tasks, self.parts, strict=True):
+        for task, part in zip(self.tasks, self.learners, strict=True):
             self._activate(task)
             self.model.eval()
             found[task.name] = part.evaluate()["loss"]
@@ -124,7 +123,7 @@ class _Joint(Learner):
 
     def tensors(self) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = {}
-        for task, part in zip(self.tasks, self.parts, strict=True):
+        for task, part in zip(self.tasks, self.learners, strict=True):
             self._activate(task)
             tensors |= {
                 f"{task.name}/{name}" if name.startswith("head/") else name: tensor
@@ -140,27 +139,19 @@ class _Joint(Learner):
 
     def before_update(self, update: int) -> None:
         self._activate(self.tasks[update % self.turns])
-        self.parts[update % self.turns].before_update(update // self.turns)
+        self.learners[update % self.turns].before_update(update // self.turns)
 
     def after_update(self, update: int) -> None:
-        self.parts[update % self.turns].after_update(update // self.turns)
+        self.learners[update % self.turns].after_update(update // self.turns)
 
     def state(self) -> dict[str, Any]:
         states = {}
-        for task, part in zip(self.tasks, self.parts, strict=True):
+        for task, part in zip(self.tasks, self.learners, strict=True):
             self._activate(task)
             states[task.name] = part.state()
         return states
 
     def load_state(self, state: dict[str, Any]) -> None:
-        for task, part in zip(self.tasks, self.parts, strict=True):
+        for task, part in zip(self.tasks, self.learners, strict=True):
             self._activate(task)
             part.load_state(state[task.name])
-
-
-def _endless(part: Supervised, at: Position, place: int) -> Iterator[dict[str, Any]]:
-    """One task's batches from its ``place`` on, epoch after epoch."""
-    epoch, place = divmod(place, len(part.order(at)))
-    while True:
-        yield from part.batches(replace(at, epoch=epoch, place=place))
-        epoch, place = epoch + 1, 0

@@ -3,7 +3,8 @@
 A :class:`Learner` says what trains, on which batches, by which loss. The loop does the rest, alike for all: a rate per
 parameter group with its schedule, the methods' own schedules, accumulation, several processes, bf16 and fp16, the
 check that every tensor learns, losses that are not finite, evaluation, the best state, patience, the log, and
-checkpoints.
+checkpoints. A learner may have several parts, trainings that share work and nothing that is learnt: each has its own
+optimizer, norm of gradients, best state and end.
 
 A stopped training goes on to the same bits: an update's random numbers follow from the seed and the update's number
 alone, so that a checkpoint need hold only what was learnt and how far.
@@ -15,7 +16,7 @@ import math
 import signal
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -73,6 +74,23 @@ class Learner(ABC):
     turns: int = 1
     watched_from_start: bool = False
 
+    @property
+    def parts(self) -> Mapping[str, Learner]:
+        """The trainings that this one is, by name, all of as many updates; by default itself, without a name."""
+        return {"": self}
+
+    def config_of(self, shared: LoopConfig) -> LoopConfig:
+        """The settings of this part; seeds and rates may differ from those that all share."""
+        return shared
+
+    def losses(self, batch: Any, update: int, running: Collection[str]) -> Iterator[tuple[str, Loss]]:
+        """The loss of each part in ``running``, with its name; each is differentiated before the next is asked for."""
+        yield "", self.loss(batch, update)
+
+    def evaluations(self, running: Collection[str]) -> Mapping[str, dict[str, float]]:
+        """:meth:`evaluate` of each part in ``running``."""
+        return {"": self.evaluate()}
+
     @abstractmethod
     def groups(self) -> dict[str, tuple[list[nn.Parameter], float]]:
         """Parameters that train and their peak learning rate, by group."""
@@ -123,7 +141,8 @@ class Learner(ABC):
 class TrainingResult:
     """What a training cost: updates made, wall seconds, audio seconds per wall second, peak memory in bytes.
 
-    ``skipped`` counts updates that were left out since their gradients were not finite.
+    ``skipped`` counts updates that were left out since their gradients were not finite. ``together`` trainings shared
+    one pass, of which seconds and memory are.
     """
 
     updates: int
@@ -133,6 +152,7 @@ class TrainingResult:
     final_loss: float
     best_dev_loss: float | None
     skipped: int = 0
+    together: int = 1
 
     def __add__(self, later: TrainingResult) -> TrainingResult:
         """Two stages of one training."""
@@ -146,6 +166,7 @@ class TrainingResult:
             final_loss=later.final_loss,
             best_dev_loss=later.best_dev_loss,
             skipped=self.skipped + later.skipped,
+            together=max(self.together, later.together),
         )
 
 
@@ -157,8 +178,17 @@ class _Progress:
     epoch: int = 0
     place: int = 0
     seconds: float = 0.0
-    audio_seconds: float = 0.0
     peak_memory: int = 0
+    sums: dict[str, list[float]] = field(default_factory=dict)
+    """Of each figure since the last line of the log: its sum and count."""
+
+
+@dataclass
+class _PartProgress:
+    """How a part does."""
+
+    updates: int = 0
+    audio_seconds: float = 0.0
     last_loss: float = math.nan
     best_loss: float | None = None
     worse: int = 0
@@ -167,8 +197,6 @@ class _Progress:
     skipped_in_a_row: int = 0
     alive: list[int] = field(default_factory=list)
     """Turns whose tensors were seen to learn."""
-    sums: dict[str, list[float]] = field(default_factory=dict)
-    """Of each figure since the last line of the log: its sum and count."""
 
 
 def fit(learner: Learner, config: LoopConfig, run: RunFolder, name: str) -> TrainingResult:
@@ -183,49 +211,132 @@ def fit(learner: Learner, config: LoopConfig, run: RunFolder, name: str) -> Trai
         TrainingError: losses or gradients that stay other than finite; it names the batch.
         Interrupted: Ctrl-C or SIGTERM came; what was trained is in the checkpoint.
     """
+    return next(iter(fit_parts(learner, config, run, name).values()))
+
+
+def fit_parts(learner: Learner, config: LoopConfig, run: RunFolder, name: str) -> dict[str, TrainingResult]:
+    """:func:`fit` of a learner with several parts: the result of each."""
     return _Training(learner, config, run, name).run()
+
+
+class _Part:
+    """One training: what it changes, and all that follows from its own gradients and losses."""
+
+    def __init__(self, learner: Learner, shared: LoopConfig) -> None:
+        self.learner, self.config = learner, learner.config_of(shared)
+        self.groups = learner.groups()
+        self.parameters = [parameter for parameters, _ in self.groups.values() for parameter in parameters]
+        if not self.parameters:
+            raise ConfigError("nothing is trainable; call model.train_adapter(name, head=...) first.")
+        self.optimizer = torch.optim.AdamW(
+            [{"params": parameters, "lr": rate, "name": group} for group, (parameters, rate) in self.groups.items()],
+            betas=self.config.betas,
+            weight_decay=self.config.weight_decay,
+        )
+        self.scaler = GradScaler(learner.device.type, enabled=self.config.precision == "fp16")
+        self.progress = _PartProgress()
+        self.best: dict[str, Tensor] = {}
+
+    def begin(self, done: int) -> None:
+        """Set the rates for the update after ``done`` ones, and forget the gradients."""
+        factor = rate_factor(self.config, done)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.groups[group["name"]][1] * factor
+        self.optimizer.zero_grad(set_to_none=True)  # AdamW passes over what has no gradient: others' turns
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of one batch."""
+        self.scaler.scale(loss / self.config.accumulation).backward()
+
+    def clip(self) -> bool:
+        """Bring the gradients to their norm; False where they are not finite."""
+        self.scaler.unscale_(self.optimizer)
+        return math.isfinite(float(nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)))
+
+    def step(self, finite: bool) -> None:
+        """Apply what is finite."""
+        if finite or self.scaler.is_enabled():  # the scaler skips what is not finite by itself, and learns from it
+            self.scaler.step(self.optimizer)
+        self.scaler.update()
+
+    def watch(self, loss: float) -> None:
+        """Keep the best state, and stop where it was long ago."""
+        progress = self.progress
+        if progress.best_loss is None or loss < progress.best_loss:
+            progress.best_loss, progress.worse = loss, 0
+            self.best = {key: tensor.detach().clone() for key, tensor in self.learner.tensors().items()}
+        else:
+            progress.worse += 1
+            progress.stopped = 0 < self.config.patience <= progress.worse
+
+    def state(self, finished: bool) -> dict[str, Any]:
+        """For a checkpoint; of a finished training only what it made."""
+        content = {"tensors": self.learner.tensors(), "state": self.learner.state()}
+        if finished:
+            return content
+        return content | {
+            "progress": asdict(self.progress),
+            "best": self.best,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def load(self, content: Mapping[str, Any]) -> None:
+        """Take :meth:`state` back."""
+        self.copy(content["tensors"])
+        self.learner.load_state(content["state"])
+        if "progress" in content:
+            self.optimizer.load_state_dict(content["optimizer"])
+            self.scaler.load_state_dict(content["scaler"])
+            self.progress, self.best = _PartProgress(**content["progress"]), content["best"]
+
+    @torch.no_grad()
+    def copy(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put tensors into the place of what was learnt. Raises ConfigError for others than its own."""
+        own = self.learner.tensors()
+        if own.keys() != tensors.keys():
+            differing = sorted(own.keys() ^ tensors.keys())
+            raise ConfigError(f"its checkpoint holds other tensors, such as {differing[0]!r}.")
+        for key, tensor in own.items():
+            tensor.copy_(tensors[key])
 
 
 class _Training:
     def __init__(self, learner: Learner, config: LoopConfig, folder: RunFolder, name: str) -> None:
         self.learner, self.config, self.folder, self.name = learner, config, folder, name
-        self.groups = learner.groups()
-        self.parameters = [parameter for parameters, _ in self.groups.values() for parameter in parameters]
-        if not self.parameters:
-            raise ConfigError("nothing is trainable; call model.train_adapter(name, head=...) first.")
+        self.parts = {key: _Part(part, config) for key, part in learner.parts.items()}
         self.total = config.updates * learner.turns
         self.accelerator = Accelerator(
             cpu=not torch.cuda.is_available(),
             log_with=[tracker for tracker in config.trackers if tracker != "none"] or None,
             project_dir=str(folder.tensorboard),
         )
-        self.optimizer = torch.optim.AdamW(
-            [{"params": parameters, "lr": rate, "name": group} for group, (parameters, rate) in self.groups.items()],
-            betas=config.betas,
-            weight_decay=config.weight_decay,
-        )
-        self.scaler = GradScaler(learner.device.type, enabled=config.precision == "fp16")
         self.progress = _Progress()
-        self.best: dict[str, Tensor] = {}
 
-    def run(self) -> TrainingResult:
+    @property
+    def running(self) -> list[str]:
+        """The parts that go on."""
+        return [name for name, part in self.parts.items() if not part.progress.stopped]
+
+    def run(self) -> dict[str, TrainingResult]:
         path = self.folder.checkpoint(self.name)
         if path.is_file():
             if not self.folder.resumed:
                 raise ConfigError(f"training {self.name!r} was made in {self.folder.path} already; give another name.")
-            if (result := self._load(path)) is not None:
-                return result
+            if (results := self._load(path)) is not None:
+                return results
         progress, learner = self.progress, self.learner
         self.folder.begin()
         self.accelerator.init_trackers(self.name)
         reset_peak_memory(learner.device)
         learner.train()
-        if learner.watched_from_start and progress.best_loss is None and self.config.evaluate_every:
+        unwatched = all(part.progress.best_loss is None for part in self.parts.values())
+        if learner.watched_from_start and unwatched and self.config.evaluate_every:
             self._evaluate()
         with self._bar() as bar, _stop_when_asked() as asked:
             started = saved = time.perf_counter()
             stream = self._stream()
-            while progress.done < self.total and not progress.stopped:
+            while progress.done < self.total and self.running:
                 self._update(stream)
                 progress.done += 1
                 if progress.done % learner.turns == 0:
@@ -244,21 +355,27 @@ class _Training:
                     raise Interrupted(message, 128 + number, str(self.folder.path))
         for tracker in self.accelerator.trackers:
             tracker.finish()
-        if self.best:
-            self._copy(self.best)
+        for part in self.parts.values():
+            if part.best:
+                part.copy(part.best)
         learner.train(False)
         progress.peak_memory = max(progress.peak_memory, peak_memory_bytes(learner.device))
-        result = TrainingResult(
-            updates=progress.done // learner.turns,
+        results = {key: self._result(part.progress) for key, part in self.parts.items()}
+        self._save(path, results)
+        return results
+
+    def _result(self, part: _PartProgress) -> TrainingResult:
+        progress = self.progress
+        return TrainingResult(
+            updates=part.updates // self.learner.turns,
             seconds=progress.seconds,
-            audio_seconds_per_second=progress.audio_seconds / max(progress.seconds, 1e-9),
+            audio_seconds_per_second=part.audio_seconds / max(progress.seconds, 1e-9),
             peak_memory_bytes=progress.peak_memory,
-            final_loss=progress.last_loss,
-            best_dev_loss=progress.best_loss,
-            skipped=progress.skipped,
+            final_loss=part.last_loss,
+            best_dev_loss=part.best_loss,
+            skipped=part.skipped,
+            together=len(self.parts),
         )
-        self._save(path, result)
-        return result
 
     # ------------------------------------------------------------------ one update
 
@@ -278,48 +395,56 @@ class _Training:
         batches = [next(stream) for _ in range(config.accumulation)]
         self._seed(progress.done)  # after the reading, which draws numbers of its own when an epoch begins
         learner.before_update(progress.done)
-        factor = rate_factor(config, done)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.groups[group["name"]][1] * factor
-        self.optimizer.zero_grad(set_to_none=True)  # AdamW passes over what has no gradient: others' turns
-        ids: list[str] = []
-        broken: list[int] = []
+        running = {name: self.parts[name] for name in self.running}
+        ids: dict[str, list[str]] = {name: [] for name in running}
+        broken: set[str] = set()
+        for part in running.values():
+            part.begin(done)
         for batch in batches:
+            for name, found in self._losses(batch, running):
+                part = running[name]
+                part.backward(found.loss)
+                ids[name] += found.ids
+                part.progress.audio_seconds += found.seconds * self.accelerator.num_processes
+                if not math.isfinite(self._note(name, found)):
+                    broken.add(name)
+        self._average_gradients(running.values())
+        whole = [part.clip() and name not in broken for name, part in running.items()]
+        for (name, part), finite in zip(running.items(), self._in_all_processes(whole), strict=True):
+            own = part.progress
+            if finite and progress.done >= learner.turns and turn not in own.alive:
+                part.learner.check_alive()  # the second update: what a zero start hides in the first is alive by now
+                own.alive.append(turn)
+            part.step(finite)
+            own.updates += 1
+            if finite:
+                own.skipped_in_a_row = 0
+                part.learner.after_update(progress.done)
+            else:
+                self._skip(name, part, ids[name])
+
+    def _losses(self, batch: Any, running: Collection[str]) -> Iterator[tuple[str, Loss]]:
+        """The parts' losses, computed in the chosen precision, differentiated outside of it."""
+        losses = iter(self.learner.losses(batch, self.progress.done, running))
+        while True:
             with self._autocast():
-                found = learner.loss(batch, progress.done)
-            self.scaler.scale(found.loss / config.accumulation).backward()
-            ids += found.ids
-            progress.audio_seconds += found.seconds * self.accelerator.num_processes
-            broken += [] if math.isfinite(self._note(found)) else [progress.done]
-        self._average_gradients()
-        self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.parameters, config.max_grad_norm)
-        finite = math.isfinite(float(norm)) and not self._any_process(broken)
-        if finite and progress.done >= learner.turns and turn not in progress.alive:
-            learner.check_alive()  # the second update: what a zero start hides in the first is alive by now
-            progress.alive.append(turn)
-        if finite or self.scaler.is_enabled():  # the scaler skips what is not finite by itself, and learns from it
-            self.scaler.step(self.optimizer)
-        self.scaler.update()
-        if finite:
-            progress.skipped_in_a_row = 0
-            learner.after_update(progress.done)
-        else:
-            self._skip(ids)
+                found = next(losses, None)
+            if found is None:
+                return
+            yield found
 
     def _seed(self, update: int) -> None:
         """Random numbers of this update and process alone, so that a resumed run draws the same."""
-        entropy = (self.config.seed, update, self.accelerator.process_index)
-        set_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
+        seed_update(self.config.seed, update, self.accelerator.process_index)
 
     def _autocast(self) -> torch.autocast:
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.config.precision)
         return torch.autocast(self.learner.device.type, dtype, enabled=dtype is not None)
 
-    def _average_gradients(self) -> None:
+    def _average_gradients(self, parts: Collection[_Part]) -> None:
         """Over the processes of a distributed run, in one exchange."""
         if self.accelerator.num_processes > 1:
-            grads = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+            grads = [parameter.grad for part in parts for parameter in part.parameters if parameter.grad is not None]
             flat = self.accelerator.reduce(torch.cat([grad.flatten() for grad in grads]), "mean")
             for grad, mean in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
                 grad.copy_(mean.view_as(grad))
@@ -330,27 +455,34 @@ class _Training:
             return bool(own)
         return bool(self.accelerator.reduce(torch.tensor(float(len(own)), device=self.learner.device), "sum"))
 
-    def _skip(self, ids: Sequence[str]) -> None:
-        progress = self.progress
+    def _in_all_processes(self, own: Sequence[bool]) -> list[bool]:
+        """Which of these are true in every process."""
+        if self.accelerator.num_processes == 1:
+            return list(own)
+        failed = torch.tensor([float(not value) for value in own], device=self.learner.device)
+        return [count == 0 for count in self.accelerator.reduce(failed, "sum").tolist()]
+
+    def _skip(self, name: str, part: _Part, ids: Sequence[str]) -> None:
+        progress = part.progress
         progress.skipped += 1
         progress.skipped_in_a_row += 1
         if progress.skipped_in_a_row >= SKIPPED_IN_A_ROW[self.config.precision]:
             batch = f" The last batch held {', '.join(ids[:20])}." if ids else ""
             raise TrainingError(
-                f"{self.name}: {progress.skipped_in_a_row} updates in a row had a loss or gradients that are not "
-                f"finite, the last one at update {progress.done}; nothing of them was applied. Lower the learning "
-                f"rates, or look at the data.{batch}"
+                f"{name or self.name}: {progress.skipped_in_a_row} updates in a row had a loss or gradients that are "
+                f"not finite, the last one at update {self.progress.done}; nothing of them was applied. Lower the "
+                f"learning rates, or look at the data.{batch}"
             )
 
     # ------------------------------------------------------------------ what is written down
 
-    def _note(self, found: Loss) -> float:
+    def _note(self, part: str, found: Loss) -> float:
         """Add the figures to those of the next line of the log; returns the loss."""
         figures = {"loss": found.loss, **found.figures}
         values = torch.stack([torch.as_tensor(v).detach().float().cpu() for v in figures.values()]).tolist()
-        turn = self.learner.turn(self.progress.done)
+        method = part or self.learner.turn(self.progress.done)
         for key, value in zip(figures, values, strict=True):
-            total = self.progress.sums.setdefault(key if turn is None else f"{turn}/{key}", [0.0, 0])
+            total = self.progress.sums.setdefault(f"{method}/{key}" if method else key, [0.0, 0])
             if math.isfinite(value):  # what is skipped is counted, not averaged
                 total[0], total[1] = total[0] + value, total[1] + 1
         return values[0]
@@ -363,12 +495,14 @@ class _Training:
             self._sum_over_processes()
             lines: dict[str, dict[str, Any]] = {}
             for key, (total, count) in progress.sums.items():
-                turn, _, figure = key.rpartition("/")
-                lines.setdefault(turn or self.name, {})[figure] = total / count if count else math.nan
+                method, _, figure = key.rpartition("/")
+                lines.setdefault(method, {})[figure] = total / count if count else math.nan
             for method, figures in lines.items():
-                progress.last_loss = figures["loss"]
-                rates = {group["name"]: group["lr"] for group in self.optimizer.param_groups}
-                self._log(method, {**figures, "learning_rate": rates, "skipped": progress.skipped})
+                part = self.parts.get(method) or next(iter(self.parts.values()))  # tasks that take turns are one part
+                part.progress.last_loss = figures["loss"]
+                rates = {group["name"]: group["lr"] for group in part.optimizer.param_groups}
+                skipped = part.progress.skipped
+                self._log(method or self.name, {**figures, "learning_rate": rates, "skipped": skipped})
             progress.sums.clear()
         if config.evaluate_every and (done % config.evaluate_every == 0 or last):
             self._evaluate()
@@ -389,18 +523,14 @@ class _Training:
 
     @torch.no_grad()
     def _evaluate(self) -> None:
-        progress, learner = self.progress, self.learner
+        learner = self.learner
         learner.train(False)
         with self._autocast():
-            found = learner.evaluate()
+            evaluations = learner.evaluations(self.running)
         learner.train()
-        self._log(self.name, {f"eval_{key}": value for key, value in found.items()})
-        if progress.best_loss is None or found["loss"] < progress.best_loss:
-            progress.best_loss, progress.worse = found["loss"], 0
-            self.best = {key: tensor.detach().clone() for key, tensor in learner.tensors().items()}
-        else:
-            progress.worse += 1
-            progress.stopped = 0 < self.config.patience <= progress.worse
+        for name, found in evaluations.items():
+            self._log(name or self.name, {f"eval_{key}": value for key, value in found.items()})
+            self.parts[name].watch(found["loss"])
 
     def _bar(self) -> Any:
         turns = self.learner.turns
@@ -415,65 +545,67 @@ class _Training:
 
     # ------------------------------------------------------------------ checkpoints
 
-    def _save(self, path: Path, result: TrainingResult | None = None) -> None:
+    def _save(self, path: Path, results: Mapping[str, TrainingResult] | None = None) -> None:
         """Write where the training stands, whole or not at all; of a finished one only what it made."""
         if not self.accelerator.is_main_process:
             return
         content: dict[str, Any] = {
-            "settings": settings_of_updates(self.config),
-            "tensors": self.learner.tensors(),
-            "state": self.learner.state(),
+            "settings": self._settings(),
+            "parts": {key: part.state(results is not None) for key, part in self.parts.items()},
         }
-        if result is not None:
-            content["result"] = asdict(result)
+        if results is not None:
+            content["results"] = {key: asdict(result) for key, result in results.items()}
         else:
             self.progress.peak_memory = max(self.progress.peak_memory, peak_memory_bytes(self.learner.device))
-            content |= {
-                "progress": asdict(self.progress),
-                "best": self.best,
-                "optimizer": self.optimizer.state_dict(),
-                "scaler": self.scaler.state_dict(),
-            }
+            content["progress"] = asdict(self.progress)
         with atomic(path) as file:
             torch.save(content, file)
 
-    def _load(self, path: Path) -> TrainingResult | None:
-        """Take up a checkpoint; the result of a finished training, None of one that is to go on."""
+    def _settings(self) -> dict[str, dict[str, str]]:
+        """What shapes the updates, by part."""
+        return {key: settings_of_updates(part.config) for key, part in self.parts.items()}
+
+    def _load(self, path: Path) -> dict[str, TrainingResult] | None:
+        """Take up a checkpoint; the results of a finished training, None of one that is to go on."""
         try:
             content = torch.load(path, map_location=self.learner.device, weights_only=True)
-            now = settings_of_updates(self.config)
-            if changed := [key for key in now if content["settings"].get(key) != now[key]]:
-                raise ConfigError(
-                    f"{path} was begun with training.{changed[0]}={content['settings'].get(changed[0])}, not "
-                    f"{now[changed[0]]}; go on with the former, or start a new run folder."
-                )
-            self._copy(content["tensors"])
-            self.learner.load_state(content["state"])
-            if "result" in content:
+            self._check_settings(path, content["settings"])
+            for key, part in self.parts.items():
+                part.load(content["parts"][key])
+            if "results" in content:
                 self.learner.train(False)
-                return TrainingResult(**content["result"])
-            self.optimizer.load_state_dict(content["optimizer"])
-            self.scaler.load_state_dict(content["scaler"])
-            self.progress, self.best = _Progress(**content["progress"]), content["best"]
-        except ConfigError:
-            raise
+                return {key: TrainingResult(**result) for key, result in content["results"].items()}
+            self.progress = _Progress(**content["progress"])
+        except ConfigError as error:
+            raise ConfigError(f"training {self.name!r}: {error}") from error
         except Exception as error:  # whatever a damaged file makes torch.load or the parts raise
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise CheckpointError(f"{path}: cannot be gone on from ({reason}); remove it to begin anew.") from error
         if self.accelerator.is_main_process:
             step = self.progress.done // self.learner.turns
-            names = {self.name, *(self.learner.turn(number) for number in range(self.learner.turns))}
+            names = {self.name, *self.parts, *(self.learner.turn(number) for number in range(self.learner.turns))}
             self.folder.forget_metrics(lambda line: line.get("method") in names and line.get("step", 0) > step)
         return None
 
-    @torch.no_grad()
-    def _copy(self, tensors: Mapping[str, Tensor]) -> None:
-        own = self.learner.tensors()
-        if own.keys() != tensors.keys():
-            differing = sorted(own.keys() ^ tensors.keys())
-            raise ConfigError(f"training {self.name!r}: its checkpoint holds other tensors, such as {differing[0]!r}.")
-        for key, tensor in own.items():
-            tensor.copy_(tensors[key])
+    def _check_settings(self, path: Path, stored: Mapping[str, Mapping[str, str]]) -> None:
+        """Raise a ConfigError for a checkpoint of other parts or settings."""
+        now = self._settings()
+        if stored.keys() != now.keys():
+            raise ConfigError(
+                f"{path} was begun with {', '.join(stored)}, not {', '.join(now)}; start a new run folder."
+            )
+        for part, settings in now.items():
+            before = stored[part]
+            if changed := [key for key in settings if before.get(key) != settings[key]]:
+                raise ConfigError(
+                    f"{path} was begun with training.{changed[0]}={before.get(changed[0])}, not "
+                    f"{settings[changed[0]]}; go on with the former, or start a new run folder."
+                )
+
+
+def seed_update(seed: int, update: int, process: int = 0) -> None:
+    """Draw all random numbers of an update from the seed, its number and the process alone."""
+    set_seed(int(np.random.SeedSequence((seed, update, process)).generate_state(1)[0]))
 
 
 def rate_factor(config: LoopConfig, done: int) -> float:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+from speech_adapters.data.audio_files import cache_folder
 from speech_adapters.data.augmentation import Augmentation
 from speech_adapters.errors import ConfigError
 
@@ -16,6 +18,35 @@ TRACKERS = {
     "clearml": "clearml", "dvclive": "dvclive", "swanlab": "swanlab", "trackio": "trackio",
 }  # fmt: skip
 """Accelerate's names of trackers -> the package that each needs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cache:
+    """Where activations that no update changes are kept, so that they are computed once for all epochs, methods, seeds
+    and runs. An hour of speech and state of a Base encoder takes 276 MB in half precision."""
+
+    folder: Path | None = None
+    """On a local disk; null for ``activations`` in the toolkit's cache folder (``$SPEECH_ADAPTERS_CACHE``)."""
+
+    precision: Literal["fp16", "bf16", "fp32"] = "fp16"
+    """fp16 keeps 11 bits of each value, bf16 has fp32's range and keeps 8; fp32 is exact and takes twice the disk."""
+
+    max_gb: float | None = None
+    """Most that the folder may hold, in 10^9 bytes; what does not fit is computed each time. null: no limit."""
+
+    def __post_init__(self) -> None:
+        if self.max_gb is not None and not self.max_gb >= 0:
+            raise ConfigError(f"cache.max_gb={self.max_gb}: must be a number of GB, or null for no limit.")
+
+    @classmethod
+    def of(cls, value: Cache | str | os.PathLike[str]) -> Cache:
+        """A cache, or the folder of one."""
+        return value if isinstance(value, Cache) else cls(folder=Path(value))
+
+    @property
+    def path(self) -> Path:
+        """The folder."""
+        return self.folder if self.folder is not None else cache_folder() / "activations"
 
 
 @dataclass(kw_only=True)
@@ -125,10 +156,10 @@ class TrainingConfig(LoopConfig):
     gradient_checkpointing: bool = False
     """Recompute layers in the backward pass: less memory, about a third more time."""
 
-    cache: Path | None = None
-    """Folder for activations below the lowest adapter, computed once for all epochs, methods, seeds and runs: a head
-    alone trains many times faster, adapters in upper layers up to twice. Goes with no augmentation, no crops; null
-    caches nothing."""
+    cache: Cache | Path | None = None
+    """Activations below the lowest place that trains, computed once for all epochs, methods, seeds and runs: a folder,
+    or ``{folder, precision, max_gb}``; null computes all in each epoch. Heads and L-adapters on frozen layers then run
+    no encoder at all. Goes with no augmentation; crops and time masks leave the CNN's output to be kept."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -139,10 +170,8 @@ class TrainingConfig(LoopConfig):
             "must be at least 0.1, or null for no crops",
         )
         self._require(0 <= self.time_mask_probability < 1, "time_mask_probability", "must lie in [0, 1)")
-        if self.cache is not None and (self.augmentation or self.time_mask_probability or self.crop_seconds):
-            raise ConfigError(
-                "training.cache: augmentation, time masks and crops change what is cached; turn one off."
-            )
+        if self.cache is not None and self.augmentation is not None:
+            raise ConfigError("training.cache: augmentation changes the audio in each epoch; set one of them to null.")
 
 
 FREE_TO_CHANGE = ("log_every", "save_minutes", "workers", "trackers", "cache")

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from accelerate import PartialState
 from torch import Tensor, nn
 
-from speech_adapters.data.audio import SAMPLE_RATE
 from speech_adapters.data.batches import (
     LengthBatches,
     SpeechDataset,
     UtteranceDataset,
     evaluation_loader,
-    model_inputs,
     training_loader,
 )
 from speech_adapters.encoders.encoder import Encoder
@@ -25,8 +23,9 @@ from speech_adapters.heads.ctc import CTCHeadModule
 from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.runs.folder import RunFolder
 from speech_adapters.training.cache import CachedDataset
+from speech_adapters.training.frozen import Frozen, frozen_part, model_inputs
 from speech_adapters.training.loop import Learner, Loss, Position, TrainingResult, fit
-from speech_adapters.training.settings import TrainingConfig
+from speech_adapters.training.settings import LoopConfig, TrainingConfig
 
 MASK_SPAN = 10
 """Frames per hidden span of SpecAugment; wav2vec 2.0 (Baevski et al., 2020)."""
@@ -51,6 +50,23 @@ def train(
         ConfigError: nothing to train, no active head, crops for a CTC head, or evaluations without a dev set.
         RuntimeError, TrainingError, Interrupted: see :func:`~speech_adapters.training.loop.fit`.
     """
+    check(model, dataset, config, dev)
+    model.to(PartialState(cpu=not torch.cuda.is_available()).device)
+    watched = dev if config.evaluate_every else None
+    if config.cache is not None:
+        if isinstance(dataset, SpeechDataset):
+            frozen = constant(model, config)
+            dataset = CachedDataset(dataset, model, config.cache, config.batch_seconds, frozen=frozen)
+        if isinstance(watched, SpeechDataset):
+            frozen = frozen_part(model, pooled=True)
+            watched = CachedDataset(watched, model, config.cache, config.batch_seconds, frozen=frozen)
+    return fit(Supervised(model, dataset, config, watched), config, run, name)
+
+
+def check(
+    model: SpeechAdapterModel, dataset: UtteranceDataset, config: TrainingConfig, dev: UtteranceDataset | None
+) -> None:
+    """Raise a ConfigError for what :func:`train` cannot train."""
     if model.head is None:
         raise ConfigError("train: no head is active; add_head and train_adapter(name, head=...) first.")
     if not any(parameter.requires_grad for parameter in model.parameters()):
@@ -59,15 +75,12 @@ def train(
         raise ConfigError("train: training.evaluate_every needs a dev set.")
     if getattr(dataset, "crop_seconds", None) is not None and isinstance(model.head, CTCHeadModule):
         raise ConfigError("train: training.crop_seconds cuts speech but not its text; a CTC head needs it whole.")
-    device = PartialState(cpu=not torch.cuda.is_available()).device
-    model.to(device)
-    watched = dev if config.evaluate_every else None
-    if config.cache is not None:
-        cached = partial(CachedDataset, model=model, folder=config.cache, batch_seconds=config.batch_seconds)
-        dataset = cached(dataset) if isinstance(dataset, SpeechDataset) else dataset
-        watched = cached(watched) if isinstance(watched, SpeechDataset) else watched
-    model.gradient_checkpointing = config.gradient_checkpointing
-    return fit(Supervised(model, dataset, config, watched), config, run, name)
+
+
+def constant(model: SpeechAdapterModel, config: TrainingConfig, pooled: bool = True) -> Frozen:
+    """What of the forward no update of a training changes; with ``pooled``, means may stand for frames."""
+    whole = config.crop_seconds is None and not config.time_mask_probability
+    return frozen_part(model, whole=whole, pooled=pooled)
 
 
 class Supervised(Learner):
@@ -81,7 +94,11 @@ class Supervised(Learner):
         dev: UtteranceDataset | None = None,
     ) -> None:
         self.model, self.dataset, self.config, self.dev = model, dataset, config, dev
-        self.device = model.encoder.device
+        self.device, self.seconds = model.encoder.device, dataset.durations
+        model.gradient_checkpointing = config.gradient_checkpointing
+
+    def config_of(self, shared: LoopConfig) -> LoopConfig:
+        return self.config
 
     def groups(self) -> dict[str, tuple[list[nn.Parameter], float]]:
         rates = self.model.learning_rates(self.config.learning_rates)
@@ -102,26 +119,35 @@ class Supervised(Learner):
     def batches(self, at: Position) -> Iterator[dict[str, Any]]:
         return iter(training_loader(self.dataset, self.order(at), at.epoch, at.place, self.config.workers))
 
+    def endless(self, at: Position, place: int) -> Iterator[dict[str, Any]]:
+        """The batches from the ``place``-th of all on, epoch after epoch."""
+        epoch, place = divmod(place, len(self.order(at)))
+        while True:
+            yield from self.batches(replace(at, epoch=epoch, place=place))
+            epoch, place = epoch + 1, 0
+
     def loss(self, batch: dict[str, Any], update: int) -> Loss:
-        encoder, mask = self.model.encoder, None
-        if "waveforms" in batch:
-            seconds = float(batch["lengths"].sum()) / SAMPLE_RATE
-            if self.config.time_mask_probability:
-                mask = time_mask(encoder, batch["lengths"], batch["waveforms"].shape[1], self.config)
-        else:
-            seconds = float(batch["frames"].sum()) * encoder.stride / SAMPLE_RATE
-        output = self.model(**model_inputs(batch, self.device), targets=batch["targets"], time_mask=mask)
-        return Loss(output.loss, seconds, [self.dataset.manifest[i].id for i in batch["indices"].tolist()])
+        return self.score(model_inputs(batch, self.model), batch)
+
+    def score(self, inputs: dict[str, Any], batch: dict[str, Any]) -> Loss:
+        """The loss on the model's ``inputs`` of a batch, wherever they start."""
+        places = batch["indices"].tolist()
+        if self.config.time_mask_probability:
+            inputs["time_mask"] = time_mask(self.model.encoder, inputs, self.config)
+        output = self.model(**inputs, targets=batch["targets"])
+        ids = [self.dataset.manifest[place].id for place in places]
+        return Loss(output.loss, sum(self.seconds[place] for place in places), ids)
 
     def evaluate(self) -> dict[str, float]:
         assert self.dev is not None
-        total, count = 0.0, 0
+        total = 0.0
         for batch in evaluation_loader(self.dev, self.config.batch_seconds):
-            targets = batch["targets"].to(self.device)
-            size = len(batch["indices"])
-            total += float(self.model(**model_inputs(batch, self.device), targets=targets).loss) * size
-            count += size
-        return {"loss": total / count}
+            total += self.held_out(model_inputs(batch, self.model), batch)
+        return {"loss": total / len(self.dev)}
+
+    def held_out(self, inputs: dict[str, Any], batch: dict[str, Any]) -> float:
+        """The loss summed over the utterances of a batch of the dev set."""
+        return float(self.model(**inputs, targets=batch["targets"].to(self.device)).loss) * len(batch["indices"])
 
     def tensors(self) -> dict[str, Tensor]:
         """Parameters, and the running statistics of a head with batch norm."""
@@ -154,13 +180,19 @@ class Supervised(Learner):
             self.model.registry.adapter(name).load_schedule_state(state[name])
 
 
-def time_mask(encoder: Encoder, lengths: Tensor, samples: int, config: TrainingConfig) -> Tensor:
+def time_mask(encoder: Encoder, inputs: Mapping[str, Any], config: TrainingConfig) -> Tensor:
     """(B, T) frames to hide: SpecAugment over time (Park et al., 2019) as in wav2vec 2.0 fine-tuning, spans of 10.
 
     Args:
-        lengths: (B,) in samples, of waveforms padded to ``samples``.
+        inputs: the model's: ``waveforms`` with ``lengths`` in samples, or ``cnn_output`` with ``frames``.
     """
-    frames, total = encoder.frame_lengths(lengths).unsqueeze(1), int(encoder.frame_lengths(samples))
+    if (waveforms := inputs.get("waveforms")) is not None:
+        lengths, total = encoder.frame_lengths(inputs["lengths"]), int(encoder.frame_lengths(waveforms.shape[1]))
+    else:
+        total, lengths = inputs["cnn_output"].shape[1], inputs["frames"]
+        if lengths is None:
+            lengths = torch.full((len(inputs["cnn_output"]),), total, device=inputs["cnn_output"].device)
+    frames = lengths.unsqueeze(1)
     starts = torch.rand(len(lengths), total, device=lengths.device) < config.time_mask_probability / MASK_SPAN
     padded = nn.functional.pad(starts.float(), (MASK_SPAN - 1, 0)).unsqueeze(1)
     spans = nn.functional.max_pool1d(padded, MASK_SPAN, 1).squeeze(1) > 0

@@ -67,6 +67,10 @@ class Family(ABC):
         """True when the front-end normalises over time: padding then changes what it computes."""
         return False
 
+    def local_front_end(self, config: Any) -> bool:
+        """True where a frame of the front-end's output depends on the samples of its receptive field alone."""
+        return not self.group_norm(config)
+
     @abstractmethod
     def cnn_width(self, config: Any) -> int:
         """Channels C of the front-end's output."""

@@ -60,6 +60,9 @@ class Whisper(Family):
     def pre_norm(self, config: Any) -> bool:
         return True
 
+    def local_front_end(self, config: Any) -> bool:
+        return False  # the loudest band of the utterance sets the floor of all others
+
     def cnn_width(self, config: Any) -> int:
         return int(config.d_model)
 
