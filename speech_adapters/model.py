@@ -680,7 +680,8 @@ class SpeechAdapterModel(Inference, nn.Module):
         checkpointing = self.gradient_checkpointing and self.training
         output = self.encoder(**inputs, plan=plan, gradient_checkpointing=checkpointing)
         if output.frame_lengths is None:
-            states, last = output.hidden_states[-1], output.last_hidden_state
+            last = output.last_hidden_state
+            states = output.hidden_states[-1] if output.hidden_states else last
             output.frame_lengths = torch.full((len(states),), states.shape[1], device=states.device)
             output.output_lengths = torch.full((len(last),), last.shape[1], device=last.device)
         return output, plan

@@ -165,7 +165,7 @@ def encode(
 
 
 def _finish(model: StockModel, output: EncoderOutput) -> EncoderOutput:
-    """What stands behind the last layer: the final LayerNorm and the output adapter of those encoders that have one."""
+    """What stands behind the last layer: the final LayerNorm and the output adapter, in encoders that have them."""
     family, frames, last = family_of(model.config), output.frame_lengths, output.last_hidden_state
     final_norm = family.final_norm(model)
     last = family.run_output_adapter(model, last if final_norm is None else final_norm(last), frames)
