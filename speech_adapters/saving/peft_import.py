@@ -16,7 +16,6 @@ from typing import Any
 from torch import Tensor
 
 from speech_adapters.adapters.lora import LoRA
-from speech_adapters.adapters.projections import TARGETS
 from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.encoders.tensors import check_finite
 from speech_adapters.errors import CheckpointError, InputError
@@ -99,7 +98,8 @@ def import_lora(folder: str | Path, encoder: Encoder) -> tuple[LoRA, dict[str, T
     """
     found = read_peft_folder(folder)
     _check_base(found.config.get("base_model_name_or_path"), encoder, folder)
-    places = {encoder.part_name(i, target): (i, target) for i in range(encoder.num_layers) for target in TARGETS}
+    known = encoder.architecture.projections
+    places = {encoder.part_name(i, target): (i, target) for i in range(encoder.num_layers) for target in known}
     tensors, chosen, prefixes = {}, set(), set()
     for name, tensor in found.lora.items():
         match = re.fullmatch(r"(.+)\.(lora_A|lora_B|lora_magnitude_vector)(?:\.weight)?", name)
@@ -107,13 +107,13 @@ def import_lora(folder: str | Path, encoder: Encoder) -> tuple[LoRA, dict[str, T
         if match is None or where is None:
             raise CheckpointError(
                 f"{folder}: {name!r} is no projection of the layers of {encoder.name}; LoRA here is on "
-                f"{', '.join(TARGETS)}."
+                f"{', '.join(known)}."
             )
         prefixes.add(match[1].removesuffix(where))
         chosen.add(places[where])
         suffix = "" if match[2] == "lora_magnitude_vector" else ".weight"
         tensors[f"{PREFIX}{where}.{match[2]}{suffix}"] = tensor
-    layers, targets = sorted({i for i, _ in chosen}), [t for t in TARGETS if t in {t for _, t in chosen}]
+    layers, targets = sorted({i for i, _ in chosen}), [t for t in known if t in {t for _, t in chosen}]
     if len(prefixes) != 1 or chosen != {(i, target) for i in layers for target in targets}:
         raise CheckpointError(
             f"{folder}: its projections are not the same in each layer that it changes; LoRA here takes the same of "
