@@ -1,5 +1,5 @@
-"""Write docs/methods.md, a page a method and docs/command_line.md from the code: docstrings, settings, presets, sizes,
-the support table, the verbs and their arguments.
+"""Write docs/methods.md, a page a method, docs/command_line.md and docs/checkpoints.md from the code: docstrings,
+settings, presets, sizes, the support table, the verbs and their arguments, the checkpoints that are tested.
 
 make docs                   # or: python docs/generate.py
 python docs/generate.py --check    # exit code 1 when a committed page is not what the code says
@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from matrix import PROMISES, REFUSED  # noqa: E402
+from public_checkpoints import CHECKPOINTS, PublicCheckpoint  # noqa: E402
 from small_encoders import FAMILIES, OTHERS, STYLES  # noqa: E402
 from small_models import METHODS as ROWS  # noqa: E402
 from small_models import counts, meta_model  # noqa: E402
@@ -36,7 +37,56 @@ def pages() -> dict[str, str]:
     """Path below docs -> text."""
     sizes = _sizes()
     texts = {f"methods/{_page(config)}": _method(config, sizes) for config in ADAPTER_METHODS.values()}
-    return {"methods.md": _index(sizes), "command_line.md": _command_line(), **texts}
+    return {"methods.md": _index(sizes), "command_line.md": _command_line(), "checkpoints.md": _checkpoints(), **texts}
+
+
+def _checkpoints() -> str:
+    names = list(dict.fromkeys(checkpoint.name for checkpoint in CHECKPOINTS))
+    lines = [
+        GENERATED,
+        "# Checkpoints",
+        "",
+        f"`load_encoder` takes a packaged name, a folder or a hub id. `tests/public_checkpoints.py` builds these "
+        f"{len(names)} public checkpoints as they are published: their `config.json` (sizes made small), the names and "
+        "kinds of their weights (random here), preprocessor and tokenizer files. The hub itself was not asked: the "
+        "settings are those that `transformers`, its documentation and code that uses these models give. "
+        "`tests/test_public_checkpoints.py` checks each of them:",
+        "",
+        "- it loads, and what it computes is what `transformers` computes;",
+        "- LoRA and bottleneck adapters learn on it, are saved, and give the same output bit for bit in a new process;",
+        "- an utterance gives the same alone and in a padded batch, unless its CNN normalises over time (group norm);",
+        "- waveforms are prepared as its files say;",
+        "- a CTC head gives `transformers`' logits, and texts in its own symbols (`use_own_ctc_head`).",
+        "",
+        "| checkpoint | class | weights | symbols | peculiar |",
+        "|---|---|---|---|---|",
+        *map(_checkpoint, CHECKPOINTS),
+        "",
+        "Beside these: safetensors and `pytorch_model.bin`, whole and in shards; weight norm under both its names; "
+        "`added_tokens.json`, `added_tokens_decoder`, `special_tokens_map.json`; `processor_config.json` in place of "
+        "`preprocessor_config.json`; output adapters (`add_adapter`), which run as a part of the frozen base. A hub "
+        "cache that holds a part of a repository completes itself, and says offline what it lacks "
+        "(`tests/test_hub.py`). Pickled code is never run.",
+        "",
+        "Where stock `transformers` lets padding change what an utterance gives (batch norm before HuBERT's "
+        "positional convolution, data2vec's stack of them, output adapters), it does not here: padded batches equal "
+        "each utterance alone, which equals `transformers`.",
+        "",
+        "```python",
+        "from speech_adapters import SpeechAdapterModel",
+        "",
+        'model = SpeechAdapterModel.from_pretrained("facebook/mms-1b-all", target_lang="fra")',
+        "```",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _checkpoint(checkpoint: PublicCheckpoint) -> str:
+    weights = f"`{checkpoint.weights}`{', `weight_g`, `weight_v`' if checkpoint.weight_norm else ''}"
+    symbols = checkpoint.files.get("vocab.json", {})
+    nested = any(isinstance(value, dict) for value in symbols.values())
+    said = "one set per language" if nested else f"{len(symbols)}" if symbols else ""
+    return f"| `{checkpoint.name}` | `{checkpoint.architecture}` | {weights} | {said} | {checkpoint.special} |"
 
 
 def _page(config: type[AdapterConfig]) -> str:

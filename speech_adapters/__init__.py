@@ -1,4 +1,4 @@
-"""Adapters for frozen speech encoders: wav2vec 2.0, HuBERT, WavLM, Whisper.
+"""Adapters for frozen speech encoders: wav2vec 2.0, HuBERT, WavLM, w2v-BERT, Whisper.
 
 The public names load on first use, so that ``import speech_adapters`` costs nothing.
 """
@@ -21,7 +21,7 @@ _PUBLIC = {
     "speech_adapters.composition": [
         "Average", "Fuse", "FusionConfig", "Parallel", "Route", "RouterConfig", "Stack",
     ],
-    "speech_adapters.encoders": ["Encoder", "load_encoder", "packaged_encoders"],
+    "speech_adapters.encoders": ["Encoder", "Family", "load_encoder", "packaged_encoders", "register_family"],
     "speech_adapters.heads": ["CTCHead", "ClassificationHead", "SlotsHead", "SpeakerHead"],
     "speech_adapters.data.manifest": ["Manifest", "Utterance"],
     "speech_adapters.text": ["Vocabulary", "normalize"],

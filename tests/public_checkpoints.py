@@ -82,6 +82,11 @@ class PublicCheckpoint:
         return self.name.replace("/", "--") + (f"--{self.target_lang}" if self.target_lang else "")
 
     @property
+    def weight_norm(self) -> bool:
+        """Whether its weight norm has the old names."""
+        return self.old_names and self.config["model_type"] in ("wav2vec2", "hubert", "wavlm")
+
+    @property
     def recognises(self) -> bool:
         """Whether it brings a CTC head along."""
         return self.architecture.endswith("ForCTC")
@@ -378,18 +383,6 @@ def _save_language(tensors: Mapping[str, torch.Tensor], folder: Path, language: 
         "lm_head.bias": torch.randn(symbols, generator=generator),
     }
     save_file(own, folder / f"adapter.{language}.{'bin' if language.startswith('uzb') else 'safetensors'}")
-
-
-def table() -> list[str]:
-    """The table of docs/checkpoints.md."""
-    lines = ["| checkpoint | class | weights | peculiar |", "|---|---|---|---|"]
-    for checkpoint in CHECKPOINTS:
-        names = ", `weight_g`/`weight_v`" if checkpoint.old_names and "whisper" not in checkpoint.name else ""
-        lines.append(
-            f"| `{checkpoint.name}` | `{checkpoint.architecture}` | `{checkpoint.weights}`{names} "
-            f"| {checkpoint.special} |"
-        )
-    return lines
 
 
 if __name__ == "__main__":

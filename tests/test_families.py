@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
@@ -12,8 +16,8 @@ import torch
 from small_models import METHODS, TARGETS, batch, parameters, shake
 from torch import nn
 
-from speech_adapters.encoders import Encoder
-from speech_adapters.encoders.families import FAMILIES, PARTS, Family, family_of
+from speech_adapters.encoders import Encoder, families
+from speech_adapters.encoders.families import FAMILIES, PARTS, Family, family_of, register_family
 from speech_adapters.encoders.plan import Site
 from speech_adapters.errors import ConfigError
 from speech_adapters.heads.ctc import CTCHead
@@ -146,9 +150,79 @@ def test_parts_are_found_by_our_names_whatever_lies_around_them(toy):
     assert [key for key in model.adapters["a"].tensors() if "stack.1.mixer.ask.lora_A" in key]
 
 
+OWN = """
+import json, sys, torch
+from types import SimpleNamespace
+from typing import ClassVar
+from torch import nn
+from speech_adapters import Family, SpeechAdapterModel, register_family
+from speech_adapters.encoders.plan import Site
+
+{classes}
+
+class Own(ToyFamily):
+    model_type = "own"
+
+    def read_config(self, folder):
+        return SimpleNamespace(**json.loads((folder / "config.json").read_text()))
+
+    def load(self, folder, **options):
+        model = Toy()
+        model.config = self.read_config(folder)
+        model.load_state_dict(torch.load(folder / "pytorch_model.bin"))
+        return model, {{"missing_keys": []}}
+"""
+
+USE = """
+import sys, torch
+from own_family import Own
+from speech_adapters import SpeechAdapterModel, register_family
+register_family(Own())
+folder, saved = sys.argv[1:]
+model = SpeechAdapterModel.from_pretrained(folder)
+waveforms = torch.linspace(-1, 1, 8000).sin()[None]
+if saved == "no":
+    model.add_adapter("a", "lora+l")
+    model.train_adapter("a")
+    with torch.no_grad():
+        [p.add_(0.1) for group in model.parameter_groups().values() for p in group]
+    model.save_adapter("a", f"{folder}/a")
+else:
+    model.load_adapter(f"{folder}/a")
+print(model.eval()(waveforms).features.double().sum().item(), model.encoder.normalize)
+"""
+
+
+def test_a_family_outside_of_the_package_loads_trains_and_saves(tmp_path):
+    classes = "\n\n".join(inspect.getsource(one) for one in (Mixer, Block, Toy, ToyFamily))
+    (tmp_path / "own_family.py").write_text(OWN.format(classes=classes))
+    (tmp_path / "use.py").write_text(USE)
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model_type": "own", "hidden_size": 32}))
+    torch.manual_seed(0)
+    torch.save(Toy().state_dict(), folder / "pytorch_model.bin")
+    outputs = []
+    for saved in ("no", "yes"):
+        command = [sys.executable, str(tmp_path / "use.py"), str(folder), saved]
+        outputs.append(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert outputs[0] == outputs[1] and outputs[0].endswith("True\n"), "the family's published normalisation"
+
+
+def test_another_package_brings_a_family_along(monkeypatch):
+    entry = SimpleNamespace(load=lambda: ToyFamily)
+    found = {"toy": (entry,)}
+    monkeypatch.setattr(families, "entry_points", lambda group, name: found.get(name, ()))
+    monkeypatch.setattr(families, "FAMILIES", dict(FAMILIES))
+    assert isinstance(family_of(SimpleNamespace(model_type="toy")), ToyFamily)
+    with pytest.raises(ConfigError, match="model_type 'hubert' is HuBERT's; give your family one of its own"):
+        register_family(type("Mine", (ToyFamily,), {"model_type": "hubert"})())
+
+
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 def test_every_family_names_every_part(family):
     assert {*PARTS, "dropout", "intermediate_dropout", "output_dropout"} <= set(family.names)
+    assert {*family.norms, *family.projections} <= set(family.names)
 
 
 def test_an_unknown_family_is_refused_with_those_that_are_known():

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from speech_adapters.encoders.ctc import read_ctc
 from speech_adapters.encoders.encoder import Encoder
-from speech_adapters.encoders.families import FAMILIES
+from speech_adapters.encoders.families import family_named
 from speech_adapters.encoders.families.base import Family
 from speech_adapters.encoders.json_files import read_json
 from speech_adapters.encoders.language import language_tensors, speak, spoken
@@ -58,13 +58,11 @@ def load_encoder(
     """
     name = str(name_or_path)
     folder = find_folder(name, revision, target_lang)
-    model_type = read_json(folder / "config.json").get("model_type")
-    family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
-    if family is None:
-        raise ConfigError(
-            f"{name}: model_type {model_type!r} in config.json is not supported; supported: {', '.join(FAMILIES)}."
-        )
-    config = _load_config(folder, name)
+    try:
+        family = family_named(read_json(folder / "config.json").get("model_type"))
+    except ConfigError as error:
+        raise ConfigError(f"{name}: config.json: {error}") from error
+    config = _load_config(family, folder)
     shapes = stored_shapes(folder)
     if (fault := family.fault(config, shapes)) is not None:
         raise CheckpointError(f"{name}: config.json does not belong to these weights: {fault}; download both again.")
@@ -90,12 +88,10 @@ def stored_tensors(encoder: Encoder, parts: Sequence[str]) -> dict[str, Tensor]:
     return {} if encoder.folder is None else read_tensors(encoder.folder, lambda name: name.split(".")[0] in parts)
 
 
-def _load_config(folder: Path, name: str) -> Any:
-    from transformers import AutoConfig
-
+def _load_config(family: Family, folder: Path) -> Any:
     with _quiet_transformers():
         try:
-            return AutoConfig.from_pretrained(folder, local_files_only=True)
+            return family.read_config(folder)
         except Exception as error:  # whatever a foreign library makes of values that it did not expect
             raise CheckpointError(f"{folder / 'config.json'}: cannot be used ({_reason(error)}).") from error
 

@@ -287,6 +287,12 @@ class Family(ABC):
     def fault(self, config: Any, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
         """What in ``config.json`` does not belong to weights of these shapes, or None; nothing is built for it."""
 
+    def read_config(self, folder: Path) -> Any:
+        """The stock model's configuration, with ``model_type`` and ``hidden_size``, of ``config.json`` in a folder."""
+        from transformers import AutoConfig
+
+        return AutoConfig.from_pretrained(folder, local_files_only=True)
+
     def load(self, folder: Path, **options: Any) -> tuple[nn.Module, dict[str, Any]]:
         """The stock encoder in ``folder``, and ``transformers``' report of missing and mismatched keys.
 

@@ -173,7 +173,8 @@ class Wav2Vec2BERT(Family):
         return f"{mel_bands(config)} mel bands"
 
     def local_front_end(self, config: Any) -> bool:
-        return False  # each band is normalised over the utterance
+        """Never: each band is normalised over the utterance."""
+        return False
 
     def blocks(self, model: Model) -> Sequence[nn.Module]:
         return ()  # nothing learnt stands before the projection
