@@ -21,8 +21,8 @@ from small_models import METHODS as ROWS  # noqa: E402
 from small_models import counts, meta_model  # noqa: E402
 
 from speech_adapters.adapters import ADAPTER_METHODS, ALIASES, PRESETS, AdapterConfig, Combine, preset  # noqa: E402
-from speech_adapters.config import field_helps  # noqa: E402
 from speech_adapters.files import write_text  # noqa: E402
+from speech_adapters.flags import field_helps  # noqa: E402
 
 GENERATED = "<!-- Written by docs/generate.py from the code; change that, then run `make docs`. -->"
 

@@ -14,30 +14,25 @@ still takes yes/no/on/off). Paths are relative to the working directory, and ``~
 
 from __future__ import annotations
 
-import argparse
-import ast
 import copy
 import dataclasses
-import difflib
 import errno
-import inspect
 import os
 import re
 import shlex
 import signal
 import sys
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, get_origin
+from typing import Any, NoReturn, TypeVar
 
 import yaml
 
 from speech_adapters.errors import ConfigError, InputError, Interrupted
 from speech_adapters.files import write_text
-from speech_adapters.schema import Typed, field_types, from_dict, members_of, put, to_dict
+from speech_adapters.flags import Parser, add_flags, check_conflicts, keys_help, use_device
+from speech_adapters.schema import Typed, from_dict, put, to_dict
 
 __all__ = [
     "from_dict", "load_config", "option", "parse_cli", "run_main", "save_config", "to_dict", "to_yaml", "write_text"
@@ -89,14 +84,19 @@ def parse_cli(
     default_preset: str | None = None,
     description: str = "",
 ) -> C:
-    """The command line of a recipe: a preset or file, then ``key=value`` overrides, then a flag a top-level field.
+    """The command line of a recipe: a preset or file, then ``key=value`` overrides and a flag a top-level field.
 
-    ``default_preset`` is what a bare call runs; a ``--config`` takes its place.
+    ``default_preset`` is what a bare call runs; a ``--config`` takes its place. What everyone sets has a short flag
+    (:data:`~speech_adapters.flags.SHORT`); a key that is set twice is an error. ``--help`` lists every key.
     ``--print-config`` prints the resolved configuration and exits. Raises :class:`ConfigError` for anything it cannot
     use; :func:`run_main` turns that into one line and exit code 2.
     """
     presets = presets or {}
-    parser = Parser(description=description)
+    given_argv = sys.argv[1:] if argv is None else argv
+    parser = Parser()
+    parser.description = _EXAMPLE.sub(parser.prog, description) if " " in parser.prog else description
+    if {"-h", "--help"} & set(given_argv):
+        parser.epilog = keys_help(cls)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="any value, for example training.epochs=3")
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--config", type=Path, metavar="FILE", help="a YAML file with values to change")
@@ -107,21 +107,26 @@ def parse_cli(
             help=f"a configuration that comes with the recipe (default: {default_preset or 'none'})",
         )
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and exit")
-    flags = _add_flags(parser, cls)
+    keys = add_flags(parser, cls)
 
-    arguments = parser.parse_all(argv)
-    given = {name: getattr(arguments, name) for name in flags if getattr(arguments, name) is not None}
+    arguments = parser.parse_all(given_argv)
+    given = {name: getattr(arguments, name) for name in keys if getattr(arguments, name) is not None}
+    check_conflicts({"--" + name.replace("_", "-"): keys[name] for name in given}, arguments.overrides)
+    use_device(getattr(arguments, "where", None) or "auto")
     preset = getattr(arguments, "preset", None) or (None if arguments.config else default_preset)
     config = load_config(
         cls,
         presets[preset] if preset else arguments.config,
-        [*arguments.overrides, *(f"{name}={value}" for name, value in given.items())],
+        [*arguments.overrides, *(f"{keys[name]}={value}" for name, value in given.items())],
     )
     if arguments.print_config:
         print(to_yaml(config), end="")
         raise SystemExit(0)
     return config
 
+
+_EXAMPLE = re.compile(r"python recipes/\w+\.py")
+"""How a recipe's docstring calls it; ``speech-adapters train asr`` shows its own name in its place."""
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
 """Disks that are full or folders that are not ours: nothing that a program could mend."""
@@ -163,68 +168,8 @@ def _terminated(number: int, frame: Any) -> NoReturn:
 def _command(folder: str) -> str:
     """The command line that goes on with a run: this one, with its folder."""
     named = any(a.partition("=")[0] in ("--output", "output", "--resume", "resume") for a in sys.argv[1:])
-    return shlex.join(["python", *sys.argv, *([] if named else ["--output", folder])])
-
-
-class Parser(argparse.ArgumentParser):
-    """A command line whose mistakes are a :class:`ConfigError`; its description is shown as it is written."""
-
-    def __init__(self, prog: str | None = None, description: str | None = None) -> None:
-        raw = argparse.RawDescriptionHelpFormatter
-        super().__init__(prog, description=description, formatter_class=raw, allow_abbrev=False)
-
-    def error(self, message: str) -> NoReturn:
-        """What argparse finds."""
-        raise ConfigError(f"{message}; see --help")
-
-    def parse_all(self, argv: Sequence[str] | None = None) -> argparse.Namespace:
-        """The arguments, flags and values in any order. A ConfigError for an unknown flag suggests the near one."""
-        arguments, unknown = self.parse_known_intermixed_args(argv)
-        if unknown:
-            known = [string for action in self._actions for string in action.option_strings]
-            close = difflib.get_close_matches(unknown[0].partition("=")[0], known, n=1)
-            raise ConfigError(
-                f"unknown argument '{unknown[0]}'" + (f"; did you mean '{close[0]}'?" if close else "; see --help")
-            )
-        return arguments
-
-
-def _add_flags(parser: argparse.ArgumentParser, cls: type) -> list[str]:
-    """One flag for each top-level field that fits on a command line; nested configurations take ``key.sub=value``."""
-    taken = {action.dest for action in parser._actions}
-    helps, names = field_helps(cls), []
-    group = parser.add_argument_group("values")
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    for name, hint in field_types(cls).items():
-        members = members_of(hint)
-        if name in taken or any(dataclasses.is_dataclass(m) or (get_origin(m) or m) is dict for m in members):
-            continue
-        default = fields[name].default if fields[name].default is not REQUIRED else None
-        shown = f" (default: {default})" if default is not None else ""
-        text = f"{helps.get(name, '')}{shown}".strip().replace("%", "%%") or None
-        flag = "--" + name.replace("_", "-")
-        if bool in members:
-            group.add_argument(flag, dest=name, action=argparse.BooleanOptionalAction, help=text)
-        else:
-            group.add_argument(flag, dest=name, metavar="VALUE", help=text)
-        names.append(name)
-    return names
-
-
-def field_helps(cls: type) -> dict[str, str]:
-    """The help of each field: ``option(help=...)``, or the docstring under the field in the class's source."""
-    helps: dict[str, str] = {}
-    for base in reversed([base for base in cls.__mro__ if dataclasses.is_dataclass(base)]):
-        try:
-            body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body  # type: ignore[attr-defined]
-        except (OSError, SyntaxError):  # defined where there is no source to read
-            continue
-        for pair in pairwise(body):
-            match pair:
-                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
-                    helps[name] = " ".join(text.split())
-    written = {field.name: field.metadata["help"] for field in dataclasses.fields(cls) if field.metadata.get("help")}
-    return helps | written
+    program = ["python", sys.argv[0]] if sys.argv[0].endswith(".py") else sys.argv[0].split()
+    return shlex.join([*program, *sys.argv[1:], *([] if named else ["--output", folder])])
 
 
 class _Loader(yaml.SafeLoader):

@@ -13,7 +13,7 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from speech_adapters.errors import InputError
+from speech_adapters.errors import ConfigError, InputError
 
 try:
     import fcntl
@@ -51,6 +51,32 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A folder to fill, which takes the name ``path`` only once it is whole; when the block raises, nothing is left.
+
+    Raises:
+        ConfigError: there is something of this name already.
+        InputError: the place cannot be written.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise ConfigError(f"{path}: exists already; choose a new folder.")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sweep(path)
+        temporary.mkdir()
+        yield temporary
+        if path.exists():
+            path.rmdir()
+        temporary.replace(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error}); choose another place.") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def sweep(path: Path) -> None:

@@ -45,9 +45,11 @@ from speech_adapters.inference.methods import Inference
 from speech_adapters.model_output import ModelOutput
 from speech_adapters.saving.adapters import read_adapter, save_adapter
 from speech_adapters.saving.finding import find_parts
-from speech_adapters.saving.folding import fold, folded_weights, save_folded
+from speech_adapters.saving.folding import fold, folded_weights
 from speech_adapters.saving.fusions import read_fusion, save_fusion
 from speech_adapters.saving.heads import Features, features_of, read_head, save_head
+from speech_adapters.saving.peft_files import save_peft
+from speech_adapters.saving.stock import save_stock
 
 __all__ = ["ModelOutput", "SpeechAdapterModel"]
 
@@ -401,14 +403,35 @@ class SpeechAdapterModel(Inference, nn.Module):
             raise
         return name
 
-    def save_folded(self, name: str, folder: str | Path) -> Path:
-        """Save the base with an adapter folded in as a stock checkpoint, which ``AutoModel.from_pretrained`` loads.
+    def save_folded(self, name: str | None, folder: str | Path, head: str | None = None) -> Path:
+        """Save the base with an adapter folded in as a stock checkpoint, bare or under a head; returns the folder.
 
-        The model itself stays as it is. Raises ConfigError as :meth:`fold_adapter`, or for a folder that is taken.
+        ``transformers`` opens it without this package: bare with ``AutoModel``; a CTC head with ``AutoModelForCTC``,
+        ``Wav2Vec2Processor`` and ``pipeline("automatic-speech-recognition", folder)``; a classification head with
+        ``AutoModelForAudioClassification`` and ``pipeline("audio-classification", folder)``. Logits are those of this
+        model, which stays as it is.
+
+        Args:
+            name: the adapter; None for the base alone.
+            head: the head that goes along; None for none.
+
+        Raises:
+            ConfigError: as :meth:`fold_adapter`; a head that no stock class holds exactly; a folder that is taken.
         """
-        module = self.registry.adapter(name)
         self._check_unfolded()
-        return save_folded(self.encoder, folded_weights(self.encoder, module), folder)
+        weights = {} if name is None else folded_weights(self.encoder, self.registry.adapter(name))
+        return save_stock(self.encoder, weights, folder, None if head is None else self.registry.head(head))
+
+    def save_peft(self, name: str, folder: str | Path, head: str) -> Path:
+        """Save an adapter and a head for ``PeftModel.from_pretrained`` on the base under that head's stock class.
+
+        The folder of :meth:`save_adapter` opens so on the bare base (``AutoModel``); on a ``*ForCTC`` model tensors
+        have other names, and the head goes along. The tokenizer's files lie beside.
+
+        Raises:
+            ConfigError: a method that ``peft`` does not have, a head that no stock class holds, a taken folder.
+        """
+        return save_peft(self.encoder, self.registry.adapter(name), self.registry.head(head), folder)
 
     # ------------------------------------------------------------------ training
 

@@ -16,7 +16,7 @@ import enum
 import math
 import os
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeGuard, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -282,6 +282,13 @@ def _split(value: Typed) -> list[Typed]:
 
 def _is_sequence(hint: Any) -> bool:
     return (get_origin(hint) or hint) in _SEQUENCES
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the near one, or all that there are."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean '{close[0]}'?" if close else f"there are {', '.join(known)}"
 
 
 def _unknown(key: Any, valid: Mapping[str, Any], place: _Place) -> ConfigError:

@@ -128,6 +128,10 @@ class Vocabulary:
         """Id of the symbol between two words."""
         return self.tokens.index(self.delimiter)
 
+    def id_of(self, token: str) -> int | None:
+        """A token's id, None where there is no such token."""
+        return self.tokens.index(token) if token in self.tokens else None
+
     def encode(self, text: str, source: str = "") -> list[int]:
         """Ids of the characters of a normalised ``text``; ``source`` (an utterance id) is named in the error."""
         try:

@@ -161,7 +161,8 @@ class AdapterModule(Hooks, nn.Module):
         """
         raise ConfigError(
             f"{self.config.method}: cannot be folded in, since no change of the base's weights stands for what it "
-            "adds; keep it as an adapter."
+            "adds; keep it as an adapter (save_adapter, save_head). LoRA, IA3, BitFit and their kin fold in, and a "
+            "head that was trained on the base alone goes into a stock checkpoint as it is."
         )
 
     def describe(self) -> list[str]:

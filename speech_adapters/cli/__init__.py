@@ -1,11 +1,4 @@
-"""Adapters on frozen speech encoders, from the command line.
-
-speech-adapters encoders                          packaged encoders and their sizes
-speech-adapters adapters --encoder tiny-wavlm     every preset: where it acts and what it trains
-speech-adapters check train.jsonl test.jsonl      decode all audio, find all that training would trip over
-speech-adapters prepare ravdess FOLDER manifests  a corpus as its publisher lays it out -> manifests
-speech-adapters transcribe --encoder tiny-wavlm --adapter DIR --head DIR call.wav ...
-"""
+"""Adapters on frozen speech encoders: train, combine, prove, use."""
 
 from __future__ import annotations
 
@@ -16,8 +9,9 @@ from speech_adapters.cli.verbs import run_verb
 from speech_adapters.config import run_main
 
 VERBS = {
-    "Use what was trained": ("transcribe",),
-    "Data": ("check", "prepare"),
+    "Train": ("train", "evaluate", "copy-recipe"),
+    "Use what was trained": ("transcribe", "classify", "embed", "verify"),
+    "Data": ("manifest", "check", "prepare"),
     "Look around": ("encoders", "adapters"),
 }
 """The verbs as ``--help`` lists them; each is a module here (:mod:`speech_adapters.cli.verbs` says what it holds)."""

@@ -1,40 +1,96 @@
-"""Print what is said in audio files."""
+"""Write down what is said in recordings of any length.
+
+  speech-adapters transcribe --adapter runs/asr_librispeech/latest call.wav
+  speech-adapters transcribe --adapter DIR calls/ --format srt,json --output transcripts
+  speech-adapters transcribe --adapter DIR call.wav --speakers agent,customer --format vtt
+  speech-adapters transcribe --encoder facebook/wav2vec2-base-960h --beam 50 --lm 4-gram.arpa.gz talk.mp3
+
+The adapter's folder tells its base and its head. Without --output, one format is printed as each recording ends; as
+text, a line per recording: its name, a tab, what is said. With --output, each recording has a file per format.
+"""
 
 from __future__ import annotations
 
 import argparse
 
+from speech_adapters.cli.listening import add_audio, add_model, add_windows
+
+FORMATS = ("text", "json", "srt", "vtt", "ctm", "trn")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The model's parts and the files."""
-    parser.add_argument("--encoder", default="tiny-wavlm", help="packaged name, local folder or hub id")
-    parser.add_argument("--adapter", help="folder of a saved adapter")
-    parser.add_argument("--head", help="folder of a saved CTC head; without it, the checkpoint's own")
-    parser.add_argument("audio", nargs="+", help="audio files; several channels are mixed")
+    """The recordings, the model, the decoding and what is written."""
+    add_audio(parser)
+    parser.add_argument(
+        "--format", "-f", default="text", metavar="FORMAT", help=f"{', '.join(FORMATS)}, or several: srt,json"
+    )
+    parser.add_argument("--output", "-o", help="folder for a file per recording and format")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that are there already")
+    add_model(parser, "without an adapter, the checkpoint's own CTC head")
+    group = parser.add_argument_group("decoding")
+    group.add_argument("--beam", type=int, metavar="SIZE", help="beam search; without it, the best path")
+    group.add_argument("--lm", help="word n-gram model for the beam search: ARPA, also gzipped, or KenLM binary")
+    group.add_argument("--lexicon", help="file of words, one a line, for a KenLM binary")
+    group.add_argument("--alpha", type=float, default=0.5, help="weight of the language model (default: 0.5)")
+    group.add_argument("--beta", type=float, default=1.5, help="added for each word (default: 1.5)")
+    group.add_argument("--hotwords", metavar="A,B", help="words that are more likely than the language model thinks")
+    group.add_argument(
+        "--hotword-weight", type=float, default=10.0, help="added each time one is said, as a logarithm (default: 10)"
+    )
+    add_windows(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print a line per file: its path, a tab, the text."""
-    import torch
+    """Print or write the transcript of each recording as soon as it is there."""
+    from speech_adapters.cli.listening import hearing, load_model, recordings_in, windows_of
+    from speech_adapters.cli.outputs import check_formats, outputs
+    from speech_adapters.files import write_text
+    from speech_adapters.inference.formats import FORMATS as WRITERS
+    from speech_adapters.inference.transcripts import transcribe
 
-    from speech_adapters.data.audio import check_waveform, read_audio
+    formats = check_formats(arguments.format, FORMATS, arguments.output)
+    windows = windows_of(arguments)
+    with recordings_in(arguments, arguments.audio) as files:
+        names = [file[0].name for file in files]
+        suffixes = [WRITERS[name][0] for name in formats]
+        places = outputs(arguments.output, names, suffixes, overwrite=arguments.overwrite)
+        model = load_model(arguments)
+        if model.head is None and model.active is None:
+            from speech_adapters.tasks.asr import use_own_ctc_head
+
+            use_own_ctc_head(model)
+        beam = _beam(arguments, model)
+        with hearing(arguments, files) as options:
+            for transcript in transcribe(model, files, windows, beam=beam, **options):
+                if arguments.output is None:
+                    said = f"{transcript.name}\t{transcript.text}\n" if formats == ["text"] else None
+                    print(said or WRITERS[formats[0]][1](transcript), end="", flush=True)
+                    continue
+                for name, path in zip(formats, places[transcript.name], strict=True):
+                    write_text(path, WRITERS[name][1](transcript))
+                    print(path, flush=True)
+
+
+def _beam(arguments: argparse.Namespace, model: object) -> object:
     from speech_adapters.errors import ConfigError
     from speech_adapters.heads.ctc import CTCHeadModule
-    from speech_adapters.model import SpeechAdapterModel
-    from speech_adapters.tasks.asr import use_own_ctc_head
-    from speech_adapters.tasks.predict import head_output
+    from speech_adapters.heads.decoding import BeamSearch
 
-    waveforms = [read_audio(path, channel="mix") for path in arguments.audio]
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = SpeechAdapterModel.from_pretrained(arguments.encoder, device=device)
-    if arguments.adapter:
-        model.load_adapter(arguments.adapter)
-    model.load_head(arguments.head) if arguments.head else use_own_ctc_head(model)
-    head = model.eval().head
+    if arguments.beam is None:
+        for flag in ("lm", "lexicon", "hotwords"):
+            if getattr(arguments, flag) is not None:
+                raise ConfigError(f"--{flag} works in the beam search only; add --beam, such as --beam 50.")
+        return None
+    head = getattr(model, "head", None)
     if not isinstance(head, CTCHeadModule):
-        raise ConfigError(f"--head {arguments.head}: does not write text; give the folder of a CTC head.")
-    for path, waveform in zip(arguments.audio, waveforms, strict=True):
-        check_waveform(waveform, path, model.encoder.receptive_field)
-        with torch.no_grad():
-            output = model(waveform.unsqueeze(0).to(device))
-        print(f"{path}\t{head.predict(head_output(output))[0]}")
+        return None  # the loop says what is wrong
+    return BeamSearch(
+        head.config.vocabulary,
+        beam_size=arguments.beam,
+        lm_path=arguments.lm,
+        lexicon_path=arguments.lexicon,
+        alpha=arguments.alpha,
+        beta=arguments.beta,
+        hotwords=() if arguments.hotwords is None else [word.strip() for word in arguments.hotwords.split(",")],
+        hotword_weight=arguments.hotword_weight,
+    )

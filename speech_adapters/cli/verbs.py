@@ -8,15 +8,15 @@ of verbs (``speech-adapters manifest make``). A verb that parses its own argumen
 
 from __future__ import annotations
 
-import difflib
 import keyword
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 from types import ModuleType
 
-from speech_adapters.config import Parser
 from speech_adapters.errors import ConfigError
+from speech_adapters.flags import Parser
+from speech_adapters.schema import near
 
 
 def run_verb(module: str, prog: str, argv: Sequence[str]) -> int | None:
@@ -60,9 +60,7 @@ def _run_group(group: ModuleType, prog: str, argv: Sequence[str]) -> int | None:
         return 2
     known = names_in(group)
     if name not in known:
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean '{prog} {close[0]}'?" if close else f"there are {', '.join(known)}"
-        raise ConfigError(f"no verb '{name}' of {prog}; {hint}")
+        raise ConfigError(f"{prog}: there is no verb '{name}'; {near(name, known)}")
     return run_verb(module_of(group.__name__, name), f"{prog} {name}", rest)
 
 

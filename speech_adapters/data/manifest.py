@@ -204,35 +204,54 @@ class Manifest(Sequence[Utterance]):
         path = Path(path)
         if "audio_filepath" not in columns:
             raise ManifestError(f'{path}: columns must say which column holds "audio_filepath"')
-        rows = csv.DictReader(io.StringIO(_read_text(path, "table"), newline=""), delimiter=delimiter)
+        rows = csv.DictReader(io.StringIO(read_utf8(path, "table"), newline=""), delimiter=delimiter)
         try:
             names, table = rows.fieldnames or (), [(rows.line_num, row) for row in rows]
         except csv.Error as error:
             raise ManifestError(f"{path}:{rows.line_num}: not a table ({error}); check its delimiter") from error
         if missing := [name for name in columns.values() if name not in names]:
             raise ManifestError(f"{path}:1: no column {missing[0]!r}; there are {', '.join(names)}")
-        root = os.path.abspath(audio_root if audio_root is not None else path.parent)
-        utterances, problems, shared = [], Problems(str(path)), _Shared()
-        for number, row in table:
-            entry: dict[str, Any] = {key: row[name] for key, name in columns.items() if row[name] not in (None, "")}
+        if not table:
+            raise ManifestError(f"{path}:1: a header but no rows; nothing to import")
+        entries = [
+            (f":{number}", {key: row[name] for key, name in columns.items() if row[name] not in (None, "")})
+            for number, row in table
+        ]
+        return cls.from_entries(entries, str(path), audio_root if audio_root is not None else path.parent)
+
+    @classmethod
+    def from_entries(
+        cls, entries: Iterable[tuple[str, Mapping[str, Any]]], name: str, root: str | os.PathLike[str]
+    ) -> Manifest:
+        """Utterances from another format's entries, checked as those of a manifest are.
+
+        Args:
+            entries: (place, entry): the place follows ``name`` in errors, as in ``:17``; the entry has the keys of a
+                manifest. Seconds may be text; a missing duration is what the audio file has from the offset on.
+            root: folder of relative audio paths.
+
+        Raises:
+            ManifestError: with each bad entry's place.
+        """
+        utterances, problems, shared, folder = [], Problems(name), _Shared(), os.path.abspath(root)
+        for place, given in entries:
+            entry = dict(given)
             try:
                 for key in {"duration", "offset"} & entry.keys():
                     try:
                         entry[key] = float(entry[key])
-                    except ValueError:
+                    except (TypeError, ValueError):
                         raise ManifestError(f"{key} is {entry[key]!r}, expected seconds as a number") from None
                 if "duration" not in entry and "audio_filepath" in entry:
-                    total = audio_info(Path(root, entry["audio_filepath"])).duration
+                    total = audio_info(Path(folder, entry["audio_filepath"])).duration
                     entry["duration"] = total - entry.get("offset", 0.0)
-                utterance = _utterance(entry, root, shared)
+                utterance = _utterance(entry, folder, shared)
                 _check_names(utterance)
                 utterances.append(utterance)
             except (ManifestError, AudioError) as error:
-                problems.add(f":{number}: {error}")
+                problems.add(f"{place}: {error}")
         problems.raise_any()
-        if not utterances:
-            raise ManifestError(f"{path}:1: a header but no rows; nothing to import")
-        return cls(_check_ids(utterances, str(path)), str(path))
+        return cls(_check_ids(utterances, name), name)
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write as JSON Lines; audio paths become relative to ``path``'s folder. Whole file or nothing."""
@@ -450,7 +469,8 @@ class Problems:
 _UNIQUE = "give each line its own id (by default the audio file's stem and the offset)"
 
 
-def _read_text(path: Path, what: str) -> str:
+def read_utf8(path: Path, what: str) -> str:
+    """The text of a file; ``what`` it is stands in the ManifestError of one that cannot be read."""
     try:
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -32,15 +32,16 @@ class VoiceActivity(ABC):
 
 
 class Energy(VoiceActivity):
-    """Speech lies above ``floor + 0.3 (loud - floor)`` dB.
+    """Speech lies above ``floor + min(0.3 (loud - floor), 12)`` dB.
 
-    ``floor`` and ``loud`` are the 5th and 95th percentile of the levels of the last 30 s, not below -70 dB of full
-    scale. Where they lie less than 12 dB apart there is no telling pauses: all of it is speech then, unless even the
-    loud lies at -60 dB or below.
+    ``floor`` is the 5th percentile of the levels of the last 30 s, not below -70 dB of full scale, and ``loud`` their
+    highest: a single word in a minute of silence is speech, and so is a quiet voice beside a loud one. Where the two
+    lie less than 12 dB apart there is no telling pauses: all of it is speech then, unless even the loud lies at -60 dB
+    or below.
     """
 
     HISTORY = 30 * 16_000 // CHUNK
-    LOWEST, SILENT, LEAST_RANGE, SHARE = -70.0, -60.0, 12.0, 0.3
+    LOWEST, SILENT, LEAST_RANGE, SHARE, MOST = -70.0, -60.0, 12.0, 0.3, 12.0
 
     def __init__(self) -> None:
         self._levels = np.empty(0)
@@ -48,11 +49,13 @@ class Energy(VoiceActivity):
     def __call__(self, chunks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         power = np.square(chunks, dtype=np.float64).mean(axis=1)
         levels = np.maximum(10 * np.log10(power + 1e-12), self.LOWEST)
+        if not len(levels):
+            return np.empty(0, dtype=bool), levels
         self._levels = np.concatenate([self._levels, levels])[-max(self.HISTORY, len(levels)) :]
-        floor, loud = np.percentile(self._levels, [5, 95])
+        floor, loud = np.percentile(self._levels, 5), self._levels.max()
         if loud - floor < self.LEAST_RANGE:
             return np.full(len(levels), loud > self.SILENT), levels
-        return levels > floor + self.SHARE * (loud - floor), levels
+        return levels > floor + min(self.SHARE * (loud - floor), self.MOST), levels
 
 
 class Silero(VoiceActivity):

@@ -42,7 +42,7 @@ class Windows:
     voice_activity: Literal["energy", "silero", "none"] = "energy"
     """What finds the pauses; see :mod:`speech_adapters.data.voice_activity`."""
     pause: float = 0.5
-    """Seconds without speech that part two stretches; speech is kept with up to 0.2 s of the silence at its ends."""
+    """Seconds without speech that part two stretches; 0.2 s of it are heard with each."""
 
     def __post_init__(self) -> None:
         if self.voice_activity not in ("none", *DETECTORS):
@@ -51,12 +51,13 @@ class Windows:
             )
         if not 1.0 <= self.seconds < float("inf"):
             raise ConfigError(f"window seconds={self.seconds}: choose 1 second or more.")
-        if not 0 <= self.context <= self.seconds / 4:
+        if not 0.1 <= self.context <= self.seconds / 4:
             raise ConfigError(
-                f"window context={self.context}: choose 0 to a quarter of the window's {self.seconds:g} seconds."
+                f"window context={self.context}: choose 0.1 seconds or more, and up to a quarter of the window's "
+                f"{self.seconds:g} seconds."
             )
-        if not 2 * MARGIN < self.pause < float("inf"):
-            raise ConfigError(f"pause={self.pause}: choose more than {2 * MARGIN:g} seconds.")
+        if not LEAST_PAUSE <= self.pause < float("inf"):
+            raise ConfigError(f"pause={self.pause}: choose {LEAST_PAUSE:g} seconds or more.")
 
     def check(self, max_samples: int | None, name: str) -> None:
         """Raise a ConfigError for windows longer than an encoder called ``name`` can hear."""
@@ -69,6 +70,9 @@ class Windows:
 
 MARGIN = 0.2
 """Seconds of silence that are heard before and behind speech."""
+
+LEAST_PAUSE = 0.5
+"""Seconds of the shortest pause: more than both margins and a chunk on either side."""
 
 _STEP = 10 * SAMPLE_RATE // CHUNK
 """Chunks between two looks at what has streamed in (10 s): the pauses found must not hang on how samples arrive."""

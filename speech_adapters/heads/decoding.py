@@ -13,7 +13,7 @@ import re
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, groupby, islice
@@ -186,6 +186,9 @@ class BeamSearch:
     ``lm_path`` is a word n-gram model, ARPA (``.arpa``, ``.arpa.gz``) or KenLM binary. Only words of ``lexicon_path``
     (a word a line) can come out, by default the ARPA file's own; words the vocabulary cannot spell are left out.
     ``alpha`` 0.5 and ``beta`` 1.5 are pyctcdecode's defaults, a fair start: tune both on held-out speech.
+
+    ``hotwords`` (names, products) join the lexicon, and each time that one is said adds ``hotword_weight`` to the sum,
+    10 as in pyctcdecode; they need the language model.
     """
 
     def __init__(
@@ -197,15 +200,20 @@ class BeamSearch:
         lexicon_path: str | Path | None = None,
         alpha: float = 0.5,
         beta: float = 1.5,
+        hotwords: Sequence[str] = (),
+        hotword_weight: float = 10.0,
     ) -> None:
         if beam_size < 1:
             raise InputError(f"beam_size={beam_size} must be at least 1")
+        if hotwords and (lm_path is None or not alpha > 0):
+            raise InputError("hotwords are weighed against a language model: give lm_path, and alpha above 0")
         self.vocabulary = vocabulary
         self.beam_size = beam_size
         self._flashlight: Any = None
         if lm_path is not None:
             words = _read_words(Path(lm_path), Path(lexicon_path) if lexicon_path else None)
-            self._flashlight = _flashlight_decoder(vocabulary, Path(lm_path), words, beam_size, alpha, beta)
+            bonus = dict.fromkeys(hotwords, hotword_weight)
+            self._flashlight = _flashlight_decoder(vocabulary, Path(lm_path), words, beam_size, alpha, beta, bonus)
 
     def __call__(self, logits: Tensor, lengths: Tensor) -> list[str]:
         return [self.vocabulary.decode(tokens) for tokens in self.tokens(logits, lengths)]
@@ -239,7 +247,13 @@ def beam_search(logits: Tensor, lengths: Tensor, vocabulary: Vocabulary, **optio
 
 
 def _flashlight_decoder(
-    vocabulary: Vocabulary, lm_path: Path, words: list[str], beam_size: int, alpha: float, beta: float
+    vocabulary: Vocabulary,
+    lm_path: Path,
+    words: list[str],
+    beam_size: int,
+    alpha: float,
+    beta: float,
+    bonus: Mapping[str, float],
 ) -> Any:
     try:
         from torchaudio.models.decoder import ctc_decoder
@@ -249,11 +263,13 @@ def _flashlight_decoder(
         ) from error
     characters = {symbol for symbol in vocabulary.tokens if vocabulary.decode([vocabulary.tokens.index(symbol)])}
     lexicon = []
-    for word in words:
+    for word in dict.fromkeys((*words, *bonus)):
         # Models are published in lower as well as upper case; the spelling follows the vocabulary's.
         spelling = next((s for s in (word, word.upper(), word.lower()) if set(s) <= characters), None)
         if spelling:
             lexicon.append(f"{word} {' '.join(spelling)} {vocabulary.delimiter}\n")
+        elif word in bonus:
+            raise TextError(f"hotword {word!r}: the vocabulary cannot spell it; give single words in its letters")
     if not lexicon:
         raise TextError(
             f"{lm_path}: the vocabulary spells none of its {len(words)} words; use a model of its language"
@@ -268,7 +284,7 @@ def _flashlight_decoder(
             return ctc_decoder(
                 lexicon=file.name,
                 tokens=list(vocabulary.tokens),
-                lm=readable,
+                lm=_with_bonus(readable, file.name, bonus, alpha) if bonus else readable,
                 beam_size=beam_size,
                 lm_weight=alpha * math.log(10),  # KenLM's scores are decimal logarithms
                 word_score=beta,
@@ -278,6 +294,33 @@ def _flashlight_decoder(
             )
         except RuntimeError as error:
             raise TextError(f"{lm_path}: KenLM cannot read it ({error}); make or download it again") from error
+
+
+def _with_bonus(lm_path: str, lexicon: str, bonus: Mapping[str, float], alpha: float) -> Any:
+    """KenLM's model, with the bonus of some words (natural logarithms) on top of its scores."""
+    from flashlight.lib.text.decoder.kenlm import KenLM
+    from flashlight.lib.text.dictionary import create_word_dict, load_words
+    from torchaudio.models.decoder import CTCDecoderLM
+
+    words = create_word_dict(load_words(lexicon))
+    by_index = {words.get_index(word): weight / (alpha * math.log(10)) for word, weight in bonus.items()}
+
+    class Boosted(CTCDecoderLM):  # type: ignore[misc]  # torchaudio has no types
+        def __init__(self) -> None:
+            super().__init__()
+            self.lm = KenLM(lm_path, words)
+
+        def start(self, start_with_nothing: bool) -> Any:
+            return self.lm.start(start_with_nothing)
+
+        def score(self, state: Any, token_index: int) -> tuple[Any, float]:
+            state, score = self.lm.score(state, token_index)
+            return state, score + by_index.get(token_index, 0.0)
+
+        def finish(self, state: Any) -> tuple[Any, float]:
+            return self.lm.finish(state)
+
+    return Boosted()
 
 
 @contextmanager

@@ -55,7 +55,7 @@ def save_adapter(
     base = Base.of(encoder)
     description = {"name": name, "config": module.config.to_dict(), "base": vars(base), "card": dict(card)}
     peft_config = module.config.peft_config(encoder)
-    extra = {PEFT_FILE: None if peft_config is None else _peft_text(peft_config)}
+    extra = {PEFT_FILE: None if peft_config is None else peft_text(peft_config)}
     return save_part(folder, "adapter", description, module.tensors(), extra)
 
 
@@ -81,6 +81,7 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0].rstrip(".")[:300]
 
 
-def _peft_text(peft_config: Any) -> str:
+def peft_text(peft_config: Any) -> str:
+    """``adapter_config.json``."""
     values = {key: sorted(value) if isinstance(value, set) else value for key, value in peft_config.to_dict().items()}
     return json.dumps({**values, "inference_mode": True}, indent=2, default=str) + "\n"

@@ -2,7 +2,8 @@
 
 A run folder holds ``adapters/NAME`` and ``heads/NAME``; parts may also share one folder. From any of these folders the
 others are found by what the files themselves say: an adapter names its base; a head keeps the fingerprints of the
-adapters whose features it was trained on. Where more than one part fits, none is chosen.
+adapters whose features it was trained on. Of a run's adapters, the one that its ``results.json`` calls its own is
+meant, not its baselines. Where more than one part fits, none is chosen.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from speech_adapters.encoders.loading import fingerprint
 from speech_adapters.errors import CheckpointError
+from speech_adapters.files import read_json
 from speech_adapters.saving.base import Base
 from speech_adapters.saving.heads import SavedHead, read_head
 from speech_adapters.saving.parts import load_part
@@ -69,6 +71,10 @@ def _adapter_in(folder: Path) -> Path | None:
     if (folder / "head.json").is_file():
         return None
     found = _having(folder / "adapters", "adapter.json") or _having(folder, "adapter.json")
+    if len(found) > 1 and (folder / "results.json").is_file():
+        described = read_json(folder / "results.json")
+        own = str(described.get("adapter") if isinstance(described, dict) else "").replace("+", "-")
+        found = [path for path in found if path.name == own] or found
     return _one(found, f"{folder}:", "adapter") if found else None
 
 

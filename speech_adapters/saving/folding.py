@@ -1,4 +1,4 @@
-"""Fold an adapter into the base's weights: in place and out again, or as a stock ``transformers`` checkpoint.
+"""Fold an adapter into the base's weights, in place and out again; ``saving/stock.py`` writes what comes of it.
 
 What can be folded is what a change of weights can stand for: the LoRA family, (IA)^3, BitFit, LayerNorm tuning and
 fine-tuned layers (:meth:`~speech_adapters.adapters.AdapterModule.folded_weights`).
@@ -6,19 +6,14 @@ fine-tuned layers (:meth:`~speech_adapters.adapters.AdapterModule.folded_weights
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from speech_adapters.adapters.base import AdapterModule
-from speech_adapters.encoders.loading import Encoder, check_finite
-from speech_adapters.encoders.stock import StockModel
-from speech_adapters.errors import ConfigError, InputError
-from speech_adapters.files import write_json
+from speech_adapters.encoders.loading import Encoder
+from speech_adapters.errors import ConfigError
 
 
 def folded_weights(encoder: Encoder, adapter: AdapterModule) -> dict[str, Tensor]:
@@ -49,40 +44,11 @@ def fold(encoder: Encoder, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return before
 
 
-def folded_model(encoder: Encoder, weights: Mapping[str, Tensor]) -> StockModel:
-    """A stock model of its own with the encoder's weights, ``weights`` in place of those of the same name."""
+def folded_tensors(encoder: Encoder, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The stock model's tensors by name, those of the encoder with ``weights`` in place of those of the same name."""
     tensors = {
         name.replace(".base_layer.", "."): tensor
         for name, tensor in encoder.model.state_dict().items()
         if ".lora_" not in name
     }
-    model = type(encoder.model)(encoder.config).to(encoder.model.dtype)
-    model.load_state_dict(tensors | dict(weights))
-    return model.requires_grad_(False).eval()
-
-
-def save_folded(encoder: Encoder, weights: Mapping[str, Tensor], folder: str | os.PathLike[str]) -> Path:
-    """Save :func:`folded_model` for ``AutoModel.from_pretrained``, whole or not at all; returns the folder.
-
-    Raises:
-        ConfigError: a folder that holds something already.
-        CheckpointError: a weight that is not finite.
-        InputError: a folder that cannot be written.
-    """
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"{folder}: exists already; choose a new folder for the folded checkpoint.")
-    check_finite(weights, f"{folder}: not saved")
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        folded_model(encoder, weights).save_pretrained(temporary)
-        write_json(temporary / "preprocessor_config.json", encoder.preprocessor)
-        if folder.exists():
-            folder.rmdir()
-        temporary.replace(folder)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be written ({error.strerror or error}); choose another place.") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return folder
+    return tensors | dict(weights)

@@ -16,6 +16,7 @@ from speech_adapters.config import option
 from speech_adapters.data.manifest import Manifest, check_disjoint
 from speech_adapters.data.trials import TrialList
 from speech_adapters.errors import ConfigError
+from speech_adapters.schema import check_positive
 from speech_adapters.training.settings import TrainingConfig
 
 if TYPE_CHECKING:  # the rest is imported where it is used, so that a recipe's --help answers at once
@@ -50,6 +51,9 @@ class ExperimentConfig:
     rates: dict[str, float] = field(default_factory=dict)
     """Learning rates by parameter group, over the published ones, for whichever methods are trained; groups that this
     run has not may be named. ``training.learning_rates`` goes over them, and must be used."""
+    learning_rate: float | None = option(
+        None, "one peak rate for the adapter's parameter groups and its head, over the published ones and rates"
+    )
     seeds: tuple[int, ...] = option((0,), "one training run per method and seed; figures are means over seeds")
     output: Path | None = option(None, "run folder; one that holds the same run goes on")
     resume: str | None = option(None, "latest, or a run folder: go on with that run")
@@ -62,6 +66,8 @@ class ExperimentConfig:
         if len(set(self.baselines)) < len(self.baselines):
             raise ConfigError(f"baselines={list(self.baselines)}: give different presets.")
         check_rates(self.rates, "rates")
+        if self.learning_rate is not None:
+            check_positive("learning_rate", self.learning_rate)
 
     @property
     def trained_methods(self) -> dict[str, dict[str, Any]]:
@@ -93,11 +99,17 @@ class Corpus:
 
     @classmethod
     def given(cls, train: Path | None, dev: Path | None, test: Path | None, require: Sequence[str]) -> Corpus | None:
-        """The manifests that --train, --dev and --test name, every audio file checked; None when none is given."""
+        """The manifests that --train, --dev and --test name, every audio file checked; None when none is given.
+
+        Without ``test`` the figures are those of ``dev``, which is said.
+        """
         if not (train or dev or test):
             return None
-        if not (train and dev and test):
-            raise ConfigError("give --train, --dev and --test together, or none of them.")
+        if not (train and dev):
+            raise ConfigError("give --train and --dev, and --test to score other speech, or none of them.")
+        if test is None:
+            print(f"No --test: the figures are of {dev}, which also chose what to keep where training watches it.\n")
+            test = dev
         return cls.read(train, dev, test, name=train.stem, require=require, check_files=True)
 
     @classmethod

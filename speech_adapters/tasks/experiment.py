@@ -130,7 +130,10 @@ def _plan(config: ExperimentConfig, task: Task[Any], corpora: Sequence[Corpus], 
     groups = {}
     for method, adapter in adapters.items():
         groups[method] = set(_model(task, corpora[0], encoder, "adapter", adapter, 0).parameter_groups())
-    rates = chosen_rates(config.rates, config.training.learning_rates, groups)
+    table = dict(config.rates)
+    if config.learning_rate is not None:
+        table |= dict.fromkeys(groups[config.adapter], config.learning_rate)
+    rates = chosen_rates(table, config.training.learning_rates, groups)
     trainings = []
     for method, adapter in adapters.items():
         for fold in range(len(corpora)):

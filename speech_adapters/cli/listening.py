@@ -1,0 +1,123 @@
+"""Arguments that the verbs share which hear recordings: the model, the audio, the windows."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from speech_adapters.cli.manifest.arguments import channel
+from speech_adapters.flags import DEVICE
+
+if TYPE_CHECKING:
+    from speech_adapters.data.windows import Windows
+    from speech_adapters.inference.recordings import Recording
+    from speech_adapters.model import SpeechAdapterModel
+
+
+def add_model(parser: argparse.ArgumentParser, head: str) -> None:
+    """``--adapter``, ``--head``, ``--encoder``, ``--device``; ``head`` says what stands in for a head."""
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--adapter",
+        "-a",
+        help="folder of a saved adapter, or of a run that holds one: its base and its head are found from it",
+    )
+    group.add_argument("--head", help=f"folder of a saved head (default: the one trained on the adapter; {head})")
+    group.add_argument("--encoder", help="packaged name, local folder or hub id (default: the base of the adapter)")
+    group.add_argument("--device", default="auto", help=DEVICE)
+    group.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="bf16: autocast")
+
+
+def add_windows(parser: argparse.ArgumentParser) -> None:
+    """How long recordings are cut, and how much is heard at once."""
+    group = parser.add_argument_group("long recordings")
+    group.add_argument("--window", type=float, default=20.0, metavar="SECONDS", help="longest window (default: 20)")
+    group.add_argument(
+        "--voice-activity",
+        choices=["energy", "silero", "none"],
+        default="energy",
+        help="what finds the pauses to cut in: the level, Silero VAD (pip install speech-adapters[vad]), or nothing: "
+        "all is heard, cut at equal distances (default: energy)",
+    )
+    group.add_argument(
+        "--pause", type=float, default=0.5, metavar="SECONDS", help="silence that parts two stretches (default: 0.5)"
+    )
+    group.add_argument(
+        "--batch-seconds", type=float, default=60.0, metavar="SECONDS", help="audio heard at once (default: 60)"
+    )
+
+
+def add_audio(parser: argparse.ArgumentParser, *, speakers: bool = True) -> None:
+    """The recordings and which of their channels are heard."""
+    parser.add_argument("audio", nargs="+", help='files, folders, patterns ("calls/*.wav"), or - for standard input')
+    parser.add_argument("--channel", type=channel, help="of files with several: a number from 0, or mix")
+    if speakers:
+        parser.add_argument("--speakers", metavar="A,B", help="hear each channel, and call them so: agent,customer")
+    parser.add_argument("--download", action="store_true", help="fetch http(s) addresses")
+
+
+def load_model(arguments: argparse.Namespace) -> SpeechAdapterModel:
+    """The model that was asked for, on its device, in eval mode."""
+    import torch
+
+    from speech_adapters.errors import ConfigError
+    from speech_adapters.flags import use_device
+    from speech_adapters.model import SpeechAdapterModel
+
+    use_device(arguments.device)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if arguments.adapter is None and arguments.encoder is None and arguments.head is None:
+        raise ConfigError("name a model: --adapter FOLDER, or --encoder NAME.")
+    if arguments.adapter is None and arguments.encoder is not None:
+        model = SpeechAdapterModel.from_pretrained(arguments.encoder, device=device)
+        if arguments.head is not None:
+            model.load_head(arguments.head)
+        return model.eval()
+    folder = arguments.adapter or arguments.head
+    return SpeechAdapterModel.from_adapter(folder, head=arguments.head, encoder=arguments.encoder, device=device)
+
+
+def windows_of(arguments: argparse.Namespace) -> Windows:
+    """How recordings are cut."""
+    from speech_adapters.data.windows import Windows
+
+    context = min(2.0, arguments.window / 4)
+    return Windows(
+        seconds=arguments.window, context=context, voice_activity=arguments.voice_activity, pause=arguments.pause
+    )
+
+
+@contextmanager
+def recordings_in(arguments: argparse.Namespace, inputs: Sequence[str]) -> Iterator[list[list[Recording]]]:
+    """The recordings of each file that ``inputs`` name, headers checked."""
+    from speech_adapters.inference.recordings import recordings_of
+    from speech_adapters.inference.sources import local_files
+
+    speakers = getattr(arguments, "speakers", None)
+    with local_files(inputs, download=arguments.download) as files:
+        yield recordings_of(
+            [path for _, path in files],
+            names=[name for name, _ in files],
+            channel=arguments.channel,
+            speakers=None if speakers is None else [name.strip() for name in speakers.split(",")],
+        )
+
+
+@contextmanager
+def hearing(arguments: argparse.Namespace, files: Sequence[Sequence[Recording]]) -> Iterator[dict[str, Any]]:
+    """Options of the loop, with a bar of the seconds heard where a terminal looks on."""
+    import sys
+
+    from tqdm.auto import tqdm
+
+    from speech_adapters.data.audio import audio_info
+
+    total = sum(audio_info(recording.source).duration for file in files for recording in file
+                if isinstance(recording.source, Path))  # fmt: skip
+    with tqdm(
+        total=round(total), unit="s", desc="hearing", delay=2, leave=False, disable=None, file=sys.stderr
+    ) as bar:
+        yield {"batch_seconds": arguments.batch_seconds, "precision": arguments.precision, "progress": bar.update}

@@ -1,0 +1,50 @@
+"""A manifest of your own recordings: a folder and a table, texts beside the audio, or what the paths say.
+
+  speech-adapters manifest make calls --table calls.csv -o calls.jsonl
+  speech-adapters manifest make calls -o calls.jsonl                     a .txt beside each recording is its text
+  speech-adapters manifest make clips --pattern "{speaker}/{emotion}-{}" -o clips.jsonl
+
+The table (CSV or TSV) names the recordings by path or name, with or without suffix. Columns are known by usual names
+(file, path; text, transcript, sentence; speaker, client_id; emotion; label; start, duration), others by --columns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from speech_adapters.cli.manifest.arguments import COLUMNS, add_output, channel, pairs
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The folder and what is said of it."""
+    parser.add_argument("folder", help="of the recordings (wav, flac, ogg, opus, mp3); searched with all in it")
+    parser.add_argument("--table", help="CSV or TSV with a row per utterance")
+    parser.add_argument("--columns", type=pairs, help=f"{COLUMNS}; numbers from 1 for a table without a header")
+    parser.add_argument("--pattern", help='what the paths say, without suffix: "{speaker}/{emotion}-{}"')
+    parser.add_argument("--channel", type=channel, help="of files with several: a number from 0, or mix")
+    add_output(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Say what was taken as what, what was left out, and what the manifest holds."""
+    from speech_adapters.data.formats.folder import read_folder
+
+    content = read_folder(
+        arguments.folder,
+        table=arguments.table,
+        columns=arguments.columns,
+        pattern=arguments.pattern,
+        channel=arguments.channel,
+    )
+    if content.columns is not None:
+        print("columns  " + ", ".join(f"{column} -> {key}" for key, column in content.columns.items()))
+    if content.unused:
+        print(f"unused   {', '.join(content.unused)} (--columns KEY=COLUMN takes one in)")
+    if content.left_out:
+        said = "no row in the table" if arguments.table else "no .txt beside them"
+        print(
+            f"left out: {len(content.left_out)} recordings have {said}, such as {content.left_out[0]}", file=sys.stderr
+        )
+    content.manifest.write(arguments.output)
+    print(f"{arguments.output}: {content.manifest.summary()}")

@@ -1,0 +1,58 @@
+"""Which column of somebody's table is which key of a manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from speech_adapters.errors import ManifestError
+
+NAMES: dict[str, tuple[str, ...]] = {
+    "audio_filepath": (
+        "audio_filepath", "audio", "path", "file", "filename", "file_name", "filepath", "file_path", "wav", "wav_path",
+        "audio_path", "audio_file", "recording",
+    ),
+    "text": ("text", "transcript", "transcription", "sentence", "normalized_text", "wrd", "words", "utterance"),
+    "speaker": ("speaker", "speaker_id", "spk_id", "spk", "client_id", "speakerid"),
+    "emotion": ("emotion", "emo"),
+    "label": ("label", "class", "intent", "keyword", "category"),
+    "domain": ("domain",),
+    "lang": ("lang", "language", "locale"),
+    "offset": ("offset", "start", "start_time", "begin"),
+    "duration": ("duration", "dur", "length_seconds"),
+    "channel": ("channel",),
+    "id": ("id", "utt_id", "utterance_id", "uttid"),
+}  # fmt: skip
+"""Key -> the names that tools and people give its column; case does not count."""
+
+
+def match_columns(names: Sequence[str], said: Mapping[str, str], where: str) -> dict[str, str]:
+    """Key -> column: what was said, and what is known by its name.
+
+    Args:
+        names: the columns there. said: key -> column, which goes first; a key may be one of the user's own.
+        where: opens the errors.
+
+    Raises:
+        ManifestError: a column that is not there, two that could hold the same key, none that names the audio.
+    """
+    shown = ", ".join(map(repr, names))
+    for key, column in said.items():
+        if column not in names:
+            raise ManifestError(f"{where}: no column {column!r} for {key}; there are {shown}")
+    found = dict(said)
+    for key, known in NAMES.items():
+        fitting = [name for name in names if name.strip().lower() in known and name not in said.values()]
+        if key in found or not fitting:
+            continue
+        if len(fitting) > 1:
+            raise ManifestError(
+                f"{where}: {' and '.join(map(repr, fitting))} could both hold {key}; say which, such as "
+                f"--columns {key}={fitting[0]}"
+            )
+        found[key] = fitting[0]
+    if "audio_filepath" not in found:
+        raise ManifestError(
+            f"{where}: no column names the audio files; there are {shown}: say which, such as "
+            f"--columns audio_filepath={names[0] if names else 'COLUMN'}"
+        )
+    return found

@@ -1,0 +1,124 @@
+"""CSV and TSV tables: a row per utterance, under a header or, with numbered columns, without one."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from speech_adapters.data.formats.columns import match_columns
+from speech_adapters.data.manifest import Manifest, Utterance, read_utf8
+from speech_adapters.errors import ManifestError
+from speech_adapters.files import write_text
+
+
+@dataclass(frozen=True)
+class Table:
+    """The rows of a table, each with its place in the file (``:17``), and what its columns are.
+
+    Attributes:
+        columns: key of the manifest -> name of the column.
+        unused: the columns that no key was found for.
+    """
+
+    path: Path
+    columns: dict[str, str]
+    unused: tuple[str, ...]
+    rows: tuple[tuple[str, dict[str, str]], ...]
+
+    def entries(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """(place, entry) of each row, the keys those of a manifest; empty cells are left out."""
+        for place, row in self.rows:
+            entry: dict[str, Any] = {}
+            for key, name in self.columns.items():
+                if row[name]:
+                    entry[key] = int(row[name]) if key == "channel" and row[name].isdecimal() else row[name]
+            yield place, entry
+
+
+def read_table(path: str | os.PathLike[str], columns: Mapping[str, str] | None = None) -> Table:
+    """Read a table whose columns tabs, bars, semicolons or commas separate: the first of them that every line has as
+    often as the others.
+
+    Args:
+        columns: key -> column, for those that their names do not tell (:data:`~.columns.NAMES`); numbers from 1 mean
+            a table without a header.
+
+    Raises:
+        ManifestError: with the line: a file that is no table, a row with more or fewer cells than the header, a
+            column that is missing or could be two keys.
+    """
+    path, said = Path(path), dict(columns or {})
+    lines = _rows(path, read_utf8(path, "table"))
+    if not lines:
+        raise ManifestError(f"{path}:1: an empty table; it needs a header and a row per utterance")
+    if said and all(name.isdecimal() for name in said.values()):
+        names = [str(number) for number in range(1, len(lines[0][1]) + 1)]
+        found = match_columns(names, said, f"{path}:1")
+    else:
+        names = [name.strip() for name in lines.pop(0)[1]]
+        if len(set(names)) < len(names):
+            raise ManifestError(f"{path}:1: two columns have the same name; there are {', '.join(names)}")
+        found = match_columns(names, said, f"{path}:1")
+        if not lines:
+            raise ManifestError(f"{path}:1: a header but no rows; it needs a row per utterance")
+    for number, row in lines:
+        if len(row) != len(names):
+            raise ManifestError(f"{path}:{number}: {len(row)} cells, and {len(names)} columns; check its separators")
+    rows = tuple((f":{n}", dict(zip(names, (cell.strip() for cell in row), strict=True))) for n, row in lines)
+    return Table(path, found, tuple(name for name in names if name not in found.values()), rows)
+
+
+def _rows(path: Path, text: str) -> list[tuple[int, list[str]]]:
+    """(line, cells) of each line that is not empty."""
+    tried: list[list[tuple[int, list[str]]]] = []
+    problem: csv.Error | None = None
+    for delimiter in "\t|;,":
+        quoting = csv.QUOTE_NONE if delimiter in "\t|" else csv.QUOTE_MINIMAL  # as tools write the one and the other
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=True)
+        try:
+            rows = [(reader.line_num, row) for row in reader if row]
+        except csv.Error as error:
+            problem = error
+            continue
+        if rows and len({len(row) for _, row in rows}) == 1 and len(rows[0][1]) > 1:
+            return rows
+        tried.append(rows)
+    if not tried:
+        raise ManifestError(f"{path}: not a table ({problem}); check its quotes") from problem
+    return max(tried, key=lambda rows: len(rows[0][1]) if rows else 0)
+
+
+def read(path: str | os.PathLike[str], *, columns: Mapping[str, str] | None = None, root: Any = None) -> Manifest:
+    """The manifest of a table; relative audio paths start at ``root``, by default the table's folder."""
+    table = read_table(path, columns)
+    return Manifest.from_entries(table.entries(), str(path), root or table.path.parent)
+
+
+def write(manifest: Manifest, path: str | os.PathLike[str]) -> None:
+    """Write CSV, or TSV where the name ends in ``.tsv``: the manifest's keys, audio paths as in a manifest."""
+    path = Path(path)
+    keys = [
+        f.name for f in fields(Utterance) if f.name != "extra" and any(u.get(f.name) is not None for u in manifest)
+    ]
+    keys += sorted({key for utterance in manifest for key in utterance.extra} - set(keys))
+    out = io.StringIO(newline="")
+    writer = csv.writer(out, lineterminator="\n")
+    if path.suffix.lower() == ".tsv":
+        writer = csv.writer(out, "excel-tab", lineterminator="\n", quoting=csv.QUOTE_NONE, quotechar=None)
+    writer.writerow(keys)
+    for utterance in manifest:
+        row = {key: utterance.get(key) for key in keys} | {
+            "audio_filepath": Path(os.path.relpath(utterance.audio_filepath, path.parent)).as_posix()
+        }
+        try:
+            writer.writerow(["" if row[key] is None else row[key] for key in keys])
+        except csv.Error as error:
+            raise ManifestError(
+                f"{path}: utterance {utterance.id!r}: a cell with a tab ({error}); write CSV"
+            ) from error
+    write_text(path, out.getvalue())

@@ -1,0 +1,49 @@
+"""Folders of ``peft`` for a base under a head: written here for ``PeftModel``, and read where ``peft`` made them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from speech_adapters.adapters.base import AdapterModule
+from speech_adapters.encoders.loading import Encoder, check_finite
+from speech_adapters.errors import ConfigError
+from speech_adapters.files import new_folder, write_text
+from speech_adapters.heads.base import HeadModule
+from speech_adapters.saving.adapters import PEFT_FILE, peft_text
+from speech_adapters.saving.stock import headed_model, stock_head
+
+WEIGHTS_FILE = "adapter_model.safetensors"
+PREFIX = "base_model.model."
+"""Opens the name of each tensor in a file of ``peft``."""
+
+
+def save_peft(encoder: Encoder, module: AdapterModule, head: HeadModule, folder: str | os.PathLike[str]) -> Path:
+    """Save an adapter and a head under the names that they have in the head's stock class; returns the folder.
+
+    Raises:
+        ConfigError: a method that ``peft`` does not have, a head that no stock class holds, a folder that is taken.
+        CheckpointError: a tensor that is not finite.
+        InputError: a folder that cannot be written.
+    """
+    from safetensors.torch import save_file
+
+    config = module.config.peft_config(encoder)
+    if config is None:
+        raise ConfigError(f"{module.config.method}: peft has no such method; save it with save_adapter.")
+    stock = stock_head(head, encoder)
+    inside = f"{headed_model(encoder, stock).base_model_prefix}."
+    for names in ("target_modules", "feedforward_modules"):  # the latter of IA3
+        if getattr(config, names, None):
+            setattr(config, names, [inside + name for name in sorted(getattr(config, names))])
+    config.modules_to_save = stock.modules
+    tensors = {name.replace(PREFIX, PREFIX + inside, 1): tensor for name, tensor in module.tensors().items()}
+    tensors |= {PREFIX + name: tensor for name, tensor in stock.tensors.items()}
+    check_finite(tensors, f"{folder}: not saved")
+    with new_folder(folder) as temporary:
+        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        save_file(plain, temporary / WEIGHTS_FILE)
+        write_text(temporary / PEFT_FILE, peft_text(config))
+        if stock.vocabulary is not None:
+            stock.vocabulary.save(temporary)
+    return Path(folder)
