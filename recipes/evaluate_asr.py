@@ -47,6 +47,7 @@ class Config:
 
 
 def main(config: Config) -> None:
+    from speech_adapters.data.transcripts import write_transcripts
     from speech_adapters.files import write_json
     from speech_adapters.heads.decoding import BeamSearch
     from speech_adapters.model import SpeechAdapterModel
@@ -85,6 +86,7 @@ def main(config: Config) -> None:
     scored = evaluate_asr(model, manifest, batch_seconds=config.batch_seconds, precision=config.precision, beam=beam)
     trn = run.trn(config.manifest.stem)
     scored.result.save_trn(trn)
+    write_transcripts(run.predictions(config.manifest.stem), scored.result)
     write_json(run.worst_file, worst_utterances(scored.result, manifest))
     results = Results(
         task="asr",

@@ -9,10 +9,11 @@ from speech_adapters.cli.verbs import run_verb
 from speech_adapters.config import run_main
 
 VERBS = {
-    "Train": ("train", "evaluate", "copy-recipe"),
+    "Train": ("train", "evaluate", "compare", "copy-recipe"),
     "Use what was trained": ("transcribe", "classify", "embed", "verify"),
+    "Combine and ship": ("fuse", "average", "fold", "export"),
     "Data": ("manifest", "check", "prepare"),
-    "Look around": ("encoders", "adapters"),
+    "Look around": ("info", "encoders", "adapters", "cache", "doctor"),
 }
 """The verbs as ``--help`` lists them; each is a module here (:mod:`speech_adapters.cli.verbs` says what it holds)."""
 

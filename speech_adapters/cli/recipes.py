@@ -46,11 +46,12 @@ def run_named(prog: str, named: Mapping[str, str], argv: Sequence[str], descript
         return
     if name not in named:
         raise ConfigError(f"{prog}: there is no '{name}'; {near(name, named)}")
-    _run(recipes_folder() / f"{named[name]}.py", [f"{prog} {name}", *rest])
+    run_recipe(named[name], [f"{prog} {name}", *rest])
 
 
-def _run(script: Path, argv: list[str]) -> None:
-    """Run a script as Python itself would, but for the name that it goes by in its help."""
+def run_recipe(recipe: str, argv: list[str]) -> None:
+    """Run a recipe as Python itself would, but for ``argv[0]``: the name that it goes by in its help."""
+    script = recipes_folder() / f"{recipe}.py"
     spec = spec_from_file_location("__main__", script)
     assert spec is not None and spec.loader is not None, "a file that ends in .py"
     module = module_from_spec(spec)

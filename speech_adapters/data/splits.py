@@ -30,7 +30,7 @@ def split(manifest: Manifest, shares: Mapping[str, float], by: str = "speaker", 
     if lacking:
         raise ManifestError(
             f"{manifest.name}: {len(lacking)} utterances have no {by!r}, such as {lacking[0]!r}; add it to every "
-            "line, or divide by another key (by id: utterances on their own, whose speakers may then be in several sets)"
+            "line, or divide by another key (id: each utterance on its own; a speaker may then be in several sets)"
         )
     seconds: dict[str, float] = {}
     for utterance in manifest:

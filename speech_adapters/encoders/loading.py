@@ -358,7 +358,7 @@ def _from_hub(name: str, revision: str | None) -> Path:
         f"packaged encoder ({', '.join(packaged_encoders()) or 'none'}), or download it on a connected machine "
         f"(`hf download {name}`) and give its path."
     )
-    if constants.HF_HUB_OFFLINE or not _reachable(constants.ENDPOINT):
+    if constants.HF_HUB_OFFLINE or not is_reachable(constants.ENDPOINT):
         raise ConfigError(unreachable)
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
@@ -368,7 +368,8 @@ def _from_hub(name: str, revision: str | None) -> Path:
         raise ConfigError(f"{unreachable} ({error.__class__.__name__})") from error
 
 
-def _reachable(endpoint: str, seconds: float = 3.0) -> bool:
+def is_reachable(endpoint: str, seconds: float = 3.0) -> bool:
+    """Whether the address of a hub answers within so many seconds."""
     import socket
     from urllib.parse import urlsplit
 

@@ -22,7 +22,14 @@ from speech_adapters.encoders.loading import Encoder
 from speech_adapters.errors import ConfigError, ManifestError, TextError
 from speech_adapters.heads.base import HeadConfig, HeadModule, HeadOutput, check_audible
 from speech_adapters.heads.decoding import greedy_decode
-from speech_adapters.text import Vocabulary, normalize, utterance_names
+from speech_adapters.text import (
+    Normalizer,
+    Vocabulary,
+    check_letters,
+    normalize,
+    normalizer_name,
+    utterance_names,
+)
 
 IGNORE = -100
 """Fills targets behind an utterance's last symbol (Hugging Face's convention for labels)."""
@@ -30,14 +37,18 @@ IGNORE = -100
 
 @dataclass(kw_only=True)
 class CTCHead(HeadConfig):
-    """A CTC head: ``CTCHead(vocabulary)``; saved with its vocabulary and the name of its normaliser."""
+    """A CTC head: ``CTCHead(vocabulary)``; saved with its vocabulary and its normaliser."""
 
     head_type: ClassVar[str] = "ctc"
 
     vocabulary: Vocabulary = field(default_factory=Vocabulary.wav2vec2, kw_only=False)
     """Output symbols; the default is that of ``facebook/wav2vec2-base-960h``."""
-    normalizer: str = "librispeech"
-    """How transcripts are written before they are encoded or scored (``speech_adapters.text.NORMALIZERS``)."""
+    normalizer: Normalizer = "librispeech"
+    """How transcripts are written before they are encoded or scored: a name, or a table of one's own; see
+    :mod:`speech_adapters.text.normalizers`."""
+    accept_letters: str = ""
+    """Letters that the normaliser may change into others or drop; ``"all"`` for any. Others it would lose are an
+    error of :meth:`check`."""
     hidden_size: int | None = None
     """Width of a GELU layer before the linear one; the published heads have none."""
     dropout: float = 0.1
@@ -68,8 +79,9 @@ class CTCHead(HeadConfig):
         return self.encode(utterance.text, source=utterance.id)
 
     def check(self, manifest: Manifest, encoder: Encoder) -> None:
-        """Besides audio and symbols: no transcript that is empty once normalised, which cannot be scored and in
-        training outweighs all others (the loss is divided by its symbols), and none longer than its frames allow.
+        """Besides audio and symbols: no letter that the normaliser loses, no transcript that is empty once
+        normalised, which cannot be scored and in training outweighs all others (the loss is divided by its symbols),
+        and none longer than its frames allow.
 
         Raises:
             ManifestError, AudioError, TextError: naming the utterances.
@@ -77,11 +89,13 @@ class CTCHead(HeadConfig):
         manifest.require("text")
         check_audible(manifest, encoder)
         ids = [utterance.id for utterance in manifest]
-        texts = [normalize(utterance.get("text"), self.normalizer) for utterance in manifest]
+        written = [str(utterance.text) for utterance in manifest]
+        check_letters(written, self.normalizer, self.accept_letters, manifest.name)
+        texts = [normalize(text, self.normalizer) for text in written]
         if empty := [name for name, text in zip(ids, texts, strict=True) if not text.strip()]:
             raise TextError(
                 f"{manifest.name}: the transcripts of {utterance_names(empty)} have no words after the normaliser "
-                f"{self.normalizer!r}; give their texts, or leave these utterances out"
+                f"{normalizer_name(self.normalizer)!r}; give their texts, or leave these utterances out"
             )
         targets = [self.vocabulary.encode(text, name) for name, text in zip(ids, texts, strict=True)]
         samples = torch.tensor([round(utterance.duration * SAMPLE_RATE) for utterance in manifest])
@@ -105,7 +119,7 @@ class CTCHeadModule(HeadModule):
 
     @classmethod
     def from_linear(
-        cls, weight: Tensor, bias: Tensor, vocabulary: Vocabulary, *, normalizer: str = "librispeech"
+        cls, weight: Tensor, bias: Tensor, vocabulary: Vocabulary, *, normalizer: Normalizer = "librispeech"
     ) -> CTCHeadModule:
         """The ``lm_head`` of a Hugging Face ``*ForCTC`` checkpoint: ``weight`` (V, D), ``bias`` (V,)."""
         if len(weight) != len(vocabulary):

@@ -58,7 +58,10 @@ class Segment:
 
 @dataclass(frozen=True)
 class TimedText:
-    """A decoded utterance with the times of its words and of their characters (spaces left out)."""
+    """A decoded utterance with the times of its words and of their characters or subwords (spaces left out).
+
+    Where words are not told apart (``Vocabulary.has_words``), each symbol stands for a word.
+    """
 
     text: str
     words: tuple[Segment, ...]
@@ -85,9 +88,10 @@ def timed_text(ids: np.ndarray, log_probs: np.ndarray, vocabulary: Vocabulary, s
     ends = np.append(starts, len(ids))[1:]
     words: list[list[tuple[str, int, int]]] = [[]]
     for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
-        if ids[start] == vocabulary.delimiter_id:
+        spelled = vocabulary.spelled[ids[start]]  # blank and special tokens have nothing
+        if spelled and (spelled[0] == " " or not vocabulary.has_words):
             words.append([])
-        elif text := vocabulary.decode([ids[start]]):  # blank and special tokens have none
+        if text := spelled.strip():
             words[-1].append((text, start, end))
 
     def segment(runs: list[tuple[str, int, int]]) -> Segment:
@@ -98,7 +102,7 @@ def timed_text(ids: np.ndarray, log_probs: np.ndarray, vocabulary: Vocabulary, s
     words = [runs for runs in words if runs]
     spoken = tuple(segment(runs) for runs in words)
     characters = tuple(segment([run]) for runs in words for run in runs)
-    return TimedText(" ".join(word.text for word in spoken), spoken, characters)
+    return TimedText(vocabulary.decode(ids[starts]), spoken, characters)
 
 
 def align(log_probs: Tensor, tokens: Sequence[int], blank: int) -> np.ndarray:
@@ -261,6 +265,11 @@ def _flashlight_decoder(
         raise InputError(
             f"decoding with the language model {lm_path} needs Flashlight: pip install speech-adapters[decode]"
         ) from error
+    if not vocabulary.has_words or vocabulary.scores is not None:
+        raise TextError(
+            f"{lm_path}: a language model of words needs a vocabulary of characters with a word delimiter, and this "
+            f"one has {vocabulary}; search without a language model"
+        )
     characters = {symbol for symbol in vocabulary.tokens if vocabulary.decode([vocabulary.tokens.index(symbol)])}
     lexicon = []
     for word in dict.fromkeys((*words, *bonus)):

@@ -183,6 +183,38 @@ def score_classification(
     return _score((utterances,), labels, n, seed)
 
 
+def compare_ua(a: ClassificationResult, b: ClassificationResult, *, n: int = 1000, seed: int = 0) -> Interval:
+    """The difference ``UA(a) - UA(b)`` of two systems on the same utterances, both scored on the same draws.
+
+    An interval that excludes 0 is a significant difference at 5 %. Several runs of a system count as their mean.
+
+    Raises:
+        InputError: other utterances or labels in the one than in the other.
+    """
+    truth = {utterance.id: utterance.label for utterance in a.runs[0]}
+    if {utterance.id: utterance.label for utterance in b.runs[0]} != truth:
+        raise InputError("the two results hold different utterances or labels; score both on the same manifest")
+    classes = sorted(set(truth.values()))
+    order = [utterance.id for utterance in a.runs[0]]
+    label = np.array([classes.index(truth[name]) for name in order])
+
+    def hits(result: ClassificationResult) -> np.ndarray:
+        """(N,) how often the runs were right, as a share of them."""
+        right = [{u.id: u.label == u.prediction for u in run} for run in result.runs]
+        return np.array([sum(run[name] for run in right) / len(right) for name in order])
+
+    gained = hits(a) - hits(b)
+    one_hot = np.eye(len(classes))[label]
+
+    def difference(sums: np.ndarray) -> np.ndarray:
+        """(D, 2 C) sums of utterances and of what was gained, by class -> (D, 1); NaN: no class is there."""
+        support = np.where(sums[:, : len(classes)] > 0, sums[:, : len(classes)], np.nan)
+        return np.nanmean(sums[:, len(classes) :] / support, axis=1, keepdims=True)
+
+    counts = np.concatenate([one_hot, one_hot * gained[:, None]], axis=1)
+    return bootstrap_sums(difference, counts, [utterance.speaker for utterance in a.runs[0]], n=n, seed=seed)[0]
+
+
 def check_labels_of(references: Sequence[str], ids: Sequence[str], labels: Sequence[str]) -> None:
     """All that scoring asks of a test set, before anything is predicted: true labels ``references``, utterances
     ``ids``, classes ``labels``.

@@ -16,7 +16,7 @@ from urllib.parse import quote
 from speech_adapters.errors import InputError
 from speech_adapters.files import write_text
 from speech_adapters.metrics.bootstrap import Interval, bootstrap
-from speech_adapters.text import normalize, utterance_names
+from speech_adapters.text import Normalizer, normalize, normalizer_name, utterance_names
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def word_error_rate(
     speakers: Sequence[str | None] | None = None,
     ids: Sequence[str] | None = None,
     *,
-    normalizer: str = "librispeech",
+    normalizer: Normalizer = "librispeech",
     n: int = 1000,
     seed: int = 0,
 ) -> WERResult:
@@ -157,8 +157,8 @@ def word_error_rate(
     hypotheses = [" ".join(normalize(text, normalizer).split()) for text in hypotheses]
     if empty := [ids[i] for i, text in enumerate(references) if not text]:
         raise InputError(
-            f"the references of {utterance_names(empty)} have no words after the normaliser {normalizer!r}; "
-            "give their transcripts or leave these utterances out"
+            f"the references of {utterance_names(empty)} have no words after the normaliser "
+            f"{normalizer_name(normalizer)!r}; give their transcripts or leave these utterances out"
         )
 
     words, characters = jiwer.process_words(references, hypotheses), jiwer.process_characters(references, hypotheses)
@@ -184,7 +184,7 @@ def word_error_rate(
         wer=interval([s.errors for s in scores], [s.words for s in scores]),
         cer=interval([s.character_errors for s in scores], [s.characters for s in scores]),
         utterances=tuple(scores),
-        normalizer=normalizer,
+        normalizer=normalizer_name(normalizer),
     )
 
 

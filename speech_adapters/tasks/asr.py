@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from speech_adapters.data.manifest import Manifest
+from speech_adapters.data.transcripts import write_transcripts
 from speech_adapters.errors import ConfigError
 from speech_adapters.files import write_json
 from speech_adapters.heads.ctc import CTCHead, CTCHeadModule
@@ -56,8 +57,9 @@ class SpeechRecognition(Task[WERResult]):
         return pooled_metrics(results)
 
     def write(self, result: WERResult, corpus: Corpus, run: RunFolder, name: str) -> None:
-        """``trn`` files, which sclite reads."""
+        """``trn`` files, which sclite reads, and the texts of each utterance."""
         result.save_trn(run.trn(name))
+        write_transcripts(run.predictions(name), result)
 
     def show(self, method: str, result: WERResult, corpus: Corpus, run: RunFolder) -> None:
         """The utterances with most errors."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,9 @@ from speech_adapters.model import SpeechAdapterModel
 
 VERSION = 2
 """Of what is stored, part of the key: a change of the frozen forward raises it."""
+
+PREFIX = "activations-"
+"""Of the names of the stores."""
 
 
 class CachedDataset(UtteranceDataset):
@@ -66,7 +70,7 @@ class CachedDataset(UtteranceDataset):
             self.start,
         )
         key = f"{shaping} {dataset.manifest.content_key()}"
-        base = Path(folder) / f"activations-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+        base = Path(folder) / f"{PREFIX}{hashlib.sha256(key.encode()).hexdigest()[:16]}"
         if not Store.exists(base):
             frames = sum(int(encoder.frame_lengths(round(u.duration * SAMPLE_RATE))) for u in dataset.manifest)
             found = self._compute(model, 0.0 if encoder.group_norm else batch_seconds)
@@ -110,3 +114,39 @@ class CachedPart(UtteranceDataset):
 
     def __getitem__(self, index: int) -> Item:
         return {**self.whole[self.places[index]], **self.dataset.labels(index)}
+
+
+@dataclass(frozen=True)
+class StoreFiles:
+    """A store on the disk; ``made`` is in seconds since 1970, ``utterances`` None where it is not whole."""
+
+    name: str
+    bytes: int
+    made: float
+    utterances: int | None
+    files: tuple[Path, ...]
+
+    def remove(self) -> None:
+        """Delete its files, the index first: what is left of a removal that was cut short counts as not whole."""
+        for file in sorted(self.files, key=lambda file: file.suffix != ".npz"):
+            file.unlink(missing_ok=True)
+
+
+def stores_in(folder: str | os.PathLike[str]) -> list[StoreFiles]:
+    """The stores of a cache folder by name; none where there is no such folder. Other files are left alone."""
+    by_name: dict[str, list[Path]] = {}
+    for file in Path(folder).glob(f"{PREFIX}*"):
+        if file.suffix in (".bin", ".npz"):
+            by_name.setdefault(file.stem, []).append(file)
+    found = []
+    for name, files in sorted(by_name.items()):
+        base = Path(folder) / name
+        count = None
+        if Store.exists(base):
+            with np.load(base.with_name(f"{name}.npz"), allow_pickle=False) as index:
+                count = len(index["counts"])
+        stats = [file.stat() for file in files]
+        found.append(
+            StoreFiles(name, sum(s.st_size for s in stats), max(s.st_mtime for s in stats), count, tuple(files))
+        )
+    return found

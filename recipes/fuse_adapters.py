@@ -1,0 +1,160 @@
+"""Train AdapterFusion, or a router, over saved adapters, and score it beside each of them alone.
+
+    python recipes/fuse_adapters.py --adapters adapters/studio,adapters/telephone --head heads/asr \\
+        --train train.jsonl --dev dev.jsonl --test test.jsonl
+    python recipes/fuse_adapters.py --method router ...
+
+The adapters stay as they are, and so does the head unless --train-head: one head must fit them all. With --guide the
+fusion is told whose domain an utterance is of: its `domain` is then an adapter's name. The run folder gets the fusion
+(fusions/), copies of the adapters that it stands on, and the head.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from speech_adapters.config import option, parse_cli, run_main
+from speech_adapters.errors import ConfigError
+from speech_adapters.schema import check_positive
+from speech_adapters.tasks.base import Corpus
+from speech_adapters.training.settings import TrainingConfig
+
+
+@dataclass(kw_only=True)
+class Config:
+    """What is combined, how, and on what."""
+
+    adapters: tuple[Path, ...] = option((), "folders of two saved adapters or more; required")
+    names: tuple[str, ...] = option((), "what they are called; the names of their folders by default")
+    head: Path | None = option(None, "folder of the saved head that reads them all; required")
+    encoder: str | None = option(None, "packaged name, local folder or hub id; the adapters' own base by default")
+    method: Literal["fusion", "router"] = option("fusion", "AdapterFusion, or a gate that chooses among them")
+    rank: int | None = option(16, "rank of the fusion's matrices; null for full ones, as published")
+    guide: float = option(0.0, "weight of the guide loss; 1.0 as published")
+    train_head: bool = option(False, "also train the head")
+    train: Path | None = option(None, "manifest to train on, of all domains; then --dev too")
+    dev: Path | None = option(None, "manifest for early stopping and dev loss")
+    test: Path | None = option(None, "manifest to score; --dev without one")
+    label_field: str = option("label", "key of the manifest that holds the class, under a classification head")
+    learning_rate: float | None = option(None, "of the fusion or router, over the published one")
+    output: Path | None = option(None, "run folder; one that holds the same run goes on")
+    resume: str | None = option(None, "latest, or a run folder: go on with that run")
+    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(updates=400, batch_seconds=16.0))
+
+    def __post_init__(self) -> None:
+        if len(self.adapters) < 2 or self.head is None or self.train is None:
+            raise ConfigError("give --adapters (two folders or more), --head, --train and --dev.")
+        if not self.names:
+            self.names = tuple(path.resolve().name.replace(".", "-").replace("+", "-") for path in self.adapters)
+        if len(set(self.names)) != len(self.adapters):
+            raise ConfigError(f"names={list(self.names)}: give each of the {len(self.adapters)} adapters its own.")
+        if self.learning_rate is not None:
+            check_positive("learning_rate", self.learning_rate)
+
+
+def load_model(config: Config) -> Any:
+    from speech_adapters import SpeechAdapterModel
+    from speech_adapters.saving.parts import load_part
+
+    base = load_part(config.adapters[0], "adapter")[0]["base"]
+    named = {"name_or_path": base["name"], "revision": base.get("revision")}
+    model = SpeechAdapterModel.from_pretrained(**({"name_or_path": config.encoder} if config.encoder else named))
+    for name, folder in zip(config.names, config.adapters, strict=True):
+        model.set_active()
+        model.load_adapter(folder, name)
+    model.load_head(config.head, "head")
+    return model
+
+
+def find_task(config: Config, head: Any) -> tuple[Any, tuple[str, ...]]:
+    """What the head does, and the keys of the manifest that it needs."""
+    from speech_adapters import ClassificationHead, CTCHead, SlotsHead
+    from speech_adapters.tasks.asr import SpeechRecognition
+    from speech_adapters.tasks.classification import Classification
+    from speech_adapters.tasks.slots import SlotFilling
+
+    if isinstance(head, CTCHead):
+        return SpeechRecognition(normalizer=head.normalizer), ("text",)
+    if isinstance(head, ClassificationHead):
+        return Classification(config.label_field, label_field=config.label_field), (config.label_field,)
+    if isinstance(head, SlotsHead):
+        return SlotFilling(tuple(head.slots)), tuple(head.slots)
+    raise ConfigError(f"--head {config.head}: a head of type {head.head_type!r}; give one of text, classes or slots.")
+
+
+def main(config: Config) -> None:
+    from speech_adapters import Fuse, FusionConfig, Route, RouterConfig
+    from speech_adapters.data.batches import GuidedDataset, SpeechDataset
+    from speech_adapters.reports.report import method_rows, summary_table, write_report
+    from speech_adapters.runs.folder import RunFolder
+    from speech_adapters.runs.results import MethodResults, Results
+    from speech_adapters.training.supervised import train
+
+    started = time.perf_counter()
+    model = load_model(config)
+    head = model.head.config
+    task, keys = find_task(config, head)
+    corpus = Corpus.given(config.train, config.dev, config.test, keys).check_speakers()
+    for manifest in corpus.splits.values():
+        head.check(manifest, model.encoder)
+    if config.guide and (unknown := sorted(set(corpus.train.values("domain")) - set(config.names))):
+        raise ConfigError(
+            f"--guide: no adapter is called {unknown[0]}, as a domain in {config.train} is; see --names."
+        )
+    if config.method == "fusion":
+        composition: Any = Fuse(*config.names, name="fusion")
+        model.add_fusion(composition, FusionConfig(rank=config.rank, guide_weight=config.guide))
+    else:
+        composition = Route(*config.names, name="router")
+        model.add_fusion(composition, RouterConfig(guide_weight=config.guide))
+    model.train_fusion(composition, head="head", train_head=config.train_head)
+    settings = config.training
+    if config.learning_rate is not None:
+        group = model.registry.fusion(config.method).group
+        settings = replace(settings, learning_rates={group: config.learning_rate, **settings.learning_rates})
+
+    run = RunFolder.open("fuse_adapters", config, config.output, resume=config.resume)
+    print(f"{model.encoder!r}\ntrain {corpus.train.summary()}\ntest  {corpus.test.summary()}\nrun   {run.path}\n")
+    options: dict[str, Any] = {"augmentation": settings.augmentation, "seed": settings.seed}
+    data = (
+        GuidedDataset(corpus.train, config.names, target=head.target, **options)
+        if config.guide
+        else SpeechDataset(corpus.train, head.target, **options)
+    )
+    trained = train(model, data, settings, run, SpeechDataset(corpus.dev, head.target), config.method)
+    for name in config.names:
+        model.save_adapter(name, run.adapter(name))
+    model.save_fusion(config.method, run.path / "fusions" / config.method)
+    model.save_head("head", run.head(config.method))
+
+    figures = {}
+    for name, active in {config.method: composition, **{name: name for name in config.names}}.items():
+        model.set_active(active)
+        result = task.score(model, corpus, batch_seconds=2 * settings.batch_seconds, precision=settings.precision)
+        task.write(result, corpus, run, name)
+        figures[name] = MethodResults(metrics=task.metrics([result]), parameters=model.count_parameters())
+        value = figures[name].metrics[task.metric]["value"]
+        print(f"{name}: {task.metric.upper()} {value:.1%}", flush=True)
+    own = figures.pop(config.method)
+    own.seconds, own.audio_seconds_per_second = trained.seconds, trained.audio_seconds_per_second
+    own.peak_memory_bytes = trained.peak_memory_bytes
+    results = Results(
+        task=task.name,
+        encoder=model.encoder.name,
+        adapter=config.method,
+        data={name: manifest.describe() for name, manifest in corpus.splits.items()},
+        own=own,
+        baselines=figures,
+        more={"updates": settings.updates, "total_seconds": time.perf_counter() - started},
+    )
+    results.write(run.results_file)
+    report = write_report(run.path)
+    table = summary_table(method_rows(results.to_dict()))
+    print(f"\n{table}\n\nreport  {report}\nfusion  {run.path / 'fusions' / config.method}")
+
+
+if __name__ == "__main__":
+    run_main(lambda: main(parse_cli(Config, description=__doc__)))
