@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
@@ -24,6 +25,7 @@ from speech_adapters.metrics.calibration import Calibration
 from speech_adapters.model_output import ModelOutput
 from speech_adapters.serving.catalog import Served
 from speech_adapters.serving.engine import Engine, Source
+from speech_adapters.serving.residents import Loaded
 
 
 async def transcribe(
@@ -36,12 +38,13 @@ async def transcribe(
     """
     _check(served, "transcription")
     source = Source(recording, engine.settings.max_seconds)
-    head = (await engine.shelf.get(served)).heads["transcription"]
+    loaded = await engine.shelf.get(served)
+    head = loaded.heads["transcription"]
     assert isinstance(head, CTCHeadModule), "the catalog looked"
     pause = engine.settings.windows.pause
     collector = Transcriber(head, engine.encoder.stride, recording, pause, None)
     told = 0
-    async with aclosing(engine.hear(served, "transcription", source)) as windows:
+    async with aclosing(engine.hear(loaded, "transcription", source)) as windows:
         async for window, heard in windows:
             await engine.in_decoder(collector.add, window, heard)
             if len(collector.segments) > told:
@@ -70,9 +73,9 @@ async def classify(engine: Engine, served: Served, recording: Recording) -> tupl
         ConfigError: a model without a head of classes. AudioError: no speech; see also :meth:`Engine.hear`.
     """
     _check(served, "classification")
-    head = (await engine.shelf.get(served)).heads["classification"]
-    output, duration = await stitched(engine, served, "classification", recording)
-    return classification_of(head.config, output, recording), duration
+    loaded = await engine.shelf.get(served)
+    output, duration = await stitched(engine, loaded, "classification", recording)
+    return classification_of(loaded.heads["classification"].config, output, recording), duration
 
 
 async def embed(engine: Engine, served: Served, recording: Recording) -> tuple[Tensor, float]:
@@ -82,8 +85,8 @@ async def embed(engine: Engine, served: Served, recording: Recording) -> tuple[T
     Raises:
         AudioError: no speech; see also :meth:`Engine.hear`.
     """
-    task = "embedding" if "embedding" in served.heads else None
-    output, duration = await stitched(engine, served, task, recording)
+    loaded = await engine.shelf.get(served)
+    output, duration = await stitched(engine, loaded, "embedding" if "embedding" in loaded.heads else None, recording)
     return embedding_of(output), duration
 
 
@@ -95,7 +98,7 @@ async def verify_speaker(
     Raises:
         AudioError: see :func:`embed`.
     """
-    found = [await embed(engine, served, recording) for recording in (*enrolment, test)]
+    found = await asyncio.gather(*(embed(engine, served, recording) for recording in (*enrolment, test)))
     *enrolled, tested = [embedding for embedding, _ in found]
     calibration = await calibration_of(engine, served)
     return verify(torch.stack(enrolled), tested, calibration), sum(duration for _, duration in found)
@@ -109,15 +112,14 @@ async def calibration_of(engine: Engine, served: Served) -> Calibration | None:
 
 
 async def stitched(
-    engine: Engine, served: Served, task: str | None, recording: Recording
+    engine: Engine, loaded: Loaded, task: str | None, recording: Recording
 ) -> tuple[ModelOutput, float]:
     """A whole recording's output, as :class:`~speech_adapters.inference.hearing.Stitched` puts it together, and its
     duration in seconds."""
     source = Source(recording, engine.settings.max_seconds)
-    loaded = await engine.shelf.get(served)
     head = None if task is None else loaded.heads[task]
     collector: Collector[ModelOutput] = Stitched(engine.encoder, head, recording, engine.settings.windows)
-    async with aclosing(engine.hear(served, task, source)) as windows:
+    async with aclosing(engine.hear(loaded, task, source)) as windows:
         async for window, heard in windows:
             collector.add(window, heard)
     return collector.result(source.duration), source.duration

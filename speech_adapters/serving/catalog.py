@@ -189,7 +189,7 @@ def read_folder(folder: str | Path, encoder: Encoder) -> Iterator[tuple[Served, 
 
 
 def of_adapter(folder: Path, saved: SavedAdapter, heads: Sequence[SavedHead], encoder: Encoder) -> Served:
-    """An adapter in ``folder`` with those of ``heads`` that were trained on it."""
+    """An adapter in ``folder``, under its name, with those of ``heads`` that were trained on it."""
     own = fingerprint(saved.tensors)
     wanted = {own} if saved.tensors else set()
     fitting = [head for head in heads if _reads(head, wanted, encoder)]

@@ -15,17 +15,18 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from speech_adapters.data.audio import SAMPLE_RATE
 from speech_adapters.data.windows import Window, Windows, cut
-from speech_adapters.errors import AudioError, ConfigError
+from speech_adapters.errors import AudioError, CheckpointError, ConfigError
 from speech_adapters.inference.hearing import BATCH_SECONDS, Heard, hear_windows
 from speech_adapters.inference.recordings import Recording
 from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.serving.catalog import Catalog, Served
 from speech_adapters.serving.queue import BatchQueue, Waiting
-from speech_adapters.serving.residents import Loaded, Shelf, Slots
+from speech_adapters.serving.residents import Loaded, Shelf, Slots, load
 
 R = TypeVar("R")
 
@@ -137,18 +138,18 @@ class Engine:
             pool.shutdown(wait=True)
         self._tasks = []
 
-    async def hear(self, served: Served, task: str | None, source: Source) -> AsyncGenerator[tuple[Window, Heard]]:
+    async def hear(self, loaded: Loaded, task: str | None, source: Source) -> AsyncGenerator[tuple[Window, Heard]]:
         """The windows of a recording and what was heard of each, in order. Cancelling, or closing the generator, takes
         what waits out of the queue.
 
         Args:
-            task: whose head reads it, one of ``served.heads``; None for the features alone.
+            loaded: what hears it, from the shelf.
+            task: whose head reads it, one of ``loaded.heads``; None for the features alone.
 
         Raises:
             AudioError: a recording that cannot be read, or that is too long.
-            CheckpointError: an adapter that can no longer be read, or whose output is not finite.
+            CheckpointError: an output that is not finite.
         """
-        loaded = await self.shelf.get(served)
         encoder, settings = self.encoder, self.settings.windows
         windows = cut(source.blocks(), settings, stride=encoder.stride, receptive_field=encoder.receptive_field)
         futures: asyncio.Queue[tuple[Window, asyncio.Future[Heard]]] = asyncio.Queue()
@@ -172,11 +173,32 @@ class Engine:
             while not futures.empty():
                 futures.get_nowait()[1].cancel()
 
+    async def probe(self, served: Served) -> None:
+        """Run a model once on half a second of noise, and the base beside it.
+
+        Raises:
+            CheckpointError: it cannot be read, its output is not finite, or it changes nothing of what the base hears:
+                served, it would answer as the base alone does, and nobody would know.
+            ConfigError: it does not fit the encoder.
+        """
+        generator = torch.Generator().manual_seed(0)
+        noise = Window(0.1 * torch.randn(SAMPLE_RATE // 2, generator=generator), 0, 0, SAMPLE_RATE // 2)
+        base = Loaded(next(one for one in self.catalog if one.method == "base"))
+        loaded = await self.in_loader(load, served, self.encoder)
+        own, plain = await asyncio.gather(*(self.submit(one, None, noise) for one in (loaded, base)))
+        has_tensors = loaded.adapter is not None and bool(loaded.adapter.tensors)
+        if has_tensors and own.features.shape == plain.features.shape and torch.equal(own.features, plain.features):
+            raise CheckpointError(f"the adapter {served.name!r} changes nothing of what the base hears.")
+
     def submit(self, loaded: Loaded, task: str | None, window: Window) -> asyncio.Future[Heard]:
         """Let one window wait for its batch; cancelling the future takes it out."""
         future = asyncio.get_running_loop().create_future()
         self.queue.put(Waiting(window, loaded, task, future))
         return future
+
+    async def in_loader(self, function: Callable[..., R], *arguments: Any) -> R:
+        """Run what reads from disk beside the loop."""
+        return await asyncio.get_running_loop().run_in_executor(self.loader, function, *arguments)
 
     async def in_decoder(self, function: Callable[..., R], *arguments: Any) -> R:
         """Run what takes the CPU beside the loop."""

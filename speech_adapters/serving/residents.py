@@ -22,7 +22,7 @@ from pathlib import Path
 from speech_adapters.adapters.fine_tuning import FineTuning
 from speech_adapters.composition.blocks import TrainableComposition, names_of
 from speech_adapters.composition.weight_averaging import shape_of
-from speech_adapters.encoders.loading import Encoder
+from speech_adapters.encoders.loading import Encoder, fingerprint
 from speech_adapters.errors import CheckpointError
 from speech_adapters.heads.base import HeadModule
 from speech_adapters.heads.ctc import CTCHead, CTCHeadModule
@@ -61,11 +61,13 @@ def load(served: Served, encoder: Encoder) -> Loaded:
     """Read a served model from disk, in any thread.
 
     Raises:
-        CheckpointError: a part that is missing, damaged or of another base.
+        CheckpointError: a part that is missing, damaged or of another base, or is not what the catalog found there.
     """
     loaded = Loaded(served)
     if served.adapter is not None:
         loaded.adapter = read_adapter(served.adapter, encoder)
+        if fingerprint(loaded.adapter.tensors) != served.fingerprint:
+            raise CheckpointError(f"the adapter {served.name!r} has changed since it was added; add it again.")
     if served.fusion is not None:
         loaded.members = {name: read_adapter(path, encoder) for name, path in served.members.items()}
     for task, folder in served.heads.items():
