@@ -31,8 +31,8 @@ from speech_adapters.composition.mixed_batch import (
     Mixer,
     check_choices,
     check_width,
-    logits_by_sample,
     mixed_forward,
+    scored_by_sample,
 )
 from speech_adapters.composition.parallel import parallel_forward
 from speech_adapters.composition.registry import Registry, check_new
@@ -645,7 +645,8 @@ class SpeechAdapterModel(Inference, nn.Module):
         output, rows = mixed_forward(self._run, self.mixer, self.registry, inputs, choices)
         result = _result(output, torch.stack(rows) if len({row.shape[-1] for row in rows}) == 1 else rows)
         if heads is not None:
-            result.logits = logits_by_sample(self.registry, heads, choices, rows, result.frame_lengths)
+            scored = scored_by_sample(self.registry, heads, choices, rows, result.frame_lengths)
+            result.logits, result.embedding = scored
         elif self.active_head is not None:
             for choice, row in zip(choices, rows, strict=True):
                 check_width(self.registry, self.active_head, choice, row)

@@ -27,7 +27,7 @@ class ModelOutput:
             per utterance; T includes pseudo frames, of which ``pseudo_frames`` stand before the real ones.
 
     With one adapter per sample, ``features`` is a list of (T, F) where adapters differ in F, and with one head per
-    sample ``logits`` is a list.
+    sample ``logits`` and ``embedding`` are lists, None for a sample without.
     """
 
     last_hidden_state: Tensor
@@ -37,7 +37,7 @@ class ModelOutput:
     mask: Tensor | None
     logits: Tensor | list[Tensor | None] | None = None
     loss: Tensor | None = None
-    embedding: Tensor | None = None
+    embedding: Tensor | list[Tensor | None] | None = None
     cnn_output: Tensor | None = None
     attention: dict[str, Tensor] = field(default_factory=dict)
     pseudo_frames: int | Tensor = 0

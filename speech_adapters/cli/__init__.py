@@ -10,7 +10,7 @@ from speech_adapters.config import run_main
 
 VERBS = {
     "Train": ("train", "evaluate", "compare", "copy-recipe"),
-    "Use what was trained": ("transcribe", "classify", "embed", "verify"),
+    "Use what was trained": ("transcribe", "classify", "embed", "verify", "serve"),
     "Combine and ship": ("fuse", "average", "fold", "export"),
     "Data": ("manifest", "check", "prepare"),
     "Look around": ("info", "encoders", "adapters", "cache", "doctor"),

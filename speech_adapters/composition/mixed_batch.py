@@ -64,24 +64,26 @@ def mixed_forward(
     return in_order, [rows[place] for place in back.tolist()]
 
 
-def logits_by_sample(
+def scored_by_sample(
     registry: Registry, heads: Sequence[str | None], choices: Sequence[Choice], rows: Sequence[Tensor], lengths: Tensor
-) -> list[Tensor | None]:
-    """Each sample's logits of its own head, None without one.
+) -> tuple[list[Tensor | None], list[Tensor | None]]:
+    """Each sample's logits and embedding of its own head, None without one.
 
     Args:
         rows: each sample's features, (T, F).
         lengths: (B,) real frames.
     """
     logits: list[Tensor | None] = [None] * len(rows)
+    embeddings: list[Tensor | None] = [None] * len(rows)
     for name in dict.fromkeys(name for name in heads if name is not None):
         own = [place for place, head in enumerate(heads) if head == name]
         for place in own:
             check_width(registry, name, choices[place], rows[place])
         scored = registry.head(name)(torch.stack([rows[place] for place in own]), lengths[own])
-        for place, row in zip(own, scored.logits, strict=True):
-            logits[place] = row
-    return logits
+        for number, place in enumerate(own):
+            logits[place] = scored.logits[number]
+            embeddings[place] = None if scored.embedding is None else scored.embedding[number]
+    return logits, embeddings
 
 
 def check_choices(word: str, choices: Sequence[Choice], inputs: Inputs) -> None:
@@ -101,11 +103,16 @@ def check_width(registry: Registry, head: str, choice: str | Composition | None,
         )
 
 
+_KEPT = 8
+"""Kinds whose stacked weights are kept: the one or few that a loop uses over and over. Where each batch brings another
+mix of adapters, what has been stacked does not come again."""
+
+
 class Mixer:
-    """Sorts batches by adapter, and keeps the kinds' stacked weights between them."""
+    """Sorts batches by adapter, and keeps the latest kinds' stacked weights between them."""
 
     def __init__(self) -> None:
-        self._kinds: dict[tuple[int, ...], Kind] = {}
+        self._kinds: dict[tuple[int, ...], Kind] = {}  # the latest used last
 
     def sort(
         self, choices: Sequence[Choice], adapters: Mapping[str, AdapterModule], layers: int
@@ -128,11 +135,13 @@ class Mixer:
             members = sorted(members, key=repr)
             indices = [[i for i, choice in enumerate(choices) if choice == member] for member in members]
             key = tuple(id(module) for member in members for module in modules[member])
-            if key not in self._kinds:
-                self._kinds[key] = Kind([modules[member] for member in members])
-            groups.append(Group(self._kinds[key], len(order), [len(own) for own in indices]))
+            kind = self._kinds.pop(key, None) or Kind([modules[member] for member in members])
+            self._kinds[key] = kind
+            groups.append(Group(kind, len(order), [len(own) for own in indices]))
             order += [i for own in indices for i in own]
         order += [i for i, choice in enumerate(choices) if choice is None]
+        while len(self._kinds) > max(_KEPT, len(groups)):
+            del self._kinds[next(iter(self._kinds))]
         return order, MixedHooks(groups, len(choices))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Mixer:

@@ -104,7 +104,8 @@ def hear_windows(
         logits = None if output.logits is None else output.logits[place]
         if logits is not None:
             logits = (logits[kept] if logits.ndim > 1 else logits).float().cpu()
-        embedding = None if output.embedding is None else output.embedding[place].float().cpu()
+        embedding = None if output.embedding is None else output.embedding[place]
+        embedding = None if embedding is None else embedding.float().cpu()
         features = output.features[place][kept].float().sum(0) / max(kept.stop - kept.start, 1)
         heard.append(Heard(logits, embedding, features.cpu(), kept.stop - kept.start))
     return heard
@@ -211,10 +212,9 @@ class Stitched(Collector[ModelOutput]):
     average of what they say of its parts. Context at a cut inside speech is heard twice.
     """
 
-    def __init__(self, model: Model, recording: Recording, windows: Windows) -> None:
-        head = model.head
+    def __init__(self, encoder: Encoder, head: HeadModule | None, recording: Recording, windows: Windows) -> None:
         self.silence = silence_of(head) if isinstance(head, CTCHeadModule) else None
-        self.encoder, self.name, self.windows = model.encoder, recording.name, windows
+        self.encoder, self.name, self.windows = encoder, recording.name, windows
         self.parts: list[Tensor] = []
         self.frames = 0  # of the parts
         self.weight = 0

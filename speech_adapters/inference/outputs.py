@@ -15,6 +15,7 @@ from speech_adapters.model_output import ModelOutput
 def head_output(output: ModelOutput) -> HeadOutput:
     """What the head gave to a model's output, in float32."""
     assert isinstance(output.logits, Tensor), "one head reads the whole batch"
+    assert not isinstance(output.embedding, list), "one head reads the whole batch"
     embedding = None if output.embedding is None else output.embedding.float()
     return HeadOutput(output.logits.float(), output.frame_lengths, embedding)
 

@@ -100,8 +100,8 @@ def transcribe(
     files = list(recordings)
     channels = [recording for file in files for recording in file]
 
-    def collector(recording: Recording) -> _Transcriber:
-        return _Transcriber(head, model.encoder.stride, recording, windows.pause, beam)
+    def collector(recording: Recording) -> Transcriber:
+        return Transcriber(head, model.encoder.stride, recording, windows.pause, beam)
 
     found = hear(model, channels, collector, windows, **options)
     for file in files:
@@ -110,8 +110,12 @@ def transcribe(
         yield Transcript(parts[0].name, max(part.duration for part in parts), tuple(segments))
 
 
-class _Transcriber(Collector[Transcript]):
-    """Decodes a recording stretch by stretch: at its pauses, or where the best path is silent for as long."""
+class Transcriber(Collector[Transcript]):
+    """Decodes a recording stretch by stretch: at its pauses, or where the best path is silent for as long.
+
+    Attributes:
+        segments: what has been taken down so far.
+    """
 
     #: Frames after which a stretch without pauses is searched for a silence in the best path, to bound memory.
     LONGEST = 3000

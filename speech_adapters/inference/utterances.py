@@ -11,8 +11,9 @@ from torch import Tensor
 
 from speech_adapters.data.windows import Windows
 from speech_adapters.errors import ConfigError
-from speech_adapters.heads.classification import ClassificationHeadModule
-from speech_adapters.heads.slots import SlotsHeadModule
+from speech_adapters.heads.base import HeadConfig
+from speech_adapters.heads.classification import ClassificationHead, ClassificationHeadModule
+from speech_adapters.heads.slots import SlotsHead, SlotsHeadModule
 from speech_adapters.heads.speaker import SpeakerHeadModule
 from speech_adapters.inference.hearing import Model, Stitched, active_head, hear
 from speech_adapters.inference.outputs import head_output, mean_pooled
@@ -62,7 +63,10 @@ def stitched(
     """The output of each recording, put together from its windows; see
     :class:`~speech_adapters.inference.hearing.Stitched`."""
     windows = windows or Windows()
-    return hear(model, recordings, lambda recording: Stitched(model, recording, windows), windows, **options)
+    head = model.head
+    return hear(
+        model, recordings, lambda recording: Stitched(model.encoder, head, recording, windows), windows, **options
+    )
 
 
 def classify(
@@ -76,24 +80,29 @@ def classify(
         AudioError: a recording that cannot be read, or without speech.
     """
     head = model.head
-    if isinstance(head, ClassificationHeadModule):
-        slots = {"": head.config.labels}
-    elif isinstance(head, SlotsHeadModule):
-        slots = {f"{slot}=": labels for slot, labels in head.config.slots.items()}
-    else:
+    if not isinstance(head, ClassificationHeadModule | SlotsHeadModule):
         raise ConfigError(
             f"classifying needs a head of classes, and {active_head(model)} is active; load one (load_head, or "
             "SpeechAdapterModel.from_adapter), or choose one with set_head."
         )
-    sizes = [len(labels) for labels in slots.values()]
     for recording, output in zip(recordings, stitched(model, recordings, windows, **options), strict=True):
-        logits = head_output(output).logits[0].split(sizes)
-        best, probabilities = [], {}
-        for (slot, labels), row in zip(slots.items(), logits, strict=True):
-            best.append(labels[int(row.argmax())])
-            named = zip(labels, row.softmax(0).tolist(), strict=True)
-            probabilities |= {slot + label: value for label, value in sorted(named, key=lambda pair: -pair[1])}
-        yield Classification(recording.name, " ".join(best), probabilities, recording.speaker)
+        yield classification_of(head.config, output, recording)
+
+
+def classification_of(head: HeadConfig, output: ModelOutput, recording: Recording) -> Classification:
+    """What a head of classes said of one recording: ``output`` is that of a batch of one."""
+    if isinstance(head, SlotsHead):
+        slots = {f"{slot}=": labels for slot, labels in head.slots.items()}
+    else:
+        assert isinstance(head, ClassificationHead), "a head of classes"
+        slots = {"": head.labels}
+    logits = head_output(output).logits[0].split([len(labels) for labels in slots.values()])
+    best, probabilities = [], {}
+    for (slot, labels), row in zip(slots.items(), logits, strict=True):
+        best.append(labels[int(row.argmax())])
+        named = zip(labels, row.softmax(0).tolist(), strict=True)
+        probabilities |= {slot + label: value for label, value in sorted(named, key=lambda pair: -pair[1])}
+    return Classification(recording.name, " ".join(best), probabilities, recording.speaker)
 
 
 def embed(
@@ -112,7 +121,15 @@ def embed(
             "mean of the features."
         )
     for output in stitched(model, recordings, windows, **options):
-        yield output.embedding[0] if output.embedding is not None else mean_pooled(output)[0]
+        yield embedding_of(output)
+
+
+def embedding_of(output: ModelOutput) -> Tensor:
+    """(E,) the embedding in the output of a batch of one, or (F,) the mean of its features where there is none."""
+    if output.embedding is None:
+        return mean_pooled(output)[0]
+    assert isinstance(output.embedding, Tensor), "one head reads the whole batch"
+    return output.embedding[0]
 
 
 def verify(enrolment: Tensor, test: Tensor, calibration: Calibration | None) -> Verification:

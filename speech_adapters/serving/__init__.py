@@ -1,0 +1,1 @@
+"""Many adapters and heads on one frozen encoder, served: a queue, mixed batches, the protocol of existing clients."""

@@ -1,0 +1,130 @@
+"""From what the engine hears to what clients ask: transcripts, classes, embeddings, verifications."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+
+import torch
+from torch import Tensor
+
+from speech_adapters.errors import ConfigError
+from speech_adapters.heads.ctc import CTCHeadModule
+from speech_adapters.inference.hearing import Collector, Stitched
+from speech_adapters.inference.recordings import Recording
+from speech_adapters.inference.transcripts import Transcriber, Transcript, TranscriptSegment
+from speech_adapters.inference.utterances import (
+    Classification,
+    Verification,
+    classification_of,
+    embedding_of,
+    verify,
+)
+from speech_adapters.metrics.calibration import Calibration
+from speech_adapters.model_output import ModelOutput
+from speech_adapters.serving.catalog import Served
+from speech_adapters.serving.engine import Engine, Source
+from speech_adapters.serving.residents import Loaded
+
+
+async def transcribe(
+    engine: Engine, served: Served, recording: Recording
+) -> AsyncGenerator[list[TranscriptSegment] | Transcript]:
+    """New segments as soon as they are final, and at last the whole transcript.
+
+    Raises:
+        ConfigError: a model without a CTC head. AudioError, CheckpointError: see :meth:`Engine.hear`.
+    """
+    _check(served, "transcription")
+    source = Source(recording, engine.settings.max_seconds)
+    loaded = await engine.shelf.get(served)
+    head = loaded.heads["transcription"]
+    assert isinstance(head, CTCHeadModule), "the catalog looked"
+    pause = engine.settings.windows.pause
+    collector = Transcriber(head, engine.encoder.stride, recording, pause, None)
+    told = 0
+    async with aclosing(engine.hear(loaded, "transcription", source)) as windows:
+        async for window, heard in windows:
+            await engine.in_decoder(collector.add, window, heard)
+            if len(collector.segments) > told:
+                yield collector.segments[told:]
+                told = len(collector.segments)
+    transcript = await engine.in_decoder(collector.result, source.duration)
+    if len(collector.segments) > told:
+        yield collector.segments[told:]
+    yield transcript
+
+
+async def whole_transcript(engine: Engine, served: Served, recording: Recording) -> Transcript:
+    """The transcript at once; errors of :func:`transcribe`."""
+    found = None
+    async with aclosing(transcribe(engine, served, recording)) as parts:
+        async for part in parts:
+            found = part
+    assert isinstance(found, Transcript), "the last part is the whole"
+    return found
+
+
+async def classify(engine: Engine, served: Served, recording: Recording) -> tuple[Classification, float]:
+    """The class of a recording, and its duration in seconds.
+
+    Raises:
+        ConfigError: a model without a head of classes. AudioError: no speech; see also :meth:`Engine.hear`.
+    """
+    _check(served, "classification")
+    loaded = await engine.shelf.get(served)
+    output, duration = await stitched(engine, loaded, "classification", recording)
+    return classification_of(loaded.heads["classification"].config, output, recording), duration
+
+
+async def embed(engine: Engine, served: Served, recording: Recording) -> tuple[Tensor, float]:
+    """(E,) the speaker head's embedding of a recording, or (F,) the mean of the features of a model without one, and
+    the recording's duration in seconds.
+
+    Raises:
+        AudioError: no speech; see also :meth:`Engine.hear`.
+    """
+    loaded = await engine.shelf.get(served)
+    output, duration = await stitched(engine, loaded, "embedding" if "embedding" in loaded.heads else None, recording)
+    return embedding_of(output), duration
+
+
+async def verify_speaker(
+    engine: Engine, served: Served, enrolment: Sequence[Recording], test: Recording
+) -> tuple[Verification, float]:
+    """Whether ``test`` is of the speaker of ``enrolment``, and the seconds heard.
+
+    Raises:
+        AudioError: see :func:`embed`.
+    """
+    found = await asyncio.gather(*(embed(engine, served, recording) for recording in (*enrolment, test)))
+    *enrolled, tested = [embedding for embedding, _ in found]
+    calibration = await calibration_of(engine, served)
+    return verify(torch.stack(enrolled), tested, calibration), sum(duration for _, duration in found)
+
+
+async def calibration_of(engine: Engine, served: Served) -> Calibration | None:
+    """The calibration that a speaker head was saved with, where there is one."""
+    head = (await engine.shelf.get(served)).heads.get("embedding")
+    calibration: Calibration | None = None if head is None else getattr(head.config, "calibration", None)
+    return calibration
+
+
+async def stitched(
+    engine: Engine, loaded: Loaded, task: str | None, recording: Recording
+) -> tuple[ModelOutput, float]:
+    """A whole recording's output, as :class:`~speech_adapters.inference.hearing.Stitched` puts it together, and its
+    duration in seconds."""
+    source = Source(recording, engine.settings.max_seconds)
+    head = None if task is None else loaded.heads[task]
+    collector: Collector[ModelOutput] = Stitched(engine.encoder, head, recording, engine.settings.windows)
+    async with aclosing(engine.hear(loaded, task, source)) as windows:
+        async for window, heard in windows:
+            collector.add(window, heard)
+    return collector.result(source.duration), source.duration
+
+
+def _check(served: Served, task: str) -> None:
+    if task not in served.tasks:
+        raise ConfigError(f"the model {served.name!r} does no {task}; it does: {', '.join(served.tasks)}")

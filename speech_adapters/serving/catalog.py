@@ -1,0 +1,279 @@
+"""What is served: every adapter and composition in a folder, with the heads that were trained on it.
+
+A folder is a run (``adapters/NAME``, ``heads/NAME``, ``fusions/NAME``) or any other that holds these. Clients call an
+adapter by its folder's name, or as ``base:NAME``; a fusion by its folder's name, or as ``fuse:a+b``. Which head reads
+which adapter stands in the head's file: the fingerprints of the adapters that it was trained on. A head of classes
+serves classifications, a CTC head transcriptions, a speaker head embeddings and verifications.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from speech_adapters.composition.blocks import TrainableComposition, composition_from_dict, names_of
+from speech_adapters.encoders.loading import Encoder, fingerprint
+from speech_adapters.errors import CheckpointError, ConfigError, InputError
+from speech_adapters.heads.base import HeadConfig
+from speech_adapters.heads.classification import ClassificationHead
+from speech_adapters.heads.ctc import CTCHead
+from speech_adapters.heads.slots import SlotsHead
+from speech_adapters.heads.speaker import SpeakerHead
+from speech_adapters.saving.adapters import SavedAdapter, read_adapter
+from speech_adapters.saving.heads import SavedHead, read_head
+from speech_adapters.saving.parts import load_part
+
+TASKS: dict[str, tuple[type[HeadConfig], ...]] = {
+    "transcription": (CTCHead,),
+    "classification": (ClassificationHead, SlotsHead),
+    "embedding": (SpeakerHead,),
+}
+"""What a head serves -> its configurations."""
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+"""What a served name may be: no separators of paths or of ``base:adapter``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """One model as clients see it. It never changes: what replaces it is another object.
+
+    Attributes:
+        name: what clients ask for.
+        key: SHA-256 of all that its answers hang on: configuration, weights and heads.
+        fingerprint: SHA-256 of the adapter's tensors, as saved heads name it; of the base alone, the base's.
+        method: such as "lora"; "fuse" or "route" of a composition; "base" of the base alone.
+        adapter: its folder; None for the base alone and for compositions.
+        fusion: folder of a composition's weights; members: the folder of each adapter in it.
+        heads: folder by task, or None for the checkpoint's own CTC head.
+        size: bytes of all its tensors in float32.
+        created: seconds since 1970 of the file's last change.
+        labels: of a classification head: by slot, "" where there is one set alone.
+        calibrated: whether its verifications have a log-likelihood ratio.
+    """
+
+    name: str
+    key: str
+    fingerprint: str
+    method: str
+    size: int
+    created: int
+    adapter: Path | None = None
+    fusion: Path | None = None
+    members: Mapping[str, Path] = field(default_factory=dict)
+    heads: Mapping[str, Path | None] = field(default_factory=dict)
+    labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    calibrated: bool = False
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """What it can be asked for; every model gives embeddings: without a speaker head, the mean of its features."""
+        own = [task for task in TASKS if task in self.heads or task == "embedding"]
+        return (*own, *(["verification"] if "embedding" in own else []))
+
+
+class Catalog:
+    """The served models by name. Adding and removing go one by one; what was looked up stays valid."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.encoder = encoder
+        self.base = Path(encoder.name).name
+        self._served: dict[str, Served] = {}
+        self._calls: dict[str, str] = {}  # "fuse:a+b" -> name
+        heads = {"transcription": None} if encoder.ctc is not None and encoder.ctc.vocabulary is not None else {}
+        key = encoder.fingerprint
+        self.add(Served(name=self.base, key=key, fingerprint=key, method="base", size=0, created=0, heads=heads))
+
+    def __iter__(self) -> Iterator[Served]:
+        return iter(list(self._served.values()))
+
+    def __len__(self) -> int:
+        return len(self._served)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._served
+
+    def find(self, model: str, allowed: Iterable[str] | None = None) -> Served:
+        """The model that a request names: ``NAME``, ``base:NAME`` or ``fuse:a+b``.
+
+        Args:
+            allowed: the names that this client may know of; all by default.
+
+        Raises:
+            UnknownModel: none of that name; near ones are named.
+        """
+        known = self._served.keys() if allowed is None else [name for name in allowed if name in self._served]
+        name = model
+        if name not in known:
+            base, colon, rest = model.partition(":")
+            if colon and base in (self.base, self.encoder.name):
+                name = rest
+            elif model in self._calls:
+                name = self._calls[model]
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else "GET /v1/models lists those that there are"
+            raise UnknownModel(f"the model {model!r} does not exist here; {hint}")
+        return self._served[name]
+
+    def add(self, served: Served, call: str | None = None) -> None:
+        """Serve a model, in place of one of the same name."""
+        if served.fusion is None and served.method != "base" and served.name == self.base:
+            raise ConfigError(f"{served.name!r} is the base's own name; call the adapter something else.")
+        self._served[served.name] = served
+        if call is not None:
+            self._calls[call] = served.name
+
+    def remove(self, name: str) -> Served:
+        """Serve a model no more. Raises UnknownModel, or ConfigError for the base or what a composition needs."""
+        served = self.find(name)
+        if served.method == "base":
+            raise ConfigError(f"{name!r} is the base itself, which stays.")
+        for other in self:
+            if served.adapter is not None and served.adapter in other.members.values():
+                raise ConfigError(f"{name!r} is part of {other.name!r}; delete that first.")
+        self._calls = {call: target for call, target in self._calls.items() if target != served.name}
+        return self._served.pop(served.name)
+
+
+class UnknownModel(InputError):
+    """A request for a model that is not served."""
+
+
+def read_folder(folder: str | Path, encoder: Encoder) -> Iterator[tuple[Served, str | None]]:
+    """Everything in a folder that can be served, and what else it can be called; each part is read and held against
+    the encoder.
+
+    Raises:
+        CheckpointError: nothing to serve, a damaged part, one of another base, a head that fits none of the adapters.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such folder; give one that holds adapters/NAME and heads/NAME.")
+    adapters = _having(folder, "adapters", "adapter.json")
+    fusions = _having(folder, "fusions", "fusion.json")
+    heads = [read_head(path) for path in _having(folder, "heads", "head.json")]
+    if not adapters and not fusions and not heads:
+        raise CheckpointError(f"{folder}: holds no adapters/NAME, fusions/NAME or heads/NAME; give a run's folder.")
+    used: set[Path] = set()
+    prints: dict[str, tuple[Path, str]] = {}
+    for path in adapters:
+        saved = read_adapter(path, encoder)
+        served = of_adapter(path, saved, heads, encoder)
+        prints[saved.name] = path, served.fingerprint
+        used |= {place for place in served.heads.values() if place is not None}
+        yield served, None
+    for path in fusions:
+        served, call = _of_fusion(path, prints, heads, encoder)
+        used |= {place for place in served.heads.values() if place is not None}
+        yield served, call
+    alone = [head for head in heads if head.folder not in used and head.features is not None]
+    on_base = [head for head in alone if not head.features.adapters]  # type: ignore[union-attr]
+    for head in on_base:
+        head.features.base.check(_base(encoder), f"{head.folder}: this head")  # type: ignore[union-attr]
+        yield _served(head.folder.name, encoder.fingerprint, "head-only", {}, [head], head.folder / "head.json"), None
+    left = [head.folder for head in heads if head.folder not in used and head not in on_base]
+    if left:
+        raise CheckpointError(
+            f"{', '.join(map(str, left))}: trained on none of the adapters in {folder} as they are; remove what is "
+            "not to be served, or add its adapter."
+        )
+
+
+def of_adapter(folder: Path, saved: SavedAdapter, heads: Sequence[SavedHead], encoder: Encoder) -> Served:
+    """An adapter in ``folder``, under its name, with those of ``heads`` that were trained on it."""
+    own = fingerprint(saved.tensors)
+    wanted = {own} if saved.tensors else set()
+    fitting = [head for head in heads if _reads(head, wanted, encoder)]
+    part = replace(
+        _served(folder.name, own, saved.config.method, saved.tensors, fitting, folder / "adapter.json"), adapter=folder
+    )
+    settings = json.dumps(saved.config.to_dict(), sort_keys=True)
+    return replace(part, key=hashlib.sha256(f"{part.key} {settings}".encode()).hexdigest())
+
+
+def _of_fusion(
+    folder: Path, adapters: Mapping[str, tuple[Path, str]], heads: Sequence[SavedHead], encoder: Encoder
+) -> tuple[Served, str]:
+    described, tensors = load_part(folder, "fusion")
+    composition = composition_from_dict(described["composition"])
+    if not isinstance(composition, TrainableComposition):
+        raise CheckpointError(f"{folder}: {composition!r} has no weights of its own.")
+    members = {}
+    for name in names_of(composition):
+        if name not in adapters:
+            raise CheckpointError(f"{folder}: {composition!r} needs the adapter {name!r}, which is not there.")
+        members[name], own = adapters[name]
+        if described["parts"].get(name) != own:
+            raise CheckpointError(f"{folder}: {name!r} is not the one that {composition!r} was trained with.")
+    said = json.dumps(composition.to_dict())
+    fitting = [head for head in heads if head.features is not None and json.dumps(head.features.composition) == said]
+    for name, path in members.items():
+        tensors |= {f"{name}.{key}": tensor for key, tensor in load_part(path, "adapter")[1].items()}
+    own = fingerprint(tensors)
+    part = _served(folder.name, own, composition.kind, tensors, fitting, folder / "fusion.json")
+    call = f"{composition.kind}:{'+'.join(members)}"
+    return replace(part, fusion=folder, members=members), call
+
+
+def _served(
+    name: str, own: str, method: str, tensors: Mapping[str, Tensor], heads: Sequence[SavedHead], file: Path
+) -> Served:
+    if not NAME.fullmatch(name):
+        raise ConfigError(f"{file.parent}: {name!r} cannot be served; use letters, digits, '_', '-' and '.'.")
+    chosen: dict[str, SavedHead] = {}
+    for task, configs in TASKS.items():
+        fitting = [head for head in heads if isinstance(head.config, configs)]
+        named = [head for head in fitting if head.folder.name == name or head.folder == file.parent]
+        if len(fitting) > 1 and len(named) != 1:
+            raise CheckpointError(
+                f"{file.parent}: {len(fitting)} heads for {task} fit ({', '.join(str(h.folder) for h in fitting)}); "
+                "give one of them the adapter's name, or remove the others."
+            )
+        if fitting:
+            chosen[task] = (named or fitting)[0]
+    labels: dict[str, Sequence[str]] = {}
+    if (classes := chosen.get("classification")) is not None:
+        config = classes.config
+        labels = dict(config.slots) if isinstance(config, SlotsHead) else {"": config.labels}  # type: ignore[attr-defined]
+    speaker = chosen.get("embedding")
+    parts = [tensors, *(head.tensors for head in chosen.values())]
+    prints = {task: f"{fingerprint(head.tensors)} {head.config.to_dict()}" for task, head in chosen.items()}
+    return Served(
+        name=name,
+        key=hashlib.sha256(json.dumps([own, method, sorted(prints.items())]).encode()).hexdigest(),
+        fingerprint=own,
+        method=method,
+        size=sum(4 * tensor.numel() for part in parts for tensor in part.values()),
+        created=int(file.stat().st_mtime),
+        heads={task: head.folder for task, head in chosen.items()},
+        labels=labels,
+        calibrated=speaker is not None and getattr(speaker.config, "calibration", None) is not None,
+    )
+
+
+def _reads(head: SavedHead, adapters: set[str], encoder: Encoder) -> bool:
+    features = head.features
+    if features is None or features.base.fingerprint != encoder.fingerprint or isinstance(features.composition, dict):
+        return False
+    return {identity.fingerprint for identity in features.adapters.values()} == adapters
+
+
+def _base(encoder: Encoder) -> Any:
+    from speech_adapters.saving.base import Base
+
+    return Base.of(encoder)
+
+
+def _having(folder: Path, kind: str, file: str) -> list[Path]:
+    if (folder / file).is_file():
+        return [folder]
+    return sorted(path.parent for path in (folder / kind).glob(f"*/{file}"))

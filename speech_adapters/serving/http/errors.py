@@ -1,0 +1,97 @@
+"""Every error as OpenAI's clients read it: ``{"error": {"message", "type", "param", "code"}}``."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from speech_adapters.errors import AudioError, CheckpointError, InputError
+from speech_adapters.serving.catalog import UnknownModel
+
+log = logging.getLogger("speech_adapters.serving")
+
+TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+
+
+class ApiError(HTTPException):
+    """An answer other than success.
+
+    Args:
+        param: the field at fault.
+        code: a word for programs.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(status, message, headers)
+        self.param, self.code = param, code
+
+
+def body(status: int, message: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+    """The error as a JSON object."""
+    kind = TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def of(error: Exception) -> ApiError:
+    """What a client is told of an error of the library. What is no fault of the client's stays in the log."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, UnknownModel):
+        return ApiError(404, str(error), param="model", code="model_not_found")
+    if isinstance(error, AudioError):
+        return ApiError(400, str(error), param="file", code="invalid_audio")
+    if isinstance(error, CheckpointError):
+        log.error("a model cannot be used: %s", error)
+        return ApiError(503, "this model cannot be used now; the server's log says why", code="model_unavailable")
+    if isinstance(error, InputError):
+        return ApiError(400, str(error), code="invalid_request")
+    log.error("a request failed", exc_info=error)
+    return ApiError(500, "the server failed at this request; its log says why", code="internal_error")
+
+
+def response(error: ApiError) -> JSONResponse:
+    """The error as an answer."""
+    content = body(error.status_code, str(error.detail), error.param, error.code)
+    return JSONResponse(content, error.status_code, error.headers)
+
+
+def install(app: FastAPI) -> None:
+    """Have all errors of an application answered in this form."""
+
+    async def known(_: Request, error: Exception) -> JSONResponse:
+        return response(of(error))
+
+    async def plain(_: Request, error: Exception) -> JSONResponse:
+        if isinstance(error, ApiError):
+            return response(error)
+        assert isinstance(error, HTTPException)
+        return JSONResponse(body(error.status_code, str(error.detail)), error.status_code, error.headers)
+
+    async def invalid(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)
+        first = error.errors()[0]
+        param = ".".join(str(part) for part in first["loc"][1:]) or None
+        message = str(first["msg"]).removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            message = "no such field; see /openapi.json for those there are"
+        return response(
+            ApiError(400, f"{param}: {message}" if param else message, param=param, code="invalid_request")
+        )
+
+    app.add_exception_handler(InputError, known)
+    app.add_exception_handler(HTTPException, plain)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(Exception, known)

@@ -1,0 +1,240 @@
+"""What stands before every request: whose it is, whether there is room, how large and how long it may be.
+
+All of this comes before a body is parsed. It is plain ASGI, so that uploads are counted as they stream in, whatever
+their headers say, and so that a client that goes away takes its work with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from speech_adapters.serving.engine import Engine
+from speech_adapters.serving.http import errors
+from speech_adapters.serving.http.errors import ApiError
+from speech_adapters.serving.http.keys import ApiKey, Keys
+from speech_adapters.serving.http.metrics import Metrics
+from speech_adapters.serving.http.settings import HttpSettings
+
+log = logging.getLogger("speech_adapters.serving")
+
+PUBLIC = {"/health", "/ready", "/", "/favicon.ico"}
+"""Answered without a key: they tell nothing of models or clients."""
+
+SUBPROTOCOL = "openai-insecure-api-key."
+"""How a browser hands a key to a WebSocket, which takes no headers: OpenAI's own word for it."""
+
+
+class Guard:
+    """The ASGI application behind its limits."""
+
+    def __init__(self, app: ASGIApp, engine: Engine, settings: HttpSettings, keys: Keys, metrics: Metrics) -> None:
+        self.app, self.engine, self.settings, self.keys, self.metrics = app, engine, settings, keys, metrics
+        self.open = 0
+        self.sessions = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await self._websocket(scope, receive, send)
+        elif scope["type"] == "http":
+            await self._http(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+    # ------------------------------------------------------------------ HTTP
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started, status = time.monotonic(), 499  # nginx's word for a client that went away
+        begun = False
+
+        async def counted(message: Message) -> None:
+            nonlocal status, begun
+            if message["type"] == "http.response.start":
+                status, begun = message["status"], True
+            await send(message)
+
+        self.metrics.open.inc()
+        heavy = scope["method"] == "POST" and scope["path"].startswith("/v1/")
+        taken = False
+        try:
+            try:
+                headers = Headers(scope=scope)
+                self._check_origin(headers)
+                key = self._key(scope, headers)
+                if heavy:
+                    self._check_room(headers, key)
+                    self.open += 1
+                    taken = True
+                await self._limited(scope, receive, counted)
+            except ApiError as error:
+                if not begun:
+                    await errors.response(error)(scope, receive, counted)
+        finally:
+            self.open -= taken
+            route = getattr(scope.get("route"), "path", "other")
+            seconds = time.monotonic() - started
+            self.metrics.open.dec()
+            self.metrics.requests.labels(route, status).inc()
+            self.metrics.seconds.labels(route).observe(seconds)
+            said = ""
+            if self.settings.log_requests:
+                asked = scope.get("state", {}).get("asked", "")
+                said = f" {getattr(scope.get('state', {}).get('key'), 'name', '-')} {asked}"
+            log.info("%s %s %s %.0f ms%s", scope["method"], route, status, seconds * 1000, said)
+
+    async def _limited(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the application within its time, until its client goes away."""
+        body = _Body(receive, self.settings.max_body)
+        running = asyncio.create_task(self.app(scope, body.receive, send))  # type: ignore[arg-type]
+        watching = asyncio.create_task(body.watch())
+        try:
+            done, _ = await asyncio.wait(
+                (running, watching), timeout=self.settings.timeout, return_when=asyncio.FIRST_COMPLETED
+            )
+            if running in done:
+                await running
+            elif watching in done:
+                watching.result()
+                log.debug("a client went away")
+            else:
+                raise ApiError(
+                    504, f"not done within {self.settings.timeout:g} s; send less audio at once", code="timeout"
+                )
+        finally:
+            for task in (running, watching):
+                task.cancel()
+            await asyncio.gather(running, watching, return_exceptions=True)
+
+    # ------------------------------------------------------------------ WebSocket
+
+    async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            headers = Headers(scope=scope)
+            self._check_origin(headers)
+            key = self._key(scope, headers)
+            if self.sessions >= self.settings.max_sessions:
+                raise _busy(f"{self.sessions} live sessions are open, as many as may be", 10)
+            self._check_rate(key)
+        except ApiError as error:
+            if "websocket.http.response" in scope.get("extensions", {}):
+                answer = errors.response(error)
+                start = {"type": "websocket.http.response.start", "status": answer.status_code,
+                         "headers": answer.raw_headers}  # fmt: skip
+                await send(start)
+                await send({"type": "websocket.http.response.body", "body": answer.body})
+            else:
+                await send({"type": "websocket.close", "code": 1008, "reason": str(error.detail)[:120]})
+            return
+        self.sessions += 1
+        self.metrics.sessions.inc()
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            self.sessions -= 1
+            self.metrics.sessions.dec()
+
+    # ------------------------------------------------------------------ checks
+
+    def _check_origin(self, headers: Headers) -> None:
+        host = headers.get("host", "")
+        name = urlsplit(f"//{host}").hostname if host else None
+        if "*" not in self.settings.hosts and name not in self.settings.hosts:
+            raise ApiError(
+                421, f"this server does not answer as {name!r}; its operator adds names with --host-name",
+                code="unknown_host",
+            )  # fmt: skip
+        origin = headers.get("origin")
+        if origin is None or origin in self.settings.origins or urlsplit(origin).netloc == host:
+            return
+        raise ApiError(
+            403, f"pages of {origin!r} may not ask here; the server's operator allows origins with --origin",
+            code="origin_not_allowed",
+        )  # fmt: skip
+
+    def _key(self, scope: Scope, headers: Headers) -> ApiKey | None:
+        state = scope.setdefault("state", {})
+        state["key"] = None
+        if not self.keys.keys or scope["path"] in PUBLIC:
+            return None
+        word, _, given = headers.get("authorization", "").partition(" ")
+        if word.lower() != "bearer":
+            protocols = [name.strip() for name in headers.get("sec-websocket-protocol", "").split(",")]
+            given = next((p.removeprefix(SUBPROTOCOL) for p in protocols if p.startswith(SUBPROTOCOL)), "")
+        key = self.keys.of(given.strip())
+        if key is None:
+            raise ApiError(
+                401, "no or an unknown API key; send the header Authorization: Bearer KEY", code="invalid_api_key",
+                headers={"WWW-Authenticate": "Bearer"},
+            )  # fmt: skip
+        state["key"] = key
+        return key
+
+    def _check_room(self, headers: Headers, key: ApiKey | None) -> None:
+        length = headers.get("content-length", "")
+        if length.isdigit() and int(length) > self.settings.max_body:
+            raise too_large(self.settings.max_body)
+        self._check_rate(key)
+        waiting = self.engine.queue.waiting_seconds
+        if self.open >= self.settings.max_requests or waiting > self.settings.max_waiting:
+            counts = self.engine.counts
+            speed = counts.seconds / counts.busy if counts.busy else 10.0
+            raise _busy(f"{self.open} requests are being answered and {waiting:.0f} s of audio wait", waiting / speed)
+
+    def _check_rate(self, key: ApiKey | None) -> None:
+        if key is not None and (wait := self.keys.wait(key)) > 0:
+            raise ApiError(
+                429, f"more than {key.requests_per_minute:g} requests a minute", code="rate_limit_exceeded",
+                headers={"Retry-After": str(math.ceil(wait))},
+            )  # fmt: skip
+
+
+class _Body:
+    """A request's body, counted as it comes, and then the watch over its client."""
+
+    def __init__(self, receive: Receive, most: int) -> None:
+        self._receive, self.most = receive, most
+        self.size = 0
+        self.complete, self.gone = asyncio.Event(), asyncio.Event()
+
+    async def receive(self) -> Message:
+        if self.complete.is_set():
+            await self.gone.wait()
+            return {"type": "http.disconnect"}
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            self.gone.set()
+            self.complete.set()
+            return message
+        self.size += len(message.get("body", b""))
+        if self.size > self.most:
+            raise too_large(self.most)
+        if not message.get("more_body", False):
+            self.complete.set()
+        return message
+
+    async def watch(self) -> None:
+        """Return when the client has gone away."""
+        await self.complete.wait()
+        while not self.gone.is_set():
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                self.gone.set()
+
+
+def too_large(most: int) -> ApiError:
+    """The error of a body above the limit."""
+    return ApiError(
+        413, f"more than the {most / 2**20:g} MB that are taken at once; send FLAC or Opus, or cut the recording",
+        code="request_too_large",
+    )  # fmt: skip
+
+
+def _busy(why: str, seconds: float) -> ApiError:
+    wait = str(min(max(math.ceil(seconds), 1), 60))
+    return ApiError(429, f"busy: {why}; come again in {wait} s", code="busy", headers={"Retry-After": wait})

@@ -1,0 +1,177 @@
+"""``/v1/models``: what is served, adapters with the base as ``parent``; ``/v1/adapters``: adding and removing."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Form, Request, UploadFile
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from speech_adapters.errors import CheckpointError, ConfigError
+from speech_adapters.serving.catalog import NAME, Catalog, Served, read_folder
+from speech_adapters.serving.engine import Engine
+from speech_adapters.serving.http.errors import ApiError
+from speech_adapters.serving.http.fields import find
+from speech_adapters.serving.http.keys import allowed
+from speech_adapters.serving.http.settings import HttpSettings
+
+router = APIRouter()
+
+
+def described(served: Served, catalog: Catalog) -> dict[str, Any]:
+    """A model as OpenAI lists them, and what else is known of it."""
+    base = served.method == "base"
+    found: dict[str, Any] = {
+        "id": served.name,
+        "object": "model",
+        "created": served.created,
+        "owned_by": "speech-adapters",
+        "parent": None if base else catalog.base,
+        "root": catalog.encoder.name,
+        "fingerprint": served.fingerprint,
+        "method": served.method,
+        "tasks": list(served.tasks),
+    }
+    if served.labels:
+        found["labels"] = {slot: list(labels) for slot, labels in served.labels.items()}
+    if "embedding" in served.heads:
+        found["calibrated"] = served.calibrated
+    if served.members:
+        found["members"] = list(served.members)
+    return found
+
+
+@router.get("/v1/models", tags=["models"])
+async def list_models(request: Request) -> dict[str, Any]:
+    """What this client may ask for."""
+    engine: Engine = request.app.state.engine
+    names = allowed(request.state.key, (one.name for one in engine.catalog))
+    listed = [one for one in engine.catalog if names is None or one.name in names]
+    return {"object": "list", "data": [described(one, engine.catalog) for one in listed]}
+
+
+@router.get("/v1/models/{model:path}", tags=["models"])
+async def retrieve_model(request: Request, model: str) -> dict[str, Any]:
+    """One of them."""
+    engine, served = find(request, model)
+    return described(served, engine.catalog)
+
+
+class AdapterFields(BaseModel):
+    """A saved adapter's two files, and those of the heads that were trained on it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(pattern=f"^{NAME.pattern}$", description="how it will be called")
+    adapter: list[UploadFile] = Field(
+        alias="adapter[]", min_length=2, max_length=2, description="adapter.json and adapter_model.safetensors"
+    )
+    heads: list[UploadFile] = Field(
+        [], alias="heads[]", max_length=6, description="head.json and head_model.safetensors of each head, in pairs"
+    )
+
+
+@router.post("/v1/adapters", tags=["models"], status_code=201, response_model=None)
+async def add_adapter(
+    request: Request, form: Annotated[AdapterFields, Form(media_type="multipart/form-data")]
+) -> Response:
+    """Serve a further adapter, or another one in place of one that was added under this name.
+
+    It is read, checked against the base and run once before anyone is answered with it. Requests that have begun under
+    the one before end under it.
+    """
+    engine, folder = _administered(request)
+    catalog = engine.catalog
+    if form.name in catalog and not (folder / form.name).is_dir():
+        raise ApiError(
+            409, f"{form.name!r} belongs to what the server started with; choose another name", param="name"
+        )
+    async with request.app.state.changing:
+        incoming = Path(tempfile.mkdtemp(prefix=".incoming-", dir=folder))
+        try:
+            named = incoming / form.name
+            await engine.in_decoder(_write, named, form)
+            before = catalog.find(form.name) if form.name in catalog else None
+            await _read(engine, named)
+            target = folder / form.name
+            old = incoming / "before"
+            if target.exists():
+                target.rename(old)
+            named.rename(target)
+            moved = await _read(engine, target)
+            catalog.add(moved)
+            if before is not None and before.key != moved.key:
+                engine.shelf.drop(before)
+        except CheckpointError as error:
+            message = re.sub(rf"{re.escape(str(incoming))}/?", "", str(error))
+            raise ApiError(400, f"refused: {message}", param="adapter[]", code="adapter_refused") from error
+        finally:
+            shutil.rmtree(incoming, ignore_errors=True)
+    return JSONResponse(described(moved, catalog), 200 if before is not None else 201)
+
+
+@router.delete("/v1/adapters/{name}", tags=["models"])
+async def delete_adapter(request: Request, name: str) -> dict[str, Any]:
+    """Serve an adapter no more that was added; what has begun under it ends."""
+    engine, folder = _administered(request)
+    async with request.app.state.changing:
+        served = engine.catalog.find(name)
+        if served.adapter is None or served.adapter.parent != folder:
+            raise ApiError(409, f"{name!r} belongs to what the server started with; remove its folder instead")
+        engine.catalog.remove(served.name)
+        engine.shelf.drop(served)
+        await engine.in_decoder(shutil.rmtree, folder / served.name)
+    return {"id": served.name, "object": "model", "deleted": True}
+
+
+def _administered(request: Request) -> tuple[Engine, Path]:
+    """The engine and the folder of added adapters; an ApiError unless this client may add some."""
+    settings: HttpSettings = request.app.state.settings
+    if settings.uploads is None:
+        raise ApiError(
+            403, "adding and removing adapters is off; the server's operator allows it with --uploads FOLDER",
+            code="adapters_fixed",
+        )  # fmt: skip
+    key = request.state.key
+    if key is not None and not key.admin:
+        raise ApiError(403, "this key may not add or remove adapters", code="not_an_admin")
+    return request.app.state.engine, settings.uploads
+
+
+def _write(folder: Path, form: AdapterFields) -> None:
+    """The uploaded files under their own names, which are the only ones that there can be."""
+    if len(form.heads) % 2:
+        raise CheckpointError("heads[]: give head.json and head_model.safetensors of each head")
+    heads = [form.heads[number : number + 2] for number in range(0, len(form.heads), 2)]
+    named = [("head", folder / "heads" / f"{form.name}-{number}", files) for number, files in enumerate(heads)]
+    for kind, place, files in [("adapter", folder, form.adapter), *named]:
+        expected = {f"{kind}.json", f"{kind}_model.safetensors"}
+        if {file.filename for file in files} != expected:
+            raise CheckpointError(f"{kind}: give the files {' and '.join(sorted(expected))}, under these names")
+        place.mkdir(parents=True)
+        for file in files:
+            with (place / str(file.filename)).open("wb") as target:
+                shutil.copyfileobj(file.file, target)
+
+
+async def _read(engine: Engine, folder: Path) -> Served:
+    """What lies in the folder of one adapter, after it has been heard to change something.
+
+    Raises:
+        CheckpointError: damaged, of another base, without effect, or larger than the server's memory for adapters.
+    """
+    found = [served for served, _ in await engine.in_decoder(lambda: list(read_folder(folder, engine.encoder)))]
+    if len(found) != 1:
+        raise CheckpointError(f"{folder.name}: {len(found)} models in these files; give one adapter and its heads")
+    if found[0].size > engine.settings.memory:
+        raise CheckpointError(f"{folder.name}: larger than all the memory that the server has for adapters")
+    try:
+        await engine.probe(found[0])
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from error
+    return found[0]

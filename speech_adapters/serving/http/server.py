@@ -1,0 +1,165 @@
+"""From a command line to a server that runs."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import uvicorn
+
+from speech_adapters.errors import CheckpointError, ConfigError, Interrupted
+from speech_adapters.model import SpeechAdapterModel
+from speech_adapters.saving.parts import load_part
+from speech_adapters.serving.catalog import Catalog, read_folder
+from speech_adapters.serving.engine import Engine, EngineSettings
+from speech_adapters.serving.http.app import create_app
+from speech_adapters.serving.http.keys import Keys
+from speech_adapters.serving.http.settings import HttpSettings
+
+log = logging.getLogger("speech_adapters.serving")
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def serve(arguments: argparse.Namespace) -> None:
+    """Serve what the command line asks for, until it is stopped.
+
+    Raises:
+        ConfigError, CheckpointError: what cannot be served, before anything listens.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    for name in ("httpx", "uvicorn"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    settings = HttpSettings(
+        max_body=int(arguments.max_body * 2**20),
+        max_requests=arguments.max_requests,
+        max_waiting=arguments.max_waiting,
+        timeout=arguments.timeout,
+        max_sessions=arguments.max_sessions,
+        origins=tuple(arguments.origin),
+        hosts=(*LOOPBACK, *_own_host(arguments.host), *arguments.host_name),
+        uploads=_uploads(arguments.uploads),
+        log_requests=arguments.log_requests,
+        page=not arguments.no_page,
+    )
+    keys = Keys() if arguments.keys is None else Keys.read(arguments.keys)
+    models = _models(arguments)
+    engine = Engine(
+        models,
+        Catalog(models[0].encoder),
+        EngineSettings(
+            batch_seconds=arguments.batch_seconds,
+            deadline=arguments.deadline / 1000,
+            memory=int(arguments.memory * 2**30),
+            precision=arguments.precision,
+            max_seconds=arguments.max_seconds,
+        ),
+    )
+    for folder in _folders(arguments.adapters, settings.uploads):
+        add_folder(engine, folder)
+    _check_keys(keys, engine.catalog)
+    _run(create_app(engine, settings, keys), arguments.host, arguments.port, engine, keys)
+
+
+def add_folder(engine: Engine, folder: Path) -> None:
+    """Serve all that is in a folder.
+
+    Raises:
+        CheckpointError: see :func:`~speech_adapters.serving.catalog.read_folder`; a name that is taken.
+    """
+    for served, call in read_folder(folder, engine.encoder):
+        if served.name in engine.catalog:
+            raise CheckpointError(f"{folder}: {served.name!r} is served already; give one of the two another name.")
+        if served.size > engine.settings.memory:
+            raise CheckpointError(f"{folder}: {served.name!r} is larger than the memory for adapters (--memory).")
+        engine.catalog.add(served, call)
+
+
+def _run(app: object, host: str, port: int, engine: Engine, keys: Keys) -> None:
+    config = uvicorn.Config(
+        app,  # type: ignore[arg-type]  # an ASGI application
+        host, port, http="h11", log_config=None, access_log=False, server_header=False, timeout_keep_alive=30,
+        ws_max_size=1 << 20, lifespan="on",
+    )  # fmt: skip
+    server = _Server(config, engine, keys)
+    with contextlib.suppress(KeyboardInterrupt, Interrupted):
+        server.run()
+    if not server.started:
+        raise ConfigError(f"{host}:{port} cannot be listened on; choose another --port, or stop what listens there.")
+    log.info("stopped; all that was taken has been answered")
+
+
+class _Server(uvicorn.Server):
+    """Says where it listens."""
+
+    def __init__(self, config: uvicorn.Config, engine: Engine, keys: Keys) -> None:
+        super().__init__(config)
+        self.engine, self.keys = engine, keys
+
+    async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
+        await super().startup(sockets)  # type: ignore[arg-type]
+        if not self.started:
+            return
+        host, port = self.servers[0].sockets[0].getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        log.info("%d models on %s: http://%s:%d/", len(self.engine.catalog), self.engine.encoder.name, shown, port)
+        if host not in LOOPBACK:
+            who = f"{len(self.keys.keys)} keys may ask" if self.keys.keys else "and anyone there may ask: see --keys"
+            log.warning("other machines can reach it on %s, unencrypted; %s", host, who)
+
+
+def _models(arguments: argparse.Namespace) -> list[SpeechAdapterModel]:
+    """A model a device, all of the same base."""
+    name, revision = arguments.encoder, None
+    if name is None:
+        if arguments.adapters is None:
+            raise ConfigError("name what to serve: --adapters FOLDER, or --encoder NAME, or both.")
+        name, revision = _base_of(Path(arguments.adapters))
+    auto = "cuda" if torch.cuda.is_available() else "cpu"
+    devices = [auto if device == "auto" else device for device in arguments.device.split(",")]
+    try:
+        return [SpeechAdapterModel.from_pretrained(name, revision=revision, device=device) for device in devices]
+    except RuntimeError as error:
+        raise ConfigError(f"--device {arguments.device}: {str(error).splitlines()[0]}") from error
+
+
+def _base_of(folder: Path) -> tuple[str, str | None]:
+    """The base that the first part in a folder names."""
+    for kind, place in (("adapter", "adapters"), ("fusion", "fusions")):
+        for path in [folder / f"{kind}.json", *sorted((folder / place).glob(f"*/{kind}.json"))]:
+            if path.is_file():
+                base = load_part(path.parent, kind)[0]["base"]
+                return base["name"], base.get("revision")
+    raise CheckpointError(f"{folder}: no adapters/NAME there that would tell the base; name it: --encoder.")
+
+
+def _folders(adapters: str | None, uploads: Path | None) -> Sequence[Path]:
+    own = [] if adapters is None else [Path(adapters)]
+    return [*own, *([] if uploads is None else sorted(path.parent for path in uploads.glob("*/adapter.json")))]
+
+
+def _uploads(folder: str | None) -> Path | None:
+    if folder is None:
+        return None
+    path = Path(folder).absolute()
+    path.mkdir(parents=True, exist_ok=True)
+    if not os.access(path, os.W_OK):
+        raise ConfigError(f"--uploads {folder}: cannot be written; choose another folder.")
+    return path
+
+
+def _own_host(host: str) -> Sequence[str]:
+    return [] if host in ("0.0.0.0", "::") else [host]
+
+
+def _check_keys(keys: Keys, catalog: Catalog) -> None:
+    for key in keys.keys:
+        for name in key.adapters or ():
+            if name not in catalog:
+                raise ConfigError(f"key {key.name!r}: there is no model {name!r}; remove it from the key's adapters.")

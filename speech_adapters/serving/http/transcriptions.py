@@ -1,0 +1,201 @@
+"""``POST /v1/audio/transcriptions``: the request and the answers of OpenAI's clients.
+
+What has no meaning here is refused, or named in ``warnings``; docs/serving.md lists it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import zlib
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import AsyncExitStack, aclosing
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Form, Request, UploadFile
+from fastapi.responses import PlainTextResponse, Response, StreamingResponse
+from pydantic import Field
+
+from speech_adapters.heads.decoding import Segment
+from speech_adapters.inference.formats import as_srt, as_vtt
+from speech_adapters.inference.transcripts import Transcript, TranscriptSegment
+from speech_adapters.serving.answers import transcribe
+from speech_adapters.serving.catalog import Served
+from speech_adapters.serving.engine import Engine
+from speech_adapters.serving.http import errors
+from speech_adapters.serving.http.errors import ApiError
+from speech_adapters.serving.http.fields import Channel, Fields, answer, find, headers, identity
+from speech_adapters.serving.http.uploads import recordings
+
+router = APIRouter()
+
+Parts = AsyncGenerator[list[TranscriptSegment] | Transcript]
+
+
+class TranscriptionFields(Fields):
+    """OpenAI's fields, and ``channel``."""
+
+    file: UploadFile
+    language: str = Field("", max_length=20, description="ISO-639-1; told back in verbose_json, changes nothing")
+    languages: list[str] = Field([], alias="languages[]", max_length=100)
+    prompt: str = Field("", max_length=10_000, description="a CTC head has no use for it: the answer warns")
+    keywords: list[str] = Field([], alias="keywords[]", max_length=1000)
+    response_format: Literal["json", "text", "srt", "verbose_json", "vtt", "diarized_json"] = "json"
+    temperature: float = Field(0.0, description="0 alone: the best path is no sample")
+    timestamp_granularities: list[Literal["word", "segment"]] = Field([], alias="timestamp_granularities[]")
+    include: list[Literal["logprobs"]] = Field([], alias="include[]")
+    stream: bool = False
+    chunking_strategy: str = Field("auto", max_length=1000, description="auto alone: cut in pauses")
+    known_speaker_names: list[str] = Field([], alias="known_speaker_names[]")
+    known_speaker_references: list[str] = Field([], alias="known_speaker_references[]")
+    channel: Channel = None
+
+    def check(self) -> list[str]:
+        """What is asked and has no meaning here, as warnings.
+
+        Raises:
+            ApiError: what would change the answer and cannot be done.
+        """
+        verbose = self.response_format == "verbose_json"
+        if self.temperature != 0:
+            raise _refused("temperature", "choose 0: the best path is taken, nothing is sampled")
+        if self.response_format == "diarized_json" or self.known_speaker_names or self.known_speaker_references:
+            raise _refused("response_format", "speakers are not told apart here; hear each channel with channel")
+        if self.chunking_strategy != "auto":
+            raise _refused("chunking_strategy", "choose auto: the operator sets how recordings are cut")
+        if self.keywords:
+            raise _refused("keywords[]", "this server has no language model to weigh keywords with")
+        if self.timestamp_granularities and not verbose:
+            raise _refused("timestamp_granularities[]", "word and segment times are part of verbose_json")
+        if self.include and self.response_format not in ("json", "verbose_json"):
+            raise _refused("include[]", "logprobs are part of json and verbose_json")
+        if self.stream and self.response_format in ("srt", "vtt"):
+            raise _refused("stream", f"events carry text; ask for {self.response_format} without stream")
+        return ["prompt: a CTC head has no use for it; it was left out"] if self.prompt.strip() else []
+
+
+@router.post("/v1/audio/transcriptions", tags=["audio"], response_model=None)
+async def create_transcription(
+    request: Request, form: Annotated[TranscriptionFields, Form(media_type="multipart/form-data")]
+) -> Response:
+    """What is said in a recording, as text, with times, as subtitles, or as events while it is heard."""
+    warnings = form.check()
+    engine, served = find(request, form.model)
+    async with AsyncExitStack() as stack:
+        (recording,) = await stack.enter_async_context(recordings(engine, [form.file], form.channel))
+        parts = await stack.enter_async_context(aclosing(transcribe(engine, served, recording)))
+        if not form.stream:
+            transcript = None
+            async for part in parts:
+                transcript = part
+            assert isinstance(transcript, Transcript), "the last part is the whole"
+            return _whole(form, served, transcript, warnings)
+        # what is wrong with a request shows before its first part: it is answered with a status, not with an event
+        first = await anext(parts)
+        later = stack.pop_all()
+    events = _events(engine, form, served, first, parts, later, warnings)
+    return StreamingResponse(events, media_type="text/event-stream", headers={**headers(served), **_UNBUFFERED})
+
+
+_UNBUFFERED = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+
+
+def _whole(form: TranscriptionFields, served: Served, transcript: Transcript, warnings: list[str]) -> Response:
+    texts = {"text": lambda t: t.text + "\n", "srt": as_srt, "vtt": as_vtt}
+    if form.response_format in texts:
+        kind = "text/vtt" if form.response_format == "vtt" else "text/plain"
+        return PlainTextResponse(texts[form.response_format](transcript), headers=headers(served), media_type=kind)
+    content: dict[str, Any] = {"text": transcript.text}
+    if form.response_format == "verbose_json":
+        content |= {"task": "transcribe", "language": form.language or "unknown", "duration": transcript.duration}
+        asked = form.timestamp_granularities or ["segment"]
+        if "segment" in asked:
+            content["segments"] = [_verbose(number, one) for number, one in enumerate(transcript.segments)]
+        if "word" in asked:
+            content["words"] = [
+                {"word": word.text, "start": round(word.start, 3), "end": round(word.end, 3),
+                 "confidence": round(word.confidence, 4)}
+                for word in transcript.words
+            ]  # fmt: skip
+    if form.include:
+        content["logprobs"] = _logprobs(transcript.words)
+    content["usage"] = {"type": "duration", "seconds": round(transcript.duration, 3)}
+    if warnings:
+        content["warnings"] = warnings
+    return answer(served, content)
+
+
+async def _events(
+    engine: Engine,
+    form: TranscriptionFields,
+    served: Served,
+    part: list[TranscriptSegment] | Transcript,
+    parts: Parts,
+    context: AsyncExitStack,
+    warnings: list[str],
+) -> AsyncIterator[str]:
+    async with context:
+        try:
+            number = 0
+            while not isinstance(part, Transcript):
+                for segment in part:
+                    delta: dict[str, Any] = {
+                        "type": "transcript.text.delta",
+                        "delta": " " * bool(number) + segment.text,
+                    }
+                    if form.include:
+                        delta["logprobs"] = _logprobs(segment.words)
+                    yield _event(delta)
+                    if form.response_format == "verbose_json":
+                        times = {"start": round(segment.start, 3), "end": round(segment.end, 3)}
+                        yield _event(
+                            {"type": "transcript.text.segment", "id": f"seg_{number}", **times, "text": segment.text,
+                             "speaker": segment.speaker or ""}
+                        )  # fmt: skip
+                    number += 1
+                part = await anext(parts)
+            done: dict[str, Any] = {"type": "transcript.text.done", "text": part.text, **identity(served)}
+            if form.include:
+                done["logprobs"] = _logprobs(part.words)
+            done["usage"] = {"type": "duration", "seconds": round(part.duration, 3)}
+            yield _event(done | ({"warnings": warnings} if warnings else {}))
+        except Exception as error:  # the status has been sent: what went wrong becomes the last event
+            told = errors.of(error)
+            yield _event(errors.body(told.status_code, str(told.detail), told.param, told.code))
+        yield "data: [DONE]\n\n"
+
+
+def _event(content: dict[str, Any]) -> str:
+    return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
+
+
+def _verbose(number: int, segment: TranscriptSegment) -> dict[str, Any]:
+    """A segment as Whisper's are; what only a decoder has (tokens, its own doubts of speech) is empty or 0."""
+    data = segment.text.encode()
+    return {
+        "id": number,
+        "seek": 0,
+        "start": round(segment.start, 3),
+        "end": round(segment.end, 3),
+        "text": segment.text,
+        "tokens": [],
+        "temperature": 0.0,
+        "avg_logprob": round(_log(segment.confidence), 4),
+        "compression_ratio": round(len(data) / max(len(zlib.compress(data)), 1), 3),
+        "no_speech_prob": 0.0,
+    }
+
+
+def _logprobs(words: Sequence[Segment]) -> list[dict[str, Any]]:
+    return [
+        {"token": word.text, "logprob": round(_log(word.confidence), 4), "bytes": list(word.text.encode())}
+        for word in words
+    ]
+
+
+def _log(confidence: float) -> float:
+    return math.log(max(confidence, 1e-12))
+
+
+def _refused(param: str, message: str) -> ApiError:
+    return ApiError(400, f"{param}: {message}", param=param, code="unsupported_parameter")

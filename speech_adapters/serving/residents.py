@@ -1,0 +1,273 @@
+"""Adapters and heads in memory: least recently used ones make room.
+
+Two levels. The :class:`Shelf` holds the tensors of what was asked for lately, up to a budget in bytes; what is not
+there is read from disk in the background, while the batches of others run. The model itself holds a few *slots*:
+adapters that are attached to the encoder, of a configuration each. A batch's adapters are copied into slots of their
+configuration, which takes a millisecond or so a megabyte, and nothing of the encoder or of another adapter is touched;
+attaching, which some methods (LoRA through ``peft``) do in a time that grows with what is attached, happens only when
+a slot is made.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import json
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from pathlib import Path
+
+from speech_adapters.adapters.fine_tuning import FineTuning
+from speech_adapters.composition.blocks import TrainableComposition, names_of
+from speech_adapters.composition.weight_averaging import shape_of
+from speech_adapters.encoders.loading import Encoder, fingerprint
+from speech_adapters.errors import CheckpointError
+from speech_adapters.heads.base import HeadModule
+from speech_adapters.heads.ctc import CTCHead, CTCHeadModule
+from speech_adapters.model import SpeechAdapterModel
+from speech_adapters.saving.adapters import SavedAdapter, read_adapter
+from speech_adapters.saving.fusions import read_fusion
+from speech_adapters.saving.heads import read_head
+from speech_adapters.serving.catalog import Served
+from speech_adapters.text import Vocabulary
+
+
+@dataclass(eq=False)
+class Loaded:
+    """A served model's parts in memory.
+
+    Attributes:
+        adapter: of an adapter; members: of a composition, by name.
+        heads: by task, on the CPU in eval mode.
+    """
+
+    served: Served
+    adapter: SavedAdapter | None = None
+    members: dict[str, SavedAdapter] = field(default_factory=dict)
+    heads: dict[str, HeadModule] = field(default_factory=dict)
+
+    @property
+    def alone(self) -> bool:
+        """Whether it acts on a whole batch: compositions, and adapters that replace the encoder's layers."""
+        config = None if self.adapter is None else self.adapter.config
+        return bool(self.members) or any(
+            isinstance(one, FineTuning) for one in (config, *getattr(config, "parts", ()))
+        )
+
+
+def load(served: Served, encoder: Encoder) -> Loaded:
+    """Read a served model from disk, in any thread.
+
+    Raises:
+        CheckpointError: a part that is missing, damaged or of another base, or is not what the catalog found there.
+    """
+    loaded = Loaded(served)
+    if served.adapter is not None:
+        loaded.adapter = read_adapter(served.adapter, encoder)
+        if fingerprint(loaded.adapter.tensors) != served.fingerprint:
+            raise CheckpointError(f"the adapter {served.name!r} has changed since it was added; add it again.")
+    if served.fusion is not None:
+        loaded.members = {name: read_adapter(path, encoder) for name, path in served.members.items()}
+    for task, folder in served.heads.items():
+        loaded.heads[task] = _own_ctc(encoder) if folder is None else _head(folder)
+    return loaded
+
+
+def _head(folder: Path) -> HeadModule:
+    saved = read_head(folder)
+    head = saved.config.build(saved.input_size)
+    head.load_state_dict(saved.tensors)
+    return head.requires_grad_(False).eval()
+
+
+def _own_ctc(encoder: Encoder) -> HeadModule:
+    own = encoder.ctc
+    assert own is not None and own.vocabulary is not None, "the catalog looked"
+    head = CTCHeadModule.from_linear(own.weight, own.bias, Vocabulary.load(own.vocabulary))
+    head.config = CTCHead(head.config.vocabulary, normalizer=head.config.normalizer, dropout=0.0)
+    return head.requires_grad_(False).eval()
+
+
+class Shelf:
+    """Loaded models within a budget of bytes; used from the event loop alone."""
+
+    def __init__(self, encoder: Encoder, budget: int, executor: Executor) -> None:
+        self.encoder, self.budget, self.executor = encoder, budget, executor
+        self._loaded: dict[str, Loaded] = {}  # by key, the latest used last
+        self._loading: dict[str, asyncio.Future[Loaded]] = {}
+        self.bytes = 0
+        self.hits = self.misses = 0
+
+    def __len__(self) -> int:
+        return len(self._loaded)
+
+    async def get(self, served: Served) -> Loaded:
+        """The parts of a model, read from disk if need be; requests for the same one share the reading.
+
+        Raises:
+            CheckpointError: see :func:`load`.
+        """
+        if (loaded := self._loaded.pop(served.key, None)) is not None:
+            self._loaded[served.key] = loaded
+            self.hits += 1
+            return loaded
+        if served.key not in self._loading:
+            self.misses += 1
+            reading = asyncio.get_running_loop().run_in_executor(self.executor, load, served, self.encoder)
+            self._loading[served.key] = asyncio.ensure_future(self._keep(served, reading))
+        return await asyncio.shield(self._loading[served.key])
+
+    async def _keep(self, served: Served, reading: asyncio.Future[Loaded]) -> Loaded:
+        try:
+            loaded = await reading
+            self.put(loaded)
+            return loaded
+        finally:
+            del self._loading[served.key]
+
+    def some(self, count: int) -> list[Loaded]:
+        """Up to ``count`` of what is here, in turns of its configurations."""
+        alike: dict[str, list[Loaded]] = {}
+        for loaded in self._loaded.values():
+            if loaded.adapter is not None:
+                alike.setdefault(repr(loaded.adapter.config), []).append(loaded)
+        turns = zip_longest(*alike.values())
+        return [loaded for turn in turns for loaded in turn if loaded is not None][:count]
+
+    def put(self, loaded: Loaded) -> None:
+        """Keep a model; the least recently used ones make room, and one beyond the budget is not kept at all."""
+        self.drop(loaded.served)
+        if loaded.served.size > self.budget:
+            return
+        self._loaded[loaded.served.key] = loaded
+        self.bytes += loaded.served.size
+        while self.bytes > self.budget:
+            oldest = self._loaded.pop(next(iter(self._loaded)))
+            self.bytes -= oldest.served.size
+
+    def drop(self, served: Served) -> None:
+        """Forget a model that is served no more."""
+        if (loaded := self._loaded.pop(served.key, None)) is not None:
+            self.bytes -= loaded.served.size
+
+
+@dataclass(eq=False)
+class _Slot:
+    """An attached adapter: its name in the model, its configuration, and the key of what has been copied into it."""
+
+    name: str
+    shape: str
+    key: str = ""
+
+
+class Slots:
+    """What is attached to one model; used from its worker alone."""
+
+    def __init__(self, model: SpeechAdapterModel, most: int) -> None:
+        self.model, self.most = model, most
+        self._slots: dict[str, _Slot] = {}  # by the key of what is in it, the latest used last
+        self._compositions: dict[str, TrainableComposition] = {}  # by key, the latest used last
+        self._heads: dict[str, str] = {}  # key and task -> name in the model, the latest used last
+        self._count = 0
+
+    def place(self, batch: Sequence[Loaded]) -> dict[str, str | None]:
+        """Have the adapters of one batch in slots: the model's name for each, by its key (None: the base alone).
+
+        At most ``most`` different ones go into a batch.
+        """
+        wanted = {loaded.served.key: loaded for loaded in batch}
+        for key in wanted:  # those of this batch must not make room for each other
+            if key in self._slots:
+                self._slots[key] = self._slots.pop(key)
+        return {
+            key: None if loaded.adapter is None or not loaded.adapter.tensors
+            else self._adapter(key, loaded.adapter, wanted.keys())
+            for key, loaded in wanted.items()
+        }  # fmt: skip
+
+    def _adapter(self, key: str, saved: SavedAdapter, needed: Collection[str]) -> str:
+        if key in self._slots:
+            return self._slots[key].name
+        shape = json.dumps(shape_of(saved.config.to_dict()), sort_keys=True)
+        free = [slot for slot in self._slots.values() if slot.key not in needed]
+        if len(self._slots) >= self.most and free:
+            slot = next((slot for slot in free if slot.shape == shape), free[0])
+            del self._slots[slot.key]
+            if slot.shape != shape:
+                self.model.delete_adapter(slot.name)
+                slot = self._attach(shape, saved)
+        else:
+            slot = self._attach(shape, saved)
+        self.model.registry.adapter(slot.name).load_tensors(saved.tensors)
+        slot.key = key
+        self._slots[key] = slot
+        return slot.name
+
+    def _attach(self, shape: str, saved: SavedAdapter) -> _Slot:
+        self._count += 1
+        slot = _Slot(f"slot-{self._count}", shape)
+        self.model.add_adapter(slot.name, saved.config)
+        self.model.set_active()
+        return slot
+
+    def alone(self, loaded: Loaded) -> str | TrainableComposition:
+        """Have what acts on a whole batch in the model: what to activate."""
+        return self._composition(loaded) if loaded.members else str(self.place([loaded])[loaded.served.key])
+
+    def _composition(self, loaded: Loaded) -> TrainableComposition:
+        """Have a composition with its members in the model; the few latest stay."""
+        key = loaded.served.key
+        if key in self._compositions:
+            self._compositions[key] = self._compositions.pop(key)
+            return self._compositions[key]
+        while len(self._compositions) >= MOST_COMPOSITIONS:
+            self._remove(self._compositions.pop(next(iter(self._compositions))))
+        assert loaded.served.fusion is not None, "a composition has a folder"
+        self._count += 1
+        names = {name: f"part-{self._count}-{number}" for number, name in enumerate(loaded.members)}
+        for name, saved in loaded.members.items():
+            self.model.add_adapter(names[name], saved.config)
+            self.model.registry.adapter(names[name]).load_tensors(saved.tensors)
+        adapters = {name: self.model.registry.adapter(names[name]) for name in loaded.members}
+        saved_fusion = read_fusion(loaded.served.fusion, self.model.encoder, adapters, {})
+        composition = _renamed(saved_fusion.composition, names, f"whole-{self._count}")
+        self.model.add_fusion(composition, saved_fusion.config)
+        saved_fusion.load_into(self.model.registry.fusion(composition.name))
+        self.model.set_active()
+        self._compositions[key] = composition
+        return composition
+
+    def _remove(self, composition: TrainableComposition) -> None:
+        self.model.set_active()
+        self.model.delete_fusion(composition.name)
+        for name in names_of(composition):
+            self.model.delete_adapter(name)
+
+    def head(self, loaded: Loaded, task: str | None) -> str | None:
+        """Have the head for a task in the model: its name there, None where the model has none for it."""
+        if task is None or task not in loaded.heads:
+            return None
+        key = f"{loaded.served.key} {task}"
+        name = self._heads.pop(key, None)
+        if name is None:
+            self._count += 1
+            name = f"head-{self._count}"
+            self.model.heads[name] = copy.deepcopy(loaded.heads[task]).to(self.model.device)
+        self._heads[key] = name
+        while len(self._heads) > MOST_HEADS:
+            del self.model.heads[self._heads.pop(next(iter(self._heads)))]
+        return name
+
+
+MOST_COMPOSITIONS, MOST_HEADS = 4, 256
+"""Kept in the model: compositions with their members, and heads (of which a batch has fewer)."""
+
+
+def _renamed(composition: TrainableComposition, names: Mapping[str, str], name: str) -> TrainableComposition:
+    """The same composition of adapters that go by other names, under a name of its own."""
+    members = [names[member] for member in composition.members if isinstance(member, str)]
+    if len(members) < len(composition.members):
+        raise CheckpointError(f"{composition!r}: compositions inside compositions are not served.")
+    return type(composition)(*members, name=name)
