@@ -19,6 +19,7 @@ import torch
 from speech_adapters.config import option, parse_cli, run_main
 from speech_adapters.data.manifest import Manifest
 from speech_adapters.errors import ConfigError
+from speech_adapters.ranges import Finite, Positive, Size
 
 
 @dataclass(kw_only=True)
@@ -31,16 +32,16 @@ class Config:
     adapter: Path | None = option(None, "folder of a saved adapter; none scores the frozen encoder")
     head: Path | None = option(None, "folder of a saved CTC head; none takes the checkpoint's own")
     manifest: Path | None = option(None, "JSON Lines manifest with text (and speaker, for the intervals); required")
-    beam: int | None = option(None, "beam width; greedy decoding without one")
+    beam: Size | None = option(None, "beam width; greedy decoding without one")
     language_model: Path | None = option(
         None, "ARPA or KenLM file for the beam search (pip install 'speech-adapters[decode]')"
     )
     lexicon: Path | None = option(
         None, "file of the words that can come out, one a line; a KenLM binary needs it, an ARPA file lists its own"
     )
-    alpha: float = option(0.5, "weight of the language model; tune it and beta on held-out speech")
-    beta: float = option(1.5, "added for each word, in natural logarithms")
-    batch_seconds: float = option(120.0, "audio per batch, padding included")
+    alpha: Finite = option(0.5, "weight of the language model; tune it and beta on held-out speech")
+    beta: Finite = option(1.5, "added for each word, in natural logarithms")
+    batch_seconds: Positive = option(120.0, "audio per batch, padding included")
     precision: Literal["fp32", "bf16"] = option("fp32", "bf16: autocast")
     device: str = option("auto", "auto, cpu, cuda, cuda:1, ...")
     output: Path | None = option(None, "run folder; runs/evaluate_asr/<time> by default")

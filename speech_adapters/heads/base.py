@@ -19,6 +19,7 @@ from speech_adapters.data.audio import SAMPLE_RATE
 from speech_adapters.data.manifest import Manifest, Utterance
 from speech_adapters.encoders.loading import Encoder
 from speech_adapters.errors import AudioError, ConfigError
+from speech_adapters.ranges import check_values
 
 HEADS: dict[str, type[HeadConfig]] = {}
 """Head configs by ``head_type``; a subclass that sets its own ``head_type`` registers itself."""
@@ -34,6 +35,9 @@ class HeadConfig(ABC):
         super().__init_subclass__(**kwargs)
         if "head_type" in cls.__dict__:
             HEADS[cls.head_type] = cls
+
+    def __post_init__(self) -> None:
+        check_values(self)
 
     @abstractmethod
     def build(self, input_size: int) -> HeadModule:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,7 @@ from speech_adapters.encoders.loading import Encoder
 from speech_adapters.errors import ConfigError, ManifestError, TextError
 from speech_adapters.heads.base import HeadConfig, HeadModule, HeadOutput, check_audible
 from speech_adapters.heads.decoding import greedy_decode
+from speech_adapters.ranges import Dropout, Size
 from speech_adapters.text import Vocabulary, normalize, utterance_names
 
 IGNORE = -100
@@ -38,24 +39,19 @@ class CTCHead(HeadConfig):
     """Output symbols; the default is that of ``facebook/wav2vec2-base-960h``."""
     normalizer: str = "librispeech"
     """How transcripts are written before they are encoded or scored (``speech_adapters.text.NORMALIZERS``)."""
-    hidden_size: int | None = None
+    hidden_size: Size | None = None
     """Width of a GELU layer before the linear one; the published heads have none."""
-    dropout: float = 0.1
+    dropout: Dropout = 0.1
     """On the features, while training; ``final_dropout`` of wav2vec 2.0 Base and WavLM Base."""
-    reduction: str = "mean"
+    reduction: Literal["mean", "sum"] = "mean"
     """``mean``: each utterance's loss by its number of symbols, then the batch's mean (that of Hugging Face's
     fine-tuning recipes), so that the learning rate does not hang on batch size; ``sum``: plain sum."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if isinstance(self.vocabulary, dict):
             self.vocabulary = Vocabulary.from_dict(self.vocabulary)
         normalize("", self.normalizer)  # an unknown name is an error here, not after training
-        if self.reduction not in ("mean", "sum"):
-            raise ConfigError(f"reduction={self.reduction!r} is unknown: choose 'mean' or 'sum'")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"dropout={self.dropout} is not a probability; choose 0 <= dropout < 1")
-        if self.hidden_size is not None and self.hidden_size < 1:
-            raise ConfigError(f"hidden_size={self.hidden_size} is not a width; use a positive number or None")
 
     def encode(self, text: str, source: str = "") -> list[int]:
         """A transcript, normalised, as target ids; ``source`` (an utterance id) is named in the error."""
