@@ -153,7 +153,7 @@ BAD = {
     "sites": (lambda: Bottleneck(sites=("ffn",)), r"sites=\('ffn',\): choose from attention, feed_forward"),
     "no-sites": (lambda: Bottleneck(sites=()), r"sites=\(\): choose from"),
     "norm": (lambda: Bottleneck(layer_norm=True), "layer_norm=True needs init_std"),
-    "placement": (lambda: Bottleneck(placement="before"), "placement='before': must be one of serial, parallel, pfeiffer"),
+    "placement": (lambda: Bottleneck(placement="before"), "placement=.before.: must be one of serial, parallel"),
     "pfeiffer": (
         lambda: Bottleneck(placement="pfeiffer", sites=("attention",)),
         "placement='pfeiffer' belongs to the feed-forward alone",

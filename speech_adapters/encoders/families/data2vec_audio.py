@@ -13,4 +13,5 @@ class Data2VecAudio(Wav2Vec2):
 
     model_type = "data2vec-audio"
     title = "data2vec-audio"
+    #: facebook/data2vec-audio-base-10m; as in pre-training.
     normalize: ClassVar[Mapping[str, bool]] = {"layer": True}

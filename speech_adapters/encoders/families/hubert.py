@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Mapping
+from typing import ClassVar, cast
 
 from torch import Tensor
 
@@ -14,6 +15,8 @@ class HuBERT(Wav2Vec2):
 
     model_type = "hubert"
     title = "HuBERT"
+    #: facebook/hubert-large-ll60k and hubert-xlarge-ls960-ft; Base was pre-trained otherwise than it was published.
+    normalize: ClassVar[Mapping[str, bool]] = {"layer": True}
 
     def project(self, model: Model, features: Tensor) -> Tensor:
         return cast(Tensor, model.feature_projection(features))  # the projected frames alone
