@@ -78,13 +78,14 @@ def check_values(config: Any, where: str = "") -> None:
     Raises:
         ConfigError: names the field, its value and what it may be.
     """
-    for name, hint in _limited(type(config)).items():
+    cls: Any = type(config)
+    for name, hint in _limits_of(cls).items():
         for path, value, wanted in _faults(hint, getattr(config, name), name):
             raise ConfigError(f"{where}{path}={shown(value)}: must be {wanted}.")
 
 
 @cache
-def _limited(cls: type) -> dict[str, Any]:
+def _limits_of(cls: Any) -> dict[str, Any]:
     """The types of the fields that have limits."""
     hints = get_type_hints(cls, include_extras=True)
     return {field.name: hints[field.name] for field in fields(cls) if _has_limits(hints[field.name])}

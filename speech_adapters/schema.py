@@ -15,9 +15,9 @@ import difflib
 import enum
 import os
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeGuard, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Self, TypeGuard, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from speech_adapters.errors import ConfigError, shown
 from speech_adapters.ranges import check_values
@@ -26,6 +26,40 @@ C = TypeVar("C")
 _MISSING: Any = dataclasses.MISSING
 _BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _SEQUENCES = (list, tuple, collections.abc.Sequence)
+
+
+SYNONYMS: dict[str, tuple[str, ...]] = {
+    "r": ("rank",), "lora_r": ("rank",), "lora_alpha": ("alpha",), "lora_dropout": ("dropout",),
+    "target_modules": ("targets",), "layers_to_transform": ("layers",), "use_rslora": ("variant",),
+    "use_dora": ("variant",), "bottleneck_size": ("size",), "bottleneck_dim": ("size",), "adapter_size": ("size",),
+    "non_linearity": ("activation",), "prefix_length": ("length",), "num_virtual_tokens": ("length",),
+    "lr": ("learning_rate", "learning_rates"), "learning_rate": ("learning_rates",),
+    "num_labels": ("labels",), "classes": ("labels",), "label_names": ("labels",), "num_speakers": ("speakers",),
+    "vocab": ("vocabulary",), "tokenizer": ("vocabulary",), "vocab_size": ("vocabulary",),
+    "epochs": ("updates",), "num_train_epochs": ("updates",), "max_steps": ("updates",), "steps": ("updates",),
+    "batch_size": ("batch_seconds",), "per_device_train_batch_size": ("batch_seconds",), "fp16": ("precision",),
+    "bf16": ("precision",), "gradient_accumulation_steps": ("accumulation",), "num_workers": ("workers",),
+    "warmup_steps": ("warmup",), "warmup_ratio": ("warmup",), "logging_steps": ("log_every",),
+    "eval_steps": ("evaluate_every",), "lr_scheduler_type": ("schedule",), "report_to": ("trackers",),
+}  # fmt: skip
+"""What other libraries call a setting -> what it may be called here."""
+
+
+class Configuration:
+    """Base of configurations that people write in Python: a setting that there is not gets a sentence."""
+
+    def __new__(cls, *arguments: Any, **settings: Any) -> Self:
+        fields = [field for field in dataclasses.fields(cls) if field.init]  # type: ignore[arg-type]  # subclasses are
+        first = [field.name for field in fields if not field.kw_only]
+        if len(arguments) > len(first):
+            named = f"{first[0]} first, the others by name" if first else "all by name"
+            raise ConfigError(
+                f"{cls.__name__}({shown(arguments[len(first)])}): give its settings {named}: "
+                f"{', '.join(field.name for field in fields)}."
+            )
+        if unknown := [key for key in settings if key not in {field.name for field in fields}]:
+            raise ConfigError(f"{cls.__name__}: {_no_such('setting', unknown[0], [field.name for field in fields])}")
+        return super().__new__(cls)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -276,9 +310,15 @@ def _is_sequence(hint: Any) -> bool:
 
 
 def _unknown(key: Any, valid: Mapping[str, Any], place: _Place) -> ConfigError:
-    close = difflib.get_close_matches(str(key)[:100], valid, n=1)
+    return place.error(_no_such("key", str(key), valid))
+
+
+def _no_such(what: str, key: str, valid: Collection[str]) -> str:
+    """The sentence about a name that is not among the valid ones, with the one that is probably meant."""
+    same = [name for name in SYNONYMS.get(key, ()) if name in valid]
+    close = same or difflib.get_close_matches(key[:100], valid, n=1)
     suggestion = f"did you mean '{close[0]}'? " if close else ""
-    return place.error(f"unknown key {shown(str(key))}; {suggestion}The keys are: {', '.join(valid)}")
+    return f"unknown {what} {shown(key)}; {suggestion}The {what}s are: {', '.join(valid)}"
 
 
 def _name(hint: Any) -> str:

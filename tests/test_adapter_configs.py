@@ -186,7 +186,7 @@ def test_a_task_without_published_values_takes_those_of_emotion(name):
 def test_unknown_names_are_config_errors():
     with pytest.raises(ConfigError, match="unknown adapter preset 'houlsbi'. Did you mean 'houlsby'?"):
         preset("houlsbi")
-    with pytest.raises(ConfigError, match="preset 'lora'.*rang"):
+    with pytest.raises(ConfigError, match="LoRA: unknown setting 'rang'; did you mean 'rank'"):
         preset("lora", rang=3)
     with pytest.raises(ConfigError, match="unknown adapter method 'verra'; known: adalora"):
         adapter_config({"method": "verra"})

@@ -27,7 +27,7 @@ DEFAULT_LEARNING_RATE = 1e-3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AdapterConfig:
+class AdapterConfig(schema.Configuration):
     """Base of all adapter configs. ``method`` is the name under which a saved adapter finds its class again."""
 
     method: ClassVar[str]

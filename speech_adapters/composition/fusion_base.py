@@ -15,10 +15,11 @@ from speech_adapters.composition.blocks import TrainableComposition
 from speech_adapters.encoders.loading import Encoder
 from speech_adapters.errors import ConfigError
 from speech_adapters.ranges import NotNegative, Rate, check_values
+from speech_adapters.schema import Configuration
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CompositionConfig:
+class CompositionConfig(Configuration):
     """Settings of a composition with weights of its own."""
 
     guide_weight: NotNegative = 0.0

@@ -26,7 +26,7 @@ HEADS: dict[str, type[HeadConfig]] = {}
 
 
 @dataclass(kw_only=True)
-class HeadConfig(ABC):
+class HeadConfig(schema.Configuration, ABC):
     """What a head is, apart from its weights and the width of its input."""
 
     head_type: ClassVar[str]
@@ -91,6 +91,9 @@ class HeadOutput:
 
 class HeadModule(nn.Module, ABC):
     """The trainable part: features (B, T, ``input_size``) with ``lengths`` (B,) valid frames to a HeadOutput."""
+
+    blank: int | None = None
+    """The output that no target may be, of heads that have one (CTC)."""
 
     def __init__(self, config: HeadConfig, input_size: int) -> None:
         super().__init__()

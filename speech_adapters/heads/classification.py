@@ -10,8 +10,8 @@ The loss is cross-entropy, weighted by class where weights are given.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar, Literal
 
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from speech_adapters.data.manifest import Manifest, Utterance
 from speech_adapters.encoders.loading import Encoder
-from speech_adapters.errors import ConfigError, ManifestError
+from speech_adapters.errors import ConfigError, ManifestError, shown
 from speech_adapters.heads.base import HeadConfig, HeadModule, HeadOutput
 from speech_adapters.heads.pooling import POOLINGS, pooling
 from speech_adapters.metrics.classification import check_case
@@ -74,7 +74,7 @@ class ClassificationHead(UtteranceHeadConfig):
 
     head_type: ClassVar[str] = "classification"
 
-    labels: tuple[str, ...] = ()
+    labels: tuple[str, ...] = field(default=(), kw_only=False)
     """The classes, in the order of the logits."""
     label_field: str = "emotion"
     """Key of the manifest that holds the class."""
@@ -147,7 +147,11 @@ def balanced_class_weights(manifest: Manifest, labels: Sequence[str], field: str
 
 def check_labels(labels: Sequence[str], name: str) -> tuple[str, ...]:
     """The labels as a tuple; ConfigError unless there are two or more different ones."""
+    if isinstance(labels, str) or not isinstance(labels, Iterable):
+        raise ConfigError(f"{name}={shown(labels)}: give the names of all classes, such as ('angry', 'calm').")
     labels = tuple(labels)
+    if wrong := [label for label in labels if not isinstance(label, str)]:
+        raise ConfigError(f"{name}: {shown(wrong[0])} is no text; give the classes as manifests name them.")
     if len(labels) < 2 or len(set(labels)) < len(labels):
         raise ConfigError(f"{name}={labels[:5]}: give two or more different classes.")
     return labels

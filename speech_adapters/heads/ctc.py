@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from speech_adapters.data.audio import SAMPLE_RATE
 from speech_adapters.data.manifest import Manifest, Utterance
 from speech_adapters.encoders.loading import Encoder
-from speech_adapters.errors import ConfigError, ManifestError, TextError
+from speech_adapters.errors import ConfigError, ManifestError, TextError, shown
 from speech_adapters.heads.base import HeadConfig, HeadModule, HeadOutput, check_audible
 from speech_adapters.heads.decoding import greedy_decode
 from speech_adapters.ranges import Dropout, Size
@@ -49,8 +49,13 @@ class CTCHead(HeadConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.vocabulary, dict):
+        if isinstance(self.vocabulary, dict) and "tokens" in self.vocabulary:
             self.vocabulary = Vocabulary.from_dict(self.vocabulary)
+        if not isinstance(self.vocabulary, Vocabulary):
+            raise ConfigError(
+                f"CTCHead: vocabulary={shown(self.vocabulary)}: give Vocabulary.from_texts(transcripts), "
+                "Vocabulary.load('vocab.json'), Vocabulary.wav2vec2(), or Vocabulary(tokens)."
+            )
         normalize("", self.normalizer)  # an unknown name is an error here, not after training
 
     def encode(self, text: str, source: str = "") -> list[int]:
@@ -91,6 +96,11 @@ class CTCHeadModule(HeadModule):
     """Features (B, T, D) to logits (B, T, V)."""
 
     config: CTCHead
+
+    @property
+    def blank(self) -> int:  # type: ignore[override]  # it follows from the vocabulary
+        """Id of the blank."""
+        return self.config.vocabulary.blank_id
 
     def __init__(self, config: CTCHead, input_size: int) -> None:
         super().__init__(config, input_size)

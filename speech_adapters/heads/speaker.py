@@ -10,7 +10,7 @@ The losses are in :mod:`speech_adapters.heads.margin`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar, Literal
 
@@ -33,7 +33,7 @@ class SpeakerHead(HeadConfig):
 
     head_type: ClassVar[str] = "speaker"
 
-    speakers: tuple[str, ...] = ()
+    speakers: tuple[str, ...] = field(default=(), kw_only=False)
     """The training speakers, in the order of the logits; other speakers are compared by their embeddings."""
     network: Literal["linear", "xvector", "ecapa"] = "linear"
     """``linear`` is the published head over L-adapters; the others are networks of their own (4 to 6 M parameters)."""

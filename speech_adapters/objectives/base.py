@@ -20,6 +20,7 @@ from speech_adapters.errors import ConfigError
 from speech_adapters.model import ModelOutput, SpeechAdapterModel
 from speech_adapters.objectives.masking import span_mask
 from speech_adapters.ranges import Prior, Size, check_values
+from speech_adapters.schema import Configuration
 
 
 @dataclass
@@ -32,7 +33,7 @@ class ObjectiveOutput:
 
 
 @dataclass(kw_only=True)
-class MaskingConfig:
+class MaskingConfig(Configuration):
     """Which frames are hidden; see :mod:`~speech_adapters.objectives.masking`."""
 
     mask_probability: Prior = 0.8

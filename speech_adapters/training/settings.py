@@ -21,6 +21,7 @@ from speech_adapters.ranges import (
     Share,
     check_values,
 )
+from speech_adapters.schema import Configuration
 
 TRACKERS = {
     "tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow", "comet_ml": "comet_ml", "aim": "aim",
@@ -30,7 +31,7 @@ TRACKERS = {
 
 
 @dataclass(kw_only=True)
-class LoopConfig:
+class LoopConfig(Configuration):
     """Settings of one run of the loop, whatever it trains."""
 
     updates: Count = 1000
