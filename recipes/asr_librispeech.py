@@ -18,6 +18,7 @@ from typing import Any
 
 from speech_adapters.config import option, parse_cli, run_main
 from speech_adapters.errors import ConfigError
+from speech_adapters.ranges import Positive, Size
 from speech_adapters.tasks.base import Corpus, ExperimentConfig
 
 PRESETS = {path.stem: path for path in (Path(__file__).parent / "asr_librispeech").glob("*.yaml")}
@@ -37,26 +38,22 @@ class Config(ExperimentConfig):
     librispeech_root: Path | None = option(None, "folder LibriSpeech was unpacked in (holds train-clean-100, ...)")
     train_subset: str = option("train-clean-100", "LibriSpeech subset to train on")
     test_subset: str = option("dev-clean", "LibriSpeech subset to score; the published 10 h protocol scores dev-clean")
-    train_hours: float | None = option(None, "use so many hours of the training set, drawn with the first seed")
+    train_hours: Positive | None = option(None, "use so many hours of the training set, drawn with the first seed")
     vocabulary: str = option(
         "wav2vec2",
         "wav2vec2: that of wav2vec2-base-960h; characters, subwords or phonemes (symbols between spaces) of the "
         "training text; checkpoint: that of the encoder's own CTC head; or a vocab.json",
     )
-    subwords: int = option(256, "how many, with --vocabulary subwords")
+    subwords: Size = option(256, "how many, with --vocabulary subwords")
     normalizer: str = option(
         "librispeech",
         "librispeech, basic (any language), whisper-english, none, or a file of replacements; saved with the head",
     )
     accept_letters: str = option("", "letters that the normaliser may change or drop, such as éï; all for any")
-    head_hidden_size: int | None = option(None, "a hidden layer in the CTC head; none by default, as published")
+    head_hidden_size: Size | None = option(None, "a hidden layer in the CTC head; none by default, as published")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.train_hours is not None and not self.train_hours > 0:
-            raise ConfigError(
-                f"train_hours={self.train_hours}: give hours above 0, or null for all of the training set."
-            )
         if self.training.crop_seconds is not None:
             raise ConfigError("training.crop_seconds cuts speech but not its text; leave it at null for recognition.")
 

@@ -16,6 +16,7 @@ from typing import Literal
 from speech_adapters.config import option, parse_cli, run_main
 from speech_adapters.data.manifest import Manifest
 from speech_adapters.errors import ConfigError
+from speech_adapters.ranges import Finite, Positive, Size
 
 
 @dataclass(kw_only=True)
@@ -32,20 +33,20 @@ class Config:
         None, "letters that the normaliser may change or drop, all for any; by default those of the head's training"
     )
     manifest: Path | None = option(None, "JSON Lines manifest with text (and speaker, for the intervals); required")
-    beam: int | None = option(None, "beam width; greedy decoding without one")
+    beam: Size | None = option(None, "beam width; greedy decoding without one")
     language_model: Path | None = option(
         None, "ARPA or KenLM file for the beam search (pip install 'speech-adapters[decode]')"
     )
     lexicon: Path | None = option(
         None, "file of the words that can come out, one a line; a KenLM binary needs it, an ARPA file lists its own"
     )
-    alpha: float = option(0.5, "weight of the language model; tune it and beta on held-out speech")
-    beta: float = option(1.5, "added for each word, in natural logarithms")
-    window: float | None = option(
+    alpha: Finite = option(0.5, "weight of the language model; tune it and beta on held-out speech")
+    beta: Finite = option(1.5, "added for each word, in natural logarithms")
+    window: Positive | None = option(
         None, "longest window in seconds: hear recordings in pieces, as transcribe does; none: each in one forward"
     )
     voice_activity: Literal["energy", "silero", "none"] = option("energy", "what finds the pauses to cut windows in")
-    batch_seconds: float = option(120.0, "audio per batch, padding included")
+    batch_seconds: Positive = option(120.0, "audio per batch, padding included")
     precision: Literal["fp32", "bf16"] = option("fp32", "bf16: autocast")
     device: str = option("auto", "auto, cpu, cuda, cuda:1, ...")
     output: Path | None = option(None, "run folder; runs/evaluate_asr/<time> by default")

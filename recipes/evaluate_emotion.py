@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from speech_adapters.config import option, parse_cli, run_main
 from speech_adapters.data.manifest import Manifest
 from speech_adapters.errors import ConfigError, InputError
+from speech_adapters.ranges import Positive
 
 if TYPE_CHECKING:
     from speech_adapters.metrics.classification import ClassificationResult
@@ -33,7 +34,7 @@ class Config:
     manifest: Path | None = option(None, "JSON Lines manifest with labels (and speaker, for the intervals)")
     label_field: str = option("emotion", "key of the manifest that holds the class: emotion, label, or one of its own")
     predictions: Path | None = option(None, "score this file of predictions (JSON Lines or CSV) instead of a model")
-    batch_seconds: float = option(120.0, "audio per batch, padding included")
+    batch_seconds: Positive = option(120.0, "audio per batch, padding included")
     precision: Literal["fp32", "bf16"] = option("fp32", "bf16: autocast")
     device: str = option("auto", "auto, cpu, cuda, cuda:1, ...")
     output: Path | None = option(None, "run folder; runs/evaluate_emotion/<time> by default")

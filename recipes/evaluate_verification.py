@@ -23,6 +23,7 @@ import torch
 from speech_adapters.config import option, parse_cli, run_main
 from speech_adapters.data.manifest import Manifest, check_disjoint
 from speech_adapters.errors import ConfigError
+from speech_adapters.ranges import Count, Positive, Prior, Size
 
 if TYPE_CHECKING:
     from speech_adapters.data.embeddings import Embeddings
@@ -51,9 +52,9 @@ class Config:
     llr: bool = option(False, "the score file holds log-likelihood ratios")
 
     cohort: Path | None = option(None, "manifest with speakers, or embeddings, for score normalisation")
-    top: int | None = option(300, "nearest cohort members of adaptive s-norm; none for s-norm over all")
+    top: Count | None = option(300, "nearest cohort members of adaptive s-norm; none for s-norm over all")
     plda: Path | None = option(None, "manifest with speakers to train PLDA on, which replaces the cosine")
-    plda_rank: int = option(100, "dimensions of PLDA's speaker space")
+    plda_rank: Size = option(100, "dimensions of PLDA's speaker space")
 
     calibration: Path | None = option(None, "saved calibration.json")
     dev_trials: Path | None = option(None, "trial list to fit a calibration on, scored in the same way")
@@ -61,10 +62,10 @@ class Config:
     dev_enrolment: Path | None = option(None, "enrolment map of the dev trials")
     dev_embeddings: Path | None = option(None, "embeddings of the dev utterances, with --embeddings")
     dev_scores: Path | None = option(None, "scores of the dev trials, with --scores")
-    p_target: float = option(0.5, "prior that the calibration is fitted for")
+    p_target: Prior = option(0.5, "prior that the calibration is fitted for")
 
-    draws: int = option(1000, "bootstrap draws; lists of more than half a million trials get fewer, at least 100")
-    batch_seconds: float = option(120.0, "audio per batch, padding included")
+    draws: Count = option(1000, "bootstrap draws; lists of more than half a million trials get fewer, at least 100")
+    batch_seconds: Positive = option(120.0, "audio per batch, padding included")
     precision: Literal["fp32", "bf16"] = option("fp32", "bf16: autocast")
     device: str = option("auto", "auto, cpu, cuda, cuda:1, ...")
     output: Path | None = option(None, "run folder; runs/evaluate_verification/<time> by default")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from speech_adapters.config import option, parse_cli, run_main
+from speech_adapters.ranges import Rate
 from speech_adapters.tasks.base import Corpus, ExperimentConfig
 from speech_adapters.training.settings import TrainingConfig
 
@@ -35,7 +36,7 @@ class Config(ExperimentConfig):
             batch_seconds=16.0,
         )
     )
-    rates: dict[str, float] = field(  # for packaged encoders and minutes; published ones suit 12 layers and days
+    rates: dict[str, Rate] = field(  # for packaged encoders and minutes; published ones suit 12 layers and days
         default_factory=lambda: {
             "e": 1e-4,
             "l": 1e-3,

@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 
 from speech_adapters.config import option, parse_cli, run_main
+from speech_adapters.data.augmentation import Speed
 from speech_adapters.data.crops import Speech
 from speech_adapters.data.folder import data_path
 from speech_adapters.data.joined import JoinedSpeech
@@ -31,6 +32,7 @@ from speech_adapters.objectives.context_distillation import ContextDistillation,
 from speech_adapters.objectives.mel_start import FIELD, mel_student, samples_of
 from speech_adapters.objectives.whisper_student import save_encoder
 from speech_adapters.objectives.whisper_teacher import WhisperTeacher
+from speech_adapters.ranges import Size
 from speech_adapters.runs.environment import environment
 from speech_adapters.runs.folder import RunFolder
 from speech_adapters.runs.results import MethodResults, Results
@@ -51,10 +53,10 @@ class Pretrain:
     )
     held_out: Path = option(Path("manifests/asr_librispeech_dev.jsonl"), "other speakers: the best state is theirs")
     teacher: Path = option(Path("teacher/whisper_base_encoder.safetensors"), "a Whisper encoder")
-    speeds: tuple[float, ...] = option(
+    speeds: tuple[Speed, ...] = option(
         (0.86, 0.9, 0.94, 0.96, 1.0, 1.0, 1.04, 1.06, 1.1, 1.16), "each a copy of all speech: other pitches, voices"
     )
-    start_crops: int = option(48, "of 10 s, to which the front-end is fitted")
+    start_crops: Size = option(48, "of 10 s, to which the front-end is fitted")
     training: ContextDistillationConfig = field(default_factory=ContextDistillationConfig)
     output: Path | None = option(None, "run folder, resumed where it exists; by default runs/pretrain_small/<time>")
     device: str = option("cpu", "or cuda")

@@ -19,14 +19,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from speech_adapters.config import option, parse_cli, run_main, to_dict
-from speech_adapters.data.augmentation import Augmentation
+from speech_adapters.data.augmentation import Augmentation, Speed
 from speech_adapters.data.crops import Speech
 from speech_adapters.data.folder import data_path
 from speech_adapters.data.manifest import Manifest
@@ -36,6 +36,7 @@ from speech_adapters.objectives.distillation import HiddenStateDistillation
 from speech_adapters.objectives.student import Stage, clean_crops, distil, load_weights, observe_teacher
 from speech_adapters.objectives.whisper_student import save_encoder, start_at_mean, whisper_student
 from speech_adapters.objectives.whisper_teacher import WhisperTeacher
+from speech_adapters.ranges import Count, NotNegative, Range, Seed, Share, Size
 from speech_adapters.runs.environment import environment
 from speech_adapters.runs.folder import RunFolder
 from speech_adapters.runs.results import MethodResults, Results
@@ -51,11 +52,11 @@ class Student:
     """What is built; width, layers and heads are the teacher's."""
 
     family: Literal["wav2vec2", "hubert", "wavlm"] = option("wav2vec2", "same tensors but for WavLM's position bias")
-    conv_dim: tuple[int, ...] = option((320, 384, 384, 384), "CNN channels: 9.0 M parameters in all, 18 MB in fp16")
-    conv_kernel: tuple[int, ...] = option((400, 1, 3, 3), "windows, compression, two convolutions: the teacher's own")
-    conv_stride: tuple[int, ...] = option((160, 1, 1, 2), "product 320, the families' and the teacher's: 50 frames/s")
-    position_kernel: int = option(64, "frames of the positional convolution: 1.3 s; Base has 128")
-    position_groups: int = option(16, "of the positional convolution, as Base")
+    conv_dim: tuple[Size, ...] = option((320, 384, 384, 384), "CNN channels: 9.0 M parameters in all, 18 MB in fp16")
+    conv_kernel: tuple[Size, ...] = option((400, 1, 3, 3), "windows, compression, two convolutions: the teacher's own")
+    conv_stride: tuple[Size, ...] = option((160, 1, 1, 2), "product 320, the families' and the teacher's: 50 frames/s")
+    position_kernel: Size = option(64, "frames of the positional convolution: 1.3 s; Base has 128")
+    position_groups: Size = option(16, "of the positional convolution, as Base")
 
 
 @dataclass(kw_only=True)
@@ -74,7 +75,7 @@ class Pretrain:
         None, "the same, for the transformer layers alone: from a student with another front-end"
     )
 
-    statistics_batches: int = option(24, "of 12 s crops: half an hour for the teacher's moments")
+    statistics_batches: Count = option(24, "of 12 s crops: half an hour for the teacher's moments")
     front: Stage = option(
         Stage(hours=10.0, learning_rate=4e-3, schedule="cosine", warmup_steps=30, max_norm=1.0, crop_seconds=3.0,
               layer_weights=(1.0,), corrupt=False),
@@ -83,24 +84,24 @@ class Pretrain:
     joint: Stage = option(Stage(hours=100.0), "everything, at a constant rate: may be prolonged")
     anneal: Stage = option(Stage(hours=40.0, schedule="cosine"), "everything; the falling rate gives the last gain")
 
-    crops: int = option(4, "full crops a batch")
-    speeds: tuple[float, ...] = option((0.9, 1.0, 1.1), "Ko et al. 2015; teacher and student hear the same speed")
+    crops: Size = option(4, "full crops a batch")
+    speeds: tuple[Speed, ...] = option((0.9, 1.0, 1.1), "Ko et al. 2015; teacher and student hear the same speed")
     heard: Augmentation = option(
         # The speed is the teacher's as well, see above. Mu-law stands for all codecs: a probe on it is the bar.
         Augmentation(speed_probability=0.0, noise_manifest="manifests/noise_esc10.jsonl", noise_probability=0.3,
                      snr_db=(3.0, 20.0), telephone_probability=0.3, codecs=("mu-law",)),
         "what happens to the student's input, where the teacher hears clean speech and its states stay the target",
     )  # fmt: skip
-    peaks: tuple[float, float] = option((0.1, 0.9), "level before that; the codec's noise depends on it")
+    peaks: tuple[Share, Share] = option((0.1, 0.9), "level before that; the codec's noise depends on it")
 
     output: Path | None = option(None, "run folder, resumed where it exists; by default runs/pretrain_tiny/<family>")
     shared_with: str | None = option(None, "such as ../tiny-wav2vec2: point to its equal weights instead")
-    seed: int = option(0, "of weights, order and augmentation")
+    seed: Seed = option(0, "of weights, order and augmentation")
     device: str = option("cpu", "or cuda")
     bf16: bool = option(True, "autocast: a third faster on a CPU that has it, the same losses")
-    workers: int = option(0, "processes that prepare batches; 0 suits a CPU, 8 a GPU")
-    checkpoint_minutes: float = option(5.0, "between checkpoints")
-    log_steps: int = option(50, "between lines of metrics.jsonl")
+    workers: Annotated[int, Range(0, 1024)] = option(0, "processes that prepare batches; 0 suits a CPU, 8 a GPU")
+    checkpoint_minutes: NotNegative = option(5.0, "between checkpoints")
+    log_steps: Count = option(50, "between lines of metrics.jsonl")
 
     def __post_init__(self) -> None:
         if math.prod(self.student.conv_stride) != 320:

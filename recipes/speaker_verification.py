@@ -19,6 +19,8 @@ from typing import Any, Literal
 from speech_adapters.config import option, parse_cli, run_main
 from speech_adapters.data.manifest import Manifest
 from speech_adapters.errors import ConfigError
+from speech_adapters.heads.margin import Margin
+from speech_adapters.ranges import CountOrNone, Positive, Size
 from speech_adapters.tasks.base import Corpus, ExperimentConfig
 from speech_adapters.tasks.large_margin import LargeMargin
 
@@ -42,12 +44,14 @@ class Config(ExperimentConfig):
         "linear", "head: linear with pooling, x-vector, ECAPA-TDNN"
     )
     pooling: Literal["mean", "statistics", "attentive"] = option("statistics", "of the linear head")
-    embedding_size: int = option(256, "width of the embedding; Otake 2023: 768 with mean pooling and ce")
-    channels: int = option(512, "width of the x-vector and ECAPA-TDNN layers")
+    embedding_size: Size = option(256, "width of the embedding; Otake 2023: 768 with mean pooling and ce")
+    channels: Size = option(512, "width of the x-vector and ECAPA-TDNN layers")
     loss: Literal["ce", "am", "aam", "subcenter"] = option("aam", "softmax, or with an additive margin")
-    margin: float = option(0.2, "of the margin losses")
-    scale: float = option(30.0, "of the margin losses")
-    cohort: int = option(0, "training utterances whose speakers' means normalise scores (adaptive s-norm); 0: none")
+    margin: Margin = option(0.2, "of the margin losses")
+    scale: Positive = option(30.0, "of the margin losses")
+    cohort: CountOrNone = option(
+        0, "training utterances whose speakers' means normalise scores (adaptive s-norm); 0: none"
+    )
     large_margin: LargeMargin = field(default_factory=LargeMargin)
 
     def __post_init__(self) -> None:

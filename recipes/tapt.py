@@ -21,6 +21,7 @@ from speech_adapters.data.manifest import Manifest
 from speech_adapters.errors import ConfigError
 from speech_adapters.objectives.choice import ObjectiveChoice, read_noises
 from speech_adapters.objectives.pretraining import MaskedPrediction, PretrainingConfig, pretrain
+from speech_adapters.ranges import Seed
 from speech_adapters.runs.results import MethodResults, Results
 from speech_adapters.tasks.downstream import Downstream
 
@@ -49,7 +50,7 @@ class Config(ObjectiveChoice):
     downstream_use: Literal["continue", "stack"] = option(
         "continue", "the task's adapter starts from the adapted one, or lies above it, which stays frozen"
     )
-    seeds: tuple[int, ...] = option((0, 1, 2), "of the task's training")
+    seeds: tuple[Seed, ...] = option((0, 1, 2), "of the task's training")
     output: Path | None = option(None, "run folder; one that holds the same run goes on")
     resume: str | None = option(None, "latest, or a run folder: go on with that run")
 

@@ -6,8 +6,12 @@ import contextlib
 import json
 import math
 import os
+import platform
 import re
 import shutil
+import time
+import warnings
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -23,6 +27,9 @@ except ImportError:  # Windows
 _HELD: dict[Path, IO[str]] = {}
 """The locks of this process, by folder."""
 
+_HERE = f"at-{zlib.crc32(platform.node().encode()):08x}"
+"""This machine, in names of temporary files: others that share the disk have processes of the same numbers."""
+
 
 @contextlib.contextmanager
 def atomic(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
@@ -35,7 +42,7 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         InputError: the folder or the disk does not take it (read-only, full, a file in the way), in one sentence.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{_HERE}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         sweep(path)
@@ -80,7 +87,8 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def sweep(path: Path) -> None:
-    """Remove what killed processes left of ``path``: ``.<name>.<anything>.<pid>.tmp``, files or folders."""
+    """Remove what killed processes of this machine left of ``path``: ``.<name>.<anything>.<pid>.tmp``, files or
+    folders."""
     _sweep(path.parent, _literal(path.name))
 
 
@@ -91,8 +99,8 @@ def sweep_folder(folder: Path) -> None:
 
 def _sweep(folder: Path, names: str) -> None:
     for left in folder.glob(f".{names}.*.tmp"):
-        number = re.fullmatch(r".*\.(\d+)\.tmp", left.name)
-        if number is not None and not _runs(int(number[1])):
+        found = re.fullmatch(r".*?(?:\.(at-[0-9a-f]{8}))?\.(\d+)\.tmp", left.name)
+        if found is not None and found[1] in (None, _HERE) and not _runs(int(found[2])):
             shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
 
 
@@ -130,6 +138,70 @@ def hold(folder: str | os.PathLike[str]) -> None:
     except OSError as error:
         raise InputError(f"{folder}: cannot be written to ({error.strerror}); name another folder") from error
     _HELD[place] = lock
+
+
+@contextlib.contextmanager
+def locked(path: str | os.PathLike[str], seconds: float = math.inf) -> Iterator[None]:
+    """Let one writer of ``path`` at a time into the block, of all threads and processes; the others wait.
+
+    The lock is a file beside ``path``, gone afterwards; a killed process leaves it, but not locked. File systems
+    without locks, and Windows, have none.
+
+    Raises:
+        InputError: still locked after so many ``seconds``, or a folder that cannot be written to.
+    """
+    path = Path(path)
+    if fcntl is None:
+        yield
+        return
+    lock = _lock_of(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = _lock(lock, path, seconds)
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror or error}); free or name another place"
+        ) from error
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            lock.unlink()
+        file.close()
+
+
+def is_locked(path: Path) -> bool:
+    """Whether somebody may be writing ``path`` under :func:`locked`."""
+    return _lock_of(path).exists()
+
+
+def _lock_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.lock")
+
+
+def _lock(lock: Path, path: Path, seconds: float) -> IO[str]:
+    started = time.monotonic()
+    told = False
+    while True:
+        file = lock.open("w")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(file.fileno()), lock.stat()):
+                return file
+        except FileNotFoundError:  # the one before has taken it away: this file is no lock any more
+            pass
+        except BlockingIOError:
+            waited = time.monotonic() - started
+            if waited > seconds:
+                file.close()
+                raise InputError(f"{path}: another process has been writing it for {seconds:.0f} s; end it") from None
+            if waited > 5 and not told:
+                warnings.warn(f"{path}: another process is writing it; waiting for it", stacklevel=3)
+                told = True
+            time.sleep(0.02)
+        except OSError:  # no locks on this file system
+            return file
+        file.close()
 
 
 def write_text(path: str | os.PathLike[str], text: str | Iterable[str]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -38,9 +40,9 @@ from speech_adapters.composition.parallel import parallel_forward
 from speech_adapters.composition.registry import Registry, check_new
 from speech_adapters.deprecation import renamed, renamed_attribute
 from speech_adapters.encoders.encoder import Encoder
-from speech_adapters.encoders.forward import EncoderOutput
+from speech_adapters.encoders.forward import EncoderOutput, encode
 from speech_adapters.encoders.loading import load_encoder
-from speech_adapters.errors import CheckpointError, ConfigError
+from speech_adapters.errors import CheckpointError, ConfigError, shown
 from speech_adapters.heads.base import HeadConfig, HeadModule
 from speech_adapters.inference.methods import Inference
 from speech_adapters.model_output import ModelOutput
@@ -156,7 +158,10 @@ class SpeechAdapterModel(Inference, nn.Module):
         if isinstance(config, str):
             config = preset(config, task)
         if not isinstance(config, AdapterConfig):
-            raise ConfigError(f"adapter {name!r}: give a preset's name or an adapter config, not {config!r}.")
+            made = f"; write {config.__name__}()" if isinstance(config, type) else ""
+            raise ConfigError(
+                f"adapter {name!r}: give a preset's name or an adapter config, not {shown(config)}{made}."
+            )
         module = config.build(self.encoder).to(self.device)
         module.attach(self.encoder, name)
         module.requires_grad_(False).eval()
@@ -308,7 +313,10 @@ class SpeechAdapterModel(Inference, nn.Module):
         """Add a head for the features of the active adapter, and make it the active head."""
         check_new(name, self.heads, "head")
         if not isinstance(config, HeadConfig):
-            raise ConfigError(f"head {name!r}: give a head config such as CTCHead(vocabulary), not {config!r}.")
+            made = f"; write {config.__name__}(...)" if isinstance(config, type) else ""
+            raise ConfigError(
+                f"head {name!r}: give a head config such as CTCHead(vocabulary), not {shown(config)}{made}."
+            )
         self._keep_head(name, config.build(self.feature_size))
 
     def delete_head(self, name: str) -> None:
@@ -503,6 +511,10 @@ class SpeechAdapterModel(Inference, nn.Module):
         """Dropout works in active adapters and the active head only; the encoder stays in eval mode."""
         super().train(False)
         self.training = mode
+        if mode and not any(parameter.requires_grad for parameter in self.parameters()):
+            warnings.warn(
+                "train(): nothing of this model is trainable; call train_adapter(name, head=...) first.", stacklevel=2
+            )
         if mode:
             for name in self.trained_adapters:
                 self.adapters[name].train()
@@ -600,10 +612,9 @@ class SpeechAdapterModel(Inference, nn.Module):
         lengths = given.either("lengths", lengths, "attention_mask", attention_mask)
         lengths = lengths if attention_mask is None else given.lengths_of(attention_mask)
         targets = given.either("targets", targets, "labels", labels)
+        given.check_names(cached, ARGUMENTS)
         if waveforms is not None:
-            given.check_audio(waveforms, lengths, self.encoder.receptive_field)
-            if lengths is not None and bool((lengths == waveforms.shape[1]).all()):
-                lengths = None
+            waveforms, lengths = given.audio(waveforms, lengths, self.device, self.encoder.receptive_field)
         if targets is not None and self.head is None and head is None:
             raise ConfigError("targets were given but no head is active; call set_head or add_head.")
         inputs = {"waveforms": waveforms, "lengths": lengths, "time_mask": time_mask, **cached}
@@ -800,8 +811,7 @@ def _score(result: ModelOutput, head: HeadModule | None, targets: Tensor | None)
         scored = head(result.features, result.frame_lengths)
         result.logits, result.embedding = scored.logits, getattr(scored, "embedding", None)
         if targets is not None:
-            given.check_targets(targets, scored)
-            result.loss = head.loss(scored, targets)
+            result.loss = head.loss(scored, given.targets_for(targets, scored, head))
 
 
 def _apart(module: nn.Module, tensors: dict[str, Any], prefix: str, metadata: dict[str, Any]) -> None:
@@ -817,3 +827,7 @@ def _apart(module: nn.Module, tensors: dict[str, Any], prefix: str, metadata: di
 
 def _size(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
+
+
+ARGUMENTS = (*inspect.signature(SpeechAdapterModel.forward).parameters, *inspect.signature(encode).parameters)
+"""Names that a forward may be given."""

@@ -1,10 +1,10 @@
 """Plain values (from YAML, JSON or a command line) into typed dataclasses, and back.
 
-The dataclass is the only schema: every value is checked against its field's annotation. Understood are ``bool``,
-``int``, ``float``, ``str``, ``Path``, ``Enum``, ``Literal``, ``Optional``, unions, ``list``, ``tuple``, ``dict``,
-``Any`` and nested dataclasses. A mapping given for a nested dataclass changes only the keys it names; the others keep
-what the default of the enclosing field says. In a union of dataclasses the one that fits most of the keys is taken, so
-a ``Literal`` field can tell them apart.
+The dataclass is the only schema: every value is checked against its field's annotation, the range of a number
+(:mod:`speech_adapters.ranges`) included. Understood are ``bool``, ``int``, ``float``, ``str``, ``Path``, ``Enum``,
+``Literal``, ``Optional``, unions, ``list``, ``tuple``, ``dict``, ``Any`` and nested dataclasses. A mapping given for a
+nested dataclass changes only the keys it names; the others keep what the default of the enclosing field says. In a
+union of dataclasses the one that fits most of the keys is taken, so a ``Literal`` field can tell them apart.
 """
 
 from __future__ import annotations
@@ -13,19 +13,53 @@ import collections.abc
 import dataclasses
 import difflib
 import enum
-import math
 import os
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeGuard, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Self, TypeGuard, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from speech_adapters.errors import ConfigError
+from speech_adapters.errors import ConfigError, shown
+from speech_adapters.ranges import check_values
 
 C = TypeVar("C")
 _MISSING: Any = dataclasses.MISSING
 _BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _SEQUENCES = (list, tuple, collections.abc.Sequence)
+
+
+SYNONYMS: dict[str, tuple[str, ...]] = {
+    "r": ("rank",), "lora_r": ("rank",), "lora_alpha": ("alpha",), "lora_dropout": ("dropout",),
+    "target_modules": ("targets",), "layers_to_transform": ("layers",), "use_rslora": ("variant",),
+    "use_dora": ("variant",), "bottleneck_size": ("size",), "bottleneck_dim": ("size",), "adapter_size": ("size",),
+    "non_linearity": ("activation",), "prefix_length": ("length",), "num_virtual_tokens": ("length",),
+    "lr": ("learning_rate", "learning_rates"), "learning_rate": ("learning_rates",),
+    "num_labels": ("labels",), "classes": ("labels",), "label_names": ("labels",), "num_speakers": ("speakers",),
+    "vocab": ("vocabulary",), "tokenizer": ("vocabulary",), "vocab_size": ("vocabulary",),
+    "epochs": ("updates",), "num_train_epochs": ("updates",), "max_steps": ("updates",), "steps": ("updates",),
+    "batch_size": ("batch_seconds",), "per_device_train_batch_size": ("batch_seconds",), "fp16": ("precision",),
+    "bf16": ("precision",), "gradient_accumulation_steps": ("accumulation",), "num_workers": ("workers",),
+    "warmup_steps": ("warmup",), "warmup_ratio": ("warmup",), "logging_steps": ("log_every",),
+    "eval_steps": ("evaluate_every",), "lr_scheduler_type": ("schedule",), "report_to": ("trackers",),
+}  # fmt: skip
+"""What other libraries call a setting -> what it may be called here."""
+
+
+class Configuration:
+    """Base of configurations that people write in Python: a setting that there is not gets a sentence."""
+
+    def __new__(cls, *arguments: Any, **settings: Any) -> Self:
+        fields = [field for field in dataclasses.fields(cls) if field.init]  # type: ignore[arg-type]  # subclasses are
+        first = [field.name for field in fields if not field.kw_only]
+        if len(arguments) > len(first):
+            named = f"{first[0]} first, the others by name" if first else "all by name"
+            raise ConfigError(
+                f"{cls.__name__}({shown(arguments[len(first)])}): give its settings {named}: "
+                f"{', '.join(field.name for field in fields)}."
+            )
+        if unknown := [key for key in settings if key not in {field.name for field in fields}]:
+            raise ConfigError(f"{cls.__name__}: {_no_such('setting', unknown[0], [field.name for field in fields])}")
+        return super().__new__(cls)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +77,7 @@ class Typed:
 def from_dict(cls: type[C], mapping: Mapping[str, Any], where: str = "configuration") -> C:
     """Build ``cls`` from plain values; a bad key or value raises a ConfigError that opens with ``where``."""
     if not isinstance(mapping, Mapping):
-        raise ConfigError(f"{where}: expected keys with values, got {mapping!r}")
+        raise ConfigError(f"{where}: expected keys with values, got {shown(mapping)}")
     return _build(cls, mapping, _Place(where))
 
 
@@ -61,18 +95,6 @@ def field_types(cls: type) -> dict[str, Any]:
     """The annotation of each field that a configuration of this class takes, in order of definition."""
     hints = get_type_hints(cls)
     return {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
-
-
-def check_positive(name: str, value: float, *, zero: bool = False, below: float = math.inf) -> None:
-    """For a configuration's ``__post_init__``: ``value`` must be above 0 (or 0 itself, with ``zero``), finite, and
-    under ``below``.
-
-    Raises:
-        ConfigError: names the key, the value and the bounds.
-    """
-    if not (value >= 0 if zero else value > 0) or not value < below:
-        bounds = ("at least 0" if zero else "above 0") + (f" and below {below:g}" if math.isfinite(below) else "")
-        raise ConfigError(f"{name}={value} must be {bounds}")
 
 
 def members_of(hint: Any) -> tuple[Any, ...]:
@@ -108,7 +130,8 @@ class _Place:
     key: str = ""
 
     def at(self, name: object) -> _Place:
-        return _Place(self.where, f"{self.key}.{name}" if self.key else str(name))
+        name = str(name)[:100]
+        return _Place(self.where, f"{self.key}.{name}" if self.key else name)
 
     def error(self, message: str) -> ConfigError:
         return ConfigError(f"{self.where}: {self.key}: {message}" if self.key else f"{self.where}: {message}")
@@ -128,7 +151,9 @@ def _build(cls: type[C], mapping: Mapping[Any, Any], place: _Place, base: Any = 
         elif field.init and default is _MISSING and base is None:
             raise place.error(f"missing key '{field.name}' ({_name(hints[field.name])}); it has no default")
     try:
-        return cls(**values) if base is None else dataclasses.replace(base, **values)
+        built = cls(**values) if base is None else dataclasses.replace(base, **values)
+        check_values(built)
+        return built
     except ValueError as error:  # from a __post_init__, which checks what types cannot say
         raise place.error(str(error)) from error
 
@@ -159,7 +184,7 @@ def _convert(hint: Any, value: Any, place: _Place, current: Any = None) -> Any:
     else:
         for converted in _convert_scalar(hint, value):
             return converted
-    raise place.error(f"expected {_name(hint)}, got {value!r}")
+    raise place.error(f"expected {_name(hint)}, got {shown(value)}")
 
 
 def _convert_union(hint: Any, value: Any, place: _Place, current: Any) -> Any:
@@ -185,7 +210,7 @@ def _convert_union(hint: Any, value: Any, place: _Place, current: Any) -> Any:
             errors.append(error)
     if isinstance(value, Mapping) and dataclasses.is_dataclass(members[0]):
         raise errors[0]
-    raise place.error(f"expected {_name(hint)}, got {value!r}")
+    raise place.error(f"expected {_name(hint)}, got {shown(value)}")
 
 
 def _fit(member: Any, mapping: Mapping[Any, Any], place: _Place) -> int:
@@ -207,7 +232,7 @@ def _convert_items(hint: Any, items: Sequence[Any], place: _Place) -> Any:
     is_tuple = (get_origin(hint) or hint) is tuple
     if is_tuple and arguments[-1] is not ...:
         if len(items) != len(arguments):
-            raise place.error(f"expected {len(arguments)} values, got {list(items)!r}")
+            raise place.error(f"expected {len(arguments)} values, got {shown(list(items))}")
         hints: Sequence[Any] = arguments
     else:
         hints = [arguments[0]] * len(items)
@@ -292,9 +317,15 @@ def near(name: str, known: Iterable[str]) -> str:
 
 
 def _unknown(key: Any, valid: Mapping[str, Any], place: _Place) -> ConfigError:
-    close = difflib.get_close_matches(str(key), valid, n=1)
+    return place.error(_no_such("key", str(key), valid))
+
+
+def _no_such(what: str, key: str, valid: Collection[str]) -> str:
+    """The sentence about a name that is not among the valid ones, with the one that is probably meant."""
+    same = [name for name in SYNONYMS.get(key, ()) if name in valid]
+    close = same or difflib.get_close_matches(key[:100], valid, n=1)
     suggestion = f"did you mean '{close[0]}'? " if close else ""
-    return place.error(f"unknown key '{key}'; {suggestion}The keys are: {', '.join(valid)}")
+    return f"unknown {what} {shown(key)}; {suggestion}The {what}s are: {', '.join(valid)}"
 
 
 def _name(hint: Any) -> str:

@@ -139,12 +139,12 @@ def test_presets_joined_by_plus_are_one_adapter():
 
 
 BAD = {
-    "size": (lambda: Bottleneck(size=0), "bottleneck: size=0; it must be at least 1"),
-    "reduction": (lambda: Bottleneck(reduction_factor=0), "reduction_factor=0; it must be at least 1"),
-    "rank": (lambda: LoRA(rank=0), "lora: rank=0; it must be at least 1"),
-    "width": (lambda: LAdapter(size=-1), "l: size=-1; it must be at least 1"),
-    "frames": (lambda: PAdapter(frames=0), "p: frames=0; it must be at least 1"),
-    "dropout": (lambda: LoRA(dropout=1.0), "lora: dropout=1.0 is not a probability"),
+    "size": (lambda: Bottleneck(size=0), "bottleneck: size=0: must be a whole number, at least 1"),
+    "reduction": (lambda: Bottleneck(reduction_factor=0), "reduction_factor=0: must be a whole number, at least 1"),
+    "rank": (lambda: LoRA(rank=0), "lora: rank=0: must be a whole number, at least 1"),
+    "width": (lambda: LAdapter(size=-1), "l: size=-1: must be a whole number, at least 1"),
+    "frames": (lambda: PAdapter(frames=0), "p: frames=0: must be a whole number, at least 1"),
+    "dropout": (lambda: LoRA(dropout=1.0), "lora: dropout=1.0: must be a number, at least 0 and below 1"),
     "activation": (lambda: Bottleneck(activation="relu6"), "activation 'relu6' is unknown; use one of relu, gelu"),
     "layers": (lambda: Bottleneck(layers=(0, 3)), r"layers=\(0, 3\) do not fit the encoder's layers 0 to 2"),
     "layers-below": (lambda: LoRA(layers=(-4,)), r"lora: layers=\(-4,\) do not fit"),
@@ -153,16 +153,16 @@ BAD = {
     "sites": (lambda: Bottleneck(sites=("ffn",)), r"sites=\('ffn',\): choose from attention, feed_forward"),
     "no-sites": (lambda: Bottleneck(sites=()), r"sites=\(\): choose from"),
     "norm": (lambda: Bottleneck(layer_norm=True), "layer_norm=True needs init_std"),
-    "placement": (lambda: Bottleneck(placement="before"), "placement='before': choose serial, parallel or pfeiffer"),
+    "placement": (lambda: Bottleneck(placement="before"), "placement=.before.: must be one of serial, parallel"),
     "pfeiffer": (
         lambda: Bottleneck(placement="pfeiffer", sites=("attention",)),
         "placement='pfeiffer' belongs to the feed-forward alone",
     ),
-    "where": (lambda: PAdapter(where="cnn"), "where='cnn'.*where is cnn_out, proj_out or layers_in"),
-    "side": (lambda: PAdapter(side="left"), "side='left'.*prepend or append"),
+    "where": (lambda: PAdapter(where="cnn"), "p: where='cnn': must be one of cnn_out, proj_out, layers_in"),
+    "side": (lambda: PAdapter(side="left"), "p: side='left': must be one of prepend, append"),
     "targets": (lambda: LoRA(targets=("query",)), r"targets=\('query',\); choose from q_proj"),
     "no-targets": (lambda: LoRA(targets=()), r"targets=\(\); choose from"),
-    "variant": (lambda: LoRA(variant="qlora"), "variant='qlora'; choose from lora, rslora, dora"),
+    "variant": (lambda: LoRA(variant="qlora"), "lora: variant='qlora': must be one of lora, rslora, dora"),
     "empty": (lambda: Combine(), "Combine: parts is empty"),
     "twice": (lambda: Combine(parts=(LoRA(), LoRA(rank=2))), "Combine: two parts of group 'lora'"),
     "readers": (lambda: Combine(parts=(LAdapter(), WeightedSum())), "l and weights both feed the head"),
@@ -186,7 +186,7 @@ def test_a_task_without_published_values_takes_those_of_emotion(name):
 def test_unknown_names_are_config_errors():
     with pytest.raises(ConfigError, match="unknown adapter preset 'houlsbi'. Did you mean 'houlsby'?"):
         preset("houlsbi")
-    with pytest.raises(ConfigError, match="preset 'lora'.*rang"):
+    with pytest.raises(ConfigError, match="LoRA: unknown setting 'rang'; did you mean 'rank'"):
         preset("lora", rang=3)
     with pytest.raises(ConfigError, match="unknown adapter method 'verra'; known: adalora"):
         adapter_config({"method": "verra"})

@@ -135,9 +135,9 @@ def test_off_is_identity():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"speed_probability": 1.5}, "speed_probability=1.5 must lie between 0 and 1"),
-        ({"speeds": ()}, "speeds="),
-        ({"speeds": (0.9, -1.0)}, "speeds="),
+        ({"speed_probability": 1.5}, "speed_probability=1.5: must be a number, at least 0 and at most 1"),
+        ({"speeds": ()}, "speeds is empty"),
+        ({"speeds": (0.9, -1.0)}, "speeds.1=-1.0: must"),
         ({"snr_db": (10.0, 0.0)}, "snr_db="),
         ({"codecs": ("mp3",)}, "'mp3' is unknown"),
         ({"codecs": (), "telephone_probability": 0.5}, "name at least one"),

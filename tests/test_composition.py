@@ -278,8 +278,8 @@ def test_fusion_refuses_lora_and_what_is_missing():
         (lambda: model.add_fusion(Fuse("c"), RouterConfig()), "takes a FusionConfig, not RouterConfig"),
         (lambda: model.add_fusion(Route("a", "b"), RouterConfig(top_k=3)), "top_k=3 of 2 members"),
         (lambda: model.add_fusion(Route("c", "d")), "a member acts inside the CNN, whose output the gate reads"),
-        (lambda: FusionConfig(rank=0), "rank=0; it must be at least 1"),
-        (lambda: RouterConfig(per="word"), "per='word'; choose utterance or frame"),
+        (lambda: FusionConfig(rank=0), "FusionConfig: rank=0: must be a whole number, at least 1"),
+        (lambda: RouterConfig(per="word"), "per='word': must be one of utterance, frame"),
         (lambda: model.train_fusion("y"), "no fusion 'y'; there are: none"),
     ):
         with pytest.raises(ConfigError, match=message):

@@ -198,7 +198,7 @@ def without(folder, *parts):
 
 
 def test_a_checkpoint_that_lacks_tensors_is_refused(tmp_path):
-    stock_model("hubert", "post-norm").save_pretrained(tmp_path)
+    stock_model("wav2vec2", "post-norm").save_pretrained(tmp_path)
     without(tmp_path, "layers.2.attention.q_proj")
     with pytest.raises(CheckpointError, match="lacks 2 of the encoder's tensors.*q_proj"):
         load_encoder(tmp_path)
@@ -310,7 +310,11 @@ def test_a_checkpoint_without_mask_embedding_is_the_same_encoder_in_each_process
         ("wavlm", "pre-norm", {"processor_config.json": {"processor_class": "Wav2Vec2Processor"}}, True),
         ("wavlm", "pre-norm", {}, True),
         ("wavlm", "post-norm", {}, False),
-        ("hubert", "post-norm", {}, True),
+        ("hubert", "pre-norm", {}, True),
+        ("hubert", "post-norm", {}, "no do_normalize in preprocessor_config.json"),
+        ("data2vec-audio", "pre-norm", {}, True),
+        ("wav2vec2", "post-norm", {}, True),
+        ("wav2vec2", "pre-norm", {}, True),
         ("unispeech-sat", "pre-norm", {"preprocessor_config.json": {"do_normalize": True}}, True),
         ("unispeech-sat", "pre-norm", {}, "no do_normalize in preprocessor_config.json"),
         ("wavlm", "pre-norm", {"preprocessor_config.json": {"do_normalize": "no"}}, "do_normalize is 'no'"),

@@ -300,7 +300,7 @@ def test_slots_add_their_losses_and_decode_each_slice():
         (lambda: ClassificationHead(labels=("a", "a")), "two or more different"),
         (lambda: ClassificationHead(labels=LABELS, pooling="max"), "pooling='max'.*mean, statistics, attentive"),
         (lambda: ClassificationHead(labels=LABELS, network="mlp"), "network='mlp'"),
-        (lambda: ClassificationHead(labels=LABELS, class_weights=(1.0,)), "give 3 weights above 0"),
+        (lambda: ClassificationHead(labels=LABELS, class_weights=(1.0,)), "give 3 weights, one for each label"),
         (lambda: ClassificationHead(labels=LABELS, hidden_size=0), "hidden_size=0"),
         (lambda: ClassificationHead(labels=LABELS, dropout=1.0), "dropout=1.0"),
         (lambda: SlotsHead(), "slots is empty"),

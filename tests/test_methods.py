@@ -277,7 +277,6 @@ BAD = {
     "conv squeeze": (ConvAdapter(squeeze=65), "squeeze=65 lie between 1 and 64"),
     "terms": (Compacter(terms=5), "compacter: terms=5 must divide the width 64"),
     "sites": (Compacter(sites=("layer",)), r"compacter: sites=\('layer',\); choose from attention, feed_forward"),
-    "hidden": (Prefix(hidden=0), "prefix: hidden=0; it must be at least 1, or None for flat prefixes"),
     "targets": (IA3(targets=("dense",)), r"ia3: targets=\('dense',\); choose from q_proj"),
     "top": (BitFit(layers="top-4"), "bitfit: layers='top-4'; give indices, 'top-4'.*an encoder of 3 layers"),
     "words": (LayerNorms(layers="all"), "layer_norms: layers='all'; give indices"),
@@ -291,10 +290,11 @@ def test_settings_that_do_not_fit_are_config_errors(case):
     with pytest.raises(ConfigError, match=message):
         small_model().add_adapter("a", config)
     for make, words in (
-        (lambda: Prefix(length=0), "prefix: length=0; it must be at least 1"),
+        (lambda: Prefix(length=0), "prefix: length=0: must be a whole number, at least 1"),
+        (lambda: Prefix(hidden=0), "prefix: hidden=0: must be a whole number, at least 1"),
         (lambda: AdaLoRA(rank=12), "adalora: init_rank=12 must be above rank=12"),
-        (lambda: AdaLoRA(warmup=0.7), "adalora: warmup=0.7, settle=0.3, every=10; the two shares must leave updates"),
-        (lambda: FineTuning(unfrozen_at=0), "fine_tuning: unfrozen_at=0; choose 0 < unfrozen_at <= 1"),
+        (lambda: AdaLoRA(warmup=0.7), "adalora: warmup=0.7, settle=0.3; the two shares must leave updates"),
+        (lambda: FineTuning(unfrozen_at=0), "fine_tuning: unfrozen_at=0: must be a number, above 0 and at most 1"),
     ):
         with pytest.raises(ConfigError, match=words):
             make()

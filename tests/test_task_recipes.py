@@ -190,10 +190,10 @@ def test_intents_in_slots_and_as_one_label(corpus, tmp_path):
         ("speaker_verification", ["large_margin.rate=0"], "large_margin: .*rate=0"),
         ("intent_classification", ["--train={0}/train.jsonl", "--corpus-root={0}"], "not both"),
         ("intent_classification", ["--seeds="], "give one or more different numbers"),
-        ("intent_classification", ["--seeds=-1"], "0 or more"),
+        ("intent_classification", ["--seeds=-1"], "seeds.0=-1: must be a whole number, at least 0"),
         ("emotion_recognition", ["--baselines=e,e"], "give different presets"),
-        ("emotion_recognition", ["rates.l=-1"], "rates.l=-1.0: a learning rate is 0 or more"),
-        ("asr_librispeech", ["--train-hours=0"], "train_hours=0.0: give hours above 0"),
+        ("emotion_recognition", ["rates.l=-1"], "rates.l=-1.0: must be a number, at least 0"),
+        ("asr_librispeech", ["--train-hours=0"], "train_hours=0.0: must be a number, above 0"),
         ("asr_librispeech", ["training.crop_seconds=2"], "cuts speech but not its text"),
     ],
 )

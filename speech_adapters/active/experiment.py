@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from speech_adapters.active.curves import Curve, area_difference, over_seeds
 from speech_adapters.active.loop import ActiveLearner, LoopConfig, Round
@@ -16,6 +16,7 @@ from speech_adapters.data.manifest import Manifest
 from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.errors import ConfigError
 from speech_adapters.model import SpeechAdapterModel
+from speech_adapters.ranges import NotNegative, Prior, Range, Seed, Size, check_values
 from speech_adapters.runs.folder import RunFolder
 from speech_adapters.runs.results import MethodResults
 from speech_adapters.tasks.base import check_seeds
@@ -37,16 +38,17 @@ class ActiveConfig:
     strategies: tuple[str, ...] = option(
         ("random", "hybrid"), "of an experiment; random is what others are held against"
     )
-    seeds: tuple[int, ...] = option((0, 1, 2), "of an experiment: loops per strategy")
-    target_gap: float = option(0.02, "labels are counted to the whole pool's score minus this")
-    clusters: int = option(20, "k-means clusters of the cold start and of hybrid")
-    passes: int = option(5, "stochastic passes of the dropout strategy")
-    dropout: float = option(0.1, "probability in these passes")
+    seeds: tuple[Seed, ...] = option((0, 1, 2), "of an experiment: loops per strategy")
+    target_gap: NotNegative = option(0.02, "labels are counted to the whole pool's score minus this")
+    clusters: Size = option(20, "k-means clusters of the cold start and of hybrid")
+    passes: Annotated[int, Range(2, 1000)] = option(5, "stochastic passes of the dropout strategy")
+    dropout: Prior = option(0.1, "probability in these passes")
     member: str = option("lora", "preset of the second adapter of the committee strategy")
     member_options: dict[str, Any] = field(default_factory=dict)
     """Settings of that preset; with ``task.adapter=lora`` r=8, ``{rank: 16}``."""
 
     def __post_init__(self) -> None:
+        check_values(self)
         check_seeds(self.seeds)
         if unknown := [name for name in self.strategies if name not in STRATEGIES]:
             raise ConfigError(f"strategies: {unknown[0]!r} is unknown; choose from {', '.join(STRATEGIES)}.")

@@ -19,7 +19,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
@@ -27,6 +27,7 @@ from speech_adapters.active.strategies import STRATEGIES, PoolView, agreement
 from speech_adapters.data.manifest import Manifest, Utterance
 from speech_adapters.errors import ConfigError
 from speech_adapters.files import hold, read_log, to_json, write_text
+from speech_adapters.ranges import Count, Dropout, Finite, Positive, Range, Seed, Share, check_values
 
 ROUNDING = 1e-9
 
@@ -38,32 +39,31 @@ class LoopConfig:
     strategy: str = "hybrid"
     """``random``, ``entropy``, ``margin``, ``least_confidence``, ``dropout``, ``committee``, ``k_center``, ``hybrid``
     (clusters, then uncertainty) or ``badge``."""
-    budget: float = 200.0
+    budget: Positive = 200.0
     """Labels to spend in all, in ``unit``."""
     unit: Literal["utterances", "seconds"] = "utterances"
     """What a label costs: one each, or its seconds of audio."""
-    initial: float = 0.2
+    initial: Annotated[float, Range(0, 1, above=True)] = 0.2
     """Share of the budget that the first round spends, before there is a model."""
     cold_start: Literal["random", "cluster", "k_center"] = "cluster"
     """How the first round picks, on embeddings of the frozen base."""
-    rounds: int = 5
+    rounds: Count = 5
     """Rounds in all, the first and the last polish among them; the budget between them is shared evenly."""
-    reserve: float = 0.0
+    reserve: Dropout = 0.0
     """Share of the budget kept for the last polish: a final round on what the last model is least certain of. It is
     spent also where a stop rule ends the rounds before it."""
-    stop_gain: float | None = None
+    stop_gain: Finite | None = None
     """Stop when a round raised the score by less than this a 100 labels (or 100 s); None never does."""
-    stop_agreement: float | None = None
+    stop_agreement: Share | None = None
     """Stop when entropy, margin and least confidence agree on the next picks to this share (Jaccard); None never."""
-    seed: int = 0
+    seed: Seed = 0
     """Of everything drawn."""
 
     def __post_init__(self) -> None:
         if self.strategy not in STRATEGIES:
             raise ConfigError(f"strategy={self.strategy!r} is unknown; choose {', '.join(STRATEGIES)}.")
-        if self.budget <= 0 or self.rounds < 1:
-            raise ConfigError(f"budget={self.budget}, rounds={self.rounds}: both must be above 0.")
-        if not 0 < self.initial <= 1 or not 0 <= self.reserve < 1 or self.initial + self.reserve > 1:
+        check_values(self)
+        if self.initial + self.reserve > 1:
             raise ConfigError(
                 f"initial={self.initial}, reserve={self.reserve}: shares of the budget, at most 1 together."
             )

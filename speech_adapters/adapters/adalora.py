@@ -24,6 +24,7 @@ from speech_adapters.adapters.projections import ProjectionConfig, ProjectionMod
 from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.encoders.plan import Site
 from speech_adapters.errors import ConfigError
+from speech_adapters.ranges import Count, Dropout, NotNegative, Positive, Size
 
 if TYPE_CHECKING:
     from peft import AdaLoraConfig
@@ -37,27 +38,26 @@ class AdaLoRA(ProjectionConfig):
     method: ClassVar[str] = "adalora"
     group: ClassVar[str] = "adalora"
 
-    rank: int = 8
+    rank: Size = 8
     """Mean rank at the end."""
-    init_rank: int = 12
+    init_rank: Size = 12
     """Rank of every projection at the start."""
-    alpha: float = 8
-    warmup: float = 0.1
+    alpha: Positive = 8
+    warmup: Dropout = 0.1
     """Share of the updates before the first pruning."""
-    settle: float = 0.3
+    settle: Dropout = 0.3
     """Share of the updates after the last pruning."""
-    every: int = 10
+    every: Count = 10
     """Updates between prunings."""
-    orthogonality: float = 0.5
+    orthogonality: NotNegative = 0.5
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.init_rank <= self.rank:
             raise ConfigError(f"adalora: init_rank={self.init_rank} must be above rank={self.rank}.")
-        if not (self.warmup >= 0 and self.settle >= 0 and self.warmup + self.settle < 1 and self.every >= 1):
+        if self.warmup + self.settle >= 1:
             raise ConfigError(
-                f"adalora: warmup={self.warmup}, settle={self.settle}, every={self.every}; the two shares must leave "
-                "updates between them, and every must be at least 1."
+                f"adalora: warmup={self.warmup}, settle={self.settle}; the two shares must leave updates between them."
             )
 
     def build(self, encoder: Encoder) -> AdaLoRAModule:

@@ -18,6 +18,7 @@ from speech_adapters import schema
 from speech_adapters.adapters.hooks import Hooks
 from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.errors import CheckpointError, ConfigError
+from speech_adapters.ranges import Index, Rate, check_values
 
 ADAPTER_METHODS: dict[str, type[AdapterConfig]] = {}
 
@@ -26,13 +27,13 @@ DEFAULT_LEARNING_RATE = 1e-3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AdapterConfig:
+class AdapterConfig(schema.Configuration):
     """Base of all adapter configs. ``method`` is the name under which a saved adapter finds its class again."""
 
     method: ClassVar[str]
     group: ClassVar[str]
 
-    learning_rate: float | None = None
+    learning_rate: Rate | None = None
     """Learning rate of this adapter's parameter group; None leaves it to the training run."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -41,13 +42,7 @@ class AdapterConfig:
             ADAPTER_METHODS[cls.method] = cls
 
     def __post_init__(self) -> None:
-        for name in ("size", "rank", "frames", "length", "reduction_factor"):
-            value = getattr(self, name, None)
-            if value is not None and value < 1:
-                raise ConfigError(f"{self.method}: {name}={value}; it must be at least 1.")
-        dropout = getattr(self, "dropout", 0.0)
-        if not 0 <= dropout < 1:
-            raise ConfigError(f"{self.method}: dropout={dropout} is not a probability; choose 0 <= dropout < 1.")
+        check_values(self, f"{self.method}: ")
 
     def build(self, encoder: Encoder) -> AdapterModule:
         """Make the module for an encoder. Raises ConfigError for settings that do not fit it."""
@@ -171,7 +166,7 @@ class AdapterModule(Hooks, nn.Module):
 
 
 #: Which layers an adapter takes: None for all, indices (negative ones count from the top), "top-4" or "every-2".
-Layers = tuple[int, ...] | str | None
+Layers = tuple[Index, ...] | str | None
 
 
 def choose_layers(layers: Layers, total: int, method: str) -> list[int]:

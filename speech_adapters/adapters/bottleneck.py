@@ -30,6 +30,7 @@ from speech_adapters.adapters.module_dict import ModuleDict
 from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.encoders.plan import Site
 from speech_adapters.errors import ConfigError
+from speech_adapters.ranges import CountOrNone, Dropout, Finite, NotNegative, Size
 
 SITES = ("attention", "feed_forward")
 
@@ -41,26 +42,26 @@ class Bottleneck(AdapterConfig):
     method: ClassVar[str] = "bottleneck"
     group: ClassVar[str] = "bottleneck"
 
-    size: int | None = None
+    size: Size | None = None
     """Bottleneck width b; None takes the encoder's width divided by ``reduction_factor``."""
-    reduction_factor: int = 16
+    reduction_factor: Size = 16
     """As in Pfeiffer et al. and Houlsby et al. in the `adapters` library."""
     sites: tuple[str, ...] = ("feed_forward",)
     """"attention" and "feed_forward" (the sub-layers), "layer" (a layer's output), or several."""
     placement: Literal["serial", "parallel", "pfeiffer"] = "serial"
     """Which signal is read; see the module's formulas."""
     activation: str = "relu"
-    scale: float = 1.0
+    scale: Finite = 1.0
     """Factor s on what is added; 4.0 in He et al. for the parallel form."""
-    dropout: float = 0.0
+    dropout: Dropout = 0.0
     layer_norm: bool = False
     """A LayerNorm after the up-projection, as in the E-adapter."""
-    init_std: float | None = None
+    init_std: NotNegative | None = None
     """None starts exactly at the frozen encoder (up-projection zero); a number draws both projections N(0, std), the
     published start of the E-adapter (1e-3)."""
     layers: Layers = None
     """Layers that get an adapter; None means all, negative numbers count from the top."""
-    skip_top: int = 0
+    skip_top: CountOrNone = 0
     """So many layers at the encoder's top go without, whatever its depth."""
 
     def build(self, encoder: Encoder) -> BottleneckModule:
@@ -114,8 +115,6 @@ class BottleneckModule(AdapterModule):
                 "layer_norm=True needs init_std (1e-3 as published): a LayerNorm after a zero up-projection gets no "
                 "gradient through it, and one after a larger start replaces the pre-trained representation."
             )
-        if config.placement not in ("serial", "parallel", "pfeiffer"):
-            raise ConfigError(f"placement={config.placement!r}: choose serial, parallel or pfeiffer.")
         if config.placement == "pfeiffer" and config.sites != ("feed_forward",):
             raise ConfigError("placement='pfeiffer' belongs to the feed-forward alone; use sites=('feed_forward',).")
         size, eps = config.width(encoder), encoder.layer_norm_eps
@@ -180,7 +179,7 @@ class EAdapter(Bottleneck):
     method: ClassVar[str] = "e"
     group: ClassVar[str] = "e"
 
-    size: int | None = 256
+    size: Size | None = 256
     activation: str = "gelu"
     layer_norm: bool = True
-    init_std: float | None = 1e-3
+    init_std: NotNegative | None = 1e-3

@@ -23,6 +23,7 @@ from speech_adapters.adapters.module_dict import ModuleDict
 from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.encoders.plan import Site
 from speech_adapters.errors import ConfigError
+from speech_adapters.ranges import Finite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +33,7 @@ class CNNAdapter(AdapterConfig):
     method: ClassVar[str] = "cnn_adapter"
     group: ClassVar[str] = "cnn"
 
-    scale: float = 0.01
+    scale: Finite = 0.01
     blocks: Layers = None
     """Blocks with a twin: None for all, indices (negative ones from the last), "top-2" or "every-2"."""
 

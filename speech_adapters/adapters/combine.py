@@ -21,6 +21,7 @@ from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.encoders.forward import EncoderOutput
 from speech_adapters.encoders.plan import Frames, Norm, Projection, Site
 from speech_adapters.errors import CheckpointError, ConfigError
+from speech_adapters.ranges import Rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +32,7 @@ class Combine(AdapterConfig):
     group: ClassVar[str] = "combine"
 
     parts: tuple[AdapterConfig, ...] = ()
-    head_learning_rate: float | None = None
+    head_learning_rate: Rate | None = None
     """Learning rate that the preset's source gives the head beside these parts."""
 
     def build(self, encoder: Encoder) -> CombineModule:

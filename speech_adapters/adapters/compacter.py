@@ -22,6 +22,7 @@ from speech_adapters.adapters.bottleneck import SITES
 from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.encoders.plan import Site
 from speech_adapters.errors import ConfigError
+from speech_adapters.ranges import Size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +32,8 @@ class Compacter(AdapterConfig):
     method: ClassVar[str] = "compacter"
     group: ClassVar[str] = "compacter"
 
-    reduction_factor: int = 32
-    terms: int = 4
+    reduction_factor: Size = 32
+    terms: Size = 4
     """Kronecker products n; it divides the width and the bottleneck."""
     sites: tuple[str, ...] = SITES
     activation: str = "gelu"

@@ -25,6 +25,7 @@ from speech_adapters.adapters.base import AdapterConfig, AdapterModule, Layers, 
 from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.encoders.plan import Site
 from speech_adapters.errors import ConfigError
+from speech_adapters.ranges import Size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +35,9 @@ class ConvAdapter(AdapterConfig):
     method: ClassVar[str] = "conv_adapter"
     group: ClassVar[str] = "conv"
 
-    size: int | None = None
+    size: Size | None = None
     """Bottleneck channels b, a divisor of the encoder's width; None takes half of the width, as published."""
-    squeeze: int = 16
+    squeeze: Size = 16
     """Reduction of the gate's hidden layer, which has 8 units or more: fewer ReLUs may all start dead."""
     activation: str = "relu"
     layers: Layers = None

@@ -25,6 +25,7 @@ from speech_adapters.adapters.base import AdapterConfig, AdapterModule, Layers, 
 from speech_adapters.encoders.attention import AttentionPrefix
 from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.encoders.plan import Projection
+from speech_adapters.ranges import NotNegative, Size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +35,8 @@ class DeepPrompts(AdapterConfig):
     method: ClassVar[str] = "deep_prompts"
     group: ClassVar[str] = "prompts"
 
-    length: int = 5
-    init_std: float = 0.02
+    length: Size = 5
+    init_std: NotNegative = 0.02
     layers: Layers = None
     """Layers with prompts: None for all, indices (negative ones from the top), "top-4" or "every-2"."""
 

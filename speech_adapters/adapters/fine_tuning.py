@@ -11,7 +11,7 @@ given to the optimiser as in published fine-tuning, though softmax takes them ou
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from speech_adapters.adapters.base import AdapterConfig, AdapterModule, Layers, 
 from speech_adapters.adapters.module_dict import ModuleDict
 from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.errors import ConfigError
+from speech_adapters.ranges import Range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,13 +34,8 @@ class FineTuning(AdapterConfig):
     gradual: bool = False
     """Unfreeze from the top: the highest layer trains from the first update on, all of them from ``unfrozen_at`` on,
     the others in equal steps between (ULMFiT, Howard and Ruder, ACL 2018, section 3.3)."""
-    unfrozen_at: float = 0.5
+    unfrozen_at: Annotated[float, Range(0, 1, above=True)] = 0.5
     """Share of the updates after which every layer trains."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.unfrozen_at <= 1:
-            raise ConfigError(f"fine_tuning: unfrozen_at={self.unfrozen_at}; choose 0 < unfrozen_at <= 1.")
 
     def build(self, encoder: Encoder) -> FineTuningModule:
         return FineTuningModule(self, encoder)

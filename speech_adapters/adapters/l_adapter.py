@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from speech_adapters.adapters.base import AdapterConfig, AdapterModule, Layers, activation, choose_layers
 from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.encoders.forward import EncoderOutput
+from speech_adapters.ranges import NotNegative, Size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,10 +32,10 @@ class LAdapter(AdapterConfig):
     method: ClassVar[str] = "l"
     group: ClassVar[str] = "l"
 
-    size: int = 512
+    size: Size = 512
     """Width that the head reads."""
     activation: str = "gelu"
-    init_std: float = 1e-3
+    init_std: NotNegative = 1e-3
     layers: Layers = None
     """Layers with a path; None means all."""
 

@@ -26,13 +26,11 @@ from speech_adapters.adapters.base import AdapterModule
 from speech_adapters.adapters.projections import ProjectionConfig, low_rank_blueprint
 from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.encoders.plan import Site
-from speech_adapters.errors import ConfigError
+from speech_adapters.ranges import Dropout, Finite, Size
 
 if TYPE_CHECKING:
     from peft import LoraConfig
     from peft.tuners.lora import Linear
-
-VARIANTS = ("lora", "rslora", "dora")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +40,9 @@ class LoRA(ProjectionConfig):
     method: ClassVar[str] = "lora"
     group: ClassVar[str] = "lora"
 
-    rank: int = 8
-    alpha: float = 8
-    dropout: float = 0.0
+    rank: Size = 8
+    alpha: Finite = 8
+    dropout: Dropout = 0.0
     variant: Literal["lora", "rslora", "dora"] = "lora"
     """Plain, rank-stabilised scale, or weight-decomposed."""
 
@@ -77,8 +75,6 @@ class LoRAModule(AdapterModule):
 
     def __init__(self, config: LoRA, encoder: Encoder) -> None:
         super().__init__(config)
-        if config.variant not in VARIANTS:
-            raise ConfigError(f"lora: variant={config.variant!r}; choose from {', '.join(VARIANTS)}.")
         self.chosen, self.targets = config.chosen(encoder), config.target_modules(encoder)
         self.first_layer = min(index for index, _ in self.chosen)
         self.name = ""

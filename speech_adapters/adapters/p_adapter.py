@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from speech_adapters.adapters.base import AdapterConfig, AdapterModule
 from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.encoders.plan import Frames
-from speech_adapters.errors import ConfigError
+from speech_adapters.ranges import NotNegative, Size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,13 +34,13 @@ class PAdapter(AdapterConfig):
     method: ClassVar[str] = "p"
     group: ClassVar[str] = "p"
 
-    frames: int = 5
+    frames: Size = 5
     """Pseudo frames N; 5 as the embedding prompts of PEFT-SER (Feng and Narayanan, 2023)."""
     where: Literal["cnn_out", "proj_out", "layers_in"] = "cnn_out"
     """Before or after the feature projection, or right before the first layer (shallow prompt tuning)."""
     side: Literal["prepend", "append"] = "prepend"
     """Before the first frame, or right after each utterance's last real one."""
-    init_std: float = 0.02
+    init_std: NotNegative = 0.02
 
     def build(self, encoder: Encoder) -> PAdapterModule:
         return PAdapterModule(self, encoder)
@@ -54,11 +54,6 @@ class PAdapterModule(AdapterModule):
 
     def __init__(self, config: PAdapter, encoder: Encoder) -> None:
         super().__init__(config)
-        if config.where not in ("cnn_out", "proj_out", "layers_in") or config.side not in ("prepend", "append"):
-            raise ConfigError(
-                f"P-adapter: where={config.where!r}, side={config.side!r}; where is cnn_out, proj_out or layers_in, "
-                "side is prepend or append."
-            )
         width = encoder.cnn_width if config.where == "cnn_out" else encoder.hidden_size
         self.pseudo = nn.Parameter(torch.randn(config.frames, width) * config.init_std)
 

@@ -30,6 +30,7 @@ from speech_adapters.adapters.projections import (
 from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.encoders.plan import Site
 from speech_adapters.errors import ConfigError
+from speech_adapters.ranges import Size
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -42,7 +43,7 @@ class PiSSA(ProjectionConfig):
     method: ClassVar[str] = "pissa"
     group: ClassVar[str] = "pissa"
 
-    rank: int = 8
+    rank: Size = 8
 
     def build(self, encoder: Encoder) -> PiSSAModule:
         return PiSSAModule(self, encoder)

@@ -25,7 +25,7 @@ from speech_adapters.adapters.base import AdapterConfig, AdapterModule, Layers, 
 from speech_adapters.encoders.attention import AttentionPrefix
 from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.encoders.plan import Projection
-from speech_adapters.errors import ConfigError
+from speech_adapters.ranges import Dropout, NotNegative, Size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,11 +35,11 @@ class Prefix(AdapterConfig):
     method: ClassVar[str] = "prefix"
     group: ClassVar[str] = "prefix"
 
-    length: int = 30
-    hidden: int | None = None
+    length: Size = 30
+    hidden: Size | None = None
     """Width of the re-parametrising network; None trains keys and values as they are (flat)."""
-    init_std: float = 0.02
-    dropout: float = 0.0
+    init_std: NotNegative = 0.02
+    dropout: Dropout = 0.0
     """On the prefixes; 0.1 in SURE."""
     layers: Layers = None
     """Layers with a prefix: None for all, indices (negative ones from the top), "top-4" or "every-2"."""
@@ -55,8 +55,6 @@ class PrefixModule(AdapterModule):
 
     def __init__(self, config: Prefix, encoder: Encoder) -> None:
         super().__init__(config)
-        if config.hidden is not None and config.hidden < 1:
-            raise ConfigError(f"prefix: hidden={config.hidden}; it must be at least 1, or None for flat prefixes.")
         self.layer_indices = choose_layers(config.layers, encoder.num_layers, config.method)
         self.first_layer = self.layer_indices[0]
         width = encoder.hidden_size

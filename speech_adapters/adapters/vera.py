@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from speech_adapters.adapters.projections import ProjectionConfig, ProjectionModule
 from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.encoders.plan import Site
+from speech_adapters.ranges import Finite, Seed, Size
 
 if TYPE_CHECKING:
     from peft import VeraConfig
@@ -31,10 +32,10 @@ class VeRA(ProjectionConfig):
     method: ClassVar[str] = "vera"
     group: ClassVar[str] = "vera"
 
-    rank: int = 256
-    start: float = 0.1
+    rank: Size = 256
+    start: Finite = 0.1
     """Start of l_d."""
-    seed: int = 0
+    seed: Seed = 0
     """From which A and B are drawn."""
 
     def build(self, encoder: Encoder) -> VeRAModule:

@@ -45,6 +45,7 @@ from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.encoders.forward import EncoderOutput
 from speech_adapters.encoders.plan import Frames, Norm, Plan, Site
 from speech_adapters.errors import ConfigError
+from speech_adapters.ranges import Dropout, NotNegative, Rate, Size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,25 +54,18 @@ class FusionConfig(CompositionConfig):
 
     value: bool = True
     """Whether there is a W_v; False is the "static" variant, which only weighs what the members add."""
-    rank: int | None = None
+    rank: Size | None = None
     """Rank r of the low-rank variant; None for full matrices, as published."""
     scaled: bool = False
     """Divide the scores by sqrt(D), or sqrt(r), as later attention does."""
     none_expert: bool = False
     """One more expert that adds nothing, so that a frame may choose the base (SimAdapter)."""
-    dropout: float = 0.0
+    dropout: Dropout = 0.0
     """On the scores."""
-    regularization: float = 0.01
+    regularization: NotNegative = 0.01
     """Weight of ``||I - W_v||^2`` in the loss."""
-    learning_rate: float | None = 5e-5
+    learning_rate: Rate | None = 5e-5
     """As in the library's documentation; SimAdapter uses 1e-3."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.rank is not None and self.rank < 1:
-            raise ConfigError(f"FusionConfig: rank={self.rank}; it must be at least 1, or None for full matrices.")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"FusionConfig: dropout={self.dropout} is not a probability; choose 0 <= dropout < 1.")
 
     def build(self, composition: TrainableComposition, members: Sequence[Hooks], encoder: Encoder) -> FusionModule:
         return FusionModule(self, composition, members, encoder)

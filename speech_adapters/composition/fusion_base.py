@@ -14,20 +14,21 @@ from speech_adapters.adapters.hooks import Hooks
 from speech_adapters.composition.blocks import TrainableComposition
 from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.errors import ConfigError
+from speech_adapters.ranges import NotNegative, Rate, check_values
+from speech_adapters.schema import Configuration
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CompositionConfig:
+class CompositionConfig(Configuration):
     """Settings of a composition with weights of its own."""
 
-    guide_weight: float = 0.0
+    guide_weight: NotNegative = 0.0
     """Weight of the guide loss: cross-entropy between the members' weights, averaged over an utterance, and the member
     of the utterance's domain (``model(..., guide=...)``); 1.0 in SimAdapter."""
-    learning_rate: float | None = None
+    learning_rate: Rate | None = None
 
     def __post_init__(self) -> None:
-        if self.guide_weight < 0:
-            raise ConfigError(f"{type(self).__name__}: guide_weight={self.guide_weight}; it must not be negative.")
+        check_values(self, f"{type(self).__name__}: ")
 
     def build(
         self, composition: TrainableComposition, members: Sequence[Hooks], encoder: Encoder

@@ -33,6 +33,7 @@ from speech_adapters.composition.fusion_base import (
 from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.encoders.plan import Frames
 from speech_adapters.errors import ConfigError
+from speech_adapters.ranges import Count, NotNegative, Rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,18 +42,11 @@ class RouterConfig(CompositionConfig):
 
     per: Literal["utterance", "frame"] = "utterance"
     """A recording has one channel and one speaker: one decision for all its frames is steadier than one per frame."""
-    top_k: int | None = None
+    top_k: Count | None = None
     """Members kept for each decision; None keeps all."""
-    balance: float = 0.01
+    balance: NotNegative = 0.01
     """Weight of the load-balance loss, that of Switch Transformers."""
-    learning_rate: float | None = 1e-3
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.per not in ("utterance", "frame"):
-            raise ConfigError(f"RouterConfig: per={self.per!r}; choose utterance or frame.")
-        if self.top_k is not None and self.top_k < 1:
-            raise ConfigError(f"RouterConfig: top_k={self.top_k}; it must be at least 1, or None for all members.")
+    learning_rate: Rate | None = 1e-3
 
     def build(self, composition: TrainableComposition, members: Sequence[Hooks], encoder: Encoder) -> RouterModule:
         return RouterModule(self, composition, members, encoder)

@@ -31,6 +31,7 @@ from speech_adapters.data.augmentation import CODECS, TELEPHONE_BAND, add_noise,
 from speech_adapters.data.manifest import Manifest, Utterance
 from speech_adapters.errors import ConfigError, InputError
 from speech_adapters.files import read_json, to_json, write_json
+from speech_adapters.ranges import Decibels, Positive, Seed, Share, Size, check_values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,22 +41,23 @@ class Channel:
     codecs: tuple[str, ...] = tuple(CODECS)
     """Codecs to draw from, each as likely; none leaves out the telephone line and its band."""
 
-    band: tuple[float, float] = TELEPHONE_BAND
+    band: tuple[Positive, Positive] = TELEPHONE_BAND
     """Hz that the line passes."""
 
-    packet_loss: tuple[float, float] = (0.0, 0.0)
+    packet_loss: tuple[Share, Share] = (0.0, 0.0)
     """Share of 20 ms packets that get lost; lines that switch circuits lose none."""
 
-    max_burst: int = 3
+    max_burst: Size = 3
     """Most packets lost in a row: 60 ms, beyond which concealment fades out (ITU-T G.711 Appendix I)."""
 
     noise_manifest: Path | None = None
     """Manifest of noise recordings."""
 
-    snr_db: tuple[float, float] = (5.0, 20.0)
+    snr_db: tuple[Decibels, Decibels] = (5.0, 20.0)
     """Signal-to-noise ratio of the noise, where there is any: an office to a busy street, as callers have it."""
 
     def __post_init__(self) -> None:
+        check_values(self)
         if unknown := [codec for codec in self.codecs if codec not in CODECS]:
             raise ConfigError(f"codecs: {unknown[0]!r} is unknown; use some of {', '.join(CODECS)}")
         for name in ("packet_loss", "snr_db"):
@@ -87,7 +89,7 @@ def simulate(
     domain: str,
     channel: Channel | None = None,
     *,
-    seed: int = 0,
+    seed: Seed = 0,
     name: str | None = None,
 ) -> Path:
     """Write the manifest's utterances as they sound through ``channel``; returns ``<output>/<name>.jsonl``.
@@ -191,12 +193,12 @@ class Config:
     manifest: tuple[Path, ...] = option((), "JSON Lines manifests, separated by commas; required")
     domain: str = option("telephone", f"the channel: {', '.join(DOMAINS)}")
     output: Path | None = option(None, "folder for the new manifests and audio; required")
-    seed: int = option(0, "another seed draws other codecs, noises and losses")
+    seed: Seed = option(0, "another seed draws other codecs, noises and losses")
     codecs: tuple[str, ...] | None = option(None, f"codecs to draw from instead of the domain's: {', '.join(CODECS)}")
-    packet_loss: tuple[float, float] | None = option(None, "lowest,highest share of lost packets, such as 0,0.05")
-    max_burst: int | None = option(None, "most packets lost in a row")
+    packet_loss: tuple[Share, Share] | None = option(None, "lowest,highest share of lost packets, such as 0,0.05")
+    max_burst: Size | None = option(None, "most packets lost in a row")
     noise_manifest: Path | None = option(None, "manifest of noise recordings to add")
-    snr_db: tuple[float, float] | None = option(None, "lowest,highest signal-to-noise ratio in dB")
+    snr_db: tuple[Decibels, Decibels] | None = option(None, "lowest,highest signal-to-noise ratio in dB")
 
 
 def main(config: Config) -> None:

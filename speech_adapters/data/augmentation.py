@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 from functools import cache, cached_property
+from typing import Annotated
 
 import numpy as np
 import soundfile
@@ -18,6 +19,7 @@ import torch
 from speech_adapters.data.audio import SAMPLE_RATE, resample
 from speech_adapters.data.manifest import Manifest
 from speech_adapters.errors import ConfigError
+from speech_adapters.ranges import Decibels, Range, Share, check_values
 
 CODECS = {"mu-law": "ULAW", "a-law": "ALAW", "gsm": "GSM610"}
 """Names of the codecs (ITU-T G.711 mu-law and A-law, 64 kbit/s; GSM 06.10 full rate, 13 kbit/s) -> libsndfile's."""
@@ -117,6 +119,10 @@ def speed(waveform: torch.Tensor, factor: float) -> torch.Tensor:
     return torch.from_numpy(fast).to(waveform.device)
 
 
+Speed = Annotated[float, Range(0.1, 10)]
+"""A factor on the speed of speech."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
     """A random chain speed -> noise -> telephone, as sound travels: ``augment(waveform, rng) -> waveform``.
@@ -124,36 +130,34 @@ class Augmentation:
     By default only the speed varies. Speed and packing change lengths: augment before batching.
     """
 
-    speeds: tuple[float, ...] = (0.9, 1.0, 1.1)
+    speeds: tuple[Speed, ...] = (0.9, 1.0, 1.1)
     """Factors to choose from, each as likely. Ko et al. 2015 train on these three copies."""
 
-    speed_probability: float = 1.0
+    speed_probability: Share = 1.0
     """How often the speed is drawn at all; 1.0 shows the three copies equally often, as there."""
 
     noise_manifest: str | None = None
     """Manifest of noise recordings; needed where ``noise_probability`` is above 0."""
 
-    noise_probability: float = 0.0
+    noise_probability: Share = 0.0
     """How often noise is added. Off by default, since no noise ships with the package."""
 
-    snr_db: tuple[float, float] = (0.0, 15.0)
+    snr_db: tuple[Decibels, Decibels] = (0.0, 15.0)
     """Lowest and highest signal-to-noise ratio, drawn uniformly: the range for noise of Snyder et al., "X-vectors"
     (ICASSP 2018), section 3.3."""
 
-    telephone_probability: float = 0.0
+    telephone_probability: Share = 0.0
     """How often the telephone channel is applied. Off by default: it changes the domain."""
 
     codecs: tuple[str, ...] = tuple(CODECS)
     """Codecs to choose from, each as likely."""
 
     def __post_init__(self) -> None:
-        for name in ("speed_probability", "noise_probability", "telephone_probability"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name}={getattr(self, name)} must lie between 0 and 1")
-        if not self.speeds or not all(0.1 <= factor <= 10 for factor in self.speeds):
-            raise ConfigError(f"speeds={self.speeds} must be factors between 0.1 and 10, such as (0.9, 1.0, 1.1)")
-        if len(self.snr_db) != 2 or not -100 <= self.snr_db[0] <= self.snr_db[1] <= 100:
-            raise ConfigError(f"snr_db={self.snr_db} must be (lowest, highest) in dB, within 100 of 0")
+        check_values(self)
+        if not self.speeds:
+            raise ConfigError("speeds is empty: give factors, such as (0.9, 1.0, 1.1)")
+        if self.snr_db[0] > self.snr_db[1]:
+            raise ConfigError(f"snr_db={self.snr_db} must be (lowest, highest)")
         if unknown := [codec for codec in self.codecs if codec not in CODECS]:
             raise ConfigError(f"codecs: {unknown[0]!r} is unknown; use some of {', '.join(CODECS)}")
         if self.telephone_probability and not self.codecs:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from speech_adapters.data.arrays import read_arrays
 from speech_adapters.errors import ConfigError, InputError
+from speech_adapters.files import atomic
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,22 +57,17 @@ class Embeddings:
         """Write a ``.npz`` (arrays ``ids`` and ``embeddings``) or ``.safetensors`` file, whole or not at all.
 
         Raises:
-            ConfigError: another suffix.
+            ConfigError: another suffix. InputError: a folder or disk that cannot be written.
         """
         path = Path(path)
         _check_suffix(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-        try:
+        with atomic(path) as file:
             if path.suffix == ".npz":
-                np.savez(temporary, ids=np.array(self.ids), embeddings=self.vectors.numpy())
+                np.savez(file, ids=np.array(self.ids), embeddings=self.vectors.numpy())
             else:
-                from safetensors.torch import save_file
+                from safetensors.torch import save
 
-                save_file({"embeddings": self.vectors}, temporary, metadata={"ids": json.dumps(self.ids)})
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+                file.write(save({"embeddings": self.vectors}, metadata={"ids": json.dumps(self.ids)}))
         return path
 
     @classmethod

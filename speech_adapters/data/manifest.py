@@ -32,6 +32,7 @@ import torch
 from speech_adapters.data.audio import audio_info, read_audio
 from speech_adapters.data.audio_files import Piece, audio_hashes, check_pieces, identity
 from speech_adapters.errors import AudioError, ManifestError
+from speech_adapters.files import atomic
 
 TEXT_KEYS = ("text", "speaker", "emotion", "label", "domain", "lang")
 """Optional keys that hold a string. A number is read as its digits: NeMo writes speakers as integers."""
@@ -258,16 +259,10 @@ class Manifest(Sequence[Utterance]):
         path = Path(path)
         for utterance in _check_ids(self, str(path)):
             _check_names(utterance, f"{path}: utterance {utterance.id!r}: ")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            with temporary.open("w", encoding="utf-8", newline="\n") as file:
-                for utterance in self:
-                    entry = _entry(utterance, path.parent.resolve())
-                    file.write(json.dumps(entry, ensure_ascii=False, allow_nan=False) + "\n")
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with atomic(path) as file:
+            folder = path.parent.resolve()
+            for utterance in self:
+                file.write(json.dumps(_entry(utterance, folder), ensure_ascii=False, allow_nan=False).encode() + b"\n")
 
     @property
     def hours(self) -> float:

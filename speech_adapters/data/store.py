@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from speech_adapters.errors import CheckpointError, InputError
-from speech_adapters.files import atomic
+from speech_adapters.files import atomic, locked
 
 
 class Store:
@@ -60,7 +60,8 @@ class Store:
         size: int,
         told: Mapping[str, np.ndarray] | None = None,
     ) -> None:
-        """Write a store of ``count`` arrays, which come as (number, array) in any order.
+        """Write a store of ``count`` arrays, which come as (number, array) in any order. Of several processes that
+        want the same one, the first writes it and the others wait for it.
 
         Args:
             size: bytes that they will take, at about; checked against the disk before anything is computed.
@@ -81,14 +82,17 @@ class Store:
             )
         starts, counts, sums = (np.zeros(count, dtype=np.int64) for _ in range(3))
         rows = 0
-        with atomic(_values(base)) as file:
-            for number, array in arrays:
-                content = np.ascontiguousarray(array, dtype=dtype).tobytes()
-                starts[number], counts[number], sums[number] = rows, len(array), zlib.crc32(content)
-                file.write(content)
-                rows += len(array)
-        with atomic(_index(base)) as file:
-            np.savez(file, allow_pickle=False, starts=starts, counts=counts, sums=sums, **(told or {}))
+        with locked(base):
+            if cls.exists(base):  # another process was quicker
+                return
+            with atomic(_values(base)) as file:
+                for number, array in arrays:
+                    content = np.ascontiguousarray(array, dtype=dtype).tobytes()
+                    starts[number], counts[number], sums[number] = rows, len(array), zlib.crc32(content)
+                    file.write(content)
+                    rows += len(array)
+            with atomic(_index(base)) as file:
+                np.savez(file, allow_pickle=False, starts=starts, counts=counts, sums=sums, **(told or {}))
 
     def __len__(self) -> int:
         return len(self.counts)

@@ -43,6 +43,7 @@ def read_normalize(family: Family, folder: Path, config: Any) -> bool:
     if published is None:
         raise CheckpointError(
             f"{folder}: no do_normalize in preprocessor_config.json, which says whether waveforms are brought to zero "
-            "mean and unit variance; add the file that the checkpoint was published with."
+            "mean and unit variance; add the file that the checkpoint was published with, or write "
+            '{"do_normalize": true} (or false) into it, as it was pre-trained.'
         )
     return published

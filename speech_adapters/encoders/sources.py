@@ -31,6 +31,9 @@ def find_folder(name: str, revision: str | None = None, target_lang: str | None 
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
+            part = next((kind for kind in ("adapter", "head", "fusion") if (folder / f"{kind}.json").is_file()), None)
+            if part is not None:
+                raise ConfigError(f"{name}: a saved {part}, no encoder; load its base, then call load_{part}(folder).")
             raise ConfigError(f"{name}: no config.json in this folder; give a folder in Hugging Face format.")
         return folder
     if name.startswith((".", "/", "~")) or name.count("/") != 1:

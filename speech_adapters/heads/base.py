@@ -19,13 +19,14 @@ from speech_adapters.data.audio import SAMPLE_RATE
 from speech_adapters.data.manifest import Manifest, Utterance
 from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.errors import AudioError, ConfigError
+from speech_adapters.ranges import check_values
 
 HEADS: dict[str, type[HeadConfig]] = {}
 """Head configs by ``head_type``; a subclass that sets its own ``head_type`` registers itself."""
 
 
 @dataclass(kw_only=True)
-class HeadConfig(ABC):
+class HeadConfig(schema.Configuration, ABC):
     """What a head is, apart from its weights and the width of its input."""
 
     head_type: ClassVar[str]
@@ -34,6 +35,9 @@ class HeadConfig(ABC):
         super().__init_subclass__(**kwargs)
         if "head_type" in cls.__dict__:
             HEADS[cls.head_type] = cls
+
+    def __post_init__(self) -> None:
+        check_values(self)
 
     @abstractmethod
     def build(self, input_size: int) -> HeadModule:
@@ -93,6 +97,8 @@ class HeadModule(nn.Module, ABC):
 
     reads_means: bool = False
     """Whether all that it takes from an utterance is the mean of its features, in training too."""
+    blank: int | None = None
+    """The output that no target may be, of heads that have one (CTC)."""
 
     def __init__(self, config: HeadConfig, input_size: int) -> None:
         super().__init__()

@@ -10,8 +10,8 @@ The loss is cross-entropy, weighted by class where weights are given.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar, Literal
 
@@ -21,10 +21,11 @@ from torch import Tensor, nn
 
 from speech_adapters.data.manifest import Manifest, Utterance
 from speech_adapters.encoders.encoder import Encoder
-from speech_adapters.errors import ConfigError, ManifestError
+from speech_adapters.errors import ConfigError, ManifestError, shown
 from speech_adapters.heads.base import HeadConfig, HeadModule, HeadOutput
 from speech_adapters.heads.pooling import POOLINGS, pooling
 from speech_adapters.metrics.classification import check_case
+from speech_adapters.ranges import Dropout, Positive, Size
 
 
 @dataclass(kw_only=True)
@@ -33,22 +34,17 @@ class UtteranceHeadConfig(HeadConfig):
 
     network: Literal["linear", "conv"] = "linear"
     """``linear``: one projection; ``conv``: PEFT-SER's, three 1x1 convolutions and a hidden layer."""
-    hidden_size: int = 256
+    hidden_size: Size = 256
     """Width of the projection or of the convolutions, in both papers."""
     pooling: str = "mean"
     """``mean`` as published; ``statistics`` adds standard deviations, ``attentive`` weighs frames."""
-    dropout: float = 0.1
+    dropout: Dropout = 0.1
     """On the features (linear) or after each convolution (conv), while training."""
 
     def __post_init__(self) -> None:
-        if self.network not in ("linear", "conv"):
-            raise ConfigError(f"network={self.network!r} is unknown: choose linear or conv.")
+        super().__post_init__()
         if self.pooling not in POOLINGS:
             raise ConfigError(f"pooling={self.pooling!r} is unknown: choose {', '.join(POOLINGS)}.")
-        if self.hidden_size < 1:
-            raise ConfigError(f"hidden_size={self.hidden_size} is not a width; use a positive number.")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"dropout={self.dropout} is not a probability; choose 0 <= dropout < 1.")
 
 
 class UtteranceNetwork(nn.Module):
@@ -83,11 +79,11 @@ class ClassificationHead(UtteranceHeadConfig):
 
     head_type: ClassVar[str] = "classification"
 
-    labels: tuple[str, ...] = ()
+    labels: tuple[str, ...] = field(default=(), kw_only=False)
     """The classes, in the order of the logits."""
     label_field: str = "emotion"
     """Key of the manifest that holds the class."""
-    class_weights: tuple[float, ...] | None = None
+    class_weights: tuple[Positive, ...] | None = None
     """Weight of each class in the loss; see :func:`balanced_class_weights`."""
 
     def __post_init__(self) -> None:
@@ -95,9 +91,9 @@ class ClassificationHead(UtteranceHeadConfig):
         self.labels = check_labels(self.labels, "labels")
         if self.class_weights is not None:
             self.class_weights = tuple(self.class_weights)
-            if len(self.class_weights) != len(self.labels) or min(self.class_weights) <= 0:
+            if len(self.class_weights) != len(self.labels):
                 raise ConfigError(
-                    f"class_weights={self.class_weights}: give {len(self.labels)} weights above 0, one for each label."
+                    f"class_weights={self.class_weights}: give {len(self.labels)} weights, one for each label."
                 )
 
     def target(self, utterance: Utterance) -> list[int]:
@@ -157,7 +153,11 @@ def balanced_class_weights(manifest: Manifest, labels: Sequence[str], field: str
 
 def check_labels(labels: Sequence[str], name: str) -> tuple[str, ...]:
     """The labels as a tuple; ConfigError unless there are two or more different ones."""
+    if isinstance(labels, str) or not isinstance(labels, Iterable):
+        raise ConfigError(f"{name}={shown(labels)}: give the names of all classes, such as ('angry', 'calm').")
     labels = tuple(labels)
+    if wrong := [label for label in labels if not isinstance(label, str)]:
+        raise ConfigError(f"{name}: {shown(wrong[0])} is no text; give the classes as manifests name them.")
     if len(labels) < 2 or len(set(labels)) < len(labels):
         raise ConfigError(f"{name}={labels[:5]}: give two or more different classes.")
     return labels

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from speech_adapters.data.audio import SAMPLE_RATE
 from speech_adapters.data.manifest import Manifest, Utterance
 from speech_adapters.encoders.encoder import Encoder
-from speech_adapters.errors import ConfigError, ManifestError, TextError
+from speech_adapters.errors import ConfigError, ManifestError, TextError, shown
 from speech_adapters.heads.base import HeadConfig, HeadModule, HeadOutput, check_audible
 from speech_adapters.heads.decoding import greedy_decode
+from speech_adapters.ranges import Dropout, Size
 from speech_adapters.text import (
     Normalizer,
     Vocabulary,
@@ -49,24 +50,24 @@ class CTCHead(HeadConfig):
     accept_letters: str = ""
     """Letters that the normaliser may change into others or drop; ``"all"`` for any. Others it would lose are an
     error of :meth:`check`."""
-    hidden_size: int | None = None
+    hidden_size: Size | None = None
     """Width of a GELU layer before the linear one; the published heads have none."""
-    dropout: float = 0.1
+    dropout: Dropout = 0.1
     """On the features, while training; ``final_dropout`` of wav2vec 2.0 Base and WavLM Base."""
-    reduction: str = "mean"
+    reduction: Literal["mean", "sum"] = "mean"
     """``mean``: each utterance's loss by its number of symbols, then the batch's mean (that of Hugging Face's
     fine-tuning recipes), so that the learning rate does not hang on batch size; ``sum``: plain sum."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.vocabulary, dict):
+        super().__post_init__()
+        if isinstance(self.vocabulary, dict) and "tokens" in self.vocabulary:
             self.vocabulary = Vocabulary.from_dict(self.vocabulary)
+        if not isinstance(self.vocabulary, Vocabulary):
+            raise ConfigError(
+                f"CTCHead: vocabulary={shown(self.vocabulary)}: give Vocabulary.from_texts(transcripts), "
+                "Vocabulary.load('vocab.json'), Vocabulary.wav2vec2(), or Vocabulary(tokens)."
+            )
         normalize("", self.normalizer)  # an unknown name is an error here, not after training
-        if self.reduction not in ("mean", "sum"):
-            raise ConfigError(f"reduction={self.reduction!r} is unknown: choose 'mean' or 'sum'")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"dropout={self.dropout} is not a probability; choose 0 <= dropout < 1")
-        if self.hidden_size is not None and self.hidden_size < 1:
-            raise ConfigError(f"hidden_size={self.hidden_size} is not a width; use a positive number or None")
 
     def encode(self, text: str, source: str = "") -> list[int]:
         """A transcript, normalised, as target ids; ``source`` (an utterance id) is named in the error."""
@@ -109,6 +110,11 @@ class CTCHeadModule(HeadModule):
     """Features (B, T, D) to logits (B, T, V)."""
 
     config: CTCHead
+
+    @property
+    def blank(self) -> int:  # type: ignore[override]  # it follows from the vocabulary
+        """Id of the blank."""
+        return self.config.vocabulary.blank_id
 
     def __init__(self, config: CTCHead, input_size: int) -> None:
         super().__init__(config, input_size)

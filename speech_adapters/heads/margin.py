@@ -14,14 +14,19 @@ code). Everything here computes in float32.
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speech_adapters.errors import ConfigError
+from speech_adapters.ranges import Range
 
 LOSSES = ("ce", "am", "aam", "subcenter")
+
+Margin = Annotated[float, Range(0, 1.5, below=True)]
+"""Of a loss: an angle below a right one."""
 
 
 class CosineClassifier(nn.Module):

@@ -29,13 +29,15 @@ class SlotsHead(UtteranceHeadConfig):
 
     head_type: ClassVar[str] = "slots"
 
-    slots: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    slots: dict[str, tuple[str, ...]] = field(default_factory=dict, kw_only=False)
     """Key of the manifest -> its classes, in the order of the logits."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.slots:
-            raise ConfigError("slots is empty: give the classes of each slot, such as {'action': ('on', 'off')}.")
+        if not self.slots or not isinstance(self.slots, dict):
+            raise ConfigError(
+                "slots is empty or no mapping: give each slot's classes, such as {'action': ('on', 'off')}."
+            )
         self.slots = {name: check_labels(labels, f"slots[{name!r}]") for name, labels in self.slots.items()}
 
     @cached_property

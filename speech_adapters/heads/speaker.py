@@ -10,7 +10,7 @@ The losses are in :mod:`speech_adapters.heads.margin`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar, Literal
 
@@ -23,9 +23,10 @@ from speech_adapters.encoders.plan import frame_mask
 from speech_adapters.errors import ConfigError
 from speech_adapters.heads.base import HeadConfig, HeadModule, HeadOutput
 from speech_adapters.heads.classification import check_labels, label_index
-from speech_adapters.heads.margin import LOSSES, CosineClassifier, margin_loss
+from speech_adapters.heads.margin import CosineClassifier, Margin, margin_loss
 from speech_adapters.heads.pooling import POOLINGS, pooling
 from speech_adapters.metrics.calibration import Calibration
+from speech_adapters.ranges import Dropout, Positive, Size
 
 
 @dataclass(kw_only=True)
@@ -34,41 +35,34 @@ class SpeakerHead(HeadConfig):
 
     head_type: ClassVar[str] = "speaker"
 
-    speakers: tuple[str, ...] = ()
+    speakers: tuple[str, ...] = field(default=(), kw_only=False)
     """The training speakers, in the order of the logits; other speakers are compared by their embeddings."""
     network: Literal["linear", "xvector", "ecapa"] = "linear"
     """``linear`` is the published head over L-adapters; the others are networks of their own (4 to 6 M parameters)."""
-    embedding_size: int = 256
+    embedding_size: Size = 256
     """Otake et al. use 768 (with mean pooling); x-vectors have 512, ECAPA-TDNN 192."""
     pooling: str = "statistics"
     """Of ``linear``: mean (as published), statistics or attentive; the other networks bring their own."""
-    channels: int = 512
+    channels: Size = 512
     """Width of ``xvector`` and ``ecapa`` layers; ECAPA-TDNN's large form has 1024."""
     loss: Literal["ce", "am", "aam", "subcenter"] = "aam"
-    margin: float = 0.2
+    margin: Margin = 0.2
     """Of the margin losses: 0.2 is the usual one; large-margin fine-tuning ends with 0.5."""
-    scale: float = 30.0
+    scale: Positive = 30.0
     """Factor on cosines in the softmax."""
-    subcenters: int = 3
+    subcenters: Size = 3
     """Centres a speaker of the ``subcenter`` loss: the paper's K."""
-    dropout: float = 0.0
+    dropout: Dropout = 0.0
     """On the features, while training."""
     calibration: Calibration | None = None
     """From the cosine of two embeddings to a log-likelihood ratio, fitted on development trials; set it on a trained
     head's ``config`` before the head is saved."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.speakers = check_labels(self.speakers, "speakers")
-        for name, known in (("network", NETWORKS), ("pooling", POOLINGS), ("loss", LOSSES)):
-            if getattr(self, name) not in known:
-                raise ConfigError(f"{name}={getattr(self, name)!r} is unknown: choose {', '.join(known)}.")
-        for name in ("embedding_size", "channels", "subcenters"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)}: must be at least 1.")
-        if not 0 <= self.margin < 1.5 or self.scale <= 0:
-            raise ConfigError(f"margin={self.margin}, scale={self.scale}: choose 0 <= margin < 1.5 and scale above 0.")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"dropout={self.dropout} is not a probability; choose 0 <= dropout < 1.")
+        if self.pooling not in POOLINGS:
+            raise ConfigError(f"pooling={self.pooling!r} is unknown: choose {', '.join(POOLINGS)}.")
 
     @cached_property
     def places(self) -> dict[str, int]:

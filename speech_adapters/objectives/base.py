@@ -19,6 +19,8 @@ from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.errors import ConfigError
 from speech_adapters.model import ModelOutput, SpeechAdapterModel
 from speech_adapters.objectives.masking import span_mask
+from speech_adapters.ranges import Prior, Size, check_values
+from speech_adapters.schema import Configuration
 
 
 @dataclass
@@ -31,20 +33,16 @@ class ObjectiveOutput:
 
 
 @dataclass(kw_only=True)
-class MaskingConfig:
+class MaskingConfig(Configuration):
     """Which frames are hidden; see :mod:`~speech_adapters.objectives.masking`."""
 
-    mask_probability: float = 0.8
+    mask_probability: Prior = 0.8
     """Share of frames hidden if spans did not overlap."""
-    mask_length: int = 10
+    mask_length: Size = 10
     """Frames a span; 0.2 s."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.mask_probability < 1 or self.mask_length < 1:
-            raise ConfigError(
-                f"mask_probability={self.mask_probability}, mask_length={self.mask_length}: "
-                "give 0 < probability < 1 and length > 0."
-            )
+        check_values(self)
 
 
 class Objective(nn.Module, ABC):

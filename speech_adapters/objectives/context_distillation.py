@@ -23,7 +23,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -40,6 +40,7 @@ from speech_adapters.objectives.student import StudentLearner, kept, observe_tea
 from speech_adapters.objectives.units import k_means
 from speech_adapters.objectives.whisper_student import wav2vec2_like
 from speech_adapters.objectives.whisper_teacher import WhisperTeacher
+from speech_adapters.ranges import LARGEST, Count, CountOrNone, Dropout, NotNegative, Range, Rate, Share, Size
 from speech_adapters.training.loop import Loss, Position
 from speech_adapters.training.settings import LoopConfig
 
@@ -59,41 +60,41 @@ CLUSTERED = 1200
 class ContextDistillationConfig(LoopConfig):
     """One training; weights of states are those of states 0 to n."""
 
-    updates: int = 18_550
+    updates: Count = 18_550
     """As many as ``small-wavlm`` had: 1,500 hours heard."""
-    batch_frames: int = 14_592
+    batch_frames: Size = 14_592
     """Frames of 20 ms per batch: 292 s."""
-    crop_frames: tuple[int, ...] = (152, 304, 608, 1216)
+    crop_frames: tuple[Size, ...] = (152, 304, 608, 1216)
     """3 to 24 s, one length per batch, so that the student knows any length."""
-    crop_shares: tuple[float, ...] = (0.15, 0.35, 0.35, 0.15)
+    crop_shares: tuple[Share, ...] = (0.15, 0.35, 0.35, 0.15)
     """How often each is drawn."""
-    gain_db: float = 3.0
+    gain_db: NotNegative = 3.0
     """Louder or softer by up to so much."""
-    tilt: float = 0.4
+    tilt: Share = 0.4
     """In half of the crops, up to so much of the last sample is added or taken away."""
-    layer_weights: tuple[float, ...] = (0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 2.0)
+    layer_weights: tuple[NotNegative, ...] = (0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 2.0)
     """The last state is what heads read; state 0 is only a means."""
-    hidden_crops: float = 1 / 3
+    hidden_crops: Share = 1 / 3
     """Share of the crops of which spans are hidden; 0 for none."""
-    hidden_starts: float = 0.03
+    hidden_starts: Share = 0.03
     """Chance of a frame to start a span: about 26 % of the frames are hidden."""
-    hidden_weights: tuple[float, ...] = (0.0, 0.0, 0.0, 0.1, 0.2, 0.35, 0.5)
+    hidden_weights: tuple[NotNegative, ...] = (0.0, 0.0, 0.0, 0.1, 0.2, 0.35, 0.5)
     """Of hidden frames, beside 1 of the others: low states cannot know what was hidden."""
-    clusters: int = 500
-    """Of the teacher's last state; as many as in HuBERT's second iteration."""
-    cluster_weight: float = 0.05
+    clusters: Annotated[int, Range(2, LARGEST)] = 500
+    """Of the teacher's last state; as many as in HuBERT's second iteration. ``cluster_weight=0`` turns them off."""
+    cluster_weight: NotNegative = 0.05
     """Of their cross-entropy; 0 for none."""
-    statistics_batches: int = 60
+    statistics_batches: Count = 60
     """Of the longest crops: the teacher's moments, its means by position, and what is clustered."""
-    learning_rates: dict[str, float] = field(default_factory=lambda: dict(RATES))
+    learning_rates: dict[str, Rate] = field(default_factory=lambda: dict(RATES))
     schedule: Literal["cosine", "linear", "constant"] = "linear"
-    final_rate: float = 0.01
-    warmup: float = 0.01
-    weight_decay: float = 0.01
-    betas: tuple[float, float] = (0.9, 0.98)
+    final_rate: Share = 0.01
+    warmup: Dropout = 0.01
+    weight_decay: NotNegative = 0.01
+    betas: tuple[Dropout, Dropout] = (0.9, 0.98)
     """Those of wav2vec 2.0 and HuBERT: gradients change fast at first."""
-    evaluate_every: int = 1000
-    log_every: int = 100
+    evaluate_every: CountOrNone = 1000
+    log_every: Count = 100
     trackers: tuple[str, ...] = ("none",)
 
     def __post_init__(self) -> None:
@@ -104,8 +105,6 @@ class ContextDistillationConfig(LoopConfig):
         self._require(
             len(self.layer_weights) == len(self.hidden_weights), "hidden_weights", "give as many as layer_weights"
         )
-        self._require(0 <= self.hidden_crops <= 1, "hidden_crops", "must lie in [0, 1]")
-        self._require(self.clusters >= 2, "clusters", "must be at least 2; cluster_weight=0 turns them off")
         self._require(self.learning_rates.keys() <= RATES.keys(), "learning_rates", f"has {', '.join(RATES)} alone")
 
 

@@ -11,7 +11,7 @@ both are always new.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
@@ -19,11 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speech_adapters.encoders.encoder import Encoder
-from speech_adapters.errors import ConfigError
 from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.model_output import ModelOutput
 from speech_adapters.objectives.base import MaskingConfig, Objective, ObjectiveOutput
 from speech_adapters.objectives.units import KMeansUnits
+from speech_adapters.ranges import LARGEST, Positive, Range, Size
 
 
 @dataclass(kw_only=True)
@@ -32,24 +32,15 @@ class HuBERTObjectiveConfig(MaskingConfig):
 
     units: str = "mfcc"
     """What is clustered: ``mfcc`` (first iteration), or the number of a layer of the base (later ones)."""
-    clusters: int = 100
+    clusters: Annotated[int, Range(2, LARGEST)] = 100
     """Units; 100 for MFCCs, 500 for a layer in HuBERT Base."""
-    projection_size: int = 256
+    projection_size: Size = 256
     """Width in which outputs and units are compared."""
-    temperature: float = 0.1
+    temperature: Positive = 0.1
     """Of the similarity."""
-    alpha: float = 1.0
+    alpha: Annotated[float, Range(0, 1, above=True)] = 1.0
     """Weight of the hidden frames' mean; the rest is of the seen ones' (the paper weights sums). Below 1 the features
     stay close to the units, also in a model that has never filled gaps; for units that are good enough to keep."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.clusters < 2 or self.projection_size < 1:
-            raise ConfigError(
-                f"clusters={self.clusters}, projection_size={self.projection_size}: give 2 and 1 or more."
-            )
-        if not 0 < self.alpha <= 1:
-            raise ConfigError(f"alpha={self.alpha}: must lie in (0, 1].")
 
 
 class HuBERTObjective(Objective):

@@ -20,6 +20,7 @@ from speech_adapters.data.manifest import Manifest
 from speech_adapters.errors import ConfigError
 from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.objectives.base import Objective
+from speech_adapters.ranges import Count, CountOrNone, Dropout, NotNegative, Positive, Rate, Size
 from speech_adapters.runs.folder import RunFolder
 from speech_adapters.training.loop import Learner, Loss, Position, TrainingResult, fit
 from speech_adapters.training.settings import LoopConfig
@@ -32,30 +33,23 @@ HELD_OUT = 1_000_003
 class PretrainingConfig(LoopConfig):
     """One pass of label-free training. Published TAPT: 20 000 updates of 64 clips at 1e-4 (Chen and Rudnicky)."""
 
-    updates: int = 2000
-    crops: int = 8
+    updates: Count = 2000
+    crops: Size = 8
     """Full crops per batch; shorter utterances come in larger numbers."""
-    crop_seconds: float = 5.0
+    crop_seconds: Positive = 5.0
     """Longest piece of an utterance."""
-    objective_rate: float = 1e-3
+    objective_rate: Rate = 1e-3
     """Of the objective's head and mask embedding, which start from nothing."""
-    head_first: int = 0
+    head_first: CountOrNone = 0
     """Further updates, before all others, in which the objective's head and mask embedding learn alone. A new head's
     gradients are noise, which destroys features that are good already (Kumar et al., ICLR 2022)."""
-    weight_decay: float = 0.01
+    weight_decay: NotNegative = 0.01
     """As in wav2vec 2.0 and HuBERT."""
-    betas: tuple[float, float] = (0.9, 0.98)
+    betas: tuple[Dropout, Dropout] = (0.9, 0.98)
     """Those of wav2vec 2.0 and HuBERT: gradients change fast at first."""
-    evaluate_every: int = 100
-    patience: int = 5
+    evaluate_every: CountOrNone = 100
+    patience: CountOrNone = 5
     trackers: tuple[str, ...] = ("none",)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._require(self.crops >= 1, "crops", "must be at least 1")
-        self._require(self.head_first >= 0, "head_first", "must not be negative")
-        self._require(0 < self.crop_seconds < np.inf, "crop_seconds", "must be a number above 0")
-        self._require(0 <= self.objective_rate < np.inf, "objective_rate", "must be a number, 0 or above")
 
 
 def pretrain(

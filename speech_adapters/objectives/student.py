@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
-from typing import Literal, cast
+from typing import Annotated, Literal, cast
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from speech_adapters.errors import CheckpointError
 from speech_adapters.files import atomic
 from speech_adapters.objectives.distillation import HiddenStateDistillation
 from speech_adapters.objectives.whisper_teacher import WhisperTeacher
+from speech_adapters.ranges import CountOrNone, NotNegative, Positive, Range, Rate, check_values
 from speech_adapters.runs.folder import RunFolder
 from speech_adapters.training.loop import Learner, Loss, Position, TrainingResult, fit
 from speech_adapters.training.settings import LoopConfig
@@ -38,16 +39,19 @@ Augment = Callable[[Tensor, np.random.Generator], Tensor]
 class Stage:
     """One part of the training, with an optimizer of its own."""
 
-    hours: float = option(0.0, "of audio heard; 0 skips the stage")
-    learning_rate: float = option(1e-3, "peak, of AdamW")
+    hours: NotNegative = option(0.0, "of audio heard; 0 skips the stage")
+    learning_rate: Rate = option(1e-3, "peak, of AdamW")
     schedule: Literal["constant", "cosine"] = option("constant", "after the warm-up; cosine falls to 2 % of the peak")
-    warmup_steps: int = option(200, "linear, from 0")
-    max_norm: float = option(2.0, "gradients are clipped to this norm")
-    crop_seconds: float = option(5.0, "longest piece of an utterance")
-    layer_weights: tuple[float, ...] = option(
+    warmup_steps: CountOrNone = option(200, "linear, from 0")
+    max_norm: Annotated[float, Range(0, above=True)] = option(2.0, "gradients are clipped to this norm")
+    crop_seconds: Positive = option(5.0, "longest piece of an utterance")
+    layer_weights: tuple[NotNegative, ...] = option(
         (0.5, 1.0, 1.0, 1.0, 2.0), "of states 0 to n; later ones are not run. One alone: the front-end, no positions"
     )
     corrupt: bool = option(True, "augment what the student hears (see heard below)")
+
+    def __post_init__(self) -> None:
+        check_values(self)
 
     def loop(self, crops: int, **options: object) -> LoopConfig:
         """Settings of the loop, for batches of ``crops`` full crops; ``options`` are further ones."""

@@ -13,7 +13,7 @@ hidden frames.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from speech_adapters.errors import ConfigError
 from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.model_output import ModelOutput
 from speech_adapters.objectives.base import MaskingConfig, Objective, ObjectiveOutput
+from speech_adapters.ranges import NotNegative, Positive, Prior, Range, Size
 
 PARTS = ("quantizer", "project_q", "project_hid")
 
@@ -34,34 +35,31 @@ PARTS = ("quantizer", "project_q", "project_hid")
 class Wav2Vec2ObjectiveConfig(MaskingConfig):
     """Defaults of wav2vec 2.0 Base (its appendix B); a checkpoint with its own head decides on the sizes."""
 
-    mask_probability: float = 0.65
+    mask_probability: Prior = 0.65
     """p of the spans; 49 % of the frames are hidden."""
-    negatives: int = 100
+    negatives: Size = 100
     """K, distractors a frame."""
-    temperature: float = 0.1
+    temperature: Positive = 0.1
     """k, of the similarity."""
-    diversity_weight: float = 0.1
+    diversity_weight: NotNegative = 0.1
     """Of L_d."""
-    groups: int = 2
+    groups: Size = 2
     """G, codebooks."""
-    entries: int = 320
+    entries: Size = 320
     """V, entries a codebook."""
-    code_size: int = 256
+    code_size: Size = 256
     """Width of a quantised latent."""
-    projection_size: int = 256
+    projection_size: Size = 256
     """Width in which both are compared."""
-    gumbel_start: float = 2.0
+    gumbel_start: Positive = 2.0
     """Temperature of the Gumbel softmax at first ..."""
-    gumbel_end: float = 0.5
+    gumbel_end: Positive = 0.5
     """... and at last ..."""
-    gumbel_decay: float = 0.999995
+    gumbel_decay: Annotated[float, Range(0, 1, above=True)] = 0.999995
     """... multiplied by this at each update."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("negatives", "groups", "entries", "code_size", "projection_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)}: must be at least 1.")
         if self.code_size % self.groups:
             raise ConfigError(f"code_size={self.code_size} must be a multiple of groups={self.groups}.")
 

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from speech_adapters.encoders.encoder import Encoder
-from speech_adapters.errors import ConfigError
 from speech_adapters.objectives.hubert import HuBERTObjective, HuBERTObjectiveConfig
 from speech_adapters.objectives.units import KMeansUnits
+from speech_adapters.ranges import Share
 
 SPEECH_DB, NOISE_DB = (-5.0, 5.0), (-5.0, 20.0)
 """Energy of the utterance over that of what is added, in the stretch."""
@@ -29,15 +29,10 @@ SPEECH_DB, NOISE_DB = (-5.0, 5.0), (-5.0, 20.0)
 class WavLMObjectiveConfig(HuBERTObjectiveConfig):
     """Defaults of WavLM Base+."""
 
-    mix_probability: float = 0.2
+    mix_probability: Share = 0.2
     """Share of utterances that something is added to."""
-    noise_probability: float = 0.1
+    noise_probability: Share = 0.1
     """Share of these that get noise rather than a second voice; without noises all get a voice."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.mix_probability <= 1 or not 0 <= self.noise_probability <= 1:
-            raise ConfigError("mix_probability and noise_probability must lie in [0, 1].")
 
 
 class WavLMObjective(HuBERTObjective):

@@ -6,15 +6,19 @@ file and its own, which is taken over its content (keys, their order, values) an
 
 Saving over a part is safe against a kill at any instant. The new weights come to lie beside the old ones under a name
 made of their checksum, then the description is renamed into place, then the weights are. A reader takes whichever
-weights file has the checksum that the description names: between the last two renames that is the one beside.
+weights file has the checksum that the description names: between the last two renames that is the one beside. Of two
+that save at once the later one wins, whole: each waits for the other. One that reads meanwhile looks again.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import itertools
 import json
 import math
 import re
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +28,7 @@ from torch import Tensor
 
 from speech_adapters.encoders.tensors import check_finite
 from speech_adapters.errors import CheckpointError, InputError
-from speech_adapters.files import atomic
+from speech_adapters.files import atomic, is_locked, locked
 
 FORMAT = 1
 
@@ -60,19 +64,22 @@ def save_part(
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{folder}: its description does not fit JSON ({error}); give plain values.") from error
     beside = _beside(folder, kind, described["weights_sha256"])
-    try:
-        _write(beside, weights)
-        for name, content in (extra_files or {}).items():
-            if content is None:
-                (folder / name).unlink(missing_ok=True)
-            else:
-                _write(folder / name, content.encode())
-        _write(folder / f"{kind}.json", text)
-        beside.replace(folder / f"{kind}_model.safetensors")
-        for left in (*folder.glob(f"{kind}_model-*.safetensors"), *folder.glob(f".{kind}_model-*.tmp")):
-            left.unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be written ({error.strerror or error}); choose another place.") from error
+    with locked(folder / f"{kind}.json", seconds=60):
+        try:
+            _write(beside, weights)
+            for name, content in (extra_files or {}).items():
+                if content is None:
+                    (folder / name).unlink(missing_ok=True)
+                else:
+                    _write(folder / name, content.encode())
+            _write(folder / f"{kind}.json", text)
+            beside.replace(folder / f"{kind}_model.safetensors")
+            for left in (*folder.glob(f"{kind}_model-*.safetensors"), *folder.glob(f".{kind}_model-*.tmp")):
+                left.unlink(missing_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"{folder}: cannot be written ({error.strerror or error}); choose another place."
+            ) from error
     return folder
 
 
@@ -87,16 +94,28 @@ def load_part(folder: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, 
     from safetensors.torch import load
 
     folder = Path(folder)
-    path = folder / f"{kind}.json"
-    described = _read_description(path, kind)
-    expected = described.pop("weights_sha256")
-    weights = _read_weights(folder, kind, expected)
+    described, weights = _read_pair(folder, kind)
     try:
         tensors = load(weights)
     except (SafetensorError, ValueError, TypeError, LookupError, RuntimeError) as error:
         raise CheckpointError(f"{folder}: its weights file is not one of safetensors ({error}).") from error
     check_finite(tensors, str(folder))
     return described, tensors
+
+
+def _read_pair(folder: Path, kind: str) -> tuple[dict[str, Any], bytes]:
+    """Description and weights that belong together. Between the reading of one and the other somebody may have saved
+    over both: what does not fit is read once more, and again while it is being written."""
+    for attempt in itertools.count():
+        described = _read_description(folder / f"{kind}.json", kind)
+        try:
+            return described, _read_weights(folder, kind, described.pop("weights_sha256"))
+        except CheckpointError:
+            writing = is_locked(folder / f"{kind}.json")
+            if attempt == 20 or (attempt and not writing):
+                raise
+            time.sleep(0.05 * writing)
+    raise AssertionError("counts without end")
 
 
 def check_fit(tensors: Mapping[str, Tensor], blueprint: Mapping[str, Tensor], where: str) -> None:
@@ -129,7 +148,7 @@ def _type(tensor: Tensor) -> str:
 
 def _read_description(path: Path, kind: str) -> dict[str, Any]:
     try:
-        described = json.loads(path.read_bytes().decode("utf-8-sig"), object_pairs_hook=_once)
+        described = json.loads(_content(path).decode("utf-8-sig"), object_pairs_hook=_once)
         version, recorded, weights = described["format"], described.pop("sha256"), described["weights_sha256"]
     except (FileNotFoundError, NotADirectoryError):
         raise CheckpointError(f"{path}: no such file; give a folder that holds a saved {kind}.") from None
@@ -162,7 +181,7 @@ def _read_weights(folder: Path, kind: str, expected: str) -> bytes:
     found = False
     for candidate in (path, _beside(folder, kind, expected)):
         try:
-            weights = candidate.read_bytes()
+            weights = _content(candidate)
         except FileNotFoundError:
             continue
         except OSError as error:
@@ -173,6 +192,13 @@ def _read_weights(folder: Path, kind: str, expected: str) -> bytes:
     if not found:
         raise CheckpointError(f"{path}: no such file; give a folder that holds a saved {kind}.")
     raise _damaged(path)
+
+
+def _content(path: Path) -> bytes:
+    """The bytes of a file; pipes and devices, which may have no end, are none."""
+    if path.exists() and not path.is_file():
+        raise IsADirectoryError(errno.EISDIR, "it is no file")
+    return path.read_bytes()
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from speech_adapters.config import option
 from speech_adapters.data.manifest import Manifest, check_disjoint
 from speech_adapters.data.trials import TrialList
 from speech_adapters.errors import ConfigError
-from speech_adapters.schema import check_positive
+from speech_adapters.ranges import Positive, Rate, Seed, check_values
 from speech_adapters.training.settings import TrainingConfig
 
 if TYPE_CHECKING:  # the rest is imported where it is used, so that a recipe's --help answers at once
@@ -48,7 +48,7 @@ class ExperimentConfig:
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
     """The same by preset, for any of them: ``{lora: {rank: 16}}`` (also as part of ``lora+l``); presets that this run
     leaves out may be named."""
-    rates: dict[str, float] = field(default_factory=dict)
+    rates: dict[str, Rate] = field(default_factory=dict)
     """Learning rates by parameter group, over the published ones, for whichever methods are trained; groups that this
     run has not may be named. ``training.learning_rates`` goes over them, and must be used."""
     from_adapter: Path | None = option(
@@ -57,23 +57,21 @@ class ExperimentConfig:
     from_head: str | None = option(
         None, "saved head to train on from, or checkpoint: the CTC head that the encoder brings along"
     )
-    learning_rate: float | None = option(
+    learning_rate: Positive | None = option(
         None, "one peak rate for the adapter's parameter groups and its head, over the published ones and rates"
     )
-    seeds: tuple[int, ...] = option((0,), "one training run per method and seed; figures are means over seeds")
+    seeds: tuple[Seed, ...] = option((0,), "one training run per method and seed; figures are means over seeds")
     output: Path | None = option(None, "run folder; one that holds the same run goes on")
     resume: str | None = option(None, "latest, or a run folder: go on with that run")
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
     def __post_init__(self) -> None:
+        check_values(self)
         check_seeds(self.seeds)
         if self.baselines == ("none",):
             self.baselines = ()
         if len(set(self.baselines)) < len(self.baselines):
             raise ConfigError(f"baselines={list(self.baselines)}: give different presets.")
-        check_rates(self.rates, "rates")
-        if self.learning_rate is not None:
-            check_positive("learning_rate", self.learning_rate)
 
     @property
     def trained_methods(self) -> dict[str, dict[str, Any]]:
@@ -234,18 +232,9 @@ class Task(ABC, Generic[R]):
 
 
 def check_seeds(seeds: Sequence[int]) -> None:
-    """ConfigError unless there are different numbers from 0 to 2^32 - 1."""
-    if not seeds or len(set(seeds)) < len(seeds) or not all(0 <= seed < 2**32 for seed in seeds):
-        raise ConfigError(
-            f"seeds={list(seeds)}: give one or more different numbers, 0 or more, such as --seeds 0,1,2."
-        )
-
-
-def check_rates(rates: Mapping[str, float], name: str) -> None:
-    """ConfigError for a learning rate that is no positive number; ``name`` is that of the setting."""
-    for group, rate in rates.items():
-        if not 0 <= rate < float("inf"):
-            raise ConfigError(f"{name}.{group}={rate}: a learning rate is 0 or more.")
+    """ConfigError unless there are different ones."""
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ConfigError(f"seeds={list(seeds)}: give one or more different numbers, such as --seeds 0,1,2.")
 
 
 def chosen_rates(

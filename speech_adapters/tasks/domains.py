@@ -33,11 +33,12 @@ from speech_adapters.heads.base import head_from_dict
 from speech_adapters.heads.ctc import CTCHead
 from speech_adapters.metrics.wer import WERResult, pooled_metrics
 from speech_adapters.model import SpeechAdapterModel
+from speech_adapters.ranges import NotNegative, Rate, Seed, Size, check_values
 from speech_adapters.runs.folder import RunFolder
 from speech_adapters.runs.results import MethodResults
 from speech_adapters.saving.parts import load_part
 from speech_adapters.tasks.asr import SpeechRecognition, evaluate_asr
-from speech_adapters.tasks.base import check_rates, check_seeds, chosen_rates
+from speech_adapters.tasks.base import check_seeds, chosen_rates
 from speech_adapters.tasks.predict import mean_attention
 from speech_adapters.training.settings import TrainingConfig
 from speech_adapters.training.supervised import train
@@ -68,21 +69,23 @@ class DomainsConfig:
     )
     normalizer: str = option("librispeech", "a name or a file of replacements; saved with the head")
     accept_letters: str = option("", "letters that the normaliser may change or drop, such as éï; all for any")
-    rank: int | None = option(16, "rank of the fusion's matrices; null for full ones, as published")
-    guide: float = option(1.0, "weight of the guide loss: fusion and router learn which adapter is the domain's own")
+    rank: Size | None = option(16, "rank of the fusion's matrices; null for full ones, as published")
+    guide: NotNegative = option(
+        1.0, "weight of the guide loss: fusion and router learn which adapter is the domain's own"
+    )
     full: bool = option(True, "also fine-tune all layers, one domain after the other")
-    rates: dict[str, float] = field(default_factory=dict)
+    rates: dict[str, Rate] = field(default_factory=dict)
     """Learning rates by parameter group, over the published ones; groups that this run has not may be named. Those of
     ``training`` and ``combination`` go over them, and must be used."""
-    seeds: tuple[int, ...] = option((0,), "runs; figures are over all of them")
+    seeds: tuple[Seed, ...] = option((0,), "runs; figures are over all of them")
     training: TrainingConfig = field(default_factory=TrainingConfig)
     """Of each stage."""
     combination: TrainingConfig = field(default_factory=TrainingConfig)
     """Of the fusion and the router."""
 
     def __post_init__(self) -> None:
+        check_values(self)
         check_seeds(self.seeds)
-        check_rates(self.rates, "rates")
         if (self.start_adapter is None) != (self.start_head is None):
             raise ConfigError(
                 "give --start-adapter and --start-head together: a head fits the adapter it learnt with."

@@ -20,10 +20,11 @@ from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.errors import CheckpointError, ConfigError
 from speech_adapters.heads import HeadConfig
 from speech_adapters.model import SpeechAdapterModel
+from speech_adapters.ranges import Rate, check_values
 from speech_adapters.runs.folder import RunFolder
 from speech_adapters.saving.parts import load_part
 from speech_adapters.tasks.asr import SpeechRecognition
-from speech_adapters.tasks.base import Corpus, check_rates, chosen_rates
+from speech_adapters.tasks.base import Corpus, chosen_rates
 from speech_adapters.tasks.classification import Classification
 from speech_adapters.training.cache import CachedDataset
 from speech_adapters.training.settings import TrainingConfig
@@ -50,13 +51,13 @@ class Downstream:
     """How transcripts are written before they are learnt or scored: a name, or a file of replacements."""
     accept_letters: str = ""
     """Letters that the normaliser may change or drop; ``all`` for any."""
-    rates: dict[str, float] = field(default_factory=dict)
+    rates: dict[str, Rate] = field(default_factory=dict)
     """Learning rates by parameter group, over the published ones; groups that the adapter has not may be named.
     ``training.learning_rates`` goes over them, and must be used."""
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(updates=400, trackers=("none",)))
 
     def __post_init__(self) -> None:
-        check_rates(self.rates, "rates")
+        check_values(self)
 
     @property
     def _task(self) -> SpeechRecognition | Classification:

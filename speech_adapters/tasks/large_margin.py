@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
-from speech_adapters.errors import ConfigError
+from speech_adapters.heads.margin import Margin
+from speech_adapters.ranges import CountOrNone, Positive, Range, check_values
 
 
 @dataclass(kw_only=True)
@@ -12,13 +14,12 @@ class LargeMargin:
     """Large-margin fine-tuning: a short second stage with longer crops and a larger margin (Thienpondt et al., "The
     IDLab VoxSRC-20 submission", ICASSP 2021, section 3)."""
 
-    updates: int = 0
+    updates: CountOrNone = 0
     """Of the second stage; 0 leaves it out."""
-    margin: float = 0.5
-    crop_seconds: float = 6.0
-    rate: float = 0.1
+    margin: Margin = 0.5
+    crop_seconds: Annotated[float, Range(0.1, below=True)] = 6.0
+    rate: Positive = 0.1
     """Learning rates, as a share of the first stage's."""
 
     def __post_init__(self) -> None:
-        if self.updates < 0 or self.rate <= 0:
-            raise ConfigError(f"large_margin: updates={self.updates}, rate={self.rate}: 0 or more, and above 0.")
+        check_values(self, "large_margin.")

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-import math
 import os
 from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Literal
 
 from speech_adapters.data.audio_files import cache_folder
 from speech_adapters.data.augmentation import Augmentation
 from speech_adapters.errors import ConfigError
+from speech_adapters.ranges import (
+    Count,
+    CountOrNone,
+    Dropout,
+    NotNegative,
+    Positive,
+    Range,
+    Rate,
+    Seed,
+    Share,
+    check_values,
+)
+from speech_adapters.schema import Configuration
 
 TRACKERS = {
     "tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow", "comet_ml": "comet_ml", "aim": "aim",
@@ -31,12 +43,11 @@ class Cache:
     precision: Literal["fp16", "bf16", "fp32"] = "fp16"
     """fp16 keeps 11 bits of each value, bf16 has fp32's range and keeps 8; fp32 is exact and takes twice the disk."""
 
-    max_gb: float | None = None
+    max_gb: NotNegative | None = None
     """Most that the folder may hold, in 10^9 bytes; what does not fit is computed each time. null: no limit."""
 
     def __post_init__(self) -> None:
-        if self.max_gb is not None and not self.max_gb >= 0:
-            raise ConfigError(f"cache.max_gb={self.max_gb}: must be a number of GB, or null for no limit.")
+        check_values(self, "cache.")
 
     @classmethod
     def of(cls, value: Cache | str | os.PathLike[str]) -> Cache:
@@ -50,75 +61,65 @@ class Cache:
 
 
 @dataclass(kw_only=True)
-class LoopConfig:
+class LoopConfig(Configuration):
     """Settings of one run of the loop, whatever it trains."""
 
-    updates: int = 1000
+    updates: Count = 1000
     """Optimizer steps. Methods are compared at equal updates."""
 
-    accumulation: int = 1
+    accumulation: Count = 1
     """Batches per update; two processes with 1 give the same update as one process with 2."""
 
-    learning_rates: dict[str, float] = field(default_factory=dict)
+    learning_rates: dict[str, Rate] = field(default_factory=dict)
     """By parameter group ("head", "e", "l", "lora", ...), over the adapter's own published rates."""
 
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """Decay after the warm-up; the published recipes decay by hand-made steps, which cosine comes close to."""
 
-    final_rate: float = 0.0
+    final_rate: Share = 0.0
     """Where the decay ends, as a share of the peak rates."""
 
-    warmup: float = 0.1
+    warmup: Dropout = 0.1
     """Share of the updates in which the rates rise from zero; 10 % as in the SURE benchmark."""
 
-    weight_decay: float = 0.0
+    weight_decay: NotNegative = 0.0
     """Otake et al. (2023) use Adam without decay."""
 
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Dropout, Dropout] = (0.9, 0.999)
     """Decay of Adam's two moments; Kingma and Ba (2015)."""
 
-    max_grad_norm: float = 1.0
-    """Gradients are clipped to this norm."""
+    max_grad_norm: Annotated[float, Range(0, above=True)] = 1.0
+    """Gradients are clipped to this norm; ``.inf`` does not clip."""
 
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """bf16 and fp16 are autocast: weights, loss and optimizer stay in fp32. auto: bf16 where the hardware computes in
     it (GPUs since Ampere, CPUs with AMX or AVX512-BF16), else fp32."""
 
-    evaluate_every: int = 0
+    evaluate_every: CountOrNone = 0
     """Updates between evaluations on held-out data; 0 makes none. Where there are any, the state with the lowest
     held-out loss is what the training leaves behind (of AdaLoRA perhaps one from before its last pruning)."""
 
-    patience: int = 0
+    patience: CountOrNone = 0
     """Stop after so many evaluations in a row without a lower held-out loss; 0 never stops early."""
 
-    log_every: int = 10
+    log_every: Count = 10
     """Updates between lines of metrics.jsonl."""
 
-    save_minutes: float | None = 5.0
+    save_minutes: NotNegative | None = 5.0
     """Minutes between checkpoints that a stopped run goes on from; 0 saves after every update, null only when asked
     to stop (Ctrl-C, SIGTERM). A run that went on ends with the same weights as one that was not stopped."""
 
-    workers: int = 0
+    workers: Annotated[int, Range(0, 1024)] = 0
     """Processes that read and augment audio; 0 does it in the training process."""
 
-    seed: int = 0
+    seed: Seed = 0
     """Of the order of the data, augmentation, masks and dropout: all follow from it and the update's number."""
 
     trackers: tuple[str, ...] = ("tensorboard",)
     """Where else metrics go, by accelerate's names: "tensorboard", "wandb", "mlflow", ...; "none" for nowhere."""
 
     def __post_init__(self) -> None:
-        for name in ("updates", "accumulation", "log_every"):
-            self._require(getattr(self, name) >= 1, name, "must be at least 1")
-        for name in ("evaluate_every", "patience", "workers", "seed", "weight_decay"):
-            self._require(getattr(self, name) >= 0, name, "must not be negative")
-        for name, rate in self.learning_rates.items():
-            self._require(0 <= rate < math.inf, f"learning_rates.{name}", "must be a number, 0 or above", rate)
-        self._require(self.max_grad_norm > 0, "max_grad_norm", "must be above 0; .inf does not clip")
-        self._require(0 <= self.warmup < 1, "warmup", "must lie in [0, 1)")
-        self._require(0 <= self.final_rate <= 1, "final_rate", "must lie in [0, 1]")
-        self._require(all(0 <= beta < 1 for beta in self.betas), "betas", "must lie in [0, 1)")
-        self._require(self.save_minutes is None or self.save_minutes >= 0, "save_minutes", "must not be negative")
+        check_values(self, "training.")
         self._require(
             not self.patience or self.evaluate_every > 0, "patience", "watches evaluations: set evaluate_every"
         )
@@ -130,24 +131,23 @@ class LoopConfig:
         if self.precision == "auto":
             self.precision = "bf16" if fast_bfloat16() else "fp32"
 
-    def _require(self, fine: bool, name: str, what: str, value: Any = None) -> None:
-        if not fine:  # a NaN is never fine
-            shown = getattr(self, name) if value is None else value
-            raise ConfigError(f"training.{name}={shown}: {what}.")
+    def _require(self, fine: bool, name: str, what: str) -> None:
+        if not fine:
+            raise ConfigError(f"training.{name}={getattr(self, name)}: {what}.")
 
 
 @dataclass(kw_only=True)
 class TrainingConfig(LoopConfig):
     """Settings of one training on labelled speech, the same for an adapter and its baselines."""
 
-    batch_seconds: float = 60.0
+    batch_seconds: Positive = 60.0
     """Audio per batch and process, in seconds, padding included; utterances of like length share a batch."""
 
-    crop_seconds: float | None = None
+    crop_seconds: Annotated[float, Range(0.1, below=True)] | None = None
     """Train on a random piece of at most this length; None on whole utterances. Otake et al. (2023) cut at 12.5 for
     emotion and speakers, margin losses are usually trained on 3; not for recognition, whose text would not fit."""
 
-    time_mask_probability: float = 0.0
+    time_mask_probability: Dropout = 0.0
     """Share of frames hidden by SpecAugment (spans of 10) at the encoder's input; 0.05 for wav2vec 2.0 fine-tuning."""
 
     augmentation: Augmentation | None = None
@@ -163,13 +163,6 @@ class TrainingConfig(LoopConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require(0 < self.batch_seconds < math.inf, "batch_seconds", "must be a number above 0")
-        self._require(
-            self.crop_seconds is None or 0.1 <= self.crop_seconds < math.inf,
-            "crop_seconds",
-            "must be at least 0.1, or null for no crops",
-        )
-        self._require(0 <= self.time_mask_probability < 1, "time_mask_probability", "must lie in [0, 1)")
         if self.cache is not None and self.augmentation is not None:
             raise ConfigError("training.cache: augmentation changes the audio in each epoch; set one of them to null.")
 

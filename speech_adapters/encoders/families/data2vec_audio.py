@@ -25,6 +25,7 @@ class Data2VecAudio(Wav2Vec2):
 
     model_type = "data2vec-audio"
     title = "data2vec-audio"
+    #: facebook/data2vec-audio-base-10m; as in pre-training.
     normalize: ClassVar[Mapping[str, bool]] = {"layer": True}
 
     def pre_norm(self, config: Any) -> bool:

@@ -6,7 +6,8 @@ zeros behind an utterance, which stock HuBERT then reads as if they were speech;
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Mapping
+from typing import ClassVar, cast
 
 from torch import Tensor, nn
 
@@ -27,6 +28,8 @@ class HuBERT(Wav2Vec2):
 
     model_type = "hubert"
     title = "HuBERT"
+    #: facebook/hubert-large-ll60k and hubert-xlarge-ls960-ft; Base was pre-trained otherwise than it was published.
+    normalize: ClassVar[Mapping[str, bool]] = {"layer": True}
 
     def positions(self, model: Model, hidden: Tensor, mask: Tensor | None) -> Tensor:
         embedding = cast(PositionalConvolution, model.encoder.pos_conv_embed)

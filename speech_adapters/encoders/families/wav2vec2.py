@@ -89,7 +89,8 @@ class Wav2Vec2(Family):
         "final_layer_norm": "final_layer_norm",
     }
     may_lack = ("masked_spec_embed",)  # learnt by masked pre-training alone
-    #: ``do_normalize`` by the CNN's norm ("group": Base, "layer": Large).
+    #: ``do_normalize`` by the CNN's norm ("group": Base, "layer": Large), as the published preprocessor files have it:
+    #: facebook/wav2vec2-large and wav2vec2-base-960h for "group", the XLSR and XLS-R models for "layer".
     normalize: ClassVar[Mapping[str, bool]] = {"group": True, "layer": True}
 
     def pre_norm(self, config: Any) -> bool:

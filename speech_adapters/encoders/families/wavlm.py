@@ -30,6 +30,7 @@ class WavLM(Wav2Vec2):
     model_type = "wavlm"
     title = "WavLM"
     position_names = ("rel_attn_embed", "gru_rel_pos")
+    #: The authors: https://github.com/microsoft/unilm/issues/708.
     normalize: ClassVar[Mapping[str, bool]] = {"group": False, "layer": True}
 
     def position_bias(self, model: Model, frames: int) -> Tensor | None:
