@@ -3,8 +3,8 @@
 Trainings that hear the same data in the same order (methods, learning rates, heads) share each batch: the encoder runs
 as far as nothing that any of them trains changes it, or is read from the cache, and each goes on from its own place
 with its own adapters, head, dropout and loss. Those that hear other data (domains, clients, seeds) share the encoder
-in memory and the cache. Optimizers, norms of gradients, best states and ends are each one's own: each ends with what it
-gets alone.
+in memory and the cache. Optimizers, norms of gradients, best states and ends are each one's own: each ends with what
+it gets alone.
 
 Sources: peft issue 3012 (asked for); Ye et al., "mLoRA" (VLDB 2025) for language models.
 """
