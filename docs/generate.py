@@ -48,8 +48,8 @@ def _checkpoints() -> str:
         "",
         f"`load_encoder` takes a packaged name, a folder or a hub id. `tests/public_checkpoints.py` builds these "
         f"{len(names)} public checkpoints as they are published: their `config.json` (sizes made small), the names "
-        "and kinds of their weights (random here), preprocessor and tokenizer files. The hub itself was not asked: the "
-        "settings are those that `transformers`, its documentation and code that uses these models give. "
+        "and kinds of their weights (random here), preprocessor and tokenizer files. The hub itself was not asked: "
+        "the settings are those that `transformers`, its documentation and code that uses these models give. "
         "`tests/test_public_checkpoints.py` checks each of them:",
         "",
         "- it loads, and what it computes is what `transformers` computes;",

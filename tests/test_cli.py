@@ -20,7 +20,7 @@ from speech_adapters.data.transcripts import read_transcripts, write_transcripts
 from speech_adapters.errors import InputError
 from speech_adapters.metrics.wer import word_error_rate
 from speech_adapters.runs.results import MethodResults, Results
-from speech_adapters.training.cache import PREFIX
+from speech_adapters.training.cache import PREFIX, Activations, code_version
 
 ROOT = Path(__file__).parents[1]
 
@@ -365,24 +365,23 @@ def test_transcripts_are_read_back_as_they_were_scored(tmp_path: Path) -> None:
 # ------------------------------------------------------------------ cache, manifest, doctor
 
 
-def test_cache_lists_and_clears_its_own_files_only(sa, tmp_path: Path) -> None:
-    import numpy as np
-
-    from speech_adapters.data.store import Store
+def test_cache_lists_and_clears_activations_only(sa, tmp_path: Path) -> None:
+    from speech_adapters.files import write_json
 
     folder = tmp_path / "cache"
-    for name in ("a", "b"):
-        arrays = [(0, np.zeros((5, 2), np.float16)), (1, np.zeros((3, 2), np.float16))]
-        Store.write(folder / f"{PREFIX}{name}", np.float16, 2, arrays, 2, 32)
-    (folder / f"{PREFIX}c.bin").write_bytes(b"xx")
+    for name, code in (("a", code_version()), ("b", "of last year")):
+        kept = Activations(folder / f"{PREFIX}{name}" / "state-1-fp16", 2, "fp16")
+        kept.add(["one", "two"], [torch.zeros(5, 2), torch.zeros(3, 2)])
+        write_json(folder / f"{PREFIX}{name}" / "about.json", {"encoder": "tiny", "code": code})
     (folder / "notes.txt").write_text("mine")
     shown = sa("cache", "list", folder)
-    assert f"{PREFIX}a" in shown and "2 utterances" in shown and "incomplete" in shown and "3 stores" in shown
-    assert "1 stores removed" in sa("cache", "clear", folder, "--store", f"{PREFIX}b")
-    assert "no store 'x'" in sa("cache", "clear", folder, "--store", "x", expect=2).err
-    assert "2 stores removed" in sa("cache", "clear", folder)
+    assert f"{PREFIX}a  tiny" in shown and "state-1-fp16: 2 utterances" in shown and "2 encoders" in shown
+    assert shown.count("never read again") == 1
+    assert "MB freed" in sa("cache", "clear", folder, "--stale")
+    assert sorted(path.name for path in folder.iterdir()) == [f"{PREFIX}a", "notes.txt"]
+    sa("cache", "clear", folder)
     assert [path.name for path in folder.iterdir()] == ["notes.txt"]
-    assert "0 stores" in sa("cache", "list", tmp_path / "none")
+    assert "0 encoders" in sa("cache", "list", tmp_path / "none")
 
 
 def test_manifest_verbs_say_what_they_did(sa, tmp_path: Path) -> None:

@@ -116,6 +116,18 @@ def test_emotions_with_seeds(corpus, tmp_path):
     assert head["labels"] == ["high", "low", "middle"] and len(head["class_weights"]) == 3
 
 
+def test_methods_in_one_pass_score_as_one_by_one(corpus, tmp_path):
+    arguments = (*sets(corpus), "--seeds=0,1", "training.evaluate_every=2", "training.precision=fp32")
+    apart = run("emotion_recognition", tmp_path / "apart", *arguments)
+    together = run("emotion_recognition", tmp_path / "together", *arguments, "--together")
+    check_folder(tmp_path / "together", together, ("l-seed0", "l-seed1", "head-only-seed0", "head-only-seed1"))
+    assert together["together"] == together["baselines"]["head-only"]["together"] == 2
+    assert together["metrics"] == apart["metrics"] and together["parameters"] == apart["parameters"]
+    assert together["baselines"]["head-only"]["metrics"] == apart["baselines"]["head-only"]["metrics"]
+    again = run("emotion_recognition", tmp_path / "together", *arguments, "--together")
+    assert again["metrics"] == together["metrics"], "a finished run is read back"
+
+
 @pytest.mark.slow
 def test_emotions_in_folds(corpus, tmp_path):
     output = tmp_path / "run"

@@ -20,7 +20,8 @@ from typing import Any
 from torch import Tensor
 
 from speech_adapters.composition.blocks import TrainableComposition, composition_from_dict, names_of
-from speech_adapters.encoders.loading import Encoder, fingerprint
+from speech_adapters.encoders.encoder import Encoder
+from speech_adapters.encoders.tensors import fingerprint
 from speech_adapters.errors import CheckpointError, ConfigError, InputError
 from speech_adapters.heads.base import HeadConfig
 from speech_adapters.heads.classification import ClassificationHead

@@ -22,7 +22,8 @@ from pathlib import Path
 from speech_adapters.adapters.fine_tuning import FineTuning
 from speech_adapters.composition.blocks import TrainableComposition, names_of
 from speech_adapters.composition.weight_averaging import shape_of
-from speech_adapters.encoders.loading import Encoder, fingerprint
+from speech_adapters.encoders.encoder import Encoder
+from speech_adapters.encoders.tensors import fingerprint
 from speech_adapters.errors import CheckpointError
 from speech_adapters.heads.base import HeadModule
 from speech_adapters.heads.ctc import CTCHead, CTCHeadModule

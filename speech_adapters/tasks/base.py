@@ -20,6 +20,7 @@ from speech_adapters.ranges import Positive, Rate, Seed, check_values
 from speech_adapters.training.settings import TrainingConfig
 
 if TYPE_CHECKING:  # the rest is imported where it is used, so that a recipe's --help answers at once
+    from speech_adapters.data.batches import SpeechDataset
     from speech_adapters.encoders import Encoder
     from speech_adapters.heads import HeadConfig, HeadModule
     from speech_adapters.model import SpeechAdapterModel
@@ -61,6 +62,9 @@ class ExperimentConfig:
         None, "one peak rate for the adapter's parameter groups and its head, over the published ones and rates"
     )
     seeds: tuple[Seed, ...] = option((0,), "one training run per method and seed; figures are means over seeds")
+    together: bool = option(
+        False, "train the methods of a seed in one pass: the frozen part runs once for all of them"
+    )
     output: Path | None = option(None, "run folder; one that holds the same run goes on")
     resume: str | None = option(None, "latest, or a run folder: go on with that run")
     training: TrainingConfig = field(default_factory=TrainingConfig)
@@ -203,22 +207,36 @@ class Task(ABC, Generic[R]):
     def train(
         self, model: SpeechAdapterModel, corpus: Corpus, settings: TrainingConfig, run: RunFolder, name: str
     ) -> TrainingResult:
-        """Train what is trainable; tasks with further stages add them."""
-        from speech_adapters.data.batches import SpeechDataset
+        """Train what is trainable, in all stages."""
         from speech_adapters.training.supervised import train
 
         assert model.head is not None, "the task's own is active"
-        target = model.head.config.target
+        data, dev = self.data(corpus, model.head.config, settings)
+        first = train(model, data, settings, run, dev, name)
+        further = self.further(model, corpus, settings, run, name)
+        return first if further is None else first + further
+
+    def data(
+        self, corpus: Corpus, head: HeadConfig, settings: TrainingConfig
+    ) -> tuple[SpeechDataset, SpeechDataset | None]:
+        """What a head is trained on and watched on."""
+        from speech_adapters.data.batches import SpeechDataset
+
         data = SpeechDataset(
             corpus.train,
-            target,
+            head.target,
             settings.augmentation,
             settings.seed,
             settings.crop_seconds,
             keep_in_memory=corpus.train.hours < KEPT_HOURS,
         )
-        dev = None if corpus.dev is None else SpeechDataset(corpus.dev, target)
-        return train(model, data, settings, run, dev, name)
+        return data, None if corpus.dev is None else SpeechDataset(corpus.dev, head.target)
+
+    def further(
+        self, model: SpeechAdapterModel, corpus: Corpus, settings: TrainingConfig, run: RunFolder, name: str
+    ) -> TrainingResult | None:
+        """Stages after the first; None where there are none."""
+        return None
 
     def write(self, result: R, corpus: Corpus, run: RunFolder, name: str) -> None:
         """Write what was predicted into the run folder, in the field's format; ``name`` is the training's."""

@@ -28,6 +28,7 @@ from speech_adapters.tasks.base import Corpus, ExperimentConfig, Task, chosen_ra
 from speech_adapters.tasks.start import Start
 from speech_adapters.training.loop import TrainingResult
 from speech_adapters.training.settings import TrainingConfig
+from speech_adapters.training.together import Member, train_together
 
 R = TypeVar("R")
 
@@ -94,10 +95,15 @@ def run_experiment(
         figures = task.untrained(encoder, corpora[0], run, **options)
     for method, entry in figures.items():
         print(_line(method, task, entry))
+    trained: dict[str, tuple[SpeechAdapterModel, TrainingResult]] = {}
+    for pass_name, members in _passes(trainings).items() if config.together else ():
+        trained |= _train_together(task, corpora[members[0].fold], encoder, members, run, pass_name)
     for method in config.trained_methods:
         scored = []
         for training in (one for one in trainings if one.method == method):
-            model, cost = _train(task, corpora[training.fold], encoder, training, run)
+            model, cost = trained.pop(training.name, None) or _train(
+                task, corpora[training.fold], encoder, training, run
+            )
             if processes.is_main_process:  # under torchrun all train, one scores
                 scored.append(_score(task, corpora[training.fold], model, training, cost, run, options))
         if not processes.is_main_process:
@@ -164,9 +170,15 @@ def _plan(
 def _model(
     task: Task[Any], corpus: Corpus, encoder: Encoder, name: str, adapter: AdapterConfig, start: Start, seed: int
 ) -> SpeechAdapterModel:
-    """An adapter and a head, fresh or where they start from, ready to train."""
+    """An adapter and a head on a base of their own, fresh or where they start from, ready to train."""
+    return _model_on(copy.deepcopy(encoder), task, corpus, name, adapter, start, seed)
+
+
+def _model_on(
+    encoder: Encoder, task: Task[Any], corpus: Corpus, name: str, adapter: AdapterConfig, start: Start, seed: int
+) -> SpeechAdapterModel:
     torch.manual_seed(seed)
-    model = SpeechAdapterModel(copy.deepcopy(encoder))
+    model = SpeechAdapterModel(encoder)
     model.add_adapter(name, adapter)
     start.load_adapter(model, name)
     start.add_head(model, task.name, task.chosen_head(corpus))
@@ -181,10 +193,47 @@ def _train(
     name = training.name
     model = _model(task, corpus, encoder, name, training.adapter, training.start, training.seed)
     cost = task.train(model, corpus, training.settings, run, name)
+    _save(task, model, name, run)
+    return model, cost
+
+
+def _passes(trainings: Sequence[_Training]) -> dict[str, list[_Training]]:
+    """Trainings that hear the same batches: those of one fold and seed, by the pass's name."""
+    passes: dict[str, list[_Training]] = {}
+    for training in trainings:
+        passes.setdefault(f"together-fold{training.fold + 1}-seed{training.seed}", []).append(training)
+    return passes
+
+
+def _train_together(
+    task: Task[Any], corpus: Corpus, encoder: Encoder, trainings: Sequence[_Training], run: RunFolder, name: str
+) -> dict[str, tuple[SpeechAdapterModel, TrainingResult]]:
+    """Train in one pass on one encoder, and save; by the trainings' names."""
+    shared, head, settings = copy.deepcopy(encoder), task.chosen_head(corpus), trainings[0].settings
+    data, dev = task.data(corpus, head, settings)
+    members = [
+        Member(
+            name=training.name,
+            model=_model_on(shared, task, corpus, training.name, training.adapter, training.start, training.seed),
+            dataset=data,
+            dev=dev,
+            config=training.settings,
+        )
+        for training in trainings
+    ]
+    costs, made = train_together(members, run, name), {}
+    for member in members:
+        further = task.further(member.model, corpus, member.config, run, member.name)
+        cost = costs[member.name] if further is None else costs[member.name] + further
+        _save(task, member.model, member.name, run)
+        made[member.name] = member.model, cost
+    return made
+
+
+def _save(task: Task[Any], model: SpeechAdapterModel, name: str, run: RunFolder) -> None:
     if PartialState().is_main_process:
         model.save_adapter(name, run.adapter(name))
         model.save_head(task.name, run.head(name))
-    return model, cost
 
 
 def _score(
@@ -227,6 +276,7 @@ def _combine(task: Task[R], scored: Sequence[_Scored[R]]) -> MethodResults:
         more={
             f"{task.metric}_by_seed": by("seed"),
             **({f"{task.metric}_by_fold": by("fold")} if several else {}),
+            **({"together": costs[0].together} if costs[0].together > 1 else {}),
         },
     )
 

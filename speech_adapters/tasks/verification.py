@@ -43,6 +43,7 @@ from speech_adapters.tasks.large_margin import LargeMargin
 from speech_adapters.tasks.predict import Cost, extract_embeddings
 from speech_adapters.training.loop import TrainingResult
 from speech_adapters.training.settings import TrainingConfig
+from speech_adapters.training.supervised import train
 
 
 class SpeakerVerification(Task[VerificationResult]):
@@ -74,14 +75,13 @@ class SpeakerVerification(Task[VerificationResult]):
         resolved = resolve(trials, UtteranceIndex.of_manifest(corpus.test))
         self.speakers = trial_speakers(resolved, [utterance.speaker for utterance in corpus.test])
 
-    def train(
+    def further(
         self, model: SpeechAdapterModel, corpus: Corpus, settings: TrainingConfig, run: RunFolder, name: str
-    ) -> TrainingResult:
-        """The first stage, and the large-margin stage where there is one."""
-        first = super().train(model, corpus, settings, run, name)
+    ) -> TrainingResult | None:
+        """The large-margin stage, where there is one."""
         stage = self.large_margin
         if not stage.updates:
-            return first
+            return None
         head = model.head
         assert isinstance(head, SpeakerHeadModule), "the first stage has trained it"
         head.config = replace(head.config, margin=stage.margin)
@@ -89,7 +89,8 @@ class SpeakerVerification(Task[VerificationResult]):
         further = replace(
             settings, updates=stage.updates, crop_seconds=stage.crop_seconds, learning_rates=rates, warmup=0.0
         )
-        return first + super().train(model, corpus, further, run, f"{name}-large-margin")
+        data, dev = self.data(corpus, head.config, further)
+        return train(model, data, further, run, dev, f"{name}-large-margin")
 
     def score(self, model: SpeechAdapterModel, corpus: Corpus, **options: Any) -> VerificationResult:
         """The cosines of the trials' embeddings, normalised by the cohort where there is one."""

@@ -24,7 +24,8 @@ from torch import Tensor
 from speech_adapters.adapters.combine import CombineModule
 from speech_adapters.adapters.layer_norms import LayerNormsModule
 from speech_adapters.encoders.encoder import Encoder
-from speech_adapters.encoders.forward import EncoderOutput, frame_mask
+from speech_adapters.encoders.forward import EncoderOutput
+from speech_adapters.encoders.plan import frame_mask
 from speech_adapters.model import SpeechAdapterModel
 
 Tap = str

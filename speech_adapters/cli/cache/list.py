@@ -1,4 +1,4 @@
-"""List what a cache folder holds: each store, its size, how much is in it, when it was made."""
+"""List what is kept of frozen encoders' activations: each encoder, how much of what, its size, when it was written."""
 
 from __future__ import annotations
 
@@ -9,16 +9,20 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The folder."""
-    parser.add_argument("folder", nargs="?", default="runs/cache", type=Path, help="default: runs/cache")
+    parser.add_argument("folder", nargs="?", type=Path, help="of training.cache; default: the toolkit's own")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """A line per store, and the sum."""
-    from speech_adapters.training.cache import stores_in
+    """A line per encoder, one per kind of activation below it, and the sum."""
+    from speech_adapters.training.cache import list_caches
+    from speech_adapters.training.settings import Cache
 
-    stores = stores_in(arguments.folder)
-    for store in stores:
-        made = datetime.fromtimestamp(store.made).strftime("%Y-%m-%d %H:%M")
-        held = f"{store.utterances} utterances" if store.utterances is not None else "incomplete"
-        print(f"{store.name}  {store.bytes / 1e6:10.1f} MB  {held:>18}  {made}")
-    print(f"{arguments.folder}: {len(stores)} stores, {sum(store.bytes for store in stores) / 1e6:.1f} MB")
+    entries = list_caches(arguments.folder)
+    for entry in entries:
+        written = datetime.fromtimestamp(entry.used).strftime("%Y-%m-%d %H:%M")
+        state = "" if entry.current else "  (of another version: never read again)"
+        print(f"{entry.path.name}  {entry.about.get('encoder', '?')}  {entry.size / 1e6:.1f} MB  {written}{state}")
+        for tap, count in sorted(entry.taps.items()):
+            print(f"  {tap}: {count} utterances")
+    folder = arguments.folder or Cache().path
+    print(f"{folder}: {len(entries)} encoders, {sum(entry.size for entry in entries) / 1e6:.1f} MB")
