@@ -161,5 +161,5 @@ def _check_base(base: Any, encoder: Encoder, folder: str | Path) -> None:
     elif Path(str(base)).name != Path(encoder.name).name:
         raise CheckpointError(
             f"{folder}: was trained on {base!r}, and this encoder is {encoder.name!r}. peft keeps no checksum of the "
-            f"base: load that one, or correct base_model_name_or_path in {CONFIG_FILE} where both are the same weights."
+            f"base: load that one, or correct base_model_name_or_path in {CONFIG_FILE} where both are the same."
         )
