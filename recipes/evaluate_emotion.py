@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from speech_adapters.config import option, parse_cli, run_main
-from speech_adapters.data.manifest import Manifest
+from speech_adapters.data.manifest import Channel, Manifest
 from speech_adapters.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
@@ -33,6 +33,9 @@ class Config:
     manifest: Path | None = option(None, "JSON Lines manifest with labels (and speaker, for the intervals)")
     label_field: str = option("emotion", "key of the manifest that holds the class: emotion, label, or one of its own")
     predictions: Path | None = option(None, "score this file of predictions (JSON Lines or CSV) instead of a model")
+    channel: Channel | None = option(
+        None, "heard of files with several, where a line does not say it: a number, or mix"
+    )
     columns: tuple[str, ...] = option(
         (), "columns of the predictions whose names do not tell: id=clip,label=gold,prediction=guess"
     )
@@ -95,7 +98,7 @@ def main(config: Config) -> None:
         )
     manifest = None
     if config.manifest is not None:
-        manifest = Manifest.read(config.manifest, require=(config.label_field,), check_files=True)
+        manifest = Manifest.read(config.manifest, (config.label_field,), check_files=True, channel=config.channel)
     if config.predictions is not None:
         columns = said_columns(config.columns, COLUMNS)
         index = None if manifest is None else UtteranceIndex.of_manifest(manifest)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from speech_adapters.config import option, parse_cli, run_main
-from speech_adapters.data.manifest import Manifest, check_disjoint
+from speech_adapters.data.manifest import Channel, Manifest, check_disjoint
 from speech_adapters.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -37,6 +37,9 @@ class Config:
     trials: Path | None = option(None, 'trial list, "1 enrol test" a line; the demo corpus without one')
     manifest: Path | None = option(
         None, "JSON Lines manifest of the trials' utterances (with speaker, for the intervals)"
+    )
+    channel: Channel | None = option(
+        None, "heard of files with several, where a line does not say it: a number, or mix"
     )
     enrolment: Path | None = option(None, 'models of several utterances, "model utterance utterance ..." a line')
     allow_repeats: bool = option(False, "score pairs that the trial list repeats as often as it does")
@@ -113,7 +116,7 @@ def main(config: Config) -> None:
     device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
     columns = table_columns(config)
     trials = read_trials(config.trials, allow_repeats=config.allow_repeats, columns=columns)
-    manifest = None if config.manifest is None else Manifest.read(config.manifest)
+    manifest = None if config.manifest is None else Manifest.read(config.manifest, channel=config.channel)
     enrolment = None if config.enrolment is None else read_enrolment(config.enrolment)
     calibration = None if config.calibration is None else Calibration.load(config.calibration)
 
@@ -198,7 +201,7 @@ def load_cohort(config: Config, model: SpeechAdapterModel | None, test: Manifest
         return None
     if config.cohort.suffix in (".npz", ".safetensors"):
         return Embeddings.load(config.cohort)
-    manifest = Manifest.read(config.cohort, require=("speaker",))
+    manifest = Manifest.read(config.cohort, require=("speaker",), channel=config.channel)
     if test is not None:
         check_disjoint(manifest, test)
     return speaker_means(embed(config, model, manifest, "--cohort"), manifest)
@@ -210,7 +213,7 @@ def train_plda(config: Config, model: SpeechAdapterModel | None, test: Manifest 
         return None
     from speech_adapters.metrics.plda import PLDA
 
-    manifest = Manifest.read(config.plda, require=("speaker",))
+    manifest = Manifest.read(config.plda, require=("speaker",), channel=config.channel)
     if test is not None:
         check_disjoint(manifest, test)
     embeddings = embed(config, model, manifest, "--plda")
@@ -229,7 +232,7 @@ def fit_calibration(config: Config, source: Any, test: Manifest | None, options:
     trials = read_trials(config.dev_trials, allow_repeats=config.allow_repeats, columns=columns)
     manifest = test
     if config.dev_manifest is not None:
-        manifest = Manifest.read(config.dev_manifest)
+        manifest = Manifest.read(config.dev_manifest, channel=config.channel)
         if test is not None:
             check_disjoint(manifest, test)
     if config.scores is not None:

@@ -94,8 +94,9 @@ def test_a_table_without_scores(tmp_path):
     [
         ("p.csv", "filename,truth,predicted\nx/a.wav,sad,angry\nx/b.wav,angry,angry\n", {}),
         ("p.tsv", "path\tlabel\tprediction\ta.wav\nx/a.wav\tsad\tangry\t1\nx/b.wav\tangry\tangry\t2\n", {}),
-        ("p.csv", "clip,gold,guess\na,sad,angry\nb,angry,angry\n", {"id": "clip", "label": "gold", "prediction": "guess"}),
-        ("p.jsonl", '{"file": "x/a.wav", "emotion": "sad", "pred": "angry"}\n{"file": "b", "emotion": "angry", "pred": "angry"}\n', {}),
+        ("p.csv", "c,l,p\na,sad,angry\nb,angry,angry\n", {"id": "c", "label": "l", "prediction": "p"}),
+        ("p.jsonl", '{"file": "x/a.wav", "emotion": "sad", "pred": "angry"}\n'
+         '{"file": "b", "emotion": "angry", "pred": "angry"}\n', {}),
     ],
 )  # fmt: skip
 def test_predictions_of_others(name, text, columns, tmp_path):
@@ -141,8 +142,8 @@ def test_the_recipe_takes_them(tmp_path):
     write(tmp_path / "scores.csv", "left file,right file,llr\na 1.wav,b 1.wav,-3\na 1.wav,c.wav,2\n")
     root = Path(__file__).parents[1]
     done = subprocess.run(
-        [sys.executable, root / "recipes" / "evaluate_verification.py", "--trials", "trials.csv", "--scores", "scores.csv",
-         "--columns", "enrol=left file,test=right file,label=verdict", "--output", "run", "--draws", "5"],
+        [sys.executable, root / "recipes" / "evaluate_verification.py", "--trials", "trials.csv",
+         "--scores", "scores.csv", "--columns", "enrol=left file,test=right file,label=verdict", "--output", "run", "--draws", "5"],
         cwd=tmp_path, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
