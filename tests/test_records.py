@@ -69,7 +69,7 @@ def test_tables_that_are_no_trial_lists(name, text, message, tmp_path):
         ("s.csv", "test,enrol,score,label\nc d.wav,a.wav,-1.5,0\nb.wav,a.wav,2,1\nz,z,9,1\n", {}),
         ("s.tsv", "file1\tfile2\tllr\na.wav\tb.wav\t2\na.wav\tc d.wav\t-1.5\n", {}),
         ("s.csv", "l,r,s\na.wav,b.wav,2\na.wav,c d.wav,-1.5\n", {"enrol": "l", "test": "r", "score": "s"}),
-        ("s.jsonl", '{"id1": "a.wav", "id2": "b.wav", "score": 2}\n{"id1": "a.wav", "id2": "c d.wav", "score": -1.5}', {}),
+        ("s.jsonl", '{"id1": "a.wav", "id2": "b.wav", "llr": 2}\n{"id1": "a.wav", "id2": "c d.wav", "llr": -1.5}', {}),
         ("s.txt", "a.wav\tc d.wav\t-1.5\na.wav\tb.wav\t2\n", {}),
     ],
 )  # fmt: skip
@@ -143,7 +143,8 @@ def test_the_recipe_takes_them(tmp_path):
     root = Path(__file__).parents[1]
     done = subprocess.run(
         [sys.executable, root / "recipes" / "evaluate_verification.py", "--trials", "trials.csv",
-         "--scores", "scores.csv", "--columns", "enrol=left file,test=right file,label=verdict", "--output", "run", "--draws", "5"],
+         "--scores", "scores.csv", "--columns", "enrol=left file,test=right file,label=verdict",
+         "--output", "run", "--draws", "5"],
         cwd=tmp_path, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

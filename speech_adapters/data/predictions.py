@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ def read_predictions(
         if not isinstance(row.get("speaker"), str | None):
             raise InputError(f"{where}: speaker is {row['speaker']!r}, expected text")
         if index is not None:
-            row["id"] = index.ids[index.find(row["id"], lambda said, at=where: ManifestError(f"{at}: {said}"))]
+            row["id"] = index.ids[index.find(row["id"], partial(_at, where))]
         runs.setdefault(str(row.get("run", "")), []).append(row)
     everything = labels or sorted({row[key] for _, row in rows for key in ("label", "prediction")})
     try:
@@ -112,3 +113,7 @@ def read_predictions(
         return results[0] if len(results) == 1 else ClassificationResult.combine(results, n=n, seed=seed)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
+
+
+def _at(where: str, message: str) -> ManifestError:
+    return ManifestError(f"{where}: {message}")

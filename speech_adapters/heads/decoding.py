@@ -231,6 +231,8 @@ class BeamSearch:
 
     def _trimmed(self, tokens: Sequence[int]) -> list[int]:
         delimiter = self.vocabulary.delimiter_id
+        if delimiter is None:
+            return list(tokens)
         words = [list(group) for between, group in groupby(tokens, lambda token: token == delimiter) if not between]
         return list(chain.from_iterable([delimiter, *word] if place else word for place, word in enumerate(words)))
 

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -26,7 +26,7 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 """Opens the name of each tensor in a file of ``peft``."""
 
-_PLAIN = {
+_PLAIN: dict[str, tuple[Any, ...]] = {
     "bias": ("none",),
     "init_lora_weights": (True, False, "gaussian", "orthogonal", "eva"),  # the others change the base as well
     **dict.fromkeys(
@@ -125,6 +125,7 @@ def import_lora(folder: str | Path, encoder: Encoder) -> tuple[LoRA, dict[str, T
             "folder takes over an lm_head.",
             stacklevel=3,
         )
+    variant: Literal["lora", "rslora", "dora"]
     variant = "dora" if found.config.get("use_dora") else "rslora" if found.config.get("use_rslora") else "lora"
     config = LoRA(
         rank=found.config["r"],
