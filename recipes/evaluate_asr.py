@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from speech_adapters.config import option, parse_cli, run_main
-from speech_adapters.data.manifest import Manifest
+from speech_adapters.data.manifest import Channel, Manifest
 from speech_adapters.errors import ConfigError
 
 
@@ -32,6 +32,9 @@ class Config:
         None, "letters that the normaliser may change or drop, all for any; by default those of the head's training"
     )
     manifest: Path | None = option(None, "JSON Lines manifest with text (and speaker, for the intervals); required")
+    channel: Channel | None = option(
+        None, "heard of files with several, where a line does not say it: a number, or mix"
+    )
     beam: int | None = option(None, "beam width; greedy decoding without one")
     language_model: Path | None = option(
         None, "ARPA or KenLM file for the beam search (pip install 'speech-adapters[decode]')"
@@ -41,6 +44,10 @@ class Config:
     )
     alpha: float = option(0.5, "weight of the language model; tune it and beta on held-out speech")
     beta: float = option(1.5, "added for each word, in natural logarithms")
+    window: float | None = option(
+        None, "longest window in seconds: hear recordings in pieces, as transcribe does; none: each in one forward"
+    )
+    voice_activity: Literal["energy", "silero", "none"] = option("energy", "what finds the pauses to cut windows in")
     batch_seconds: float = option(120.0, "audio per batch, padding included")
     precision: Literal["fp32", "bf16"] = option("fp32", "bf16: autocast")
     device: str = option("auto", "auto, cpu, cuda, cuda:1, ...")
@@ -49,6 +56,7 @@ class Config:
 
 def main(config: Config) -> None:
     from speech_adapters.data.transcripts import write_transcripts
+    from speech_adapters.data.windows import Windows
     from speech_adapters.files import write_json
     from speech_adapters.heads.decoding import BeamSearch
     from speech_adapters.reports.report import method_rows, summary_table, write_report
@@ -61,7 +69,7 @@ def main(config: Config) -> None:
 
     if config.manifest is None:
         raise ConfigError("give --manifest: the JSON Lines file to score.")
-    manifest = Manifest.read(config.manifest, require=("text",), check_files=True)
+    manifest = Manifest.read(config.manifest, ("text",), check_files=True, channel=config.channel)
     model = load_saved(config.adapter, config.head, config.encoder, config.device)
     name = "+".join(model.active_adapters) or "frozen encoder"
     if model.head is None:
@@ -69,7 +77,10 @@ def main(config: Config) -> None:
     head = model.head.config
     if config.accept_letters is not None:
         head.accept_letters = config.accept_letters
-    head.check(manifest, model.encoder)
+    windows = None
+    if config.window is not None:
+        windows = Windows(seconds=config.window, voice_activity=config.voice_activity)
+    head.check(manifest, model.encoder, any_length=windows is not None)
     if config.language_model is not None and config.beam is None:
         raise ConfigError("--language-model needs --beam: a language model works in the beam search only.")
     beam = config.beam and BeamSearch(
@@ -82,7 +93,8 @@ def main(config: Config) -> None:
     )
     run = RunFolder.open("evaluate_asr", config, config.output)
     run.begin()
-    scored = evaluate_asr(model, manifest, batch_seconds=config.batch_seconds, precision=config.precision, beam=beam)
+    options = {"batch_seconds": config.batch_seconds, "precision": config.precision, "windows": windows}
+    scored = evaluate_asr(model, manifest, beam=beam, **options)
     trn = run.trn(config.manifest.stem)
     scored.result.save_trn(trn)
     write_transcripts(run.predictions(config.manifest.stem), scored.result)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from speech_adapters.config import option, parse_cli, run_main
+from speech_adapters.data.manifest import Channel
 from speech_adapters.errors import ConfigError
 from speech_adapters.schema import check_positive
 from speech_adapters.tasks.base import Corpus
@@ -38,6 +39,9 @@ class Config:
     train: Path | None = option(None, "manifest to train on, of all domains; then --dev too")
     dev: Path | None = option(None, "manifest for early stopping and dev loss")
     test: Path | None = option(None, "manifest to score; --dev without one")
+    channel: Channel | None = option(
+        None, "heard of files with several, where a line does not say it: a number, or mix"
+    )
     label_field: str = option("label", "key of the manifest that holds the class, under a classification head")
     learning_rate: float | None = option(None, "of the fusion or router, over the published one")
     output: Path | None = option(None, "run folder; one that holds the same run goes on")
@@ -98,7 +102,7 @@ def main(config: Config) -> None:
     model = load_model(config)
     head = model.head.config
     task, keys = find_task(config, head)
-    corpus = Corpus.given(config.train, config.dev, config.test, keys).check_speakers()
+    corpus = Corpus.given(config.train, config.dev, config.test, keys, config.channel).check_speakers()
     for manifest in corpus.splits.values():
         head.check(manifest, model.encoder)
     if config.guide and (unknown := sorted(set(corpus.train.values("domain")) - set(config.names))):

@@ -23,7 +23,7 @@ import soundfile
 from small_corpora import speak
 from small_models import small_model
 
-from speech_adapters import cli, config
+from speech_adapters import ClassificationHead, CTCHead, SpeakerHead, SpeechAdapterModel, cli, config
 from speech_adapters.adapters import ADAPTER_METHODS
 from speech_adapters.data.manifest import Manifest, Utterance
 from speech_adapters.errors import ConfigError
@@ -36,6 +36,14 @@ FENCE = re.compile(
 
 #: Recipes that score what is there already, in a moment: they run whole.
 QUICK = ("evaluate_emotion.py", "evaluate_verification.py")
+
+
+#: What the runs that the documents name have trained, on the smallest packaged encoder.
+HEADS = {
+    "asr_librispeech": CTCHead(),
+    "emotion_recognition": ClassificationHead(labels=("happy", "sad")),
+    "speaker_verification": SpeakerHead(speakers=("a", "b")),
+}
 
 
 @dataclass(frozen=True)
@@ -126,6 +134,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "cv" / "clips").mkdir(parents=True)
     soundfile.write(root / "cv" / "clips" / "a.flac", [0.0] * 16_000, 16_000)
     (root / "cv" / "test.tsv").write_text("client_id\tpath\tsentence\ns1\ta.flac\tYes.\n")
+    for name, channels in {"talk": 1, "monday": 1, "call": 2, "calls/one": 1, "calls/two": 1}.items():
+        speak(root / f"{name}.wav", 3.0, channels=channels)
+    for recipe, head in HEADS.items():
+        model = SpeechAdapterModel.from_pretrained("tiny-wavlm")
+        model.add_adapter("l", "l")
+        model.add_head("asr", head)
+        model.save_adapter("l", root / "runs" / recipe / "latest" / "adapters" / "l")
+        model.save_head("asr", root / "runs" / recipe / "latest" / "heads" / "l")
     for actor in range(1, 25):
         for emotion in range(1, 9):
             speak(root / "FOLDER" / f"Actor_{actor:02d}" / f"03-01-{emotion:02d}-01-01-01-{actor:02d}.wav", 0.1)

@@ -156,9 +156,9 @@ def hear(
         """Hear what waits; all recordings that have ended are complete then."""
         if not train_mode:
             model.train(False)
-        batches = LengthBatches([window.seconds for _, window in waiting], batch_seconds, shuffle=False)
+        lengths = [window.seconds for _, window in waiting]
         outputs: dict[int, Heard] = {}
-        for batch in batches if waiting else ():
+        for batch in LengthBatches(lengths, batch_seconds, shuffle=False) if lengths else ():
             chosen = [waiting[place] for place in batch]
             names = [recording.name for recording, _ in chosen]
             heard = hear_windows(model, [window for _, window in chosen], names, precision=precision)
@@ -259,8 +259,9 @@ class Stitched(Collector[ModelOutput]):
 
 
 def silence_of(head: CTCHeadModule) -> Tensor:
-    """(2, V) logits of the first frame of a pause, which parts words, and of each other one."""
+    """(2, V) logits of the first frame of a pause, which parts words where they are told apart, and of the others."""
     vocabulary = head.config.vocabulary
     silence = torch.full((2, len(vocabulary)), -1e4)
-    silence[0, vocabulary.delimiter_id] = silence[1, vocabulary.blank_id] = 0.0
+    parting = vocabulary.blank_id if vocabulary.delimiter_id is None else vocabulary.delimiter_id
+    silence[0, parting] = silence[1, vocabulary.blank_id] = 0.0
     return silence
