@@ -214,6 +214,21 @@ class SpeechAdapterModel(Inference, nn.Module):
         return self.hooks(self.active).output_size or self.encoder.output_size
 
     @property
+    def feature_stride(self) -> int:
+        """Samples from one frame of what a head reads to the next."""
+        return self.encoder.stride if self._reads_layers else self.encoder.output_stride
+
+    def feature_lengths(self, samples: int) -> int:
+        """Frames of what a head reads, of so many samples."""
+        encoder = self.encoder
+        return encoder.frame_lengths(samples) if self._reads_layers else encoder.output_lengths(samples)
+
+    @property
+    def _reads_layers(self) -> bool:
+        """Whether the active adapters hand on what they read from the layers, in place of the last hidden state."""
+        return self.hooks(self.active).output_size is not None
+
+    @property
     def first_layer(self) -> int:
         """The highest layer whose cached input a forward may start from under the active adapters; -1: only the CNN's
         output, -2: not even that."""

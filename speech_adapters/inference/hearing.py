@@ -50,6 +50,9 @@ class Model(Protocol):
     def head(self) -> HeadModule | None: ...
     @property
     def active_head(self) -> str | None: ...
+    @property
+    def feature_stride(self) -> int: ...
+    def feature_lengths(self, samples: int) -> int: ...
     def train(self, mode: bool = True) -> Any: ...
     def __call__(self, waveforms: Tensor, lengths: Tensor, **choices: Any) -> Any: ...
 
@@ -92,7 +95,7 @@ def hear_windows(
     Raises:
         CheckpointError: an output that is not finite; names the recording.
     """
-    device, stride = model.encoder.device, model.encoder.stride
+    device, stride = model.encoder.device, model.feature_stride
     waveforms = pad_sequence([window.waveform for window in windows], batch_first=True).to(device)
     lengths = torch.tensor([len(window.waveform) for window in windows], device=device)
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
@@ -177,7 +180,7 @@ def hear(
     for source in recordings:
         recording = _Open(source.name, collector(source))
         blocks = recording.count(source.blocks())
-        for window in cut(blocks, windows, stride=encoder.stride, receptive_field=encoder.receptive_field):
+        for window in cut(blocks, windows, stride=model.feature_stride, receptive_field=encoder.receptive_field):
             waiting.append((recording, window))
             waiting_seconds += window.seconds
             if waiting_seconds >= _AHEAD * batch_seconds:
@@ -214,7 +217,7 @@ class Stitched(Collector[ModelOutput]):
     def __init__(self, model: Model, recording: Recording, windows: Windows) -> None:
         head = model.head
         self.silence = silence_of(head) if isinstance(head, CTCHeadModule) else None
-        self.encoder, self.name, self.windows = model.encoder, recording.name, windows
+        self.model, self.name, self.windows = model, recording.name, windows
         self.parts: list[Tensor] = []
         self.frames = 0  # of the parts
         self.weight = 0
@@ -225,7 +228,7 @@ class Stitched(Collector[ModelOutput]):
         if self.silence is None:
             values["logits"] = heard.logits
         elif heard.logits is not None:
-            self._pause(window.first_frame(self.encoder.stride))
+            self._pause(window.first_frame(self.model.feature_stride))
             self.parts.append(heard.logits)
             self.frames += len(heard.logits)
         for name, value in values.items():
@@ -244,7 +247,7 @@ class Stitched(Collector[ModelOutput]):
         means = {name: value[None] / self.weight for name, value in self.sums.items()}
         frames = 1
         if self.silence is not None:
-            frames = max(int(self.encoder.frame_lengths(round(duration * SAMPLE_RATE))), self.frames)
+            frames = max(self.model.feature_lengths(round(duration * SAMPLE_RATE)), self.frames)
             self._pause(frames)
             means["logits"] = torch.cat(self.parts)[None]
         features = means.get("features", torch.zeros(1, 0))[:, None]

@@ -101,7 +101,7 @@ def transcribe(
     channels = [recording for file in files for recording in file]
 
     def collector(recording: Recording) -> _Transcriber:
-        return _Transcriber(head, model.encoder.stride, recording, windows.pause, beam)
+        return _Transcriber(head, model.feature_stride, recording, windows.pause, beam)
 
     found = hear(model, channels, collector, windows, **options)
     for file in files:
