@@ -118,14 +118,15 @@ class SpeechAdapterModel(Inference, nn.Module):
         """
         parts = find_parts(folder, head)
         if encoder is None:
-            options.setdefault("revision", parts.revision)
+            options.setdefault("revision", parts.base.revision)
+        options.setdefault("target_lang", parts.base.language)
         try:
-            model = cls.from_pretrained(parts.base if encoder is None else encoder, **options)
+            model = cls.from_pretrained(parts.base.name if encoder is None else encoder, **options)
         except ConfigError as error:
             if encoder is not None:
                 raise
             raise ConfigError(
-                f"{folder}: its base is {parts.base!r}: {error} (Or name it: encoder=, --encoder.)"
+                f"{folder}: its base is {parts.base.name!r}: {error} (Or name it: encoder=, --encoder.)"
             ) from error
         if parts.adapter is not None:
             model.load_adapter(parts.adapter)
