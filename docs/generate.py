@@ -46,15 +46,15 @@ def _checkpoints() -> str:
         GENERATED,
         "# Checkpoints",
         "",
-        f"`load_encoder` takes a packaged name, a folder or a hub id. `tests/public_checkpoints.py` builds these "
-        f"{len(names)} public checkpoints as they are published: their `config.json` (sizes made small), the names "
-        "and kinds of their weights (random here), preprocessor and tokenizer files. The hub itself was not asked: "
-        "the settings are those that `transformers`, its documentation and code that uses these models give. "
+        "`load_encoder` takes a packaged name, a folder or a hub id. `tests/public_checkpoints.py` builds these "
+        f"{len(names)} public checkpoints as they are published: their `config.json` (sizes made small), names and "
+        "kinds of their weights (random here), preprocessor and tokenizer files. The hub itself was not asked: the "
+        "settings are those that `transformers`, its documentation and code that uses these models give. "
         "`tests/test_public_checkpoints.py` checks each of them:",
         "",
         "- it loads, and what it computes is what `transformers` computes;",
-        "- LoRA and bottleneck adapters learn on it, are saved, and give the same bits in a new process;",
-        "- an utterance gives the same alone and in a padded batch, unless its CNN normalises over time (group norm);",
+        "- LoRA and bottleneck adapters learn on it, are saved, and give the same output to the bit in a new process;",
+        "- utterances give the same alone and in a padded batch, unless its CNN normalises over time (group norm);",
         "- waveforms are prepared as its files say;",
         "- a CTC head gives `transformers`' logits, and texts in its own symbols (`use_own_ctc_head`).",
         "",
@@ -72,6 +72,7 @@ def _checkpoints() -> str:
         "positional convolution, data2vec's stack of them, output adapters), it does not here: padded batches equal "
         "each utterance alone, which equals `transformers`.",
         "",
+        "<!-- not run: asks the hub -->",
         "```python",
         "from speech_adapters import SpeechAdapterModel",
         "",

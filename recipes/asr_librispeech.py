@@ -60,7 +60,7 @@ class Config(ExperimentConfig):
 
 def find_corpus(config: Config) -> Corpus:
     """Manifests as given, else LibriSpeech where it is, else the demo corpus."""
-    if given := Corpus.given(config.train, config.dev, config.test, require=("text",)):
+    if given := Corpus.given(config.train, config.dev, config.test, ("text",), config.channel):
         corpus = given
     elif root := config.librispeech_root or os.environ.get("LIBRISPEECH_ROOT"):
         from speech_adapters.corpora.demo import demo_root

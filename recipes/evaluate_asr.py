@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from speech_adapters.config import option, parse_cli, run_main
-from speech_adapters.data.manifest import Manifest
+from speech_adapters.data.manifest import Channel, Manifest
 from speech_adapters.errors import ConfigError
 from speech_adapters.ranges import Finite, Positive, Size
 
@@ -33,6 +33,9 @@ class Config:
         None, "letters that the normaliser may change or drop, all for any; by default those of the head's training"
     )
     manifest: Path | None = option(None, "JSON Lines manifest with text (and speaker, for the intervals); required")
+    channel: Channel | None = option(
+        None, "heard of files with several, where a line does not say it: a number, or mix"
+    )
     beam: Size | None = option(None, "beam width; greedy decoding without one")
     language_model: Path | None = option(
         None, "ARPA or KenLM file for the beam search (pip install 'speech-adapters[decode]')"
@@ -67,7 +70,7 @@ def main(config: Config) -> None:
 
     if config.manifest is None:
         raise ConfigError("give --manifest: the JSON Lines file to score.")
-    manifest = Manifest.read(config.manifest, require=("text",), check_files=True)
+    manifest = Manifest.read(config.manifest, ("text",), check_files=True, channel=config.channel)
     model = load_saved(config.adapter, config.head, config.encoder, config.device)
     name = "+".join(model.active_adapters) or "frozen encoder"
     if model.head is None:

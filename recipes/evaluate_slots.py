@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from speech_adapters.config import option, parse_cli, run_main
-from speech_adapters.data.manifest import Manifest
+from speech_adapters.data.manifest import Channel, Manifest
 from speech_adapters.errors import ConfigError
 
 
@@ -26,6 +26,9 @@ class Config:
     head: Path | None = option(None, "folder of a saved slots head; the one trained on the adapter by default")
     encoder: str | None = option(None, "packaged name, local folder or hub id; the adapter's base by default")
     manifest: Path | None = option(None, "JSON Lines manifest with a key per slot (and speaker, for the intervals)")
+    channel: Channel | None = option(
+        None, "heard of files with several, where a line does not say it: a number, or mix"
+    )
     batch_seconds: float = option(120.0, "audio per batch, padding included")
     precision: Literal["fp32", "bf16"] = option("fp32", "bf16: autocast")
     device: str = option("auto", "auto, cpu, cuda, cuda:1, ...")
@@ -43,7 +46,7 @@ def main(config: Config) -> None:
 
     if config.manifest is None:
         raise ConfigError("give --manifest: the JSON Lines file to score.")
-    manifest = Manifest.read(config.manifest, check_files=True)
+    manifest = Manifest.read(config.manifest, check_files=True, channel=config.channel)
     model = load_saved(config.adapter, config.head, config.encoder, config.device)
     name = "+".join(model.active_adapters) or "frozen encoder"
     if model.head is None:

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from speech_adapters.config import option, parse_cli, run_main
+from speech_adapters.data.manifest import Channel
 from speech_adapters.errors import ConfigError
-from speech_adapters.schema import check_positive
+from speech_adapters.ranges import NotNegative, Positive, Size, check_values
 from speech_adapters.tasks.base import Corpus
 from speech_adapters.training.settings import TrainingConfig
 
@@ -32,14 +33,17 @@ class Config:
     head: Path | None = option(None, "folder of the saved head that reads them all; required")
     encoder: str | None = option(None, "packaged name, local folder or hub id; the adapters' own base by default")
     method: Literal["fusion", "router"] = option("fusion", "AdapterFusion, or a gate that chooses among them")
-    rank: int | None = option(16, "rank of the fusion's matrices; null for full ones, as published")
-    guide: float = option(0.0, "weight of the guide loss; 1.0 as published")
+    rank: Size | None = option(16, "rank of the fusion's matrices; null for full ones, as published")
+    guide: NotNegative = option(0.0, "weight of the guide loss; 1.0 as published")
     train_head: bool = option(False, "also train the head")
     train: Path | None = option(None, "manifest to train on, of all domains; then --dev too")
     dev: Path | None = option(None, "manifest for early stopping and dev loss")
     test: Path | None = option(None, "manifest to score; --dev without one")
+    channel: Channel | None = option(
+        None, "heard of files with several, where a line does not say it: a number, or mix"
+    )
     label_field: str = option("label", "key of the manifest that holds the class, under a classification head")
-    learning_rate: float | None = option(None, "of the fusion or router, over the published one")
+    learning_rate: Positive | None = option(None, "of the fusion or router, over the published one")
     output: Path | None = option(None, "run folder; one that holds the same run goes on")
     resume: str | None = option(None, "latest, or a run folder: go on with that run")
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(updates=400, batch_seconds=16.0))
@@ -51,8 +55,7 @@ class Config:
             self.names = tuple(path.resolve().name.replace(".", "-").replace("+", "-") for path in self.adapters)
         if len(set(self.names)) != len(self.adapters):
             raise ConfigError(f"names={list(self.names)}: give each of the {len(self.adapters)} adapters its own.")
-        if self.learning_rate is not None:
-            check_positive("learning_rate", self.learning_rate)
+        check_values(self)
 
 
 def load_model(config: Config) -> Any:
@@ -98,7 +101,7 @@ def main(config: Config) -> None:
     model = load_model(config)
     head = model.head.config
     task, keys = find_task(config, head)
-    corpus = Corpus.given(config.train, config.dev, config.test, keys).check_speakers()
+    corpus = Corpus.given(config.train, config.dev, config.test, keys, config.channel).check_speakers()
     for manifest in corpus.splits.values():
         head.check(manifest, model.encoder)
     if config.guide and (unknown := sorted(set(corpus.train.values("domain")) - set(config.names))):

@@ -120,14 +120,15 @@ class SpeechAdapterModel(Inference, nn.Module):
         """
         parts = find_parts(folder, head)
         if encoder is None:
-            options.setdefault("revision", parts.revision)
+            options.setdefault("revision", parts.base.revision)
+        options.setdefault("target_lang", parts.base.language)
         try:
-            model = cls.from_pretrained(parts.base if encoder is None else encoder, **options)
+            model = cls.from_pretrained(parts.base.name if encoder is None else encoder, **options)
         except ConfigError as error:
             if encoder is not None:
                 raise
             raise ConfigError(
-                f"{folder}: its base is {parts.base!r}: {error} (Or name it: encoder=, --encoder.)"
+                f"{folder}: its base is {parts.base.name!r}: {error} (Or name it: encoder=, --encoder.)"
             ) from error
         if parts.adapter is not None:
             model.load_adapter(parts.adapter)
@@ -217,6 +218,21 @@ class SpeechAdapterModel(Inference, nn.Module):
     def feature_size(self) -> int:
         """Width of what a head reads under the active composition."""
         return self.hooks(self.active).output_size or self.encoder.output_size
+
+    @property
+    def feature_stride(self) -> int:
+        """Samples from one frame of what a head reads to the next."""
+        return self.encoder.stride if self._reads_layers else self.encoder.output_stride
+
+    def feature_lengths(self, samples: int) -> int:
+        """Frames of what a head reads, of so many samples."""
+        encoder = self.encoder
+        return encoder.frame_lengths(samples) if self._reads_layers else encoder.output_lengths(samples)
+
+    @property
+    def _reads_layers(self) -> bool:
+        """Whether the active adapters hand on what they read from the layers, in place of the last hidden state."""
+        return self.hooks(self.active).output_size is not None
 
     @property
     def first_layer(self) -> int:

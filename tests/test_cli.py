@@ -167,7 +167,7 @@ def test_short_flags_are_keys(sa) -> None:
         (["--rank", "3", "adapter_options={rank: 4}"], "both set adapter_options.rank"),
         (["--adapter", "l", "adapter=e"], "--adapter and 'adapter=e' both set adapter"),
         (["--updates", "many"], "training.updates: expected an integer, got 'many'"),
-        (["--lr", "-1"], "learning_rate=-1.0 must be above 0"),
+        (["--lr", "-1"], "learning_rate=-1.0: must be a number, above 0"),
         (["--device", "gpu"], "--device gpu: give auto, cpu, cuda, or cuda:N"),
         (["--device", "cpu:1"], "--device cpu:1: give auto"),
     ],
@@ -192,7 +192,7 @@ def test_one_learning_rate_goes_to_all_groups_of_the_adapter() -> None:
     rates = {"lora": 1.0, "layers": 0.5}
     config = ExperimentConfig(adapter="lora", baselines=("full",), learning_rate=3e-5, rates=rates)
     corpus = Corpus(*[Manifest([])] * 3, name="none")
-    own, full = experiment._plan(config, SpeechRecognition(), [corpus], small_encoder())
+    own, full = experiment._plan(config, SpeechRecognition(), [corpus], small_encoder(), Start())
     assert own.settings.learning_rates == {"head": 3e-5, "lora": 3e-5}
     assert full.settings.learning_rates == {"head": 3e-5, "layers": 0.5}
 

@@ -94,7 +94,7 @@ def test_what_does_not_belong_together_is_named(run: Path, tmp_path: Path):
 
 
 def test_a_base_that_is_not_here_is_named(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("speech_adapters.encoders.loading.PACKAGED", tmp_path)
+    monkeypatch.setattr("speech_adapters.encoders.shipped.PACKAGED", tmp_path)
     folder = run / "adapters" / "lora"
     with pytest.raises(ConfigError, match=re.escape(str(folder)) + r": its base is 'tiny-wavlm': .*--encoder"):
         SpeechAdapterModel.from_adapter(folder)

@@ -179,6 +179,8 @@ def test_an_adapter_knows_its_language(folders, tmp_path):
     model.add_adapter("a", "bitfit")
     model.save_adapter("a", tmp_path / "a")
     assert json.loads((tmp_path / "a" / "adapter.json").read_text())["base"]["language"] == "fra"
+    again = SpeechAdapterModel.from_adapter(tmp_path / "a")
+    assert again.encoder.fingerprint == model.encoder.fingerprint and again.encoder.language == "fra"
     with pytest.raises(CheckpointError, match="was trained on the language 'fra' of .* which speaks 'eng' here"):
         SpeechAdapterModel.from_pretrained(folders / MMS.folder).load_adapter(tmp_path / "a")
 

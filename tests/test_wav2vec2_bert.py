@@ -13,9 +13,13 @@ from transformers import SeamlessM4TFeatureExtractor, Wav2Vec2BertForCTC
 
 from speech_adapters.adapters import IA3, LoRA, PAdapter
 from speech_adapters.composition import Fuse
+from speech_adapters.data.windows import Windows
 from speech_adapters.encoders import Encoder, encode, load_encoder
 from speech_adapters.encoders.families.wav2vec2_bert import filterbank
 from speech_adapters.errors import CheckpointError, ConfigError
+from speech_adapters.heads.ctc import CTCHead
+from speech_adapters.inference.hearing import Stitched, hear
+from speech_adapters.inference.recordings import Recording
 from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.objectives.wav2vec2 import Wav2Vec2Objective, Wav2Vec2ObjectiveConfig
 from speech_adapters.tasks.asr import use_own_ctc_head
@@ -261,6 +265,43 @@ def test_behind_an_output_adapter_each_reader_has_frames_of_its_own(speech):
     model.add_fusion(Fuse("l", "k"))
     model.set_active(Fuse("l", "k"))
     assert model(waveforms, lengths).frame_lengths.tolist() == [49, 33]
+
+
+@pytest.mark.parametrize("changes", ADAPTORS[:2], ids=["plain", "adaptor"])
+def test_a_recogniser_is_saved_for_transformers(changes, speech, tmp_path):
+    from transformers import AutoModelForCTC, AutoProcessor
+
+    model = SpeechAdapterModel(Encoder(conformer_model(**changes), "small", normalize=False))
+    model.add_adapter("a", "lora")
+    model.add_head("asr", CTCHead())
+    model.train_adapter("a", head="asr")
+    shake(model, 0.05)
+    model.save_folded("a", tmp_path / "stock", head="asr")
+    processor = AutoProcessor.from_pretrained(tmp_path / "stock")
+    inputs = processor(audio=speech[0][0].numpy(), sampling_rate=16000, return_tensors="pt")
+    stock = AutoModelForCTC.from_pretrained(tmp_path / "stock").eval()
+    assert type(processor).__name__ == "Wav2Vec2BertProcessor" and type(stock) is Wav2Vec2BertForCTC
+    with torch.no_grad():
+        theirs = stock(input_features=inputs["input_features"]).logits
+        torch.testing.assert_close(model(speech[0][:1]).logits, theirs, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_long_recordings_are_stitched_by_the_frames_that_the_head_reads():
+    """9 s in windows of 4: behind an output adapter a frame is 40 ms, and 20 where adapters read the layers."""
+    model = SpeechAdapterModel(Encoder(conformer_model(**ADAPTORS[1]), "small", normalize=False))
+    samples = 0.3 * torch.randn(9 * 16000, generator=torch.Generator().manual_seed(0))
+    windows = Windows(seconds=4.0, context=1.0, voice_activity="none")
+    for adapter, stride, frames in ((None, 640, 50), ("l", 320, 99)):
+        if adapter is not None:
+            model.add_adapter(adapter, adapter)
+        model.add_head(f"on-{adapter}", CTCHead())
+        assert model.feature_stride == stride and model.feature_lengths(32000) == frames
+        recording = Recording("call", samples)
+        found = next(hear(model, [recording], lambda one: Stitched(model, model.head, one, windows), windows))
+        assert abs(found.logits.shape[1] - 9 * 16000 // stride) <= 2
+        words = [w for segment in model.transcribe(samples, windows=windows).segments for w in segment.words]
+        assert words and all(0 <= word.start < word.end <= 9.1 for word in words) and words[-1].end > 7.5
 
 
 def test_masked_prediction_needs_a_feature_for_each_frame(speech):

@@ -10,17 +10,19 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import combinations
 
-from speech_adapters.data.manifest import Manifest, check_disjoint
+from speech_adapters.data.manifest import Channel, Manifest, check_disjoint
 from speech_adapters.errors import ManifestError
 from speech_adapters.text import utterance_names
 
 
-def read_all(paths: Sequence[str | os.PathLike[str]]) -> tuple[list[Manifest], list[str]]:
-    """The manifests that can be read, and the bad lines of those that cannot."""
+def read_all(
+    paths: Sequence[str | os.PathLike[str]], channel: Channel | None = None
+) -> tuple[list[Manifest], list[str]]:
+    """The manifests that can be read, and the bad lines of those that cannot; ``channel`` of lines that name none."""
     manifests, findings = [], []
     for path in paths:
         try:
-            manifests.append(Manifest.read(path))
+            manifests.append(Manifest.read(path, channel=channel))
         except ManifestError as error:
             findings += str(error).split("\n")
     return manifests, findings
@@ -30,8 +32,13 @@ def check_corpus(manifests: Sequence[Manifest]) -> list[str]:
     """The findings in manifests that are used together: splits of one corpus."""
     findings: list[str] = []
     for manifest in manifests:
-        problems = manifest.audio_problems()
-        findings += [f"{manifest.name}: utterance {utterance.id!r}: {problem}" for utterance, problem in problems]
+        findings += channel_findings(manifest)
+        mixed = {utterance.id for utterance in manifest.need_channel()}
+        findings += [
+            f"{manifest.name}: utterance {utterance.id!r}: {problem}"
+            for utterance, problem in manifest.audio_problems()
+            if utterance.id not in mixed  # said once for all
+        ]
         findings += name_findings(manifest) + text_findings(manifest)
     findings += class_findings(manifests)
     for first, second in combinations(manifests, 2):
@@ -40,6 +47,17 @@ def check_corpus(manifests: Sequence[Manifest]) -> list[str]:
         except ManifestError as error:
             findings.append(str(error))
     return findings
+
+
+def channel_findings(manifest: Manifest) -> list[str]:
+    """Which files need a channel: those of several whose line names none."""
+    if not (unsaid := manifest.need_channel()):
+        return []
+    files = list(dict.fromkeys(utterance.audio_filepath.name for utterance in unsaid))
+    return [
+        f"{manifest.name}: {len(files)} file(s) of several channels, such as {utterance_names(files)}, in lines that "
+        'do not say which is heard; add the key "channel" (0, 1 or "mix"), or give --channel for the whole run'
+    ]
 
 
 def name_findings(manifest: Manifest) -> list[str]:

@@ -184,6 +184,12 @@ class Encoder(nn.Module):
         """Samples from one frame to the next (320: 20 ms)."""
         return self.architecture.stride(self.config)
 
+    @property
+    def output_stride(self) -> int:
+        """Samples from one frame of the last hidden state to the next: more than :attr:`stride` behind an output
+        adapter."""
+        return self.architecture.output_stride(self.config)
+
     def frame_lengths(self, samples: Samples) -> Samples:
         """Frames made of so many samples; number or tensor (B,)."""
         return self.architecture.frame_lengths(self.config, samples)

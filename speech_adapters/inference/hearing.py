@@ -39,18 +39,43 @@ _AHEAD = 4
 """Batches of windows that are read before they are sorted by length: padding is wasted work."""
 
 
-class Model(Protocol):
+class Framed(Protocol):
+    """What tells on which frames a head reads a recording; see :class:`~speech_adapters.SpeechAdapterModel`."""
+
+    @property
+    def feature_stride(self) -> int:
+        """Samples from one frame to the next."""
+        ...
+
+    def feature_lengths(self, samples: int) -> int:
+        """Frames of so many samples."""
+        ...
+
+
+class Model(Framed, Protocol):
     """What is asked of a :class:`~speech_adapters.SpeechAdapterModel`."""
 
     training: bool
 
     @property
-    def encoder(self) -> Encoder: ...
+    def encoder(self) -> Encoder:
+        """The frozen base."""
+        ...
+
     @property
-    def head(self) -> HeadModule | None: ...
+    def head(self) -> HeadModule | None:
+        """The active head."""
+        ...
+
     @property
-    def active_head(self) -> str | None: ...
-    def train(self, mode: bool = True) -> Any: ...
+    def active_head(self) -> str | None:
+        """Its name."""
+        ...
+
+    def train(self, mode: bool = True) -> Any:
+        """Set the mode of what trains."""
+        ...
+
     def __call__(self, waveforms: Tensor, lengths: Tensor, **choices: Any) -> Any: ...
 
 
@@ -92,7 +117,7 @@ def hear_windows(
     Raises:
         CheckpointError: an output that is not finite; names the recording.
     """
-    device, stride = model.encoder.device, model.encoder.stride
+    device, stride = model.encoder.device, model.feature_stride
     waveforms = pad_sequence([window.waveform for window in windows], batch_first=True).to(device)
     lengths = torch.tensor([len(window.waveform) for window in windows], device=device)
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
@@ -178,7 +203,7 @@ def hear(
     for source in recordings:
         recording = _Open(source.name, collector(source))
         blocks = recording.count(source.blocks())
-        for window in cut(blocks, windows, stride=encoder.stride, receptive_field=encoder.receptive_field):
+        for window in cut(blocks, windows, stride=model.feature_stride, receptive_field=encoder.receptive_field):
             waiting.append((recording, window))
             waiting_seconds += window.seconds
             if waiting_seconds >= _AHEAD * batch_seconds:
@@ -212,9 +237,9 @@ class Stitched(Collector[ModelOutput]):
     average of what they say of its parts. Context at a cut inside speech is heard twice.
     """
 
-    def __init__(self, encoder: Encoder, head: HeadModule | None, recording: Recording, windows: Windows) -> None:
+    def __init__(self, model: Framed, head: HeadModule | None, recording: Recording, windows: Windows) -> None:
         self.silence = silence_of(head) if isinstance(head, CTCHeadModule) else None
-        self.encoder, self.name, self.windows = encoder, recording.name, windows
+        self.model, self.name, self.windows = model, recording.name, windows
         self.parts: list[Tensor] = []
         self.frames = 0  # of the parts
         self.weight = 0
@@ -225,7 +250,7 @@ class Stitched(Collector[ModelOutput]):
         if self.silence is None:
             values["logits"] = heard.logits
         elif heard.logits is not None:
-            self._pause(window.first_frame(self.encoder.stride))
+            self._pause(window.first_frame(self.model.feature_stride))
             self.parts.append(heard.logits)
             self.frames += len(heard.logits)
         for name, value in values.items():
@@ -244,7 +269,7 @@ class Stitched(Collector[ModelOutput]):
         means = {name: value[None] / self.weight for name, value in self.sums.items()}
         frames = 1
         if self.silence is not None:
-            frames = max(int(self.encoder.frame_lengths(round(duration * SAMPLE_RATE))), self.frames)
+            frames = max(self.model.feature_lengths(round(duration * SAMPLE_RATE)), self.frames)
             self._pause(frames)
             means["logits"] = torch.cat(self.parts)[None]
         features = means.get("features", torch.zeros(1, 0))[:, None]

@@ -101,7 +101,7 @@ def transcribe(
     channels = [recording for file in files for recording in file]
 
     def collector(recording: Recording) -> Transcriber:
-        return Transcriber(head, model.encoder.stride, recording, windows.pause, beam)
+        return Transcriber(head, model.feature_stride, recording, windows.pause, beam)
 
     found = hear(model, channels, collector, windows, **options)
     for file in files:

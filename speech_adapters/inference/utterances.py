@@ -64,9 +64,7 @@ def stitched(
     :class:`~speech_adapters.inference.hearing.Stitched`."""
     windows = windows or Windows()
     head = model.head
-    return hear(
-        model, recordings, lambda recording: Stitched(model.encoder, head, recording, windows), windows, **options
-    )
+    return hear(model, recordings, lambda recording: Stitched(model, head, recording, windows), windows, **options)
 
 
 def classify(

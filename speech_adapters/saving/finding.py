@@ -9,7 +9,7 @@ meant, not its baselines. Where more than one part fits, none is chosen.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from speech_adapters.encoders.tensors import fingerprint
@@ -22,13 +22,11 @@ from speech_adapters.saving.parts import load_part
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """Folders of an adapter (None for the base alone) and a head (None where there is none), and their base's name
-    and revision."""
+    """Folders of an adapter (None for the base alone) and a head (None where there is none), and their base."""
 
     adapter: Path | None
     head: Path | None
-    base: str
-    revision: str | None
+    base: Base
 
 
 def find_parts(folder: str | Path, head: str | Path | None = None) -> Parts:
@@ -49,7 +47,7 @@ def find_parts(folder: str | Path, head: str | Path | None = None) -> Parts:
                            else head)  # fmt: skip
         return _of_head(chosen)
     described, tensors = load_part(adapter, "adapter")
-    base = Base(**{key: described["base"].get(key) for key in ("name", "revision", "family", "fingerprint")})
+    base = Base(**{entry.name: described["base"].get(entry.name) for entry in fields(Base)})
     if head is None:
         own = fingerprint(tensors)
         near = _heads_near(adapter) or _heads_near(folder)
@@ -61,7 +59,7 @@ def find_parts(folder: str | Path, head: str | Path | None = None) -> Parts:
             )
         named = [path for path in fitting if path.name == adapter.name]  # seeds of head-only have the same features
         head = _one(named or fitting, f"{adapter}:", "head") if fitting else None
-    return Parts(adapter=adapter, head=None if head is None else Path(head), base=base.name, revision=base.revision)
+    return Parts(adapter=adapter, head=None if head is None else Path(head), base=base)
 
 
 def _adapter_in(folder: Path) -> Path | None:
@@ -98,7 +96,7 @@ def _of_head(head: SavedHead) -> Parts:
                 "adapter's folder, and this one as head."
             )
         adapter = _one(fitting, f"{head.folder}:", "adapter")
-    return Parts(adapter=adapter, head=head.folder, base=features.base.name, revision=features.base.revision)
+    return Parts(adapter=adapter, head=head.folder, base=features.base)
 
 
 def _heads_near(folder: Path) -> list[Path]:

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -26,7 +26,7 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 """Opens the name of each tensor in a file of ``peft``."""
 
-_PLAIN = {
+_PLAIN: dict[str, tuple[Any, ...]] = {
     "bias": ("none",),
     "init_lora_weights": (True, False, "gaussian", "orthogonal", "eva"),  # the others change the base as well
     **dict.fromkeys(
@@ -126,6 +126,7 @@ def import_lora(folder: str | Path, encoder: Encoder) -> tuple[LoRA, dict[str, T
             "folder takes over an lm_head.",
             stacklevel=3,
         )
+    variant: Literal["lora", "rslora", "dora"]
     variant = "dora" if found.config.get("use_dora") else "rslora" if found.config.get("use_rslora") else "lora"
     config = LoRA(
         rank=found.config["r"],
@@ -162,5 +163,5 @@ def _check_base(base: Any, encoder: Encoder, folder: str | Path) -> None:
     elif Path(str(base)).name != Path(encoder.name).name:
         raise CheckpointError(
             f"{folder}: was trained on {base!r}, and this encoder is {encoder.name!r}. peft keeps no checksum of the "
-            f"base: load that one, or correct base_model_name_or_path in {CONFIG_FILE} where the weights are the same."
+            f"base: load that one, or correct base_model_name_or_path in {CONFIG_FILE} where both are the same."
         )

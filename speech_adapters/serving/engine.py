@@ -109,6 +109,7 @@ class Engine:
     def __init__(self, models: Sequence[SpeechAdapterModel], catalog: Catalog, settings: EngineSettings) -> None:
         self.catalog, self.settings = catalog, settings
         self.encoder = models[0].encoder
+        self.base = SpeechAdapterModel(self.encoder)  # nothing is ever active in it: its frames are the base's
         settings.windows.check(self.encoder.max_samples, self.encoder.name)
         self.decoders = ThreadPoolExecutor(settings.decoders, "decoder")
         self.loader = ThreadPoolExecutor(1, "loader")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from speech_adapters.config import option
-from speech_adapters.data.manifest import Manifest, check_disjoint
+from speech_adapters.data.manifest import Channel, Manifest, check_disjoint
 from speech_adapters.data.trials import TrialList
 from speech_adapters.errors import ConfigError
 from speech_adapters.ranges import Positive, Rate, Seed, check_values
@@ -52,6 +52,9 @@ class ExperimentConfig:
     rates: dict[str, Rate] = field(default_factory=dict)
     """Learning rates by parameter group, over the published ones, for whichever methods are trained; groups that this
     run has not may be named. ``training.learning_rates`` goes over them, and must be used."""
+    channel: Channel | None = option(
+        None, "heard of files with several, where a manifest's line does not say it: a number from 0, or mix"
+    )
     from_adapter: Path | None = option(
         None, "saved adapter to train on from, with the settings it was saved with; adapter names its method"
     )
@@ -106,10 +109,18 @@ class Corpus:
         return cls(Manifest.read(train, require, **options), dev_set, Manifest.read(test, require, **options), name)
 
     @classmethod
-    def given(cls, train: Path | None, dev: Path | None, test: Path | None, require: Sequence[str]) -> Corpus | None:
+    def given(
+        cls,
+        train: Path | None,
+        dev: Path | None,
+        test: Path | None,
+        require: Sequence[str],
+        channel: Channel | None = None,
+    ) -> Corpus | None:
         """The manifests that --train, --dev and --test name, every audio file checked; None when none is given.
 
-        Without ``test`` the figures are those of ``dev``, which is said.
+        ``channel`` is heard of files with several where a line does not say it. Without ``test`` the figures are those
+        of ``dev``, which is said.
         """
         if not (train or dev or test):
             return None
@@ -118,7 +129,7 @@ class Corpus:
         if test is None:
             print(f"No --test: the figures are of {dev}, which also chose what to keep where training watches it.\n")
             test = dev
-        return cls.read(train, dev, test, name=train.stem, require=require, check_files=True)
+        return cls.read(train, dev, test, name=train.stem, require=require, check_files=True, channel=channel)
 
     @classmethod
     def demo(cls, require: Sequence[str], hint: str = "No data was named") -> Corpus:

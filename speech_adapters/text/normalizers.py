@@ -82,8 +82,15 @@ def _none(text: str) -> str:
 
 
 def _whisper_english(text: str) -> str:
-    """That of Whisper's paper (Radford et al., 2022, appendix C), in the package ``whisper-normalizer``."""
-    return _whisper()(text)
+    """That of Whisper's paper (Radford et al., 2022, appendix C), in the package ``whisper-normalizer``.
+
+    Applied until nothing changes: a few numbers take a second pass, and what a model writes is normalised once more.
+    """
+    for _ in range(8):
+        before, text = text, _whisper()(text)
+        if text == before:
+            break
+    return text
 
 
 @cache

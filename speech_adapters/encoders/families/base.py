@@ -170,6 +170,10 @@ class Family(ABC):
         """Frames that the encoder hands on, of the layers' ``frames``; a number or a tensor (B,)."""
         return frames
 
+    def output_stride(self, config: Any) -> int:
+        """Samples from one frame that the encoder hands on to the next."""
+        return self.stride(config)
+
     def run_output_adapter(self, model: Any, hidden: Tensor, frames: Tensor | None) -> Tensor:
         """What a checkpoint with ``add_adapter`` makes of the layers' output, (B, T, D) -> (B, T', D').
 

@@ -166,6 +166,10 @@ class Wav2Vec2(Family):
             frames = convolved(frames, config.adapter_kernel_size, config.adapter_stride, padding=1)
         return frames
 
+    def output_stride(self, config: Any) -> int:
+        shortened = config.adapter_stride**config.num_adapter_layers if getattr(config, "add_adapter", False) else 1
+        return int(self.stride(config) * shortened)
+
     def run_output_adapter(self, model: Model, hidden: Tensor, frames: Tensor | None) -> Tensor:
         adapter = getattr(model, "adapter", None)
         if adapter is None:

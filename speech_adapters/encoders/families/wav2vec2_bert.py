@@ -267,6 +267,10 @@ class Wav2Vec2BERT(Family):
             frames = convolved(frames, config.adapter_kernel_size, config.adapter_stride, config.adapter_stride // 2)
         return frames
 
+    def output_stride(self, config: Any) -> int:
+        shortened = config.adapter_stride**config.num_adapter_layers if config.add_adapter else 1
+        return int(self.stride(config) * shortened)
+
     def run_output_adapter(self, model: Model, hidden: Tensor, frames: Tensor | None) -> Tensor:
         if model.intermediate_ffn is not None:
             hidden = hidden + 0.5 * model.intermediate_ffn(hidden)
