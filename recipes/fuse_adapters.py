@@ -83,7 +83,7 @@ def find_task(config: Config, head: Any) -> tuple[Any, tuple[str, ...]]:
     if isinstance(head, CTCHead):
         return SpeechRecognition(normalizer=head.normalizer), ("text",)
     if isinstance(head, ClassificationHead):
-        return Classification(config.label_field, label_field=config.label_field), (config.label_field,)
+        return Classification(head.label_field, label_field=head.label_field), (head.label_field,)
     if isinstance(head, SlotsHead):
         return SlotFilling(tuple(head.slots)), tuple(head.slots)
     raise ConfigError(f"--head {config.head}: a head of type {head.head_type!r}; give one of text, classes or slots.")

@@ -188,6 +188,7 @@ def test_one_learning_rate_goes_to_all_groups_of_the_adapter() -> None:
     from speech_adapters.tasks import experiment
     from speech_adapters.tasks.asr import SpeechRecognition
     from speech_adapters.tasks.base import Corpus, ExperimentConfig
+    from speech_adapters.tasks.start import Start
 
     rates = {"lora": 1.0, "layers": 0.5}
     config = ExperimentConfig(adapter="lora", baselines=("full",), learning_rate=3e-5, rates=rates)
