@@ -15,6 +15,7 @@ from typing import Literal
 
 from speech_adapters.config import option, parse_cli, run_main
 from speech_adapters.data.manifest import Manifest
+from speech_adapters.data.windows import Windows
 from speech_adapters.errors import ConfigError
 
 
@@ -37,6 +38,9 @@ class Config:
     )
     alpha: float = option(0.5, "weight of the language model; tune it and beta on held-out speech")
     beta: float = option(1.5, "added for each word, in natural logarithms")
+    windows: Windows | None = option(
+        None, "hear recordings in pieces, as transcribe does: windows.seconds=20; none: each in one forward"
+    )
     batch_seconds: float = option(120.0, "audio per batch, padding included")
     precision: Literal["fp32", "bf16"] = option("fp32", "bf16: autocast")
     device: str = option("auto", "auto, cpu, cuda, cuda:1, ...")
@@ -62,7 +66,7 @@ def main(config: Config) -> None:
     if model.head is None:
         use_own_ctc_head(model)
     head = model.head.config
-    head.check(manifest, model.encoder)
+    head.check(manifest, model.encoder, any_length=config.windows is not None)
     if config.language_model is not None and config.beam is None:
         raise ConfigError("--language-model needs --beam: a language model works in the beam search only.")
     beam = config.beam and BeamSearch(
@@ -75,7 +79,8 @@ def main(config: Config) -> None:
     )
     run = RunFolder.open("evaluate_asr", config, config.output)
     run.begin()
-    scored = evaluate_asr(model, manifest, batch_seconds=config.batch_seconds, precision=config.precision, beam=beam)
+    options = {"batch_seconds": config.batch_seconds, "precision": config.precision, "windows": config.windows}
+    scored = evaluate_asr(model, manifest, beam=beam, **options)
     trn = run.trn(config.manifest.stem)
     scored.result.save_trn(trn)
     write_transcripts(run.predictions(config.manifest.stem), scored.result)

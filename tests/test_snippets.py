@@ -24,7 +24,7 @@ import soundfile
 from small_corpora import speak
 from small_models import small_model
 
-from speech_adapters import CTCHead, SpeechAdapterModel, Vocabulary, cli, config
+from speech_adapters import ClassificationHead, CTCHead, SpeakerHead, SpeechAdapterModel, cli, config
 from speech_adapters.adapters import ADAPTER_METHODS
 from speech_adapters.data.manifest import Manifest, Utterance
 from speech_adapters.errors import ConfigError
@@ -39,6 +39,14 @@ FENCE = re.compile(
 QUICK = ("evaluate_emotion.py", "evaluate_verification.py")
 #: Verbs that run a recipe that would take its time.
 LONG = ("train", "fuse")
+
+#: What the runs that the documents name have trained, on the smallest packaged encoder.
+TRAINED = {
+    "mine": ("lora", CTCHead()),
+    "asr_librispeech/latest": ("l", CTCHead()),
+    "emotion_recognition/latest": ("l", ClassificationHead(labels=("happy", "sad"))),
+    "speaker_verification/latest": ("l", SpeakerHead(speakers=("a", "b"))),
+}
 
 
 @dataclass(frozen=True)
@@ -141,11 +149,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "calls.csv").write_text("\n".join(lines))
     for line in lines[1:]:
         speak(root / "calls" / line.partition(",")[0], 1.0)
-    model = SpeechAdapterModel.from_pretrained("tiny-wavlm")
-    model.add_adapter("lora", "lora")
-    model.add_head("asr", CTCHead(Vocabulary.wav2vec2()))
-    model.save_adapter("lora", root / "runs" / "mine" / "adapters" / "lora")
-    model.save_head("asr", root / "runs" / "mine" / "heads" / "lora")
+    for name, channels in {"talk": 1, "monday": 1, "call": 2}.items():
+        speak(root / f"{name}.wav", 3.0, channels=channels)
+    for run, (method, head) in TRAINED.items():
+        model = SpeechAdapterModel.from_pretrained("tiny-wavlm")
+        model.add_adapter(method, method)
+        model.add_head("asr", head)
+        model.save_adapter(method, root / "runs" / run / "adapters" / method)
+        model.save_head("asr", root / "runs" / run / "heads" / method)
     for actor in range(1, 25):
         for emotion in range(1, 9):
             speak(root / "FOLDER" / f"Actor_{actor:02d}" / f"03-01-{emotion:02d}-01-01-01-{actor:02d}.wav", 0.1)
