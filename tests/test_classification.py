@@ -318,7 +318,7 @@ def test_recipe_scores_a_file_of_predictions(recipe, result, manifest, tmp_path)
     lines = (tmp_path / "right.jsonl").read_text().splitlines(keepends=True)
     for text, message in (
         ("".join(lines[1:]), "1 utterances of .*test.jsonl are missing, such as 'u0'"),
-        ("".join(lines).replace("u0", "v0"), "'v0', labelled 'low', does not stand in"),
+        ("".join(lines).replace("u0", "v0"), "'v0' is not in .*, neither as an id"),
         ("".join(lines).replace('"label": "low"', '"label": "high"'), "'u0', labelled 'high', has the label 'low' in"),
     ):
         (tmp_path / "bad.jsonl").write_text(text)

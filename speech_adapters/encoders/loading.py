@@ -523,6 +523,12 @@ def _open_tensors(path: Path, names: set[str] | None) -> Iterator[_Tensors]:
         ) from error
 
 
+def checkpoint_file(name_or_path: str | Path, file: str) -> Path | None:
+    """A file of a checkpoint, such as ``vocab.json``, or None where it has none; errors as of :func:`load_encoder`."""
+    path = _resolve(str(name_or_path), None) / file
+    return path if path.is_file() else None
+
+
 def stored_tensors(encoder: Encoder, parts: Sequence[str]) -> dict[str, Tensor]:
     """Float32 tensors beside the encoder in its checkpoint whose names start with one of ``parts``, such as
     ``quantizer`` of wav2vec 2.0's pre-training head; none where it has none or did not come from a checkpoint."""
