@@ -76,12 +76,14 @@ def load_model(config: Config) -> Any:
 def find_task(config: Config, head: Any) -> tuple[Any, tuple[str, ...]]:
     """What the head does, and the keys of the manifest that it needs."""
     from speech_adapters import ClassificationHead, CTCHead, SlotsHead
-    from speech_adapters.tasks.asr import SpeechRecognition
+    from speech_adapters.tasks.asr import SpeechRecognition, main_metric
     from speech_adapters.tasks.classification import Classification
     from speech_adapters.tasks.slots import SlotFilling
 
     if isinstance(head, CTCHead):
-        return SpeechRecognition(normalizer=head.normalizer), ("text",)
+        task = SpeechRecognition()  # texts are written and scored as the head says
+        task.metric = main_metric(head.vocabulary)
+        return task, ("text",)
     if isinstance(head, ClassificationHead):
         return Classification(head.label_field, label_field=head.label_field), (head.label_field,)
     if isinstance(head, SlotsHead):
