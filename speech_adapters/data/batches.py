@@ -19,6 +19,10 @@ from speech_adapters.errors import InputError
 
 IGNORE = -100
 
+JITTER = 0.03
+"""Share of its length by which an utterance's place among the others is drawn anew each epoch: neighbours change, and
+padding stays at 2 to 3 % of the audio in LibriSpeech and RAVDESS (8 % at 0.1; random batches pad by 73 and 18 %)."""
+
 
 Item = dict[str, Any]
 """What a dataset gives of one utterance; see :class:`SpeechDataset`."""
@@ -154,8 +158,8 @@ class LengthBatches(Sampler[list[int]]):
     """Batches of like length, at most ``batch_seconds`` of audio each, padding included.
 
     Padding is wasted work, and in encoders whose CNN normalises over time it even changes the result; utterances of
-    like length keep both small. With ``shuffle``, lengths are jittered by 10 % before sorting, and the batches drawn
-    in random order. Processes of a distributed run take turns: process r of n gets batches r, r + n, ...
+    like length keep both small. With ``shuffle``, lengths are jittered by :data:`JITTER` before sorting, and the
+    batches drawn in random order. Processes of a distributed run take turns: process r of n gets batches r, r + n, ...
     """
 
     def __init__(
@@ -185,7 +189,9 @@ class LengthBatches(Sampler[list[int]]):
 
     def _batches(self, epoch: int) -> list[list[int]]:
         rng = np.random.default_rng((self.seed, epoch))
-        key = self.durations * rng.uniform(0.9, 1.1, len(self.durations)) if self.shuffle else self.durations
+        key = self.durations
+        if self.shuffle:
+            key = key * rng.uniform(1 - JITTER, 1 + JITTER, len(key))
         batches: list[list[int]] = []
         longest = 0.0
         for index in np.argsort(key, kind="stable"):

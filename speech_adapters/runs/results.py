@@ -32,6 +32,10 @@ class MethodResults:
     """Wall time of one training (of the evaluation, where nothing was trained)."""
     audio_seconds_per_second: float | None = None
     peak_memory_bytes: int | None = None
+    flops: float | None = None
+    """Operations of all products and convolutions of one training, by their shapes."""
+    energy_joules: float | None = None
+    """What GPU and CPU took while it ran, whoever used them; not known where no counter can be read."""
     more: dict[str, Any] = field(default_factory=dict)
     """What a task adds, such as figures by seed; written beside the others."""
 

@@ -198,9 +198,7 @@ class DomainsRun:
         trained = train(model, data, settings, self.run, held_out, method + self.suffix)
         self.costs[method] = {
             "parameters": model.count_parameters(),
-            "seconds": trained.seconds,
-            "audio_seconds_per_second": trained.audio_seconds_per_second,
-            "peak_memory_bytes": trained.peak_memory_bytes,
+            **trained.costs,
         }
 
     def score(self, model: SpeechAdapterModel, method: str) -> None:

@@ -270,15 +270,22 @@ def _combine(task: Task[R], scored: Sequence[_Scored[R]]) -> MethodResults:
     return MethodResults(
         metrics=task.metrics([one.result for one in scored]),
         parameters=scored[0].parameters,
-        seconds=sum(cost.seconds for cost in costs) / len(costs),
-        audio_seconds_per_second=sum(cost.audio_seconds_per_second for cost in costs) / len(costs),
-        peak_memory_bytes=max(cost.peak_memory_bytes for cost in costs),
+        **_mean_costs(costs),
         more={
             f"{task.metric}_by_seed": by("seed"),
             **({f"{task.metric}_by_fold": by("fold")} if several else {}),
             **({"together": costs[0].together} if costs[0].together > 1 else {}),
         },
     )
+
+
+def _mean_costs(costs: Sequence[TrainingResult]) -> dict[str, Any]:
+    """Means over trainings; of the memory the largest."""
+    columns = {name: [cost.costs[name] for cost in costs] for name in costs[0].costs}
+    means = {
+        name: None if None in values else sum(filter(None, values)) / len(values) for name, values in columns.items()
+    }
+    return {**means, "peak_memory_bytes": max(cost.peak_memory_bytes for cost in costs)}
 
 
 def _line(method: str, task: Task[Any], entry: MethodResults) -> str:

@@ -34,6 +34,7 @@ from speech_adapters.errors import CheckpointError, ConfigError, Interrupted, Tr
 from speech_adapters.files import atomic
 from speech_adapters.runs.environment import peak_memory_bytes, reset_peak_memory
 from speech_adapters.runs.folder import RunFolder
+from speech_adapters.training.meters import EnergyMeter, FlopCounter
 from speech_adapters.training.settings import LoopConfig, settings_of_updates
 
 SKIPPED_IN_A_ROW = {"fp32": 3, "bf16": 3, "fp16": 25}
@@ -142,7 +143,8 @@ class TrainingResult:
     """What a training cost: updates made, wall seconds, audio seconds per wall second, peak memory in bytes.
 
     ``skipped`` counts updates that were left out since their gradients were not finite. ``together`` trainings shared
-    one pass, of which seconds and memory are.
+    one pass, whose the costs are. ``flops`` are those of all products and convolutions, counted from their shapes in
+    the first update and scaled to the audio heard; ``energy_joules`` what the counters say, None without any.
     """
 
     updates: int
@@ -153,6 +155,14 @@ class TrainingResult:
     best_dev_loss: float | None
     skipped: int = 0
     together: int = 1
+    flops: float | None = None
+    energy_joules: float | None = None
+
+    @property
+    def costs(self) -> dict[str, float | None]:
+        """As ``results.json`` has them."""
+        names = ("seconds", "audio_seconds_per_second", "peak_memory_bytes", "flops", "energy_joules")
+        return {name: getattr(self, name) for name in names}
 
     def __add__(self, later: TrainingResult) -> TrainingResult:
         """Two stages of one training."""
@@ -167,7 +177,13 @@ class TrainingResult:
             best_dev_loss=later.best_dev_loss,
             skipped=self.skipped + later.skipped,
             together=max(self.together, later.together),
+            flops=_sum(self.flops, later.flops),
+            energy_joules=_sum(self.energy_joules, later.energy_joules),
         )
+
+
+def _sum(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else one + other
 
 
 @dataclass
@@ -178,7 +194,10 @@ class _Progress:
     epoch: int = 0
     place: int = 0
     seconds: float = 0.0
+    joules: float | None = 0.0
     peak_memory: int = 0
+    first_flops: int = 0
+    first_audio: float = 0.0
     sums: dict[str, list[float]] = field(default_factory=dict)
     """Of each figure since the last line of the log: its sum and count."""
 
@@ -335,6 +354,7 @@ class _Training:
             self._evaluate()
         with self._bar() as bar, _stop_when_asked() as asked:
             started = saved = time.perf_counter()
+            meter, joules = EnergyMeter(learner.device), progress.joules
             stream = self._stream()
             while progress.done < self.total and self.running:
                 self._update(stream)
@@ -344,6 +364,7 @@ class _Training:
                     bar.update()
                 now = time.perf_counter()
                 progress.seconds, started = progress.seconds + now - started, now
+                progress.joules = _sum(joules, meter.joules())
                 due = self.config.save_minutes is not None and now - saved >= 60 * self.config.save_minutes
                 stop = self._any_process(asked)
                 if stop or due:
@@ -375,7 +396,16 @@ class _Training:
             best_dev_loss=part.best_loss,
             skipped=part.skipped,
             together=len(self.parts),
+            flops=self._flops(),
+            energy_joules=progress.joules,
         )
+
+    def _flops(self) -> float:
+        """Of all updates, as the first one's."""
+        progress, parts = self.progress, [part.progress for part in self.parts.values()]
+        if progress.first_audio:
+            return progress.first_flops * sum(part.audio_seconds for part in parts) / progress.first_audio
+        return float(progress.first_flops * progress.done)
 
     # ------------------------------------------------------------------ one update
 
@@ -400,14 +430,15 @@ class _Training:
         broken: set[str] = set()
         for part in running.values():
             part.begin(done)
-        for batch in batches:
-            for name, found in self._losses(batch, running):
-                part = running[name]
-                part.backward(found.loss)
-                ids[name] += found.ids
-                part.progress.audio_seconds += found.seconds * self.accelerator.num_processes
-                if not math.isfinite(self._note(name, found)):
-                    broken.add(name)
+        with self._counted():
+            for batch in batches:
+                for name, found in self._losses(batch, running):
+                    part = running[name]
+                    part.backward(found.loss)
+                    ids[name] += found.ids
+                    part.progress.audio_seconds += found.seconds * self.accelerator.num_processes
+                    if not math.isfinite(self._note(name, found)):
+                        broken.add(name)
         self._average_gradients(running.values())
         whole = [part.clip() and name not in broken for name, part in running.items()]
         for (name, part), finite in zip(running.items(), self._in_all_processes(whole), strict=True):
@@ -422,6 +453,17 @@ class _Training:
                 part.learner.after_update(progress.done)
             else:
                 self._skip(name, part, ids[name])
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Count the operations of the first update; the others are like it."""
+        if self.progress.done:
+            yield
+            return
+        with FlopCounter() as counter:
+            yield
+        self.progress.first_flops = counter.flops * self.accelerator.num_processes
+        self.progress.first_audio = sum(part.progress.audio_seconds for part in self.parts.values())
 
     def _losses(self, batch: Any, running: Collection[str]) -> Iterator[tuple[str, Loss]]:
         """The parts' losses, computed in the chosen precision, differentiated outside of it."""

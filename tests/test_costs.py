@@ -1,0 +1,101 @@
+"""What a training costs: operations counted from shapes, energy from counters, and nothing below what trains."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from small_encoders import small_encoder
+from small_models import METHODS, TARGETS, batch, small_model
+from test_training import HEAD, QUIET, manifest  # noqa: F401  (a fixture)
+from torch import nn
+
+from speech_adapters.data.batches import SpeechDataset
+from speech_adapters.model import SpeechAdapterModel
+from speech_adapters.runs.folder import RunFolder
+from speech_adapters.training import meters
+from speech_adapters.training.frozen import compute_taps, frozen_part
+from speech_adapters.training.meters import EnergyMeter, FlopCounter
+from speech_adapters.training.settings import TrainingConfig
+from speech_adapters.training.supervised import train
+
+
+@pytest.mark.parametrize("style", ["pre-norm", "post-norm"])
+@pytest.mark.parametrize("method", ["head-only", "l-frozen", "pissa-all", "last-2", "lora", "elp", "weighted-sum"])
+def test_nothing_is_kept_for_the_backward_pass_below_what_trains(style, method):
+    model = small_model(method=method, style=style, head=True)
+    waveforms, lengths = batch()
+    frozen = frozen_part(model)
+    taps, frames = compute_taps(model.encoder, frozen.taps, waveforms, lengths)
+
+    def kept(**inputs):
+        """Shapes of what autograd saved, in order, and the output."""
+        shapes = []
+
+        def pack(tensor):
+            shapes.append(tuple(tensor.shape))
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            torch.manual_seed(0)
+            output = model(**inputs, targets=TARGETS)
+        return shapes, output
+
+    whole, output = kept(waveforms=waveforms, lengths=lengths)
+    above, _ = kept(**frozen.inputs(taps, frames))
+    assert whole == above, "the same is saved as in a run that starts where training begins"
+    assert output.cnn_output is None or not output.cnn_output.requires_grad
+    lowest = frozen.layer if frozen.kind in ("input", "states") else 0
+    assert not any(state.requires_grad for state in output.hidden_states[: lowest + (frozen.kind != "cnn")])
+
+
+def test_a_run_that_trains_more_keeps_more():
+    """That what the test above compares can differ."""
+    sizes = {}
+    for method in ("pissa-all", "lora"):
+        model, (waveforms, lengths) = small_model(method=method, head=True), batch()
+        shapes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, s=shapes: s.append(t.numel()) or t, lambda t: t):
+            model(waveforms, lengths, targets=TARGETS)
+        sizes[method] = sum(shapes)
+    assert sizes["pissa-all"] < 0.8 * sizes["lora"], "one layer of three, all of them"
+
+
+def test_operations_are_counted_from_shapes():
+    linear, convolution = nn.Linear(8, 16), nn.Conv1d(4, 6, 3)
+    with FlopCounter() as counter:
+        linear(torch.randn(5, 8))
+    assert counter.flops == 2 * 5 * 8 * 16
+    with FlopCounter() as counter:
+        linear(torch.randn(5, 8)).sum().backward()
+    assert counter.flops == 2 * 2 * 5 * 8 * 16, "and the weight's gradient"
+    with FlopCounter() as counter:
+        convolution(torch.randn(2, 4, 10))
+    assert counter.flops == 2 * 2 * 8 * 6 * 4 * 3
+
+
+def test_a_training_counts_its_operations(tmp_path, manifest):  # noqa: F811
+    counted = {}
+    for method, updates in (("head-only", 4), ("lora", 4), ("lora", 8), ("full", 4)):
+        torch.manual_seed(0)
+        model = SpeechAdapterModel(small_encoder())
+        model.add_adapter("a", METHODS[method])
+        model.add_head("head", HEAD)
+        model.train_adapter("a", head="head")
+        run = RunFolder.create("test", root=tmp_path)
+        result = train(model, SpeechDataset(manifest, HEAD.target), TrainingConfig(**QUIET, updates=updates), run)
+        counted[method, updates] = result.flops
+    assert counted["head-only", 4] < counted["lora", 4] < counted["full", 4]
+    assert counted["lora", 8] == pytest.approx(2 * counted["lora", 4], rel=0.05)
+
+
+def test_energy_is_what_the_counters_gained(tmp_path, monkeypatch):
+    assert EnergyMeter().joules() is None or EnergyMeter().joules() >= 0
+    for name, value in (("intel-rapl:0", 5_000_000), ("intel-rapl:0:1", 7), ("intel-rapl:1", 1_000_000)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "energy_uj").write_text(f"{value}\n")
+    monkeypatch.setattr(meters, "POWERCAP", Path(tmp_path))
+    meter = EnergyMeter()
+    (tmp_path / "intel-rapl:0" / "energy_uj").write_text("7500000\n")
+    assert meter.joules() == 2.5, "packages count, their parts are in them"
