@@ -97,7 +97,8 @@ def classification_of(head: HeadConfig, output: ModelOutput, recording: Recordin
         assert isinstance(head, ClassificationHead), "a head of classes"
         slots = {"": head.labels}
     logits = head_output(output).logits[0].split([len(labels) for labels in slots.values()])
-    best, probabilities = [], {}
+    best: list[str] = []
+    probabilities: dict[str, float] = {}
     for (slot, labels), row in zip(slots.items(), logits, strict=True):
         best.append(labels[int(row.argmax())])
         named = zip(labels, row.softmax(0).tolist(), strict=True)
