@@ -124,14 +124,16 @@ def cut(
         stride, receptive_field: of the encoder, in samples.
     """
     settings = settings or Windows()
-    cutter = _Cutter(settings, stride, receptive_field)
+    cutter = Cutter(settings, stride, receptive_field)
     for block in blocks:
         yield from cutter.add(block.numpy())
     yield from cutter.finish()
 
 
-class _Cutter:
-    """What :func:`cut` holds of a recording: the samples, and the chunks' speech, from ``base`` on."""
+class Cutter:
+    """:func:`cut` for a recording that is still going on: ``add`` takes a block ``(samples,)`` and gives the windows
+    that are complete, ``finish`` those that are left. It holds the samples, and the chunks' speech, from ``base`` on.
+    """
 
     def __init__(self, settings: Windows, stride: int, receptive_field: int) -> None:
         name = settings.voice_activity

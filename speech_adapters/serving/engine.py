@@ -159,7 +159,7 @@ class Engine:
         try:
             while more or pending:
                 while more and pending < self.settings.ahead:
-                    window: Window | None = await self.in_decoder(next, windows, None)  # type: ignore[arg-type]
+                    window: Window | None = await self.in_decoder(next, windows, None)
                     if window is None:
                         more = False
                         break

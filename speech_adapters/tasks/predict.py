@@ -187,4 +187,5 @@ def _embedding(model: SpeechAdapterModel, output: ModelOutput) -> list[Tensor]:
         return mean_pooled(output)
     if output.embedding is None:
         raise ConfigError(f"head {model.active_head!r} gives no embedding; load a speaker head, or none at all.")
+    assert isinstance(output.embedding, Tensor), "one head reads the whole batch"
     return list(output.embedding.float().cpu())

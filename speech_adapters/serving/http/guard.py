@@ -91,7 +91,7 @@ class Guard:
     async def _limited(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the application within its time, until its client goes away."""
         body = _Body(receive, self.settings.max_body)
-        running = asyncio.create_task(self.app(scope, body.receive, send))  # type: ignore[arg-type]
+        running: asyncio.Task[None] = asyncio.ensure_future(self._run(scope, body.receive, send))
         watching = asyncio.create_task(body.watch())
         try:
             done, _ = await asyncio.wait(
@@ -110,6 +110,9 @@ class Guard:
             for task in (running, watching):
                 task.cancel()
             await asyncio.gather(running, watching, return_exceptions=True)
+
+    async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.app(scope, receive, send)
 
     # ------------------------------------------------------------------ WebSocket
 
@@ -230,7 +233,7 @@ class _Body:
 def too_large(most: int) -> ApiError:
     """The error of a body above the limit."""
     return ApiError(
-        413, f"more than the {most / 2**20:g} MB that are taken at once; send FLAC or Opus, or cut the recording",
+        413, f"more than the {most / 2**20:.3g} MB that are taken at once; send FLAC or Opus, or cut the recording",
         code="request_too_large",
     )  # fmt: skip
 

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import logging
 import os
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,6 +49,7 @@ def serve(arguments: argparse.Namespace) -> None:
         log_requests=arguments.log_requests,
         page=not arguments.no_page,
     )
+    listening = _listen(arguments.host, arguments.port)
     keys = Keys() if arguments.keys is None else Keys.read(arguments.keys)
     models = _models(arguments)
     engine = Engine(
@@ -64,7 +66,13 @@ def serve(arguments: argparse.Namespace) -> None:
     for folder in _folders(arguments.adapters, settings.uploads):
         add_folder(engine, folder)
     _check_keys(keys, engine.catalog)
-    _run(create_app(engine, settings, keys), arguments.host, arguments.port, engine, keys)
+    config = uvicorn.Config(
+        create_app(engine, settings, keys), http="h11", log_config=None, access_log=False, server_header=False,
+        timeout_keep_alive=30, ws_max_size=1 << 20, lifespan="on",
+    )  # fmt: skip
+    with contextlib.suppress(KeyboardInterrupt, Interrupted):  # uvicorn raises the signal again when it has stopped
+        _Server(config, engine, keys).run([listening])
+    log.info("stopped; all that was taken has been answered")
 
 
 def add_folder(engine: Engine, folder: Path) -> None:
@@ -81,18 +89,14 @@ def add_folder(engine: Engine, folder: Path) -> None:
         engine.catalog.add(served, call)
 
 
-def _run(app: object, host: str, port: int, engine: Engine, keys: Keys) -> None:
-    config = uvicorn.Config(
-        app,  # type: ignore[arg-type]  # an ASGI application
-        host, port, http="h11", log_config=None, access_log=False, server_header=False, timeout_keep_alive=30,
-        ws_max_size=1 << 20, lifespan="on",
-    )  # fmt: skip
-    server = _Server(config, engine, keys)
-    with contextlib.suppress(KeyboardInterrupt, Interrupted):
-        server.run()
-    if not server.started:
-        raise ConfigError(f"{host}:{port} cannot be listened on; choose another --port, or stop what listens there.")
-    log.info("stopped; all that was taken has been answered")
+def _listen(host: str, port: int) -> socket.socket:
+    """The address, taken before anything slow is done."""
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{host}:{port}: {reason}; choose another --port or --host.") from error
 
 
 class _Server(uvicorn.Server):
@@ -102,11 +106,11 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self.engine, self.keys = engine, keys
 
-    async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
-        await super().startup(sockets)  # type: ignore[arg-type]
-        if not self.started:
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if not self.started or not sockets:
             return
-        host, port = self.servers[0].sockets[0].getsockname()[:2]
+        host, port = sockets[0].getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         log.info("%d models on %s: http://%s:%d/", len(self.engine.catalog), self.engine.encoder.name, shown, port)
         if host not in LOOPBACK:

@@ -1,0 +1,385 @@
+"""The engine: what many clients at once are told is what the library says of each recording alone."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import aclosing
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_server import engine_of, make_adapters, make_encoder, shake, tone
+
+from speech_adapters.composition import Fuse
+from speech_adapters.data.windows import Window, Windows
+from speech_adapters.errors import CheckpointError, ConfigError
+from speech_adapters.heads.classification import ClassificationHead
+from speech_adapters.heads.ctc import CTCHead
+from speech_adapters.inference.recordings import Recording, recordings_of
+from speech_adapters.inference.utterances import stitched as library_stitched
+from speech_adapters.model import SpeechAdapterModel
+from speech_adapters.serving.answers import classify, embed, stitched, transcribe, whole_transcript
+from speech_adapters.serving.catalog import Served, UnknownModel, read_folder
+from speech_adapters.serving.engine import Engine, Source
+from speech_adapters.serving.queue import BatchQueue, Waiting
+from speech_adapters.serving.residents import Loaded
+
+TASKS = ("transcription", "classification", "embedding")
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_encoder(tmp_path_factory.mktemp("base") / "base")
+
+
+@pytest.fixture(scope="module")
+def folder(encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_adapters(encoder, tmp_path_factory.mktemp("served"))
+
+
+@pytest.fixture(scope="module")
+def sounds(tmp_path_factory: pytest.TempPathFactory) -> list[Recording]:
+    place = tmp_path_factory.mktemp("sounds")
+    files = [tone(place / f"{n}.wav", 0.6 + 0.5 * n, seed=n) for n in range(6)]
+    return [each[0] for each in recordings_of(files)]
+
+
+def run(engine: Engine, ask: Any) -> Any:
+    """What ``ask()`` gives while the engine runs."""
+
+    async def within() -> Any:
+        await engine.start()
+        try:
+            return await ask()
+        finally:
+            await engine.stop()
+
+    return asyncio.run(within())
+
+
+async def output(engine: Engine, served: Served, task: str | None, recording: Recording) -> tuple[Any, Any]:
+    found, _ = await stitched(engine, await engine.shelf.get(served), task, recording)
+    return found.logits, found.embedding
+
+
+def alone(encoder: Path, served: Served, task: str, recording: Recording) -> tuple[Any, Any]:
+    """What the library says."""
+    model = bare(encoder)
+    model.load_adapter(served.adapter, "a")
+    model.load_head(served.heads[task], "h")
+    (found,) = library_stitched(model.eval(), [recording])
+    model.delete_head("h")
+    model.delete_adapter("a")
+    return found.logits, found.embedding
+
+
+@cache
+def bare(encoder: Path) -> SpeechAdapterModel:
+    return SpeechAdapterModel.from_pretrained(encoder)
+
+
+def difference(one: tuple[Any, Any], other: tuple[Any, Any]) -> float:
+    assert [a is None for a in one] == [b is None for b in other]
+    return max(float((a - b).abs().max()) for a, b in zip(one, other, strict=True) if a is not None)
+
+
+def test_concurrent_requests_get_the_single_calls_answers(
+    encoder: Path, folder: Path, sounds: list[Recording]
+) -> None:
+    engine = engine_of(encoder, folder)
+    adapters = [served for served in engine.catalog if served.adapter is not None]
+    asked = [(adapters[n % 16], TASKS[n % 3], sounds[n % 6]) for n in range(32)]
+
+    async def ask() -> list[tuple[Any, Any]]:
+        return await asyncio.gather(*(output(engine, *one) for one in asked))
+
+    answers = run(engine, ask)
+    assert len({served.method for served, _, _ in asked}) == 4 and engine.counts.mixed > 0
+    assert engine.counts.batches < engine.counts.windows / 2
+    for one, answer in zip(asked, answers, strict=True):
+        assert difference(answer, alone(encoder, *one)) < 1e-5, one[0].name
+
+
+def test_adding_and_replacing_an_adapter_changes_no_bit_of_the_others(
+    encoder: Path, folder: Path, sounds: list[Recording], tmp_path: Path
+) -> None:
+    engine = engine_of(encoder, folder, adapters=4)  # slots are shared by more adapters than there are
+    other = [s for s, _ in read_folder(make_adapters(encoder, tmp_path, 6), engine.encoder)]
+    watched = [engine.catalog.find(name) for name in ("lora-0", "houlsby-1", "elp-2", "prefix-3")]
+
+    async def ask() -> tuple[list[Any], list[Any], list[Any]]:
+        before = [await output(engine, one, "transcription", sounds[0]) for one in watched]
+        replaced = []
+        for served in other:  # of the same names as six that are served
+            if served.name not in {one.name for one in watched}:
+                engine.catalog.add(served)
+                replaced.append(await output(engine, served, "transcription", sounds[0]))
+        return before, [await output(engine, one, "transcription", sounds[0]) for one in watched], replaced
+
+    before, after, replaced = run(engine, ask)
+    for (logits, _), (again, _) in zip(before, after, strict=True):
+        assert torch.equal(logits, again)
+    assert len(replaced) == 2 and not any(torch.equal(a, b) for a, _ in before for b, _ in replaced)
+
+
+def test_adapters_come_and_go_within_their_memory(encoder: Path, folder: Path, sounds: list[Recording]) -> None:
+    free = engine_of(encoder, folder)
+    sizes = {served.name: served.size for served in free.catalog}
+    budget = 3 * max(sizes.values())
+    engine = engine_of(encoder, folder, memory=budget, adapters=2)
+    adapters = [served for served in engine.catalog if served.adapter is not None]
+    seen = []
+
+    async def ask() -> list[Any]:
+        found = []
+        for served in (*adapters, *adapters[:4]):
+            found.append(await output(engine, served, "embedding", sounds[1]))
+            seen.append((engine.shelf.bytes, len(engine._workers[0].model.adapters)))
+        return found
+
+    answers = run(engine, ask)
+    assert max(size for size, _ in seen) <= budget and max(attached for _, attached in seen) <= 2
+    assert engine.shelf.misses > 16  # what had to go was read again
+    for served, answer in zip((*adapters, *adapters[:4]), answers, strict=True):
+        assert difference(answer, alone(encoder, served, "embedding", sounds[1])) < 1e-5
+
+
+def test_long_recordings_are_heard_as_the_library_hears_them_and_share_batches(
+    encoder: Path, folder: Path, tmp_path: Path
+) -> None:
+    windows = Windows(seconds=2.0, context=0.5)
+    engine = engine_of(encoder, folder, windows=windows, deadline=0.2)
+    long, short = (recordings_of(tone(tmp_path / f"{s}.wav", s, 3))[0][0] for s in (15.0, 1.0))
+    one, two = engine.catalog.find("lora-0"), engine.catalog.find("elp-2")
+
+    async def ask() -> Any:
+        return await asyncio.gather(whole_transcript(engine, one, long), embed(engine, two, short))
+
+    transcript, (embedding, duration) = run(engine, ask)
+    model = SpeechAdapterModel.from_adapter(one.adapter, head=one.heads["transcription"], encoder=encoder)
+    expected = model.transcribe(long.source, windows=windows)
+    assert transcript.text == expected.text and transcript.duration == expected.duration == 15.0
+    assert [w.start for w in transcript.words] == [w.start for w in expected.words]
+    assert duration == 1.0 and embedding.shape == (16,)
+    assert engine.counts.windows > 8 and engine.counts.mixed == 1
+
+
+def test_segments_come_as_they_are_final(encoder: Path, folder: Path, tmp_path: Path) -> None:
+    engine = engine_of(encoder, folder, windows=Windows(seconds=2.0, context=0.5))
+    recording = recordings_of(tone(tmp_path / "a.wav", 12.0, 4))[0][0]
+
+    async def ask() -> list[Any]:
+        async with aclosing(transcribe(engine, engine.catalog.find("elp-2"), recording)) as parts:
+            return [part async for part in parts]
+
+    *parts, transcript = run(engine, ask)
+    assert len(parts) > 2 and [s for part in parts for s in part] == list(transcript.segments)
+
+
+def test_compositions_and_whole_layers_are_served_beside_the_others(
+    encoder: Path, sounds: list[Recording], tmp_path: Path
+) -> None:
+    make_adapters(encoder, tmp_path, 2, ("houlsby",))
+    model = SpeechAdapterModel.from_pretrained(encoder)
+    for name in ("houlsby-0", "houlsby-1"):
+        model.load_adapter(tmp_path / "adapters" / name, name)
+        model.save_adapter(name, tmp_path / "adapters" / name)  # under the name that the fusion calls it
+    model.add_fusion(Fuse("houlsby-0", "houlsby-1"))
+    with torch.no_grad():
+        for parameter in model.fusions.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    model.save_fusion("fuse-houlsby-0-houlsby-1", tmp_path / "fusions" / "both")
+    model.add_head("asr", CTCHead())
+    model.save_head("asr", tmp_path / "heads" / "both")
+    model.eval()
+    (fused,) = library_stitched(model, [sounds[2]])
+    model.add_adapter("full", "full")
+    shake(model, "full")
+    model.save_adapter("full", tmp_path / "adapters" / "full")
+    model.add_head("emotion", ClassificationHead(labels=("a", "b")))
+    model.save_head("emotion", tmp_path / "heads" / "full")
+    model.eval()
+    (full,) = library_stitched(model, [sounds[2]])
+
+    engine = engine_of(encoder, tmp_path)
+    names = [engine.catalog.find(name) for name in ("both", "fuse:houlsby-0+houlsby-1", "full", "houlsby-0")]
+    assert names[0] is names[1] and names[0].method == "fuse" and list(names[0].members) == ["houlsby-0", "houlsby-1"]
+    tasks = ["transcription", "transcription", "classification", "embedding"]
+
+    async def ask() -> list[Any]:
+        asked = zip(names, tasks, strict=True)
+        return await asyncio.gather(*(output(engine, name, task, sounds[2]) for name, task in asked))
+
+    answers = run(engine, ask)
+    assert float((answers[0][0] - fused.logits).abs().max()) < 1e-5
+    assert float((answers[2][0] - full.logits).abs().max()) < 1e-5
+    assert difference(answers[3], alone(encoder, names[3], "embedding", sounds[2])) < 1e-5
+    with pytest.raises(ConfigError, match="part of 'both'"):
+        engine.catalog.remove("houlsby-0")
+
+
+def test_a_broken_model_fails_its_own_requests_alone(
+    encoder: Path, folder: Path, sounds: list[Recording], tmp_path: Path
+) -> None:
+    model = SpeechAdapterModel.from_pretrained(encoder)
+    model.add_adapter("a", "lora")
+    shake(model, "a")
+    model.save_adapter("a", tmp_path / "adapters" / "broken")
+    model.add_head("asr", CTCHead())
+    with torch.no_grad():
+        model.heads["asr"].linear.weight.fill_(3e38)
+    model.save_head("asr", tmp_path / "heads" / "broken")
+    engine = engine_of(encoder, folder, tmp_path, deadline=0.1)
+    names = ["lora-0", "broken", "elp-2", "houlsby-1"]
+
+    async def ask() -> list[Any]:
+        served = [engine.catalog.find(name) for name in names]
+        asked = (output(engine, one, "transcription", sounds[0]) for one in served)
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    answers = run(engine, ask)
+    assert isinstance(answers[1], CheckpointError) and "not finite" in str(answers[1])
+    for name, answer in zip(names, answers, strict=True):
+        if name != "broken":
+            served = engine.catalog.find(name)
+            assert difference(answer, alone(encoder, served, "transcription", sounds[0])) < 1e-5
+
+
+def test_who_goes_away_leaves_the_queue(encoder: Path, folder: Path, tmp_path: Path) -> None:
+    engine = engine_of(encoder, folder, windows=Windows(seconds=1.0, context=0.1), deadline=30.0)
+    recording = recordings_of(tone(tmp_path / "a.wav", 20.0, 5))[0][0]
+
+    async def ask() -> tuple[int, int]:
+        served = engine.catalog.find("lora-0")
+        loaded = await engine.shelf.get(served)
+        hearing = asyncio.create_task(anext(engine.hear(loaded, "transcription", Source(recording, 100.0))))
+        while len(engine.queue) < engine.settings.ahead:
+            await asyncio.sleep(0.01)
+        waiting = len(engine.queue)
+        hearing.cancel()
+        await asyncio.gather(hearing, return_exceptions=True)
+        engine.queue.close()
+        assert await engine.queue.batch() == []
+        return waiting, len(engine.queue)
+
+    waiting, left = run(engine, ask)
+    assert waiting == engine.settings.ahead and left == 0 and engine.counts.windows == 0
+
+
+def test_a_changed_adapter_is_not_served_under_the_old_fingerprint(
+    encoder: Path, sounds: list[Recording], tmp_path: Path
+) -> None:
+    make_adapters(encoder, tmp_path, 1)
+    engine = engine_of(encoder, tmp_path)
+    model = SpeechAdapterModel.from_pretrained(encoder)
+    model.load_adapter(tmp_path / "adapters" / "lora-0", "a")
+    shake(model, "a")
+    model.save_adapter("a", tmp_path / "adapters" / "lora-0")
+
+    async def ask() -> Any:
+        return await output(engine, engine.catalog.find("lora-0"), "embedding", sounds[0])
+
+    with pytest.raises(CheckpointError, match="changed since it was added"):
+        run(engine, ask)
+
+
+def test_models_are_found_by_their_names(encoder: Path, folder: Path) -> None:
+    catalog = engine_of(encoder, folder).catalog
+    assert catalog.find("base:lora-0") is catalog.find("lora-0") is catalog.find(f"{encoder}:lora-0")
+    assert catalog.find("base").method == "base" and len(catalog) == 17
+    with pytest.raises(UnknownModel, match="did you mean 'lora-0'"):
+        catalog.find("lora_0")
+    with pytest.raises(UnknownModel):
+        catalog.find("lora-0", allowed=["elp-2"])
+    with pytest.raises(UnknownModel):
+        catalog.find("other:lora-0")
+
+
+def test_what_cannot_be_served_is_refused_at_the_start(encoder: Path, folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no such folder"):
+        engine_of(encoder, tmp_path / "nothing")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match="holds no adapters/NAME"):
+        engine_of(encoder, tmp_path / "empty")
+    alone = tmp_path / "alone"
+    make_adapters(encoder, alone, 2)
+    for name in ("adapter.json", "adapter_model.safetensors", "adapter_config.json"):
+        (alone / "adapters" / "lora-0" / name).unlink()
+    with pytest.raises(CheckpointError, match=r"lora-0-classification.*trained on none of the adapters"):
+        engine_of(encoder, alone)
+    weights = alone / "adapters" / "houlsby-1" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8])
+    with pytest.raises(CheckpointError, match="cut short or changed"):
+        engine_of(encoder, alone)
+
+
+def test_classifying_without_such_a_head_says_what_there_is(encoder: Path, folder: Path, sounds: Any) -> None:
+    engine = engine_of(encoder, folder)
+
+    async def ask() -> Any:
+        return await classify(engine, engine.catalog.find("base"), sounds[0])
+
+    with pytest.raises(ConfigError, match="does no classification; it does: embedding"):
+        run(engine, ask)
+
+
+# ---------------------------------------------------------------------- the queue
+
+LENGTHS = st.lists(st.tuples(st.floats(0.1, 20.0), st.integers(0, 3), st.booleans()), min_size=1, max_size=30)
+
+
+def waiting(lengths: list[tuple[float, int, bool]]) -> list[Waiting]:
+    found = []
+    for number, (seconds, adapter, composed) in enumerate(lengths):
+        members = {"x": Path("x")} if composed else {}
+        served = Served(name=f"{adapter}", key=f"{adapter}{composed}", fingerprint="", method="", size=0, created=0)
+        loaded = Loaded(served, members=members)  # type: ignore[arg-type]
+        window = Window(torch.zeros(round(16000 * seconds)), 0, 0, round(16000 * seconds))
+        future = asyncio.get_running_loop().create_future()
+        found.append(Waiting(window, loaded, "transcription", future, since=time.monotonic() + number))
+    return found
+
+
+@settings(max_examples=60, deadline=None)
+@given(LENGTHS)
+def test_batches_are_full_but_not_too_full_and_nobody_starves(lengths: list[tuple[float, int, bool]]) -> None:
+    async def drain() -> None:
+        queue = BatchQueue(seconds=30.0, deadline=0.0, most=2)
+        items = waiting(lengths)
+        for item in items:
+            queue.put(item)
+        left = list(items)
+        while left:
+            batch = await queue.batch()
+            assert left[0] in batch  # the oldest
+            assert len({item.lane for item in batch}) == 1
+            assert len({item.loaded.served.key for item in batch}) <= 2
+            longest = max(item.window.seconds for item in batch)
+            assert len(batch) == 1 or longest * len(batch) <= 30.0
+            left = [item for item in left if item not in batch]
+        queue.close()
+        assert await queue.batch() == []
+
+    asyncio.run(drain())
+
+
+def test_a_batch_closes_when_it_is_full_or_when_its_oldest_has_waited() -> None:
+    async def check() -> None:
+        queue = BatchQueue(seconds=4.0, deadline=3600.0, most=8)
+        items = waiting([(1.5, 0, False), (1.5, 1, False), (1.5, 2, False)])
+        queue.put(items[0])
+        closing = asyncio.create_task(queue.batch())
+        await asyncio.sleep(0.01)
+        assert not closing.done()  # there is room, and time
+        queue.put(items[1])
+        assert await closing == items[:2]  # a third would not fit
+        queue = BatchQueue(seconds=4.0, deadline=0.05, most=8)
+        queue.put(items[2])
+        assert await queue.batch(clock=lambda: 1e9) == items[2:]  # long past
+
+    asyncio.run(check())

@@ -1,0 +1,499 @@
+"""The server as its clients see it: OpenAI's own client, curl's multipart forms, and those who mean no good."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import logging
+import re
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+import numpy as np
+import openai
+import pytest
+import torch
+from small_server import engine_of, make_adapters, make_encoder, running, shake, tone
+
+from speech_adapters.errors import ConfigError
+from speech_adapters.inference.formats import as_srt, as_vtt
+from speech_adapters.model import SpeechAdapterModel
+from speech_adapters.serving.engine import Engine
+from speech_adapters.serving.http.keys import ApiKey, Keys
+from speech_adapters.serving.http.settings import HttpSettings
+
+TRANSCRIPTIONS = "/v1/audio/transcriptions"
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_encoder(tmp_path_factory.mktemp("base") / "base")
+
+
+@pytest.fixture(scope="module")
+def folder(encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_adapters(encoder, tmp_path_factory.mktemp("served"), 4)
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tone(tmp_path_factory.mktemp("sounds") / "secret-name.wav", 3.0)
+
+
+@pytest.fixture(scope="module")
+def server(encoder: Path, folder: Path) -> Iterator[tuple[str, Engine]]:
+    engine = engine_of(encoder, folder)
+    with running(engine) as address:
+        yield address, engine
+
+
+@pytest.fixture(scope="module")
+def http(server: tuple[str, Engine]) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server[0], timeout=60) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def client(server: tuple[str, Engine]) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{server[0]}/v1", api_key="none", max_retries=0, timeout=60)
+
+
+@pytest.fixture(scope="module")
+def expected(encoder: Path, folder: Path, sound: Path) -> Any:
+    """What the library says."""
+    folders = folder / "adapters" / "elp-2", folder / "heads" / "elp-2-transcription"
+    return SpeechAdapterModel.from_adapter(folders[0], head=folders[1], encoder=encoder).transcribe(sound)
+
+
+def upload(path: Path) -> dict[str, Any]:
+    return {"file": (path.name, path.read_bytes())}
+
+
+def error(response: httpx.Response, status: int) -> dict[str, Any]:
+    """The error object of an answer, which must be one of OpenAI's."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/json"
+    content = response.json()
+    assert content.keys() == {"error"} and content["error"].keys() == {"message", "type", "param", "code"}
+    assert isinstance(content["error"]["message"], str) and isinstance(content["error"]["type"], str)
+    return content["error"]
+
+
+# ---------------------------------------------------------------------- OpenAI's client
+
+
+def test_openais_client_transcribes_in_every_format(client: openai.OpenAI, sound: Path, expected: Any) -> None:
+    def ask(**options: Any) -> Any:
+        with sound.open("rb") as file:
+            return client.audio.transcriptions.create(model="elp-2", file=file, **options)
+
+    plain = ask()
+    assert plain.text == expected.text != "" and plain.usage.seconds == 3.0
+    assert ask(response_format="text") == expected.text + "\n"
+    assert ask(response_format="srt") == as_srt(expected) and ask(response_format="vtt") == as_vtt(expected)
+    verbose = ask(response_format="verbose_json", timestamp_granularities=["word", "segment"], language="en")
+    assert verbose.duration == 3.0 and verbose.language == "en" and verbose.text == expected.text
+    assert [w.word for w in verbose.words] == [w.text for w in expected.words]
+    assert [w.start for w in verbose.words] == [round(w.start, 3) for w in expected.words]
+    assert [(s.id, s.text, s.end) for s in verbose.segments] == [
+        (number, s.text, round(s.end, 3)) for number, s in enumerate(expected.segments)
+    ]
+    assert all(s.avg_logprob < 0 for s in verbose.segments)
+    assert ask(response_format="verbose_json").words is None
+    scored = ask(include=["logprobs"])
+    assert [entry.token for entry in scored.logprobs] == [w.text for w in expected.words]
+    assert ask(prompt="Dear all").warnings == ["prompt: a CTC head has no use for it; it was left out"]
+
+
+def test_openais_client_streams(client: openai.OpenAI, sound: Path, expected: Any) -> None:
+    with sound.open("rb") as file:
+        stream = client.audio.transcriptions.create(
+            model="base:elp-2", file=file, stream=True, response_format="verbose_json", include=["logprobs"]
+        )
+        events = list(stream)
+    kinds = [event.type for event in events]
+    deltas = [event for event in events if event.type == "transcript.text.delta"]
+    assert len(deltas) == len(expected.segments) == kinds.count("transcript.text.segment") > 0
+    assert "".join(event.delta for event in deltas) == expected.text == events[-1].text
+    assert kinds[-1] == "transcript.text.done" and events[-1].usage.seconds == 3.0
+    assert len(events[-1].logprobs) == len(expected.words)
+
+
+def test_openais_client_lists_models(client: openai.OpenAI, server: tuple[str, Engine]) -> None:
+    listed = list(client.models.list())
+    assert [model.id for model in listed] == ["base", "elp-2", "houlsby-1", "lora-0", "prefix-3"]
+    one = client.models.retrieve("lora-0")
+    assert one.parent == "base" and one.fingerprint == server[1].catalog.find("lora-0").fingerprint
+    assert one.tasks == ["transcription", "classification", "embedding", "verification"] and one.calibrated
+    assert one.labels == {"": ["anger", "calm", "joy"]} and listed[0].parent is None
+    with pytest.raises(openai.NotFoundError, match="did you mean 'lora-0'"):
+        client.models.retrieve("lora-1")
+
+
+def test_classes_embeddings_and_verifications_are_the_librarys(
+    http: httpx.Client, encoder: Path, folder: Path, sound: Path
+) -> None:
+    adapter, heads = folder / "adapters" / "houlsby-1", folder / "heads"
+    model = SpeechAdapterModel.from_adapter(adapter, head=heads / "houlsby-1-classification", encoder=encoder)
+    expected = model.classify(sound)
+    found = http.post("/v1/audio/classifications", data={"model": "houlsby-1"}, files=upload(sound)).json()
+    assert found["label"] == expected.label and list(found["probabilities"]) == list(expected.probabilities)
+    assert found["probabilities"] == pytest.approx(expected.probabilities, abs=1e-5)
+    model.load_head(heads / "houlsby-1-embedding")
+    answer = http.post("/v1/audio/embeddings", data={"model": "houlsby-1"}, files=upload(sound))
+    vector = torch.tensor(answer.json()["data"][0]["embedding"])
+    assert torch.allclose(vector, model.embed(sound), atol=1e-5)
+    fields = {"model": "houlsby-1", "encoding_format": "base64"}
+    packed = http.post("/v1/audio/embeddings", data=fields, files=upload(sound)).json()["data"][0]["embedding"]
+    assert np.allclose(np.frombuffer(base64.b64decode(packed), "<f4"), vector, atol=1e-6)
+    verdict = model.verify([sound, sound], sound)
+    files = [("enrolment", sound.read_bytes()), ("enrolment", sound.read_bytes()), ("test", sound.read_bytes())]
+    found = http.post("/v1/audio/verifications", data={"model": "houlsby-1"}, files=files).json()
+    assert found["score"] == pytest.approx(verdict.score, abs=1e-5) == pytest.approx(1.0)
+    assert found["llr"] == pytest.approx(4.0, abs=1e-4) and found["probability"] == pytest.approx(0.982, abs=1e-3)
+    base = http.post("/v1/audio/embeddings", data={"model": "base"}, files=upload(sound)).json()
+    assert len(base["data"][0]["embedding"]) == 64  # without a head: the mean of the features
+
+
+def test_every_answer_says_which_weights_it_is_of(http: httpx.Client, server: Any, sound: Path) -> None:
+    for name in ("lora-0", "prefix-3"):
+        print_ = server[1].catalog.find(name).fingerprint
+        text = http.post(TRANSCRIPTIONS, data={"model": name, "response_format": "srt"}, files=upload(sound))
+        assert text.headers["x-speech-adapters-fingerprint"] == print_
+        for route in ("transcriptions", "classifications", "embeddings"):
+            answer = http.post(f"/v1/audio/{route}", data={"model": name}, files=upload(sound)).json()
+            assert answer["model"] == name and answer["fingerprint"] == print_
+
+
+# ---------------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "param", "said"),
+    [
+        ({"model": "nobody"}, 404, "model", "does not exist here"),
+        ({}, 400, "model", "Field required"),
+        ({"model": "lora-0", "temprature": "0"}, 400, "temprature", "no such field"),
+        ({"model": "lora-0", "temperature": "0.5"}, 400, "temperature", "nothing is sampled"),
+        ({"model": "lora-0", "response_format": "docx"}, 400, "response_format", "Input should be"),
+        ({"model": "lora-0", "response_format": "diarized_json"}, 400, "response_format", "not told apart"),
+        ({"model": "lora-0", "keywords[]": "Zbigniew"}, 400, "keywords[]", "no language model"),
+        ({"model": "lora-0", "timestamp_granularities[]": "word"}, 400, "timestamp_granularities[]", "verbose_json"),
+        ({"model": "lora-0", "response_format": "srt", "stream": "true"}, 400, "stream", "events carry text"),
+        ({"model": "lora-0", "chunking_strategy": "server_vad"}, 400, "chunking_strategy", "choose auto"),
+        ({"model": "lora-0", "channel": "left"}, 400, "channel", "pattern"),
+        ({"model": "lora-0", "channel": "7"}, 400, "file", "channel=7 does not exist"),
+        ({"model": "base"}, 400, None, "does no transcription; it does: embedding"),
+    ],
+)
+def test_what_has_no_meaning_is_refused(
+    http: httpx.Client, sound: Path, fields: dict[str, str], status: int, param: str | None, said: str
+) -> None:
+    found = error(http.post(TRANSCRIPTIONS, data=fields, files=upload(sound)), status)
+    assert found["param"] == param and said in found["message"]
+
+
+def test_broken_audio_is_an_error_that_names_no_path(http: httpx.Client, sound: Path, tmp_path: Path) -> None:
+    whole = sound.read_bytes()
+    stereo = tmp_path / "stereo.wav"
+    import soundfile
+
+    soundfile.write(stereo, np.zeros((16000, 2), np.float32), 16000)
+    cases = {
+        "text": b"hello",
+        "empty": b"",
+        "cut": whole[: len(whole) // 2],
+        "a header alone": whole[:44],
+        "a header that lies": whole[:40] + b"\x00\x00\x10\x00" + whole[44:3000],
+        "two channels": stereo.read_bytes(),
+        "short": whole[:44].replace(whole[40:44], (200).to_bytes(4, "little")) + whole[44:244],
+    }
+    for name, data in cases.items():
+        files = {"file": ("secret-name.wav", data)}
+        for stream in ("false", "true"):
+            fields = {"model": "lora-0", "stream": stream}
+            found = error(http.post(TRANSCRIPTIONS, data=fields, files=files), 400)
+            assert found["code"] == "invalid_audio", name
+            assert (
+                "/tmp" not in found["message"] and "secret" not in found["message"] and "the audio" in found["message"]
+            )
+    both = http.post(TRANSCRIPTIONS, data={"model": "lora-0", "channel": "mix"}, files=upload(stereo))
+    assert both.status_code == 200
+
+
+def test_unknown_routes_and_methods(http: httpx.Client) -> None:
+    error(http.get("/v2/models"), 404)
+    error(http.put("/v1/models"), 405)
+    error(http.post(TRANSCRIPTIONS, content=b"x", headers={"content-type": "multipart/form-data; boundary=y"}), 400)
+    error(http.post(TRANSCRIPTIONS, json={"model": "lora-0"}), 400)
+
+
+def test_bodies_are_limited_whatever_their_headers_say(encoder: Path, folder: Path, sound: Path) -> None:
+    engine = engine_of(encoder, folder)
+    with (
+        running(engine, HttpSettings(max_body=50_000)) as address,
+        httpx.Client(base_url=address, timeout=30) as http,
+    ):
+        fields = {"model": "lora-0"}
+        assert "0.0477 MB" in error(http.post(TRANSCRIPTIONS, data=fields, files=upload(sound)), 413)["message"]
+        sent = 0
+
+        def chunks() -> Iterator[bytes]:
+            nonlocal sent
+            yield b"--x\r\nContent-Disposition: form-data; name=file; filename=a\r\n\r\n"
+            for _ in range(2000):
+                sent += 10_000
+                yield b"0" * 10_000
+
+        headers = {"content-type": "multipart/form-data; boundary=x"}
+        error(http.post(TRANSCRIPTIONS, content=chunks(), headers=headers), 413)
+        assert sent < 20_000_000  # it was told long before the end
+
+
+def test_recordings_are_limited(encoder: Path, folder: Path, sound: Path, tmp_path: Path) -> None:
+    engine = engine_of(encoder, folder, max_seconds=2.0)
+    with running(engine) as address, httpx.Client(base_url=address, timeout=30) as http:
+        found = error(http.post(TRANSCRIPTIONS, data={"model": "lora-0"}, files=upload(sound)), 400)
+        assert "lasts 3 s, longer than the 2 s" in found["message"]
+
+
+def test_who_comes_when_it_is_full_is_told_when_to_come_again(encoder: Path, folder: Path, sound: Path) -> None:
+    engine = engine_of(encoder, folder, deadline=1.0)
+
+    async def many(address: str) -> list[httpx.Response]:
+        async with httpx.AsyncClient(base_url=address, timeout=60) as http:
+            asked = (http.post(TRANSCRIPTIONS, data={"model": "lora-0"}, files=upload(sound)) for _ in range(6))
+            return await asyncio.gather(*asked)
+
+    with running(engine, HttpSettings(max_requests=2)) as address:
+        answers = asyncio.run(many(address))
+    taken = [answer for answer in answers if answer.status_code == 200]
+    turned_away = [answer for answer in answers if answer.status_code != 200]
+    assert len(taken) >= 2 and turned_away
+    for answer in turned_away:
+        assert error(answer, 429)["code"] == "busy" and int(answer.headers["retry-after"]) >= 1
+
+
+def test_what_takes_too_long_is_given_up(encoder: Path, folder: Path, sound: Path) -> None:
+    engine = engine_of(encoder, folder, deadline=20.0)
+    with running(engine, HttpSettings(timeout=0.3)) as address, httpx.Client(base_url=address, timeout=30) as http:
+        error(http.post(TRANSCRIPTIONS, data={"model": "lora-0"}, files=upload(sound)), 504)
+        assert wait_for(lambda: len(engine.queue) == 0 or all(w.future.done() for w in engine.queue._waiting))
+
+
+def test_a_client_that_goes_away_takes_its_work_along(encoder: Path, folder: Path, sound: Path) -> None:
+    engine = engine_of(encoder, folder, deadline=20.0)
+    with running(engine) as address:
+        host, port = address.removeprefix("http://").split(":")
+        body = httpx.Request("POST", address + TRANSCRIPTIONS, data={"model": "lora-0"}, files=upload(sound))
+        head = (
+            f"POST {TRANSCRIPTIONS} HTTP/1.1\r\nhost: {host}\r\ncontent-length: {body.headers['content-length']}\r\n"
+        )
+        head += f"content-type: {body.headers['content-type']}\r\n\r\n"
+        with socket.create_connection((host, int(port))) as connection:
+            connection.sendall(head.encode() + body.read())
+            assert wait_for(lambda: len(engine.queue) == 1)
+        assert wait_for(lambda: all(waiting.future.cancelled() for waiting in engine.queue._waiting))
+        with httpx.Client(base_url=address) as http:
+            assert wait_for(lambda: "requests_open 1.0" in http.get("/metrics").text)  # that of /metrics itself
+
+
+def wait_for(condition: Any, seconds: float = 20.0) -> bool:
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+# ---------------------------------------------------------------------- keys, origins, logs
+
+
+def key(name: str, secret: str, **options: Any) -> ApiKey:
+    return ApiKey(name=name, sha256=hashlib.sha256(secret.encode()).hexdigest(), **options)
+
+
+def test_keys_open_their_own_models_at_their_own_rate(encoder: Path, folder: Path, sound: Path) -> None:
+    engine = engine_of(encoder, folder)
+    keys = Keys((key("a", "sesame", adapters=("lora-0",)), key("b", "thyme", requests_per_minute=4.0)))
+    with running(engine, keys=keys) as address, httpx.Client(base_url=address, timeout=30) as http:
+
+        def ask(secret: str, model: str) -> httpx.Response:
+            headers = {"authorization": f"Bearer {secret}"}
+            return http.post("/v1/audio/embeddings", data={"model": model}, files=upload(sound), headers=headers)
+
+        assert http.get("/health").status_code == http.get("/").status_code == 200
+        assert error(http.get("/v1/models"), 401)["type"] == "authentication_error"
+        error(http.get("/metrics"), 401)
+        error(ask("sesam", "lora-0"), 401)
+        assert ask("sesame", "lora-0").status_code == 200
+        other = error(ask("sesame", "elp-2"), 404)
+        assert other["message"] == error(ask("sesame", "elp-3"), 404)["message"].replace("elp-3", "elp-2")
+        listed = http.get("/v1/models", headers={"authorization": "Bearer sesame"}).json()["data"]
+        assert [model["id"] for model in listed] == ["lora-0"]
+        assert ask("thyme", "elp-2").status_code == 200
+        late = ask("thyme", "elp-2")
+        assert error(late, 429)["code"] == "rate_limit_exceeded" and 1 <= int(late.headers["retry-after"]) <= 15
+
+
+def test_a_file_of_keys(tmp_path: Path) -> None:
+    digest = hashlib.sha256(b"k").hexdigest()
+    path = tmp_path / "keys.yaml"
+    path.write_text(f"keys:\n  - {{name: a, sha256: {digest}, adapters: [x], requests_per_minute: 60}}\n")
+    keys = Keys.read(path)
+    assert keys.of("k").name == "a" and keys.of("l") is None and keys.of(None) is None
+    for text, said in (
+        ("keys: []\n", "holds no keys"),
+        ("keys:\n  - {name: a, sha256: abc}\n", "64 hexadecimal digits"),
+        (f"keys:\n  - {{name: a, sha256: {digest}}}\n  - {{name: b, sha256: {digest}}}\n", "stands there twice"),
+        (f"keys:\n  - {{name: a, sha256: {digest}, admn: true}}\n", "admn"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=said):
+            Keys.read(path)
+
+
+def test_rates_fill_again() -> None:
+    now = 0.0
+    keys = Keys((key("a", "k", requests_per_minute=60.0),), clock=lambda: now)
+    client = keys.of("k")
+    assert [keys.wait(client) for _ in range(15)] == [0.0] * 15
+    assert keys.wait(client) == pytest.approx(1.0)
+    now = 2.0
+    assert keys.wait(client) == keys.wait(client) == 0.0 < keys.wait(client)
+
+
+def test_other_pages_and_names_are_refused(http: httpx.Client, server: Any, sound: Path) -> None:
+    data, files = {"model": "lora-0"}, upload(sound)
+    evil = http.post(TRANSCRIPTIONS, data=data, files=files, headers={"origin": "https://evil.example"})
+    assert error(evil, 403)["code"] == "origin_not_allowed"
+    own = http.post(TRANSCRIPTIONS, data=data, files=files, headers={"origin": server[0]})
+    assert own.status_code == 200
+    assert error(http.get("/v1/models", headers={"host": "evil.example"}), 421)["code"] == "unknown_host"
+
+
+def test_logs_hold_nothing_of_what_was_sent(
+    http: httpx.Client, sound: Path, expected: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.DEBUG, "speech_adapters"):
+        http.post(TRANSCRIPTIONS, data={"model": "elp-2", "prompt": "my secret"}, files=upload(sound))
+        http.get("/v1/models/some-secret")
+        http.get("/secret?q=secret")
+    assert re.search(r"POST /v1/audio/transcriptions 200 \d+ ms", caplog.text)
+    assert "secret" not in caplog.text and expected.text not in caplog.text and "elp-2" not in caplog.text
+
+
+def test_metrics_count(http: httpx.Client, sound: Path) -> None:
+    def figure(name: str) -> float:
+        return float(re.search(rf"^speech_adapters_{name} (\S+)$", http.get("/metrics").text, re.MULTILINE)[1])
+
+    before = figure("audio_seconds_total")
+    http.post("/v1/audio/embeddings", data={"model": "lora-0"}, files=upload(sound))
+    assert figure("audio_seconds_total") > before and figure("models") == 5 and figure("queue_windows") == 0
+    assert http.get("/ready").json() == {"status": "ready"}
+
+
+# ---------------------------------------------------------------------- adapters that come and go
+
+
+def parts(folder: Path, name: str, field: str) -> list[tuple[str, tuple[str, bytes]]]:
+    kind = field.removesuffix("s[]").removesuffix("[]")
+    files = [folder / name / f"{kind}.json", folder / name / f"{kind}_model.safetensors"]
+    return [(field, (path.name, path.read_bytes())) for path in files]
+
+
+def test_adapters_are_added_replaced_and_removed(encoder: Path, folder: Path, sound: Path, tmp_path: Path) -> None:
+    uploads = tmp_path / "uploads"
+    uploads.mkdir()
+    others = make_adapters(encoder, tmp_path / "others", 2)
+    with (
+        running(engine_of(encoder, folder), HttpSettings(uploads=uploads)) as address,
+        httpx.Client(base_url=address, timeout=60) as http,
+    ):
+        own = {"adapter": parts(others / "adapters", "lora-0", "adapter[]"),
+               "head": parts(others / "heads", "lora-0-classification", "heads[]")}  # fmt: skip
+        data, files = {"name": "new"}, [*own["adapter"], *own["head"]]
+
+        def classify(model: str) -> httpx.Response:
+            return http.post("/v1/audio/classifications", data={"model": model}, files=upload(sound))
+
+        before = classify("lora-0").json()
+        added = http.post("/v1/adapters", data=data, files=files)
+        assert added.status_code == 201 and added.json()["tasks"] == ["classification", "embedding", "verification"]
+        assert http.get("/v1/models/new").json()["fingerprint"] == added.json()["fingerprint"]
+        first = classify("new").json()
+        assert first["fingerprint"] == added.json()["fingerprint"] and first["label"] in ("anger", "calm", "joy")
+        second = [*parts(others / "adapters", "houlsby-1", "adapter[]"),
+                  *parts(others / "heads", "houlsby-1-classification", "heads[]")]  # fmt: skip
+        replaced = http.post("/v1/adapters", data=data, files=second)
+        assert replaced.status_code == 200 and replaced.json()["method"] == "bottleneck"
+        assert classify("new").json()["probabilities"] != first["probabilities"]
+        assert classify("lora-0").json() == before
+
+        foreign = error(http.post("/v1/adapters", data=data, files=[*own["adapter"], *second[2:]]), 400)
+        assert foreign["code"] == "adapter_refused" and str(tmp_path) not in foreign["message"]
+        assert classify("new").json()["fingerprint"] == replaced.json()["fingerprint"]  # as it was
+        error(http.post("/v1/adapters", data={"name": "lora-0"}, files=files), 409)
+        error(http.post("/v1/adapters", data={"name": "../x"}, files=files), 400)
+        renamed = [("adapter[]", ("../../evil", b"{}")), files[1]]
+        error(http.post("/v1/adapters", data={"name": "evil"}, files=renamed), 400)
+        assert sorted(path.name for path in uploads.iterdir()) == ["new"]
+        assert http.delete("/v1/adapters/new").json() == {"id": "new", "object": "model", "deleted": True}
+        error(classify("new"), 404)
+        error(http.delete("/v1/adapters/lora-0"), 409)
+        assert not list(uploads.iterdir())
+
+
+def test_an_adapter_without_effect_is_refused(encoder: Path, folder: Path, tmp_path: Path) -> None:
+    model = SpeechAdapterModel.from_pretrained(encoder)
+    model.add_adapter("a", "lora")  # at its start: it changes nothing
+    model.save_adapter("a", tmp_path / "a" / "dead")
+    uploads = tmp_path / "uploads"
+    uploads.mkdir()
+    with (
+        running(engine_of(encoder, folder), HttpSettings(uploads=uploads)) as address,
+        httpx.Client(base_url=address, timeout=60) as http,
+    ):
+        files = parts(tmp_path / "a", "dead", "adapter[]")
+        found = error(http.post("/v1/adapters", data={"name": "dead"}, files=files), 400)
+        assert "changes nothing of what the base hears" in found["message"]
+        shake(model, "a")
+        model.save_adapter("a", tmp_path / "a" / "dead")
+        files = parts(tmp_path / "a", "dead", "adapter[]")
+        assert http.post("/v1/adapters", data={"name": "dead"}, files=files).status_code == 201
+
+
+def test_adding_is_off_unless_allowed_and_for_admins_alone(
+    http: httpx.Client, encoder: Path, folder: Path, tmp_path: Path
+) -> None:
+    files = parts(folder / "adapters", "lora-0", "adapter[]")
+    assert error(http.post("/v1/adapters", data={"name": "x"}, files=files), 403)["code"] == "adapters_fixed"
+    error(http.delete("/v1/adapters/lora-0"), 403)
+    keys = Keys((key("a", "one"), key("b", "two", admin=True)))
+    with (
+        running(engine_of(encoder, folder), HttpSettings(uploads=tmp_path), keys) as address,
+        httpx.Client(base_url=address, timeout=60) as guarded,
+    ):
+        for secret, status in (("one", 403), ("two", 201)):
+            headers = {"authorization": f"Bearer {secret}"}
+            answer = guarded.post("/v1/adapters", data={"name": "x"}, files=files, headers=headers)
+            assert answer.status_code == status, answer.text
+
+
+# ---------------------------------------------------------------------- the page's headers
+
+
+def test_the_page_runs_its_own_script_alone(http: httpx.Client) -> None:
+    answer = http.get("/")
+    policy = answer.headers["content-security-policy"]
+    assert "default-src 'none'" in policy and "unsafe" not in policy
+    script = re.search(r"<script>(.*?)</script>", answer.text, re.DOTALL)[1]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in policy
+    assert not re.search(r'\son\w+="|\sstyle="|<script src|https?://(?!www\.w3\.org)', answer.text)
