@@ -8,6 +8,7 @@ import math
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -111,16 +112,45 @@ def hold(folder: str | os.PathLike[str]) -> None:
     place = Path(folder).resolve()
     if fcntl is None or place in _HELD:  # Windows has no flock; there nothing keeps two processes apart
         return
+    lock = _lock(place)
+    if lock is None:
+        raise InputError(f"{folder}: another process writes to this folder; wait for it, or name another one")
+    _HELD[place] = lock
+
+
+@contextlib.contextmanager
+def locked(folder: str | os.PathLike[str], patience: float = 60.0) -> Iterator[None]:
+    """Lock a folder for a block, waiting up to ``patience`` seconds for others, processes and threads alike.
+
+    A killed process holds no lock: the system lets go of it.
+
+    Raises:
+        InputError: another one held it all the while, or it cannot be written to.
+    """
+    place, until = Path(folder).resolve(), time.monotonic() + patience
+    while fcntl is not None and (lock := _lock(place)) is None:
+        if time.monotonic() > until:
+            raise InputError(f"{folder}: another process has been writing to it for {patience:g} s; try again later")
+        time.sleep(0.005)
+    try:
+        yield
+    finally:
+        if fcntl is not None and lock is not None:
+            lock.close()
+
+
+def _lock(place: Path) -> IO[str] | None:
+    """The lock of a folder; None where another one has it."""
     try:
         lock = (place / ".lock").open("w")
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise InputError(
-            f"{folder}: another process writes to this folder; wait for it, or name another one"
-        ) from None
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            return None
     except OSError as error:
-        raise InputError(f"{folder}: cannot be written to ({error.strerror}); name another folder") from error
-    _HELD[place] = lock
+        raise InputError(f"{place}: cannot be written to ({error.strerror}); name another folder") from error
+    return lock
 
 
 def write_text(path: str | os.PathLike[str], text: str | Iterable[str]) -> None:

@@ -18,6 +18,7 @@ from speech_adapters.encoders.loading import Encoder
 from speech_adapters.errors import CheckpointError, InputError
 from speech_adapters.saving.base import Base, read_description
 from speech_adapters.saving.parts import check_fit, load_part, save_part
+from speech_adapters.saving.places import folder_of
 
 PEFT_FILE = "adapter_config.json"
 
@@ -65,6 +66,7 @@ def read_adapter(folder: str | Path, encoder: Encoder) -> SavedAdapter:
     Raises:
         CheckpointError: no such adapter, a damaged file, another base, tensors that the configuration does not have.
     """
+    folder = folder_of(folder)
     values, tensors = load_part(folder, "adapter")
     described = read_description(_Description, values, folder, "adapter")
     described.base.check(Base.of(encoder), f"{folder}: this adapter")

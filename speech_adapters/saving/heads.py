@@ -30,6 +30,7 @@ from speech_adapters.errors import CheckpointError, InputError
 from speech_adapters.heads.base import HeadConfig, HeadModule, head_from_dict
 from speech_adapters.saving.base import Base, read_description
 from speech_adapters.saving.parts import check_fit, load_part, save_part
+from speech_adapters.saving.places import folder_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +150,7 @@ def read_head(folder: str | Path) -> SavedHead:
     Raises:
         CheckpointError: no such head, a damaged file, tensors that the configuration does not have.
     """
+    folder = folder_of(folder)
     values, tensors = load_part(folder, "head")
     described = read_description(_Description, values, folder, "head")
     try:
@@ -165,5 +167,5 @@ def read_head(folder: str | Path) -> SavedHead:
         input_size=described.input_size,
         tensors=tensors,
         features=described.features,
-        folder=Path(folder),
+        folder=folder,
     )
