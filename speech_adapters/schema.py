@@ -13,6 +13,7 @@ import collections.abc
 import dataclasses
 import difflib
 import enum
+import functools
 import os
 import types
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -91,6 +92,7 @@ def to_dict(config: Any) -> dict[str, Any]:
     return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config) if field.init}
 
 
+@functools.cache
 def field_types(cls: type) -> dict[str, Any]:
     """The annotation of each field that a configuration of this class takes, in order of definition."""
     hints = get_type_hints(cls)

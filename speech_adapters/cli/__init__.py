@@ -11,7 +11,7 @@ from speech_adapters.config import run_main
 VERBS = {
     "Train": ("train", "evaluate", "compare", "copy-recipe"),
     "Use what was trained": ("transcribe", "classify", "embed", "verify", "serve"),
-    "Combine and ship": ("fuse", "average", "fold", "export"),
+    "Combine and ship": ("fuse", "average", "fold", "export", "bank"),
     "Data": ("manifest", "check", "prepare"),
     "Look around": ("info", "encoders", "adapters", "cache", "doctor"),
 }

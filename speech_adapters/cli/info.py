@@ -27,7 +27,9 @@ def run(arguments: argparse.Namespace) -> None:
 
 def describe(given: str) -> None:
     """Print what a path is, by the files in it. Raises ConfigError where it is nothing known."""
-    path = Path(given)
+    from speech_adapters.saving.places import folder_of
+
+    path = folder_of(given)
     kinds = [kind for kind in ("adapter", "head", "fusion") if (path / f"{kind}.json").is_file()]
     if kinds:
         for kind in kinds:

@@ -19,8 +19,9 @@ def base_of(folder: str | Path, encoder: str | None = None) -> SpeechAdapterMode
     """A model of the frozen base that the adapter in ``folder`` names, or of ``encoder``."""
     from speech_adapters.model import SpeechAdapterModel
     from speech_adapters.saving.parts import load_part
+    from speech_adapters.saving.places import folder_of
 
     if encoder is not None:
         return SpeechAdapterModel.from_pretrained(encoder)
-    base = load_part(folder, "adapter")[0]["base"]
+    base = load_part(folder_of(folder), "adapter")[0]["base"]
     return SpeechAdapterModel.from_pretrained(base["name"], revision=base.get("revision"))

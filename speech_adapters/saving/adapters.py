@@ -20,6 +20,7 @@ from speech_adapters.errors import CheckpointError, InputError
 from speech_adapters.saving.base import Base, read_description
 from speech_adapters.saving.parts import check_fit, load_part, save_part
 from speech_adapters.saving.peft_import import CONFIG_FILE, import_lora, is_peft_folder
+from speech_adapters.saving.places import folder_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +67,7 @@ def read_adapter(folder: str | Path, encoder: Encoder) -> SavedAdapter:
     Raises:
         CheckpointError: no such adapter, a damaged file, another base, tensors that the configuration does not have.
     """
+    folder = folder_of(folder)
     if is_peft_folder(folder, "adapter.json"):
         lora, tensors = import_lora(folder, encoder)
         check_fit(tensors, lora.blueprint(encoder), str(folder))

@@ -18,6 +18,7 @@ from speech_adapters.files import read_json
 from speech_adapters.saving.base import Base
 from speech_adapters.saving.heads import SavedHead, read_head
 from speech_adapters.saving.parts import load_part
+from speech_adapters.saving.places import folder_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,7 @@ def find_parts(folder: str | Path, head: str | Path | None = None) -> Parts:
     Raises:
         CheckpointError: no part there, a damaged one, or several that fit; names them.
     """
-    folder = Path(folder)
+    folder = folder_of(folder)
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder; give that of a saved adapter, of a head, or of a run.")
     adapter = _adapter_in(folder)
@@ -59,7 +60,7 @@ def find_parts(folder: str | Path, head: str | Path | None = None) -> Parts:
             )
         named = [path for path in fitting if path.name == adapter.name]  # seeds of head-only have the same features
         head = _one(named or fitting, f"{adapter}:", "head") if fitting else None
-    return Parts(adapter=adapter, head=None if head is None else Path(head), base=base)
+    return Parts(adapter=adapter, head=None if head is None else folder_of(head), base=base)
 
 
 def _adapter_in(folder: Path) -> Path | None:

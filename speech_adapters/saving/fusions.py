@@ -31,6 +31,7 @@ from speech_adapters.encoders.tensors import fingerprint
 from speech_adapters.errors import CheckpointError, ConfigError
 from speech_adapters.saving.base import Base, read_description
 from speech_adapters.saving.parts import check_fit, load_part, save_part
+from speech_adapters.saving.places import folder_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +97,7 @@ def read_fusion(
     Raises:
         CheckpointError: no such fusion, a damaged file, another base, an adapter that is missing or has changed since.
     """
+    folder = folder_of(folder)
     values, tensors = load_part(folder, "fusion")
     described = read_description(_Description, values, folder, "fusion")
     described.base.check(Base.of(encoder), f"{folder}: this fusion")

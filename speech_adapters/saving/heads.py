@@ -33,6 +33,7 @@ from speech_adapters.heads.ctc import CTCHeadModule
 from speech_adapters.saving.base import Base, read_description
 from speech_adapters.saving.parts import check_fit, load_part, save_part
 from speech_adapters.saving.peft_import import is_peft_folder, lm_head
+from speech_adapters.saving.places import folder_of
 from speech_adapters.text import Vocabulary
 
 
@@ -157,6 +158,7 @@ def read_head(folder: str | Path) -> SavedHead:
         CheckpointError: no such head, a damaged file, tensors that the configuration does not have.
         TextError: no ``vocab.json`` beside an ``lm_head``.
     """
+    folder = folder_of(folder)
     if is_peft_folder(folder, "head.json"):
         weight, bias = lm_head(folder)
         module = CTCHeadModule.from_linear(weight, bias, Vocabulary.load(folder), normalizer="none")
@@ -184,5 +186,5 @@ def read_head(folder: str | Path) -> SavedHead:
         input_size=described.input_size,
         tensors=tensors,
         features=described.features,
-        folder=Path(folder),
+        folder=folder,
     )

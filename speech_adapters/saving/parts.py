@@ -118,6 +118,17 @@ def _read_pair(folder: Path, kind: str) -> tuple[dict[str, Any], bytes]:
     raise AssertionError("counts without end")
 
 
+def part_files(folder: str | Path, kind: str) -> dict[str, bytes]:
+    """The content of a saved part's files by name, held against its checksums: what a copy of it is made of.
+
+    Raises:
+        CheckpointError: no such part, or a file that is cut short, changed or of a newer format.
+    """
+    path = Path(folder) / f"{kind}.json"
+    expected = _read_description(path, kind)["weights_sha256"]
+    return {path.name: path.read_bytes(), f"{kind}_model.safetensors": _read_weights(Path(folder), kind, expected)}
+
+
 def check_fit(tensors: Mapping[str, Tensor], blueprint: Mapping[str, Tensor], where: str) -> None:
     """Hold the names, shapes and types of tensors against those that a configuration asks for.
 

@@ -1,0 +1,99 @@
+"""What a saved part says of itself: the facts that a bank is searched by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from speech_adapters.errors import CheckpointError, ConfigError
+from speech_adapters.runs.results import Results
+from speech_adapters.saving.bank_layout import Facts
+from speech_adapters.saving.parts import load_part
+
+LABELS = ("task", "domain", "language", "licence", "data", "note")
+"""Facts that whoever adds a part may state."""
+
+
+def read_facts(parts: Mapping[str, Path], size: int, labels: Mapping[str, str | None]) -> Facts:
+    """The facts of saved parts that go together.
+
+    What is stated (``labels``) holds before what the adapter's card says, and that before ``results.json`` of the run
+    that the adapter lies in.
+
+    Args:
+        parts: kind -> folder; of an adapter and its head, both.
+        size: bytes of all files.
+
+    Raises:
+        CheckpointError: a damaged part, or one of an unknown base.
+        ConfigError: an unknown label.
+    """
+    if unknown := labels.keys() - set(LABELS):
+        raise ConfigError(f"unknown label {sorted(unknown)[0]!r}; there are {', '.join(LABELS)}.")
+    kind = next(kind for kind in ("adapter", "fusion", "head") if kind in parts)
+    described, tensors = load_part(parts[kind], kind)
+    base = described.get("base") or (described.get("features") or {}).get("base")
+    if not isinstance(base, Mapping) or not all(isinstance(base.get(key), str) for key in ("name", "fingerprint")):
+        raise CheckpointError(f"{parts[kind]}: this {kind} keeps no record of its base; save it again on its base.")
+    head = load_part(parts["head"], "head")[0] if "head" in parts else None
+    card = described.get("card") or {}
+    run = _results_of(parts[kind])
+    said: dict[str, Any] = {"task": None if head is None else _TASKS.get(_head_type(head)), **run}
+    said |= {key: str(card[key]) for key in LABELS if card.get(key) is not None}
+    said |= {key: value for key, value in labels.items() if value is not None}
+    return Facts(
+        kind=kind,
+        base=base["name"],
+        fingerprint=base["fingerprint"],
+        method=_method(described, kind),
+        bytes=size,
+        parameters=sum(tensor.numel() for tensor in tensors.values()),
+        head=None if head is None else _head_type(head),
+        **{key: said.get(key) for key in LABELS},
+        metrics={**run.get("metrics", {}), **_figures(card)},
+    )
+
+
+_TASKS = {"ctc": "asr", "speaker": "speaker"}  # a classifier may be of any task
+
+
+def _head_type(head: Mapping[str, Any]) -> str:
+    return str(head["config"].get("head_type"))
+
+
+def _method(described: Mapping[str, Any], kind: str) -> str:
+    if kind == "head":
+        return _head_type(described)
+    if kind == "fusion":
+        return str(described["composition"].get("kind", "fuse"))
+    return method_of(described["config"])
+
+
+def method_of(config: Mapping[str, Any]) -> str:
+    """The method of a saved configuration, such as ``lora`` or ``e+l+p``."""
+    parts = config.get("parts") or ()
+    return "+".join(method_of(part) for part in parts) or str(config.get("method"))
+
+
+def _figures(card: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures with intervals."""
+    return {
+        name: value for name, value in card.items() if isinstance(value, dict) and {"value", "low", "high"} <= {*value}
+    }
+
+
+def _results_of(part: Path) -> dict[str, Any]:
+    """Task, test data and figures of a part in ``RUN/adapters/NAME``, of a method of the run."""
+    file = part.resolve().parent.parent / "results.json"
+    if part.resolve().parent.name not in ("adapters", "fusions", "heads") or not file.is_file():
+        return {}
+    results = Results.read(file)
+    methods = {results.adapter: results.own, **results.baselines}
+    own = next((entry for name, entry in methods.items() if name.replace("+", "-") == part.resolve().name), None)
+    test = results.data.get("test")
+    return {
+        "task": results.task,
+        "data": test.get("name") if isinstance(test, Mapping) else None,
+        "metrics": {} if own is None else _figures(own.to_dict()["metrics"]),
+    }

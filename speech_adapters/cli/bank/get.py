@@ -1,0 +1,32 @@
+"""The folder of a version: where it lies, or a copy of it.
+
+speech-adapters bank get --bank drawer client-a/asr@production     its folder, not to be changed
+speech-adapters bank get --bank drawer client-a/asr@3 --output adapters/asr
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+
+from speech_adapters.cli.bank.arguments import REFERENCE, add_bank, open_bank
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which, and where to."""
+    parser.add_argument("reference", help=REFERENCE)
+    parser.add_argument("--output", help="copy it to this folder, which must be new")
+    add_bank(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Print the folder."""
+    from speech_adapters.files import new_folder
+
+    folder = open_bank(arguments).path(arguments.reference)
+    if arguments.output is None:
+        print(folder)
+        return
+    with new_folder(arguments.output) as temporary:
+        shutil.copytree(folder, temporary, dirs_exist_ok=True)
+    print(arguments.output)

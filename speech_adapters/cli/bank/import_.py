@@ -1,0 +1,29 @@
+"""Take in the versions of another bank: a folder, or a URL that fsspec opens.
+
+  speech-adapters bank import --bank drawer s3://models/client-a
+  speech-adapters bank import --bank drawer ../other/drawer client-b/asr
+
+A version that is here already is not taken twice; new ones get the next numbers of their name.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from speech_adapters.cli.bank.arguments import add_bank, open_bank, show
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Where from, and which."""
+    parser.add_argument("address", help="folder or URL of a bank")
+    parser.add_argument("names", nargs="*", help="such as client-a/asr (default: all)")
+    add_bank(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Name what is new."""
+    from speech_adapters.bank.transfer import import_bank
+
+    new = import_bank(open_bank(arguments), arguments.address, arguments.names)
+    show(new, as_json=False)
+    print(f"{len(new)} new versions")
