@@ -120,9 +120,6 @@ def main(config: Config) -> None:
         manifest.check_audio()
         source = model = load_model(config, device)
         name = "+".join(model.active_adapters) or "frozen encoder"
-    run = RunFolder.open("evaluate_verification", config, config.output)
-    run.begin()
-
     options = {
         "enrolment": enrolment,
         "cohort": load_cohort(config, model, manifest),
@@ -134,6 +131,9 @@ def main(config: Config) -> None:
     }
     if config.dev_trials is not None:
         calibration = fit_calibration(config, source, manifest, options)
+    run = RunFolder.open("evaluate_verification", config, config.output)
+    run.begin()
+    if config.dev_trials is not None:
         calibration.save(run.path / "calibration.json")
     scored = evaluate_verification(
         source, trials, manifest, calibration=calibration, llr=config.llr, draws=config.draws, **options
