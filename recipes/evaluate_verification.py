@@ -137,9 +137,6 @@ def main(config: Config) -> None:
             config.adapter, config.head, config.encoder or ("tiny-wavlm" if alone else None), device
         )
         name = "+".join(model.active_adapters) or "frozen encoder"
-    run = RunFolder.open("evaluate_verification", config, config.output)
-    run.begin()
-
     options = {
         "enrolment": enrolment,
         "cohort": load_cohort(config, model, manifest),
@@ -152,6 +149,9 @@ def main(config: Config) -> None:
     }
     if config.dev_trials is not None:
         calibration = fit_calibration(config, source, manifest, options)
+    run = RunFolder.open("evaluate_verification", config, config.output)
+    run.begin()
+    if config.dev_trials is not None:
         calibration.save(run.path / "calibration.json")
     scored = evaluate_verification(
         source, trials, manifest, calibration=calibration, llr=config.llr, draws=config.draws, **options

@@ -65,9 +65,9 @@ class Pretrain:
 def main(argv: list[str] | None = None) -> Path:
     config = parse_cli(Pretrain, argv, description=__doc__)
     training = config.training
-    manifests = [Manifest.read(data_path(path, config.data)) for path in config.train]
+    manifests = [Manifest.read(data_path(path, config.data), check_files=True) for path in config.train]
     manifest = sum(manifests[1:], manifests[0])
-    held_out = Manifest.read(data_path(config.held_out, config.data))
+    held_out = Manifest.read(data_path(config.held_out, config.data), check_files=True)
     check_disjoint(manifest, held_out)
     teacher = WhisperTeacher(data_path(config.teacher, config.data), FIELD).to(config.device)
     states = teacher.encoder.config.encoder_layers + 1

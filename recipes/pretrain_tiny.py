@@ -113,7 +113,7 @@ class Pretrain:
 
 def main(argv: list[str] | None = None) -> Path:
     config = parse_cli(Pretrain, argv, description=__doc__)
-    manifests = [Manifest.read(data_path(path, config.data)) for path in config.train]
+    manifests = [Manifest.read(data_path(path, config.data), check_files=True) for path in config.train]
     manifest = sum(manifests[1:], manifests[0])
     noise = config.heard.noise_manifest
     augmentation = replace(config.heard, noise_manifest=noise and str(data_path(Path(noise), config.data)))

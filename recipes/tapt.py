@@ -163,6 +163,7 @@ def main(argv: list[str] | None = None) -> None:
     data = {"train": train.describe(), "held_out": held_out.describe()}
     if downstream is not None:
         config.downstream.check(*downstream[:2], encoder)
+        config.downstream.check_adapter(encoder)
         data |= {f"downstream {s}": m.describe() for s, m in zip(("train", "test"), downstream[:2], strict=True)}
     torch.manual_seed(config.training.seed)
     model = SpeechAdapterModel(encoder)

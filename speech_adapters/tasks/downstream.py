@@ -89,6 +89,12 @@ class Downstream:
         """Find whatever training and scoring would fail of; raises an InputError that names the utterances."""
         self._task.check(Corpus(labelled, None, test, labelled.name), encoder)
 
+    def check_adapter(
+        self, encoder: Encoder, start: Path | None = None, use: Literal["continue", "stack"] = "continue"
+    ) -> None:
+        """Find what of the adapter's settings, or of the one to start from, does not fit; raises an InputError."""
+        self._model(encoder, start, use)
+
     def train(
         self,
         encoder: Encoder,
@@ -112,14 +118,8 @@ class Downstream:
             ConfigError: ``start`` is another kind of adapter than the task's, with "continue".
         """
         torch.manual_seed(seed)
-        model = SpeechAdapterModel(copy.deepcopy(encoder))
-        if start is not None and use == "stack":
-            model.load_adapter(start, BELOW)
-        stack = model.active_adapters
-        model.add_adapter(ADAPTER, preset(self.adapter, self.task, **self.adapter_options))
-        if start is not None and use == "continue":
-            self._start_from(model, start)
-        model.set_active(*stack, ADAPTER)
+        model = self._model(encoder, start, use)
+        stack = tuple(name for name in model.active_adapters if name != ADAPTER)
         model.add_head(self.task, head)
         model.train_adapter(*stack, ADAPTER, head=self.task)
         for name_below in stack:
@@ -141,6 +141,18 @@ class Downstream:
             return None
         dataset = SpeechDataset(manifest, keep_in_memory=False)
         return CachedDataset(dataset, model, self.training.cache, self.training.batch_seconds)
+
+    def _model(self, encoder: Encoder, start: Path | None, use: str) -> SpeechAdapterModel:
+        """A model of its own with the task's adapter, from or above the one to start from."""
+        model = SpeechAdapterModel(copy.deepcopy(encoder))
+        if start is not None and use == "stack":
+            model.load_adapter(start, BELOW)
+        stack = model.active_adapters
+        model.add_adapter(ADAPTER, preset(self.adapter, self.task, **self.adapter_options))
+        if start is not None and use == "continue":
+            self._start_from(model, start)
+        model.set_active(*stack, ADAPTER)
+        return model
 
     def _start_from(self, model: SpeechAdapterModel, start: Path) -> None:
         loaded = model.load_adapter(start, BELOW)  # checks the file, and that it belongs to this base
