@@ -43,7 +43,7 @@ from speech_adapters.saving.bank_layout import (
 from speech_adapters.saving.places import folder_of
 
 if TYPE_CHECKING:
-    from speech_adapters.encoders.loading import Encoder
+    from speech_adapters.encoders.encoder import Encoder
     from speech_adapters.saving.adapters import SavedAdapter
     from speech_adapters.saving.recent import Recent
 
