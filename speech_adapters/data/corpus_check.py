@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
+from pathlib import Path
 
 from speech_adapters.data.manifest import Channel, Manifest, check_disjoint
 from speech_adapters.errors import ManifestError
@@ -32,12 +33,12 @@ def check_corpus(manifests: Sequence[Manifest]) -> list[str]:
     """The findings in manifests that are used together: splits of one corpus."""
     findings: list[str] = []
     for manifest in manifests:
-        findings += channel_findings(manifest)
-        mixed = {utterance.id for utterance in manifest.need_channel()}
+        unsaid = manifest.need_channel()
+        findings += channel_findings(manifest, unsaid)
         findings += [
             f"{manifest.name}: utterance {utterance.id!r}: {problem}"
             for utterance, problem in manifest.audio_problems()
-            if utterance.id not in mixed  # said once for all
+            if utterance.channel is not None or utterance.audio_filepath not in unsaid  # said once for all
         ]
         findings += name_findings(manifest) + text_findings(manifest)
     findings += class_findings(manifests)
@@ -49,14 +50,15 @@ def check_corpus(manifests: Sequence[Manifest]) -> list[str]:
     return findings
 
 
-def channel_findings(manifest: Manifest) -> list[str]:
-    """Which files need a channel: those of several whose line names none."""
-    if not (unsaid := manifest.need_channel()):
+def channel_findings(manifest: Manifest, unsaid: Mapping[Path, int]) -> list[str]:
+    """Which files need a channel: those of several (``unsaid``) where a line names none."""
+    if not unsaid:
         return []
-    files = list(dict.fromkeys(utterance.audio_filepath.name for utterance in unsaid))
+    counts = " or ".join(map(str, sorted(set(unsaid.values()))))
     return [
-        f"{manifest.name}: {len(files)} file(s) of several channels, such as {utterance_names(files)}, in lines that "
-        'do not say which is heard; add the key "channel" (0, 1 or "mix"), or give --channel for the whole run'
+        f"{manifest.name}: {len(unsaid)} file(s) of {counts} channels, such as "
+        f'{utterance_names([file.name for file in unsaid])}, and no word on which is heard; add the key "channel" '
+        '(0, 1 or "mix") to the lines of the manifest, or give --channel for the whole run'
     ]
 
 

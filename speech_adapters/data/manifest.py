@@ -327,11 +327,10 @@ class Manifest(Sequence[Utterance]):
             return self
         return self.map(lambda u: u if u.channel is not None else replace(u, channel=channel))
 
-    def need_channel(self) -> list[Utterance]:
-        """The utterances of files with several channels whose line does not say which is heard."""
-        open_ones = [utterance for utterance in self if utterance.channel is None]
-        several = {path: _channels(path) > 1 for path in {utterance.audio_filepath for utterance in open_ones}}
-        return [utterance for utterance in open_ones if several[utterance.audio_filepath]]
+    def need_channel(self) -> dict[Path, int]:
+        """The files with several channels, and how many, that a line names without saying which is heard."""
+        files = dict.fromkeys(utterance.audio_filepath for utterance in self if utterance.channel is None)
+        return {file: channels for file in files if (channels := _channels(file)) > 1}
 
     def filter(self, keep: Callable[[Utterance], bool]) -> Manifest:
         """The utterances for which ``keep`` is true."""
