@@ -88,86 +88,8 @@ def stored_tensors(encoder: Encoder, parts: Sequence[str]) -> dict[str, Tensor]:
     return {} if encoder.folder is None else read_tensors(encoder.folder, lambda name: name.split(".")[0] in parts)
 
 
-<<<<<<< HEAD
 def _load_config(family: Family, folder: Path) -> Any:
     with quiet_transformers():
-=======
-def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
-    """Raise a CheckpointError that opens with ``where`` and names the first tensor with NaN or infinite values."""
-    for name, tensor in tensors.items():
-        if not tensor.is_floating_point():
-            continue
-        # NaN and infinities do not leave a sum; it overflows at large values too, so each is looked at then.
-        if not tensor.detach().float().sum().isfinite() and not tensor.detach().isfinite().all():
-            raise CheckpointError(
-                f"{where}: tensor {name!r} holds values that are not finite (NaN or infinite); take weights from "
-                "before its training came apart."
-            )
-
-
-def _resolve(name: str, revision: str | None) -> Path:
-    if name in packaged_encoders():
-        return PACKAGED / name
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise ConfigError(f"{name}: no config.json in this folder; give a folder in Hugging Face format.")
-        return folder
-    if name.startswith((".", "/", "~")) or name.count("/") != 1:
-        near = difflib.get_close_matches(name, packaged_encoders(), n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(
-            f"unknown encoder {name!r}.{hint} Packaged: {', '.join(packaged_encoders()) or 'none'}; otherwise give a "
-            "local folder or a hub id such as microsoft/wavlm-base-plus."
-        )
-    return _from_hub(name, revision)
-
-
-def _from_hub(name: str, revision: str | None) -> Path:
-    from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
-
-    wanted = ["*.json", "*.safetensors", "*.bin"]
-    try:  # the cache first: a machine without network must not wait for one
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=wanted, local_files_only=True))
-        if (folder / "config.json").is_file():
-            return folder
-    except (LocalEntryNotFoundError, FileNotFoundError):
-        pass
-    unreachable = (
-        f"{name}: not a local folder, not in the hub cache, and {constants.ENDPOINT} cannot be reached. Use a "
-        f"packaged encoder ({', '.join(packaged_encoders()) or 'none'}), or download it on a connected machine "
-        f"(`hf download {name}`) and give its path."
-    )
-    if constants.HF_HUB_OFFLINE or not is_reachable(constants.ENDPOINT):
-        raise ConfigError(unreachable)
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
-    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-        raise ConfigError(f"{name}: no such repository or revision {revision!r} on {constants.ENDPOINT}.") from error
-    except OSError as error:
-        raise ConfigError(f"{unreachable} ({error.__class__.__name__})") from error
-
-
-def is_reachable(endpoint: str, seconds: float = 3.0) -> bool:
-    """Whether the address of a hub answers within so many seconds."""
-    import socket
-    from urllib.parse import urlsplit
-
-    address = urlsplit(endpoint)
-    try:
-        port = address.port or (443 if address.scheme == "https" else 80)
-        socket.create_connection((address.hostname, port), timeout=seconds).close()
-        return True
-    except OSError:
-        return False
-
-
-def _load_config(folder: Path, name: str) -> Any:
-    from transformers import AutoConfig
-
-    with quiet_transformers():
->>>>>>> text
         try:
             return family.read_config(folder)
         except Exception as error:  # whatever a foreign library makes of values that it did not expect

@@ -19,14 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-<<<<<<< HEAD
-from speech_adapters.encoders.encoder import Encoder
-from speech_adapters.encoders.tensors import check_finite
-=======
 from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.encoders.loading import quiet_transformers
 from speech_adapters.encoders.tensors import check_finite
->>>>>>> text
 from speech_adapters.errors import ConfigError
 from speech_adapters.files import new_folder, write_json
 from speech_adapters.heads.base import HeadModule
