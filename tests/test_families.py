@@ -233,7 +233,8 @@ def test_an_unknown_family_is_refused_with_those_that_are_known():
 def test_no_other_room_knows_what_a_family_is_called_inside():
     paths = re.compile(
         r"\b(encoder\.layers|feature_projection|feature_extractor\.|pos_conv_embed|conv_layers|masked_spec_embed"
-        r"|rel_attn_embed|gru_rel|attention\.[qkvout]+_proj|feed_forward\.(intermediate|output)_|self_attn|\.fc[12])\b"
+        r"|rel_attn_embed|gru_rel|ffn[12]|conv_module|linear_[qkv]|distance_embedding|attention\.[qkvout]+_proj"
+        r"|feed_forward\.(intermediate|output)_|self_attn|\.fc[12])\b"
     )
     root = Path(__file__).parents[1]
     files = [path for folder in ("speech_adapters", "recipes") for path in (root / folder).rglob("*.py")]

@@ -89,7 +89,7 @@ def stored_tensors(encoder: Encoder, parts: Sequence[str]) -> dict[str, Tensor]:
 
 
 def _load_config(family: Family, folder: Path) -> Any:
-    with _quiet_transformers():
+    with quiet_transformers():
         try:
             return family.read_config(folder)
         except Exception as error:  # whatever a foreign library makes of values that it did not expect
@@ -97,7 +97,7 @@ def _load_config(family: Family, folder: Path) -> Any:
 
 
 def _load_model(family: Family, folder: Path, name: str) -> nn.Module:
-    with _quiet_transformers():
+    with quiet_transformers():
         try:
             model, report = family.load(folder, dtype=torch.float32, local_files_only=True)
         except Exception as error:  # as above
@@ -123,7 +123,7 @@ def _reason(error: Exception) -> str:
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Hide loading reports: what a user can act on becomes an error here, an unused head is no news."""
     from transformers.utils import logging as transformers_logging
 

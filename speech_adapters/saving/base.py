@@ -24,7 +24,7 @@ class Base:
     fingerprint: str
     """SHA-256 of its weights."""
     language: str | None = None
-    """Of a base that has several (MMS)."""
+    """Of a base that has several (MMS); None in files from before this was kept."""
     normalize: bool | None = None
     """Whether it hears waveforms at zero mean and unit variance; None in files from before this was kept."""
 
@@ -42,7 +42,7 @@ class Base:
 
     def check(self, other: Base, part: str) -> None:
         """Raise a CheckpointError unless ``other`` is this base; ``part`` opens the message."""
-        if self.language != other.language and self.name == other.name:
+        if self.language not in (None, other.language) and self.name == other.name:
             raise CheckpointError(
                 f"{part} was trained on the language {self.language!r} of {self.name!r}, which speaks "
                 f"{other.language!r} here; load it with target_lang={self.language!r}."

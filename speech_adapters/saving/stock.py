@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from speech_adapters.encoders.encoder import Encoder
+from speech_adapters.encoders.loading import quiet_transformers
 from speech_adapters.encoders.tensors import check_finite
 from speech_adapters.errors import ConfigError
 from speech_adapters.files import new_folder, write_json
@@ -166,7 +167,8 @@ def save_stock(
     model = model.to(encoder.model.dtype)
     model.load_state_dict(tensors)
     with new_folder(folder) as temporary:
-        model.save_pretrained(temporary)
+        with quiet_transformers():
+            model.save_pretrained(temporary)
         write_json(temporary / "preprocessor_config.json", preprocessor)
         if head is not None and stock.vocabulary is not None:
             stock.vocabulary.save(temporary)
