@@ -15,6 +15,7 @@ from typing import Literal
 
 from speech_adapters.config import option, parse_cli, run_main
 from speech_adapters.data.manifest import Channel, Manifest
+from speech_adapters.data.windows import Windows
 from speech_adapters.errors import ConfigError
 
 
@@ -44,10 +45,9 @@ class Config:
     )
     alpha: float = option(0.5, "weight of the language model; tune it and beta on held-out speech")
     beta: float = option(1.5, "added for each word, in natural logarithms")
-    window: float | None = option(
-        None, "longest window in seconds: hear recordings in pieces, as transcribe does; none: each in one forward"
+    windows: Windows | None = option(
+        None, "hear recordings in pieces, as transcribe does: windows.seconds=20; none: each in one forward"
     )
-    voice_activity: Literal["energy", "silero", "none"] = option("energy", "what finds the pauses to cut windows in")
     batch_seconds: float = option(120.0, "audio per batch, padding included")
     precision: Literal["fp32", "bf16"] = option("fp32", "bf16: autocast")
     device: str = option("auto", "auto, cpu, cuda, cuda:1, ...")
@@ -56,7 +56,6 @@ class Config:
 
 def main(config: Config) -> None:
     from speech_adapters.data.transcripts import write_transcripts
-    from speech_adapters.data.windows import Windows
     from speech_adapters.files import write_json
     from speech_adapters.heads.decoding import BeamSearch
     from speech_adapters.reports.report import method_rows, summary_table, write_report
@@ -77,10 +76,7 @@ def main(config: Config) -> None:
     head = model.head.config
     if config.accept_letters is not None:
         head.accept_letters = config.accept_letters
-    windows = None
-    if config.window is not None:
-        windows = Windows(seconds=config.window, voice_activity=config.voice_activity)
-    head.check(manifest, model.encoder, any_length=windows is not None)
+    head.check(manifest, model.encoder, any_length=config.windows is not None)
     if config.language_model is not None and config.beam is None:
         raise ConfigError("--language-model needs --beam: a language model works in the beam search only.")
     beam = config.beam and BeamSearch(
@@ -93,7 +89,7 @@ def main(config: Config) -> None:
     )
     run = RunFolder.open("evaluate_asr", config, config.output)
     run.begin()
-    options = {"batch_seconds": config.batch_seconds, "precision": config.precision, "windows": windows}
+    options = {"batch_seconds": config.batch_seconds, "precision": config.precision, "windows": config.windows}
     scored = evaluate_asr(model, manifest, beam=beam, **options)
     trn = run.trn(config.manifest.stem)
     scored.result.save_trn(trn)

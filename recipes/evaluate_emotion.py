@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from speech_adapters.config import option, parse_cli, run_main
 from speech_adapters.data.manifest import Channel, Manifest
+from speech_adapters.data.windows import Windows
 from speech_adapters.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
@@ -33,6 +34,9 @@ class Config:
     manifest: Path | None = option(None, "JSON Lines manifest with labels (and speaker, for the intervals)")
     label_field: str = option("emotion", "key of the manifest that holds the class: emotion, label, or one of its own")
     predictions: Path | None = option(None, "score this file of predictions (JSON Lines or CSV) instead of a model")
+    windows: Windows | None = option(
+        None, "hear recordings in pieces, as transcribe does: windows.seconds=20; none: each in one forward"
+    )
     channel: Channel | None = option(
         None, "heard of files with several, where a line does not say it: a number, or mix"
     )
@@ -55,13 +59,14 @@ def evaluate_model(config: Config, manifest: Manifest) -> tuple[ClassificationRe
     name = "+".join(model.active_adapters) or "frozen encoder"
     if model.head is None:
         raise ConfigError("give --head: none was found near the adapter.")
-    model.head.config.check(manifest, model.encoder)
+    model.head.config.check(manifest, model.encoder, any_length=config.windows is not None)
     scored = evaluate_classification(
         model,
         manifest,
         label_field=config.label_field,
         batch_seconds=config.batch_seconds,
         precision=config.precision,
+        windows=config.windows,
     )
     facts = {"encoder": model.encoder.name, "adapter": name, "environment": environment(model.encoder.device)}
     return scored.result, facts, {"parameters": model.count_parameters(), **vars(scored.cost)}

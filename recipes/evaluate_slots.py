@@ -15,6 +15,7 @@ from typing import Literal
 
 from speech_adapters.config import option, parse_cli, run_main
 from speech_adapters.data.manifest import Channel, Manifest
+from speech_adapters.data.windows import Windows
 from speech_adapters.errors import ConfigError
 
 
@@ -26,6 +27,9 @@ class Config:
     head: Path | None = option(None, "folder of a saved slots head; the one trained on the adapter by default")
     encoder: str | None = option(None, "packaged name, local folder or hub id; the adapter's base by default")
     manifest: Path | None = option(None, "JSON Lines manifest with a key per slot (and speaker, for the intervals)")
+    windows: Windows | None = option(
+        None, "hear recordings in pieces, as transcribe does: windows.seconds=20; none: each in one forward"
+    )
     channel: Channel | None = option(
         None, "heard of files with several, where a line does not say it: a number, or mix"
     )
@@ -51,10 +55,11 @@ def main(config: Config) -> None:
     name = "+".join(model.active_adapters) or "frozen encoder"
     if model.head is None:
         raise ConfigError("give --head: none was found near the adapter.")
-    model.head.config.check(manifest, model.encoder)
+    model.head.config.check(manifest, model.encoder, any_length=config.windows is not None)
     run = RunFolder.open("evaluate_slots", config, config.output)
     run.begin()
-    scored = evaluate_slots(model, manifest, batch_seconds=config.batch_seconds, precision=config.precision)
+    options = {"batch_seconds": config.batch_seconds, "precision": config.precision, "windows": config.windows}
+    scored = evaluate_slots(model, manifest, **options)
     result = scored.result
     lines = []
     for u in result.utterances:

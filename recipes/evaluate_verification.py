@@ -22,6 +22,7 @@ import torch
 
 from speech_adapters.config import option, parse_cli, run_main
 from speech_adapters.data.manifest import Channel, Manifest, check_disjoint
+from speech_adapters.data.windows import Windows
 from speech_adapters.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -70,6 +71,9 @@ class Config:
     p_target: float = option(0.5, "prior that the calibration is fitted for")
 
     draws: int = option(1000, "bootstrap draws; lists of more than half a million trials get fewer, at least 100")
+    windows: Windows | None = option(
+        None, "hear recordings in pieces, as transcribe does: windows.seconds=20; none: each in one forward"
+    )
     batch_seconds: float = option(120.0, "audio per batch, padding included")
     precision: Literal["fp32", "bf16"] = option("fp32", "bf16: autocast")
     device: str = option("auto", "auto, cpu, cuda, cuda:1, ...")
@@ -142,6 +146,7 @@ def main(config: Config) -> None:
         "plda": train_plda(config, model, manifest),
         "batch_seconds": config.batch_seconds,
         "precision": config.precision,
+        "windows": config.windows,
         "device": device,
     }
     if config.dev_trials is not None:
@@ -189,7 +194,8 @@ def embed(config: Config, model: SpeechAdapterModel | None, manifest: Manifest, 
     if model is None:
         raise ConfigError(f"{purpose}: audio is embedded by a model; leave --embeddings and --scores out.")
     manifest.require("speaker").check_audio()
-    return extract_embeddings(model, manifest, batch_seconds=config.batch_seconds, precision=config.precision)
+    options = {"batch_seconds": config.batch_seconds, "precision": config.precision, "windows": config.windows}
+    return extract_embeddings(model, manifest, **options)
 
 
 def load_cohort(config: Config, model: SpeechAdapterModel | None, test: Manifest | None) -> Embeddings | None:

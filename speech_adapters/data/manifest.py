@@ -11,10 +11,8 @@ A manifest has one JSON object a line, with the keys of NVIDIA NeMo's manifests 
 from __future__ import annotations
 
 import codecs
-import csv
 import gc
 import hashlib
-import io
 import json
 import math
 import os
@@ -193,42 +191,6 @@ class Manifest(Sequence[Utterance]):
             raise ManifestError(f"{path}:1: empty manifest; write one JSON object a line")
         manifest = cls(utterances, str(path)).with_channel(channel)
         return manifest.check_audio() if check_files else manifest
-
-    @classmethod
-    def from_csv(
-        cls,
-        path: str | os.PathLike[str],
-        columns: Mapping[str, str],
-        *,
-        audio_root: str | os.PathLike[str] | None = None,
-        delimiter: str = ",",
-    ) -> Manifest:
-        """Import a CSV or TSV table with a header row.
-
-        ``columns`` maps our keys to the table's column names and must name ``audio_filepath``; where ``duration`` is
-        not mapped it is read from the audio file. Other columns are dropped. Relative audio paths start at
-        ``audio_root``, by default the table's folder.
-
-        >>> Manifest.from_csv("cv/test.tsv", {"audio_filepath": "path", "text": "sentence", "speaker": "client_id"},
-        ...                   audio_root="cv/clips", delimiter="\\t")   # doctest: +SKIP
-        """
-        path = Path(path)
-        if "audio_filepath" not in columns:
-            raise ManifestError(f'{path}: columns must say which column holds "audio_filepath"')
-        rows = csv.DictReader(io.StringIO(read_utf8(path, "table"), newline=""), delimiter=delimiter)
-        try:
-            names, table = rows.fieldnames or (), [(rows.line_num, row) for row in rows]
-        except csv.Error as error:
-            raise ManifestError(f"{path}:{rows.line_num}: not a table ({error}); check its delimiter") from error
-        if missing := [name for name in columns.values() if name not in names]:
-            raise ManifestError(f"{path}:1: no column {missing[0]!r}; there are {', '.join(names)}")
-        if not table:
-            raise ManifestError(f"{path}:1: a header but no rows; nothing to import")
-        entries = [
-            (f":{number}", {key: row[name] for key, name in columns.items() if row[name] not in (None, "")})
-            for number, row in table
-        ]
-        return cls.from_entries(entries, str(path), audio_root if audio_root is not None else path.parent)
 
     @classmethod
     def from_entries(

@@ -154,22 +154,24 @@ def hear(
 
     def run() -> Iterator[R]:
         """Hear what waits; all recordings that have ended are complete then."""
-        if not train_mode:
-            model.train(False)
         lengths = [window.seconds for _, window in waiting]
         outputs: dict[int, Heard] = {}
-        for batch in LengthBatches(lengths, batch_seconds, shuffle=False) if lengths else ():
-            chosen = [waiting[place] for place in batch]
-            names = [recording.name for recording, _ in chosen]
-            heard = hear_windows(model, [window for _, window in chosen], names, precision=precision)
-            outputs.update(zip(batch, heard, strict=True))
-            if progress is not None:
-                progress(sum((window.last - window.first) / SAMPLE_RATE for _, window in chosen))
+        if not train_mode:
+            model.train(False)
+        try:
+            for batch in LengthBatches(lengths, batch_seconds, shuffle=False) if lengths else ():
+                chosen = [waiting[place] for place in batch]
+                names = [recording.name for recording, _ in chosen]
+                heard = hear_windows(model, [window for _, window in chosen], names, precision=precision)
+                outputs.update(zip(batch, heard, strict=True))
+                if progress is not None:
+                    progress(sum((window.last - window.first) / SAMPLE_RATE for _, window in chosen))
+        finally:
+            if not train_mode:
+                model.train(was_training)
         for place, (recording, window) in enumerate(waiting):
             recording.collector.add(window, outputs[place])
         waiting.clear()
-        if not train_mode:
-            model.train(was_training)
         while ended:
             recording = ended.popleft()
             yield recording.collector.result(recording.samples / SAMPLE_RATE)

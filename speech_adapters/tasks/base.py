@@ -86,6 +86,19 @@ class ExperimentConfig:
         settings[self.adapter] = settings[self.adapter] | self.adapter_options
         return settings
 
+    def rates_for(self, groups: Mapping[str, set[str]]) -> dict[str, dict[str, float]]:
+        """Method -> the rates that it trains with where they are not its published ones; see :func:`chosen_rates`.
+
+        ``learning_rate`` goes to the groups of the adapter, here and in the baselines that have them too.
+
+        Args:
+            groups: method -> its parameter groups.
+        """
+        table = dict(self.rates)
+        if self.learning_rate is not None:
+            table |= dict.fromkeys(groups[self.adapter], self.learning_rate)
+        return chosen_rates(table, self.training.learning_rates, groups)
+
 
 @dataclass(frozen=True)
 class Corpus:

@@ -23,7 +23,7 @@ from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.reports.report import method_rows, summary_table, write_report
 from speech_adapters.runs.folder import RunFolder
 from speech_adapters.runs.results import MethodResults, Results
-from speech_adapters.tasks.base import Corpus, ExperimentConfig, Task, chosen_rates
+from speech_adapters.tasks.base import Corpus, ExperimentConfig, Task
 from speech_adapters.tasks.start import Start
 from speech_adapters.training.loop import TrainingResult
 from speech_adapters.training.settings import TrainingConfig
@@ -144,10 +144,7 @@ def _plan(
     for method, adapter in adapters.items():
         model = _model(task, corpora[0], encoder, "adapter", adapter, starts[method], 0)
         groups[method] = set(model.parameter_groups())
-    table = dict(config.rates)
-    if config.learning_rate is not None:
-        table |= dict.fromkeys(groups[config.adapter], config.learning_rate)
-    rates = chosen_rates(table, config.training.learning_rates, groups)
+    rates = config.rates_for(groups)
     trainings = []
     for method, adapter in adapters.items():
         for fold in range(len(corpora)):
