@@ -71,10 +71,11 @@ class LAdapterModule(AdapterModule):
         for weight, index, path, norm in zip(weights, self.layer_indices, self.paths, self.norms, strict=True):
             hidden = output.hidden_states[index - encoder.num_layers]  # from the top: the run may start above layer 0
             hidden = hidden if final_norm is None else final_norm(hidden)
+            assert isinstance(norm, nn.LayerNorm)
             # The weight scales the LayerNorm's own factors rather than every frame.
-            scaled = (norm.weight * weight, norm.bias * weight, norm.eps)
-            part = layer_norm(self.activation(path(hidden)), norm.normalized_shape, *scaled)
-            total = part if total is None else total + part
+            factor, shift = norm.weight * weight, norm.bias * weight
+            part = layer_norm(self.activation(path(hidden)), [self.config.size], factor, shift, norm.eps)
+            total = part.float() if total is None else total + part
         assert total is not None  # an adapter has at least one layer
         return total
 
