@@ -18,6 +18,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import layer_norm
 
 from speech_adapters.adapters.base import AdapterConfig, AdapterModule, Layers, activation, choose_layers
 from speech_adapters.encoders.encoder import Encoder
@@ -71,8 +72,11 @@ class LAdapterModule(AdapterModule):
         for weight, index, path, norm in zip(weights, self.layer_indices, self.paths, self.norms, strict=True):
             hidden = output.hidden_states[index - encoder.num_layers]  # from the top: the run may start above layer 0
             hidden = hidden if final_norm is None else final_norm(hidden)
-            part = weight * norm(self.activation(path(hidden)))
-            total = part if total is None else total + part
+            assert isinstance(norm, nn.LayerNorm)
+            # The weight scales the LayerNorm's own factors rather than every frame.
+            factor, shift = norm.weight * weight, norm.bias * weight
+            part = layer_norm(self.activation(path(hidden)), [self.config.size], factor, shift, norm.eps)
+            total = part.float() if total is None else total + part
         assert total is not None  # an adapter has at least one layer
         return total
 

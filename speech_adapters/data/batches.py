@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +24,8 @@ JITTER = 0.03
 """Share of its length by which an utterance's place among the others is drawn anew each epoch: neighbours change, and
 padding stays at 2 to 3 % of the audio in LibriSpeech and RAVDESS (8 % at 0.1; random batches pad by 73 and 18 %)."""
 
+
+T = TypeVar("T")
 
 Item = dict[str, Any]
 """What a dataset gives of one utterance; see :class:`SpeechDataset`."""
@@ -230,6 +233,16 @@ def training_loader(
         num_workers=workers,
         worker_init_fn=ignore_interrupts,
     )
+
+
+def ahead(batches: Iterable[T]) -> Iterator[T]:
+    """The same batches, each prepared by a thread while the one before it is used."""
+    source = iter(batches)
+    with ThreadPoolExecutor(1, "batches") as pool:
+        coming = pool.submit(next, source, None)
+        while (batch := coming.result()) is not None:
+            coming = pool.submit(next, source, None)
+            yield batch
 
 
 def ignore_interrupts(_: int) -> None:

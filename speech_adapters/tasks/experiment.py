@@ -101,9 +101,10 @@ def run_experiment(
     for method in config.trained_methods:
         scored = []
         for training in (one for one in trainings if one.method == method):
-            if training.name not in trained:
-                trained[training.name] = _train(task, corpora[training.fold], encoder, training, run)
-            model, cost = trained.pop(training.name)
+            if config.together:
+                model, cost = trained.pop(training.name)
+            else:
+                model, cost = _train(task, corpora[training.fold], encoder, training, run)
             if processes.is_main_process:  # under torchrun all train, one scores
                 scored.append(_score(task, corpora[training.fold], model, training, cost, run, options))
         if not processes.is_main_process:

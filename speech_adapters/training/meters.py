@@ -18,7 +18,7 @@ class FlopCounter(TorchDispatchMode):
     """Counts the floating-point operations of all products and convolutions inside a ``with``, from their shapes."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch has no types for it
         self.flops = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -14,6 +14,7 @@ from speech_adapters.data.batches import (
     LengthBatches,
     SpeechDataset,
     UtteranceDataset,
+    ahead,
     evaluation_loader,
     training_loader,
 )
@@ -117,7 +118,8 @@ class Supervised(Learner):
         )
 
     def batches(self, at: Position) -> Iterator[dict[str, Any]]:
-        return iter(training_loader(self.dataset, self.order(at), at.epoch, at.place, self.config.workers))
+        loader = training_loader(self.dataset, self.order(at), at.epoch, at.place, self.config.workers)
+        return iter(loader) if self.config.workers else ahead(loader)
 
     def endless(self, at: Position, place: int) -> Iterator[dict[str, Any]]:
         """The batches from the ``place``-th of all on, epoch after epoch."""
