@@ -69,16 +69,17 @@ def features_of(
         base=Base.of(encoder),
         composition=active.to_dict() if isinstance(active, Composition) else active,
         adapters={
-            name: AdapterIdentity(method=_method(adapters[name].config), fingerprint=fingerprint(own))
+            name: AdapterIdentity(method=method_of(adapters[name].config), fingerprint=fingerprint(own))
             for name, own in tensors.items()
             if own  # one without tensors (the head-only baseline) leaves the base's features as they are
         },
     )
 
 
-def _method(config: AdapterConfig) -> str:
+def method_of(config: AdapterConfig) -> str:
+    """The method of an adapter, with its parts': "e+l+p"."""
     parts = getattr(config, "parts", ())
-    return "+".join(_method(part) for part in parts) or config.method
+    return "+".join(method_of(part) for part in parts) or config.method
 
 
 @dataclass(frozen=True, kw_only=True)
