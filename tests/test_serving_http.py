@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import json
 import logging
 import re
 import socket
@@ -231,6 +232,18 @@ def test_unknown_routes_and_methods(http: httpx.Client) -> None:
     error(http.put("/v1/models"), 405)
     error(http.post(TRANSCRIPTIONS, content=b"x", headers={"content-type": "multipart/form-data; boundary=y"}), 400)
     error(http.post(TRANSCRIPTIONS, json={"model": "lora-0"}), 400)
+
+
+def test_what_is_no_http_is_told_so_in_json(server: Any) -> None:
+    host, port = server[0].removeprefix("http://").split(":")
+    for data in (b"GET nonsense\r\n\r\n", b"\x16\x03\x01 tls", b"GET / HTTP/1.1\r\n" + b"a" * 100_000):
+        with socket.create_connection((host, int(port)), timeout=30) as connection:
+            connection.sendall(data + b"\r\n\r\n")
+            answer = b""
+            while part := connection.recv(4096):
+                answer += part
+        head, _, body = answer.partition(b"\r\n\r\n")
+        assert b" 400 " in head and json.loads(body)["error"]["code"] == "invalid_http"
 
 
 def test_bodies_are_limited_whatever_their_headers_say(encoder: Path, folder: Path, sound: Path) -> None:
