@@ -1,4 +1,5 @@
-"""Write docs/methods.md and a page a method from the code: docstrings, settings, presets, sizes, the support table.
+"""Write docs/methods.md and a page a method from the code: docstrings, settings, presets, sizes, the support table;
+and docs/openapi.json, which describes the server.
 
 make docs                   # or: python docs/generate.py
 python docs/generate.py --check    # exit code 1 when a committed page is not what the code says
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 import re
 import sys
 from pathlib import Path
@@ -32,6 +34,13 @@ def pages() -> dict[str, str]:
     sizes = _sizes()
     texts = {f"methods/{_page(config)}": _method(config, sizes) for config in ADAPTER_METHODS.values()}
     return {"methods.md": _index(sizes), **texts}
+
+
+def documents() -> dict[str, str]:
+    """All that is written: the pages, and the server's OpenAPI document."""
+    from speech_adapters.serving.http.app import openapi
+
+    return {**pages(), "openapi.json": json.dumps(openapi(), indent=2, ensure_ascii=False) + "\n"}
 
 
 def _page(config: type[AdapterConfig]) -> str:
@@ -126,7 +135,7 @@ def _markdown(text: str) -> str:
 def main() -> int:
     """Write the pages, or with ``--check`` say which are stale; the exit status."""
     stale = []
-    for name, text in pages().items():
+    for name, text in documents().items():
         path = ROOT / "docs" / name
         if "--check" not in sys.argv:
             write_text(path, text)
