@@ -1,5 +1,6 @@
-"""Write docs/methods.md, a page a method, docs/command_line.md and docs/checkpoints.md from the code: docstrings,
-settings, presets, sizes, the support table, the verbs and their arguments, the checkpoints that are tested.
+"""Write docs/methods.md, a page a method, docs/command_line.md, docs/checkpoints.md and docs/openapi.json (the server)
+from the code: docstrings, settings, presets, sizes, the support table, the verbs and their arguments, the checkpoints
+that are tested.
 
 make docs                   # or: python docs/generate.py
 python docs/generate.py --check    # exit code 1 when a committed page is not what the code says
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 import re
 import sys
 from importlib import import_module
@@ -88,6 +90,13 @@ def _checkpoint(checkpoint: PublicCheckpoint) -> str:
     nested = any(isinstance(value, dict) for value in symbols.values())
     said = "one set per language" if nested else f"{len(symbols)}" if symbols else ""
     return f"| `{checkpoint.name}` | `{checkpoint.architecture}` | {weights} | {said} | {checkpoint.special} |"
+
+
+def documents() -> dict[str, str]:
+    """All that is written: the pages, and the server's OpenAPI document."""
+    from speech_adapters.serving.http.app import openapi
+
+    return {**pages(), "openapi.json": json.dumps(openapi(), indent=2, ensure_ascii=False) + "\n"}
 
 
 def _page(config: type[AdapterConfig]) -> str:
@@ -240,7 +249,7 @@ def _markdown(text: str) -> str:
 def main() -> int:
     """Write the pages, or with ``--check`` say which are stale; the exit status."""
     stale = []
-    for name, text in pages().items():
+    for name, text in documents().items():
         path = ROOT / "docs" / name
         if "--check" not in sys.argv:
             write_text(path, text)

@@ -24,6 +24,7 @@ from speech_adapters.serving.catalog import Catalog, read_folder
 from speech_adapters.serving.engine import Engine, EngineSettings
 from speech_adapters.serving.http.app import create_app
 from speech_adapters.serving.http.keys import Keys
+from speech_adapters.serving.http.server import configuration
 from speech_adapters.serving.http.settings import HttpSettings
 
 METHODS = ("lora", "houlsby", "elp", "prefix")
@@ -79,8 +80,9 @@ def engine_of(encoder: Path, *folders: Path, **settings: Any) -> Engine:
 @contextmanager
 def running(engine: Engine, settings: HttpSettings | None = None, keys: Keys | None = None) -> Iterator[str]:
     """A server on a free port of loopback, in a thread; its address."""
-    app = create_app(engine, settings or HttpSettings(), keys)
-    config = uvicorn.Config(app, "127.0.0.1", 0, http="h11", log_config=None, access_log=False, lifespan="on")
+    settings = settings or HttpSettings()
+    config = configuration(create_app(engine, settings, keys), settings.timeout)
+    config.port = 0
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import json
 import logging
 import re
 import socket
@@ -24,6 +25,7 @@ from speech_adapters.errors import ConfigError
 from speech_adapters.inference.formats import as_srt, as_vtt
 from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.serving.engine import Engine
+from speech_adapters.serving.http.app import openapi
 from speech_adapters.serving.http.keys import ApiKey, Keys
 from speech_adapters.serving.http.settings import HttpSettings
 
@@ -233,6 +235,18 @@ def test_unknown_routes_and_methods(http: httpx.Client) -> None:
     error(http.post(TRANSCRIPTIONS, json={"model": "lora-0"}), 400)
 
 
+def test_what_is_no_http_is_told_so_in_json(server: Any) -> None:
+    host, port = server[0].removeprefix("http://").split(":")
+    for data in (b"GET nonsense\r\n\r\n", b"\x16\x03\x01 tls", b"GET / HTTP/1.1\r\n" + b"a" * 100_000):
+        with socket.create_connection((host, int(port)), timeout=30) as connection:
+            connection.sendall(data + b"\r\n\r\n")
+            answer = b""
+            while part := connection.recv(4096):
+                answer += part
+        head, _, body = answer.partition(b"\r\n\r\n")
+        assert b" 400 " in head and json.loads(body)["error"]["code"] == "invalid_http"
+
+
 def test_bodies_are_limited_whatever_their_headers_say(encoder: Path, folder: Path, sound: Path) -> None:
     engine = engine_of(encoder, folder)
     with (
@@ -241,18 +255,12 @@ def test_bodies_are_limited_whatever_their_headers_say(encoder: Path, folder: Pa
     ):
         fields = {"model": "lora-0"}
         assert "0.0477 MB" in error(http.post(TRANSCRIPTIONS, data=fields, files=upload(sound)), 413)["message"]
-        sent = 0
-
-        def chunks() -> Iterator[bytes]:
-            nonlocal sent
-            yield b"--x\r\nContent-Disposition: form-data; name=file; filename=a\r\n\r\n"
-            for _ in range(2000):
-                sent += 10_000
-                yield b"0" * 10_000
-
-        headers = {"content-type": "multipart/form-data; boundary=x"}
-        error(http.post(TRANSCRIPTIONS, content=chunks(), headers=headers), 413)
-        assert sent < 20_000_000  # it was told long before the end
+        host, port = address.removeprefix("http://").split(":")
+        head = f"POST {TRANSCRIPTIONS} HTTP/1.1\r\nhost: {host}\r\ntransfer-encoding: chunked\r\n"
+        head += "content-type: multipart/form-data; boundary=x\r\n\r\n"
+        with socket.create_connection((host, int(port)), timeout=30) as connection:
+            connection.sendall(head.encode() + b"ea60\r\n" + b"0" * 60_000 + b"\r\n")  # and no end of it
+            assert connection.recv(4096).startswith(b"HTTP/1.1 413")
 
 
 def test_recordings_are_limited(encoder: Path, folder: Path, sound: Path, tmp_path: Path) -> None:
@@ -497,3 +505,11 @@ def test_the_page_runs_its_own_script_alone(http: httpx.Client) -> None:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     assert f"script-src 'sha256-{digest}'" in policy
     assert not re.search(r'\son\w+="|\sstyle="|<script src|https?://(?!www\.w3\.org)', answer.text)
+
+
+def test_the_committed_openapi_document_is_current() -> None:
+    written = json.loads((Path(__file__).parents[1] / "docs" / "openapi.json").read_text(encoding="utf-8"))
+    assert written == openapi(), "docs/openapi.json is not what the code says: make docs"
+    fields = written["components"]["schemas"]["TranscriptionFields"]["properties"]
+    assert {"file", "model", "keywords[]", "timestamp_granularities[]", "include[]", "stream"} <= fields.keys()
+    assert all(route in written["paths"] for route in (TRANSCRIPTIONS, "/v1/models", "/v1/adapters", "/metrics"))

@@ -29,7 +29,7 @@ from speech_adapters.heads.ctc import CTCHead
 from speech_adapters.heads.slots import SlotsHead
 from speech_adapters.heads.speaker import SpeakerHead
 from speech_adapters.saving.adapters import SavedAdapter, read_adapter
-from speech_adapters.saving.heads import SavedHead, read_head
+from speech_adapters.saving.heads import SavedHead, method_of, read_head
 from speech_adapters.saving.parts import load_part
 
 TASKS: dict[str, tuple[type[HeadConfig], ...]] = {
@@ -195,7 +195,8 @@ def of_adapter(folder: Path, saved: SavedAdapter, heads: Sequence[SavedHead], en
     wanted = {own} if saved.tensors else set()
     fitting = [head for head in heads if _reads(head, wanted, encoder)]
     part = replace(
-        _served(folder.name, own, saved.config.method, saved.tensors, fitting, folder / "adapter.json"), adapter=folder
+        _served(folder.name, own, method_of(saved.config), saved.tensors, fitting, folder / "adapter.json"),
+        adapter=folder,
     )
     settings = json.dumps(saved.config.to_dict(), sort_keys=True)
     return replace(part, key=hashlib.sha256(f"{part.key} {settings}".encode()).hexdigest())

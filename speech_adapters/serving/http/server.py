@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import logging
+import math
 import os
 import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import h11
 import torch
 import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from speech_adapters.errors import CheckpointError, ConfigError, Interrupted
 from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.saving.parts import load_part
 from speech_adapters.serving.catalog import Catalog, read_folder
 from speech_adapters.serving.engine import Engine, EngineSettings
+from speech_adapters.serving.http import errors
 from speech_adapters.serving.http.app import create_app
 from speech_adapters.serving.http.keys import Keys
 from speech_adapters.serving.http.settings import HttpSettings
@@ -66,10 +72,7 @@ def serve(arguments: argparse.Namespace) -> None:
     for folder in _folders(arguments.adapters, settings.uploads):
         add_folder(engine, folder)
     _check_keys(keys, engine.catalog)
-    config = uvicorn.Config(
-        create_app(engine, settings, keys), http="h11", log_config=None, access_log=False, server_header=False,
-        timeout_keep_alive=30, ws_max_size=1 << 20, lifespan="on",
-    )  # fmt: skip
+    config = configuration(create_app(engine, settings, keys), settings.timeout)
     with contextlib.suppress(KeyboardInterrupt, Interrupted):  # uvicorn raises the signal again when it has stopped
         _Server(config, engine, keys).run([listening])
     log.info("stopped; all that was taken has been answered")
@@ -97,6 +100,30 @@ def _listen(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(f"{host}:{port}: {reason}; choose another --port or --host.") from error
+
+
+def configuration(app: ASGIApp, timeout: float) -> uvicorn.Config:
+    """How uvicorn runs the application: one process, errors in our form, and time enough to finish what was taken."""
+    return uvicorn.Config(
+        app, http=_Protocol, log_config=None, access_log=False, server_header=False, timeout_keep_alive=30,
+        ws_max_size=1 << 20, lifespan="on", timeout_graceful_shutdown=math.ceil(timeout) + 5,
+    )  # fmt: skip
+
+
+class _Protocol(H11Protocol):
+    """uvicorn's HTTP/1.1, which answers what is no HTTP with an error in our form too."""
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer and hang up."""
+        content = json.dumps(errors.body(400, "this is not HTTP/1.1", code="invalid_http")).encode()
+        headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
+        for event in (
+            h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
+            h11.Data(data=content),
+            h11.EndOfMessage(),
+        ):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
 
 
 class _Server(uvicorn.Server):
