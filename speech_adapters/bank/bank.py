@@ -170,8 +170,8 @@ class Bank:
         check_name(name)
         for tag in tags:
             _check_tag(tag)
-        parts = _parts_in(place, head)
-        files = _files_of(parts)
+        parts = parts_in(place, head)
+        files = files_of(parts)
         facts = read_facts(parts, sum(map(len, files.values())), labels)
         return self.keep(files, name, lambda digest: Version(object=digest, added=_now(), facts=facts), tags)
 
@@ -350,7 +350,7 @@ def _check_tag(tag: str) -> None:
         )
 
 
-def _parts_in(place: str | os.PathLike[str], head: str | os.PathLike[str] | None) -> dict[str, Path]:
+def parts_in(place: str | os.PathLike[str], head: str | os.PathLike[str] | None) -> dict[str, Path]:
     """Kind -> folder of what is to be kept together."""
     from speech_adapters.saving.finding import find_parts
 
@@ -362,7 +362,7 @@ def _parts_in(place: str | os.PathLike[str], head: str | os.PathLike[str] | None
     return {kind: path for kind, path in parts.items() if path is not None}
 
 
-def _files_of(parts: Mapping[str, Path]) -> dict[str, bytes]:
+def files_of(parts: Mapping[str, Path]) -> dict[str, bytes]:
     """The files to keep: each part's own, held against their checksums, and what stands beside them for others."""
     from speech_adapters.saving.parts import part_files
 

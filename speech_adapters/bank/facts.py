@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from speech_adapters.errors import CheckpointError, ConfigError
-from speech_adapters.runs.results import Results
+from speech_adapters.runs.results import results_of
+from speech_adapters.saving.adapters import named_method
 from speech_adapters.saving.bank_layout import Facts
 from speech_adapters.saving.parts import load_part
 
@@ -38,7 +39,7 @@ def read_facts(parts: Mapping[str, Path], size: int, labels: Mapping[str, str | 
         raise CheckpointError(f"{parts[kind]}: this {kind} keeps no record of its base; save it again on its base.")
     head = load_part(parts["head"], "head")[0] if "head" in parts else None
     card = described.get("card") or {}
-    run = _results_of(parts[kind])
+    run = _of_run(parts[kind])
     said: dict[str, Any] = {"task": None if head is None else _TASKS.get(_head_type(head)), **run}
     said |= {key: str(card[key]) for key in LABELS if card.get(key) is not None}
     said |= {key: value for key, value in labels.items() if value is not None}
@@ -67,13 +68,7 @@ def _method(described: Mapping[str, Any], kind: str) -> str:
         return _head_type(described)
     if kind == "fusion":
         return str(described["composition"].get("kind", "fuse"))
-    return method_of(described["config"])
-
-
-def method_of(config: Mapping[str, Any]) -> str:
-    """The method of a saved configuration, such as ``lora`` or ``e+l+p``."""
-    parts = config.get("parts") or ()
-    return "+".join(method_of(part) for part in parts) or str(config.get("method"))
+    return named_method(described["config"])
 
 
 def _figures(card: Mapping[str, Any]) -> dict[str, Any]:
@@ -83,17 +78,15 @@ def _figures(card: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _results_of(part: Path) -> dict[str, Any]:
-    """Task, test data and figures of a part in ``RUN/adapters/NAME``, of a method of the run."""
-    file = part.resolve().parent.parent / "results.json"
-    if part.resolve().parent.name not in ("adapters", "fusions", "heads") or not file.is_file():
+def _of_run(part: Path) -> dict[str, Any]:
+    """Task, test data and figures of a part that lies in a run."""
+    found = results_of(part)
+    if found is None:
         return {}
-    results = Results.read(file)
-    methods = {results.adapter: results.own, **results.baselines}
-    own = next((entry for name, entry in methods.items() if name.replace("+", "-") == part.resolve().name), None)
+    results, own = found
     test = results.data.get("test")
     return {
         "task": results.task,
         "data": test.get("name") if isinstance(test, Mapping) else None,
-        "metrics": {} if own is None else _figures(own.to_dict()["metrics"]),
+        "metrics": _figures(own.to_dict()["metrics"]),
     }

@@ -11,7 +11,8 @@ from speech_adapters.config import run_main
 VERBS = {
     "Train": ("train", "evaluate", "compare", "copy-recipe"),
     "Use what was trained": ("transcribe", "classify", "embed", "verify", "serve"),
-    "Combine and ship": ("fuse", "average", "fold", "export", "bank"),
+    "Combine and ship": ("fuse", "average", "fold", "export"),
+    "Keep and share": ("bank", "card", "push", "pull"),
     "Data": ("manifest", "check", "prepare"),
     "Look around": ("info", "encoders", "adapters", "cache", "doctor"),
 }

@@ -52,11 +52,16 @@ def render(template: str, script: str = "", **values: Any) -> str:
     return _environment().get_template(template).render(policy=policy, css=Markup(css), code=Markup(code), **values)
 
 
+def render_text(template: str, **values: Any) -> str:
+    """The text of a template with ``values`` as they are: for formats other than HTML."""
+    return _environment(autoescape=False).get_template(template).render(**values)
+
+
 @cache
-def _environment() -> Environment:
+def _environment(autoescape: bool = True) -> Environment:
     return Environment(
         loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
+        autoescape=autoescape,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

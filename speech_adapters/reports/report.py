@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,8 +26,9 @@ from speech_adapters.reports.run_files import Confusion, Domains, Mistake, Rate,
 from speech_adapters.reports.sound import Sound, sound_of
 from speech_adapters.reports.summary import RATES, columns_of, figure, method_rows, summary_table
 from speech_adapters.reports.usage import how_to_use
+from speech_adapters.runs.results import method_of
 
-__all__ = ["method_rows", "summary_table", "write_report"]
+__all__ = ["method_rows", "method_table", "summary_table", "write_report"]
 
 Row = Mapping[str, Any]
 Colors = dict[str, int]
@@ -52,7 +52,7 @@ def write_report(run_folder: str | os.PathLike[str], *, most_audio_bytes: int = 
         "report.html.j2",
         title=title,
         facts=_facts(run.results, folder.resolve().name),
-        methods=_method_table(rows),
+        methods=method_table(rows),
         usage=how_to_use(run.results, folder),
         parameters=_against_parameters(rows, colors),
         domains=_domains(run.domains),
@@ -93,7 +93,8 @@ def _amount(split: Row) -> str:
     return ", ".join(f"{_datum(unit, split[unit])} {unit}" for unit in units if split.get(unit))
 
 
-def _method_table(rows: Sequence[Row]) -> Table:
+def method_table(rows: Sequence[Row]) -> Table:
+    """The figures of each method (or run), the best of a column bold where no interval overlaps its own."""
     columns = columns_of(rows)
     cells = [
         [Cell(c.cells[i], c.intervals[i] if c.intervals else "", bold=i == c.best) for c in columns]
@@ -182,8 +183,7 @@ def _method_of(name: Any, rows: Sequence[Row]) -> str:
     """The method of the table that a training run was of: ``lora-l-fold2-seed1`` belongs to ``lora+l``."""
     if name is None:
         return str(rows[0]["method"])
-    stem = re.sub(r"(-fold\d+)?(-seed\d+)?$", "", str(name))
-    return next((str(row["method"]) for row in rows if str(row["method"]).replace("+", "-") == stem), stem)
+    return method_of(str(name), [str(row["method"]) for row in rows])
 
 
 def _curves(log: Sequence[Row], colors: Colors) -> list[Markup]:

@@ -9,7 +9,8 @@ adapter's own ``metrics`` (``{name: {value, low, high}}``: 95 % bootstrap interv
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,30 @@ class Results:
             more=more,
             environment={key: values[key] for key in _ENVIRONMENT if key in values},
         )
+
+
+def results_of(part: str | os.PathLike[str]) -> tuple[Results, MethodResults] | None:
+    """What the run found of the part that lies in its ``adapters/NAME`` (or ``heads``, ``fusions``): all results, and
+    those of the part's method. None where it lies in no finished run, or is none of its methods.
+
+    Raises:
+        InputError: a ``results.json`` that cannot be read.
+    """
+    folder = Path(part).resolve()
+    file = folder.parent.parent / "results.json"
+    if folder.parent.name not in ("adapters", "heads", "fusions") or not file.is_file():
+        return None
+    results = Results.read(file)
+    methods = {results.adapter: results.own, **results.baselines}
+    name = method_of(folder.name, list(methods))
+    return (results, methods[name]) if name in methods else None
+
+
+def method_of(training: str, methods: Sequence[str]) -> str:
+    """The method that a training was of: ``lora-l-fold2-seed1`` of ``lora+l``; where it is none of them, its name
+    without fold and seed."""
+    stem = re.sub(r"(-fold\d+)?(-seed\d+)?$", "", training)
+    return next((method for method in methods if method.replace("+", "-") == stem), stem)
 
 
 _ENVIRONMENT = ("versions", "git_commit", "device")

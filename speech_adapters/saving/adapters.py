@@ -85,6 +85,12 @@ def read_adapter(folder: str | Path, encoder: Encoder) -> SavedAdapter:
     return SavedAdapter(name=described.name, config=config, tensors=tensors, card=described.card, base=described.base)
 
 
+def named_method(config: Mapping[str, Any]) -> str:
+    """The method of a saved configuration, such as "lora" or "e+l+p"."""
+    parts = config.get("parts") or ()
+    return "+".join(named_method(part) for part in parts) or str(config.get("method"))
+
+
 def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0].rstrip(".")[:300]
 

@@ -21,6 +21,7 @@ from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.encoders.loading import load_encoder
 from speech_adapters.files import write_json
 from speech_adapters.model import SpeechAdapterModel
+from speech_adapters.reports.card import write_cards
 from speech_adapters.reports.report import method_rows, summary_table, write_report
 from speech_adapters.runs.folder import RunFolder
 from speech_adapters.runs.results import MethodResults, Results
@@ -134,6 +135,7 @@ def run_experiment(
     )
     results.write(run.results_file)
     report = write_report(run.path)
+    write_cards(run.path)
     table = summary_table(method_rows(results.to_dict()))
     print(f"\n{table}\n\nreport  {report}\nadapter {run.path / 'adapters'}")
     return results

@@ -1,0 +1,222 @@
+"""Runs side by side: the table of their figures, each pair's difference, and what to listen to.
+
+Of a run its own adapter's predictions are compared, those of all folds and seeds taken together.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from speech_adapters.data.manifest import Manifest, Utterance
+from speech_adapters.data.predictions import read_predictions
+from speech_adapters.data.transcripts import read_transcripts
+from speech_adapters.errors import ConfigError, InputError
+from speech_adapters.files import write_text
+from speech_adapters.metrics.classification import ClassificationResult
+from speech_adapters.metrics.comparison import Change, Comparison, compare_classes, compare_transcripts, correct
+from speech_adapters.metrics.wer import WERResult
+from speech_adapters.reports.page import Cell, Table, render
+from speech_adapters.reports.report import method_table
+from speech_adapters.reports.sound import Sound, sound_of
+from speech_adapters.reports.summary import summary_table
+from speech_adapters.runs.folder import RunFolder
+from speech_adapters.runs.results import Results
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run to compare: its folder, a name that tells it from the others, and its results."""
+
+    folder: Path
+    name: str
+    results: Results
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """For the table of figures."""
+        return {"method": self.name, **self.results.own.to_dict()}
+
+
+@dataclass(frozen=True)
+class PairOfRuns:
+    """Two runs and how they differ, or why that cannot be said."""
+
+    a: Run
+    b: Run
+    found: Comparison | None
+    reason: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """In one sentence."""
+        found = self.found
+        if found is None:
+            return f"not paired, look at the intervals above ({self.reason})"
+        if not found.differs:
+            return "no difference beyond chance"
+        return f"{self.a.name if found.a_is_better else self.b.name} is better"
+
+    @property
+    def figures(self) -> str:
+        """Difference, p-value, wins, ties and losses."""
+        found = self.found
+        if found is None:
+            return ""
+        return (
+            f"{found.metric.upper()} {found.difference.percent(2)}, p = {found.p_value:.3g}, utterances won "
+            f"{found.wins}, tied {found.ties}, lost {found.losses}"
+        )
+
+
+def read_runs(folders: Sequence[str | os.PathLike[str]]) -> list[Run]:
+    """The runs in order, each under a name of its own.
+
+    Raises:
+        ConfigError: fewer than two, or runs of different tasks or test sets.
+        InputError: a run that did not finish.
+    """
+    if len(folders) < 2:
+        raise ConfigError("give two runs or more")
+    found = [(Path(folder), Results.read(RunFolder(folder).results_file)) for folder in folders]
+    tasks = sorted({results.task for _, results in found})
+    if len(tasks) > 1:
+        raise ConfigError(f"the runs are of different tasks ({', '.join(tasks)}); compare runs of one")
+    return [Run(folder, f"{folder}: {results.adapter}", results) for folder, results in found]
+
+
+def same_test_set(runs: Sequence[Run]) -> bool:
+    """Whether all were scored on the same test set, by its hash."""
+    return len({(run.results.data.get("test") or {}).get("sha256") for run in runs}) == 1
+
+
+def compare_runs(runs: Sequence[Run], *, seed: int = 0) -> list[PairOfRuns]:
+    """Every pair; p-values hold for all of them together (Holm)."""
+    pairs = []
+    for a, b in combinations(runs, 2):
+        try:
+            pairs.append(PairOfRuns(a, b, _compare(_predictions(a), _predictions(b), seed)))
+        except InputError as error:
+            pairs.append(PairOfRuns(a, b, None, str(error)))
+    corrected = iter(correct([pair.found for pair in pairs if pair.found is not None]))
+    return [pair if pair.found is None else replace(pair, found=next(corrected)) for pair in pairs]
+
+
+def comparison_text(runs: Sequence[Run], pairs: Sequence[PairOfRuns], listen: int = 5) -> str:
+    """For the terminal: the table, each pair's verdict, and up to ``listen`` utterances that changed."""
+    lines = [summary_table([run.row for run in runs])]
+    for pair in pairs:
+        lines += ["", pair.a.name, f"  - {pair.b.name}", f"  = {pair.verdict}"]
+        if pair.found is not None:
+            lines.append(f"    {pair.figures}")
+            if pair.found.warning:
+                lines.append(f"    warning: {pair.found.warning}")
+            for change in pair.found.changes[:listen]:
+                better = f"{abs(change.gain):g} {'better' if change.gain > 0 else 'worse'}" if change.gain else "other"
+                lines += [
+                    f"    {change.id} ({better}): {change.reference}",
+                    f"      {change.a or '(nothing)'}",
+                    f"      {change.b or '(nothing)'}",
+                ]
+    return "\n".join(lines)
+
+
+def write_comparison(
+    path: str | os.PathLike[str],
+    runs: Sequence[Run],
+    pairs: Sequence[PairOfRuns],
+    *,
+    listen: int = 20,
+    most_audio_bytes: int = 12_000_000,
+) -> Path:
+    """Write the page: complete in itself, with players of what changed where the test set's audio is found."""
+    audio, left, changes = _test_audio(runs), most_audio_bytes, []
+    for pair in pairs:
+        shown: list[tuple[Change, Sound]] = []
+        for change in () if pair.found is None else pair.found.changes[:listen]:
+            utterance = audio.get(change.id.partition(" ")[2] or change.id)
+            sound = (
+                Sound()
+                if utterance is None
+                else sound_of(utterance.audio_filepath, utterance.offset, utterance.duration, left)
+            )
+            left -= sound.size
+            shown.append((change, sound))
+        changes.append((pair, shown))
+    page = render(
+        "comparison.html.j2",
+        title=f"{runs[0].results.task}: {len(runs)} runs compared",
+        methods=method_table([run.row for run in runs]),
+        pairs=_pair_table(pairs),
+        warnings=sorted({pair.found.warning for pair in pairs if pair.found is not None and pair.found.warning}),
+        changes=changes,
+    )
+    write_text(path, page)
+    return Path(path)
+
+
+def _pair_table(pairs: Sequence[PairOfRuns]) -> Table:
+    titles = ["runs", "verdict", "difference %", "p", "won", "tied", "lost", "speakers"]
+    rows = []
+    for pair in pairs:
+        cells = [Cell(pair.a.name, f"minus {pair.b.name}"), Cell(pair.verdict)]
+        if (found := pair.found) is None:
+            cells += [Cell("")] * 6
+        else:
+            d = found.difference
+            cells += [
+                Cell(f"{100 * d.value:+.2f}", f"[{100 * d.low:+.2f}, {100 * d.high:+.2f}]"),
+                Cell(f"{found.p_value:.3g}"),
+                *(Cell(str(count)) for count in (found.wins, found.ties, found.losses, found.speakers)),
+            ]
+        rows.append(cells)
+    return Table(titles, rows, [False, False, True, True, True, True, True, True])
+
+
+def _predictions(run: Run) -> list[Path]:
+    """The files of the run's own adapter, one per fold and seed."""
+    name, folder = run.results.adapter.replace("+", "-"), run.folder
+    every = sorted((folder / "predictions").glob("*.jsonl"))
+    own = [file for file in every if file.stem == name or file.stem.startswith((f"{name}-fold", f"{name}-seed"))]
+    single = [folder / "predictions.jsonl"] if (folder / "predictions.jsonl").is_file() else []
+    if files := own or single or (every if len(every) == 1 else []):
+        return files
+    raise InputError(f"{folder}: no predictions were kept")
+
+
+def _compare(a: list[Path], b: list[Path], seed: int) -> Comparison:
+    if len(a) != len(b):
+        raise InputError(f"{len(a)} and {len(b)} trainings: give runs of as many folds and seeds")
+    with a[0].open(encoding="utf-8") as file:
+        is_text = '"hypothesis"' in file.readline()
+    if is_text:
+        return compare_transcripts(_transcripts(a), _transcripts(b), seed=seed)
+    one, other = (ClassificationResult.combine([read_predictions(file) for file in files]) for files in (a, b))
+    return compare_classes(one, other, seed=seed)
+
+
+def _transcripts(files: list[Path]) -> WERResult:
+    results = [read_transcripts(file) for file in files]
+    if len(results) == 1:
+        return results[0]
+    scores = [
+        replace(score, id=f"{number} {score.id}") for number, one in enumerate(results, 1) for score in one.utterances
+    ]
+    return replace(results[0], utterances=tuple(scores))
+
+
+def _test_audio(runs: Sequence[Run]) -> dict[str, Utterance]:
+    """The test set's utterances by id, where a run's configuration names a manifest that is still there."""
+    for run in runs:
+        try:
+            config = yaml.safe_load((run.folder / "config.yaml").read_text(encoding="utf-8"))
+            return {utterance.id: utterance for utterance in Manifest.read(config["test"])}
+        except (OSError, LookupError, TypeError, yaml.YAMLError, InputError):
+            continue
+    return {}

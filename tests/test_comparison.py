@@ -1,0 +1,243 @@
+"""Two systems compared: the interval and the p-value are those of plain loops, and equal systems are called equal."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from speech_adapters.cli import main
+from speech_adapters.data.transcripts import write_transcripts
+from speech_adapters.errors import ConfigError
+from speech_adapters.metrics.bootstrap import Interval
+from speech_adapters.metrics.classification import score_classification
+from speech_adapters.metrics.comparison import (
+    LEVEL,
+    Comparison,
+    compare_classes,
+    compare_transcripts,
+    correct,
+    sign_flip_test,
+)
+from speech_adapters.metrics.wer import UtteranceScore, WERResult, word_error_rate
+from speech_adapters.reports.comparison import compare_runs, read_runs, write_comparison
+from speech_adapters.runs.results import MethodResults, Results
+
+WORDS = "ALPHA BRAVO CHARLIE DELTA ECHO FOXTROT GOLF HOTEL".split()
+
+
+def heard(errors: list[int], lengths: list[int], speakers: list[str | None]) -> WERResult:
+    """A system that gets the first so many words of each utterance wrong."""
+    references = [" ".join(WORDS[i % len(WORDS)] for i in range(length)) for length in lengths]
+    hypotheses = [
+        " ".join(["WRONG"] * wrong + text.split()[wrong:]) for text, wrong in zip(references, errors, strict=True)
+    ]
+    ids = [f"u{i}" for i in range(len(lengths))]
+    return word_error_rate(references, hypotheses, speakers, ids, normalizer="none")
+
+
+def test_the_interval_is_that_of_plain_loops_over_the_same_draws() -> None:
+    draw = random.Random(0)
+    speakers = [f"s{draw.randrange(9)}" for _ in range(80)]
+    lengths = [draw.randint(1, 8) for _ in speakers]
+    one, other = ([min(n, draw.randrange(4)) for n in lengths] for _ in "ab")
+    found = compare_transcripts(heard(one, lengths, speakers), heard(other, lengths, speakers), n=500, seed=3)
+
+    names = sorted(set(speakers))
+    rates = []
+    for draws in np.random.default_rng(3).multinomial(len(names), [1 / len(names)] * len(names), size=500):
+        times = dict(zip(names, draws.tolist(), strict=True))
+        difference = words = 0
+        for i, speaker in enumerate(speakers):
+            difference += times[speaker] * (one[i] - other[i])
+            words += times[speaker] * lengths[i]
+        rates.append(difference / words)
+    rates.sort()
+
+    def quantile(share: float) -> float:
+        place = share * (len(rates) - 1)
+        below = int(place)
+        return rates[below] + (place - below) * (rates[min(below + 1, len(rates) - 1)] - rates[below])
+
+    assert found.difference.low == pytest.approx(quantile(0.025))
+    assert found.difference.high == pytest.approx(quantile(0.975))
+    assert found.difference.value == pytest.approx((sum(one) - sum(other)) / sum(lengths))
+    assert (found.wins, found.ties, found.losses) == tuple(
+        sum(keep(a, b) for a, b in zip(one, other, strict=True))
+        for keep in (lambda a, b: a < b, lambda a, b: a == b, lambda a, b: a > b)
+    )
+
+
+def plain_p(sums: list[float]) -> float:
+    reached = abs(sum(sums))
+    far = [
+        abs(sum(s * x for s, x in zip(signs, sums, strict=True))) >= reached - 1e-9
+        for signs in product((-1, 1), repeat=len(sums))
+    ]
+    return sum(far) / len(far)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(-5, 5), st.sampled_from("abcdef")), min_size=1, max_size=20))
+def test_the_p_value_of_few_speakers_counts_all_signs(items: list[tuple[int, str]]) -> None:
+    values, groups = zip(*items, strict=True)
+    if len(set(groups)) < 2:
+        sums = [float(v) for v in values if v]
+        if len(sums) > 12:
+            return
+    else:
+        sums = [float(sum(v for v, g in items if g == group)) for group in sorted(set(groups))]
+    assert sign_flip_test(values, groups) == pytest.approx(plain_p(sums))
+
+
+def test_random_signs_of_many_speakers_come_near_all_signs() -> None:
+    draw = random.Random(1)
+    sums = [draw.gauss(0.35, 1) for _ in range(16)]
+    found = sign_flip_test(sums, [f"s{i:02d}" for i in range(16)], n=20_000)
+    assert found == pytest.approx(plain_p(sums), abs=0.015)
+
+
+def scored(errors: list[int], lengths: list[int], speakers: list[str]) -> WERResult:
+    """As :func:`heard`, without texts to align: for many systems."""
+    rows = zip(errors, lengths, speakers, strict=True)
+    scores = [UtteranceScore(f"u{i}", s, "", str(e), n, e, 0, 0, n, 0) for i, (e, n, s) in enumerate(rows)]
+    return replace(heard([0], [1], ["s"]), utterances=tuple(scores))
+
+
+def equal_systems(seed: int, speakers: int = 24) -> tuple[WERResult, WERResult]:
+    """Two lists of errors of which a coin gives, speaker by speaker, one to each system: neither is better."""
+    draw = random.Random(seed)
+    names = [f"s{i % speakers}" for i in range(120)]
+    ease = {name: draw.random() for name in names}
+    swapped = {name: draw.random() < 0.5 for name in names}
+    lengths, pairs = [draw.randint(3, 8) for _ in names], []
+    for name, length in zip(names, lengths, strict=True):
+        pair = [sum(draw.random() < 0.5 * ease[name] for _ in range(length)) for _ in "ab"]
+        pairs.append(pair[::-1] if swapped[name] else pair)
+    one, other = zip(*pairs, strict=True)
+    return scored(list(one), lengths, names), scored(list(other), lengths, names)
+
+
+def test_equal_systems_are_called_different_no_more_often_than_the_level_says() -> None:
+    shuffles = 400
+    found = [compare_transcripts(*equal_systems(seed), n=400) for seed in range(shuffles)]
+    wrong = sum(one.differs for one in found)
+    print(f"{wrong} of {shuffles}")
+    assert wrong / shuffles <= LEVEL + 2 * (LEVEL * (1 - LEVEL) / shuffles) ** 0.5
+    assert wrong > 0  # a test that never errs would find nothing either
+
+
+def test_a_run_against_itself_in_any_order_is_no_difference() -> None:
+    one, _ = equal_systems(0)
+    for seed in range(100):
+        order = list(one.utterances)
+        random.Random(seed).shuffle(order)
+        found = compare_transcripts(one, replace(one, utterances=tuple(order)), n=20)
+        assert not found.differs and found.p_value == 1 and found.difference.value == 0 and not found.changes
+
+
+def test_a_better_system_is_found_and_its_changes_come_first() -> None:
+    speakers = [f"s{i % 8}" for i in range(40)]
+    lengths, one = [6] * 40, [i % 3 for i in range(40)]
+    other = [errors + 1 for errors in one]
+    other[7] = 6
+    found = compare_transcripts(heard(one, lengths, speakers), heard(other, lengths, speakers))
+    assert found.differs and found.a_is_better and found.p_value == pytest.approx(2 / 2**8)
+    assert (found.wins, found.ties, found.losses) == (40, 0, 0)
+    assert found.changes[0].id == "u7" and found.changes[0].gain == 5
+    back = compare_transcripts(heard(other, lengths, speakers), heard(one, lengths, speakers))
+    assert back.differs and not back.a_is_better
+
+
+def test_few_speakers_are_warned_of_and_cannot_make_a_difference() -> None:
+    speakers = [f"s{i % 4}" for i in range(40)]
+    found = compare_transcripts(heard([0] * 40, [6] * 40, speakers), heard([5] * 40, [6] * 40, speakers))
+    assert found.p_value == pytest.approx(0.125) and not found.differs
+    assert found.warning is not None and found.warning.startswith("4 speakers: fewer than 5")
+    found = compare_transcripts(heard([0], [6], [None]), heard([5], [6], [None]))
+    assert found.speakers == 0 and "the speakers are not known" in found.warning
+
+
+def test_classes_are_compared_by_their_unweighted_recall() -> None:
+    labels = ["a", "a", "a", "b"] * 10
+    speakers, ids = [f"s{i % 8}" for i in range(40)], [f"u{i}" for i in range(40)]
+    right = score_classification(labels, labels, speakers, ids, labels=["a", "b"])
+    wrong = score_classification(labels, ["a"] * 40, speakers, ids, labels=["a", "b"])
+    found = compare_classes(right, wrong)
+    assert found.metric == "ua" and found.difference.value == pytest.approx(0.5)
+    assert (found.wins, found.ties, found.losses) == (10, 30, 0)
+    # only the two speakers of class b have a sum that is not zero
+    assert found.p_value == pytest.approx(0.5) and not found.differs
+    assert {change.reference for change in found.changes} == {"b"} and found.changes[0].b == "a"
+
+
+def test_many_comparisons_are_corrected() -> None:
+    made = [Comparison("wer", Interval(0.1, 0.05, 0.2), p, 0, 0, 0, 9, ()) for p in (0.04, 0.01, 0.03)]
+    assert [one.p_value for one in correct(made)] == pytest.approx([0.06, 0.03, 0.06])
+    assert [one.differs for one in correct(made)] == [False, True, False]
+
+
+def run_of(folder: Path, result: WERResult, sha256: str = "ab", adapter: str = "lora") -> Path:
+    write_transcripts(folder / "predictions" / f"{adapter}.jsonl", result)
+    own = MethodResults(metrics={"wer": Interval(0.2, 0.1, 0.3)})
+    data = {"test": {"name": "test", "sha256": sha256, "hours": 1.0, "speakers": 8}}
+    Results(task="asr", encoder="tiny", adapter=adapter, data=data, own=own).write(folder / "results.json")
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[Path]:
+    speakers = [f"s{i % 8}" for i in range(40)]
+    systems = {"good": [0, 1] * 20, "same": [1, 0] * 20, "bad": [3, 4] * 20}
+    return [run_of(tmp_path / name, heard(errors, [6] * 40, speakers)) for name, errors in systems.items()]
+
+
+def test_the_verb_says_which_is_better_and_what_to_listen_to(runs, tmp_path, capsys) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["compare", *map(str, runs), "--listen", "1", "--report", str(tmp_path / "page.html")])
+    assert not ended.value.code
+    said = capsys.readouterr().out
+    good, same, bad = (f"{run}: lora" for run in runs)
+    assert f"{good}\n  - {same}\n  = no difference beyond chance" in said
+    assert f"{good}\n  - {bad}\n  = {good} is better" in said and f"{same}\n  - {bad}\n  = {same} is better" in said
+    assert "u0 (3 better): ALPHA BRAVO" in said
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("<article>") > 20 and "first run better" in page and "warning" not in page.lower()
+
+
+def test_a_page_plays_what_changed(tmp_path) -> None:
+    import torch
+
+    from speech_adapters.data.audio import write_audio
+    from speech_adapters.data.manifest import Manifest, Utterance
+
+    utterances = []
+    for i in range(4):
+        write_audio(tmp_path / f"u{i}.wav", 0.1 * torch.randn(8000, generator=torch.Generator().manual_seed(i)))
+        utterances.append(Utterance(f"u{i}", tmp_path / f"u{i}.wav", 0.5, text="ALPHA", speaker=f"s{i}"))
+    Manifest(utterances, "test").write(tmp_path / "test.jsonl")
+    speakers = [f"s{i}" for i in range(4)]
+    folders = [run_of(tmp_path / n, heard(e, [3] * 4, speakers)) for n, e in (("a", [0] * 4), ("b", [1] * 4))]
+    (folders[0] / "config.yaml").write_text(json.dumps({"test": str(tmp_path / "test.jsonl")}))
+    found = read_runs(folders)
+    page = write_comparison(tmp_path / "page.html", found, compare_runs(found)).read_text()
+    assert page.count("<audio") == 4 and "fewer than 5" in page
+
+
+def test_runs_that_cannot_be_compared_are_named(runs, tmp_path, capsys) -> None:
+    with pytest.raises(ConfigError, match="give two runs or more"):
+        read_runs(runs[:1])
+    other = run_of(tmp_path / "other", heard([0], [6], ["s"]), sha256="cd")
+    with pytest.raises(SystemExit):
+        main(["compare", str(runs[0]), str(other)])
+    assert "scored on different test sets" in capsys.readouterr().out
+    fewer = run_of(tmp_path / "fewer", heard([0] * 39, [6] * 39, [f"s{i % 8}" for i in range(39)]))
+    (pair,) = compare_runs(read_runs([runs[0], fewer]))
+    assert pair.found is None and "different or repeated utterance ids" in pair.verdict
