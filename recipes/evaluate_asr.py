@@ -12,14 +12,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 
 from speech_adapters.config import option, parse_cli, run_main
 from speech_adapters.data.manifest import Manifest
 from speech_adapters.errors import ConfigError
-from speech_adapters.ranges import Finite, Positive, Size
+from speech_adapters.ranges import Finite, Positive, Range
 
 
 @dataclass(kw_only=True)
@@ -32,7 +32,7 @@ class Config:
     adapter: Path | None = option(None, "folder of a saved adapter; none scores the frozen encoder")
     head: Path | None = option(None, "folder of a saved CTC head; none takes the checkpoint's own")
     manifest: Path | None = option(None, "JSON Lines manifest with text (and speaker, for the intervals); required")
-    beam: Size | None = option(None, "beam width; greedy decoding without one")
+    beam: Annotated[int, Range(1, 10_000)] | None = option(None, "beam width; greedy decoding without one")
     language_model: Path | None = option(
         None, "ARPA or KenLM file for the beam search (pip install 'speech-adapters[decode]')"
     )

@@ -290,7 +290,7 @@ def _open(path: str | os.PathLike[str]) -> Iterator[soundfile.SoundFile]:
             raise AudioError(f"{path}: a MIDI sample dump; export it again as wav, flac, ogg/opus or mp3")
         with _silent_mp3(head):
             try:
-                file = _Stream(path)
+                file = _Stream(os.fsencode(path) if os.name == "posix" else path)  # names need not be UTF-8
             except (soundfile.SoundFileError, RuntimeError, TypeError, ValueError) as error:
                 raise AudioError(
                     f"{path}: corrupt, or not audio that libsndfile reads ({_reason(error)}); "

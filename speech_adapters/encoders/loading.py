@@ -275,11 +275,12 @@ def load_encoder(
         quantize: "int8", "int4" or "nf4": hold the frozen weights in so many bits; adapters stay as they are.
 
     Raises:
-        ConfigError: no such name or folder, an unsupported family, or a hub id that is neither cached nor reachable.
+        ConfigError: no such name, folder or device, an unsupported family, or a hub id that is neither cached nor
+            reachable.
         CheckpointError: a checkpoint cut short, without weights, with weights that are not finite or do not fit its
             configuration, or without a word on how its waveforms are prepared.
     """
-    name = str(name_or_path)
+    name, device = str(name_or_path), usable_device(device)
     folder = _resolve(name, revision)
     model_type = _read_json(folder / "config.json").get("model_type")
     family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
@@ -299,6 +300,18 @@ def load_encoder(
         encoder.quantize(quantize)
     encoder.model.to(device=device, dtype=dtype)
     return encoder
+
+
+def usable_device(name: str | torch.device) -> torch.device:
+    """The device of this name. Raises ConfigError where it is none, or not there."""
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # an unknown word; no driver, no such card, not compiled in
+        raise ConfigError(f"device {name!r}: cannot be used here ({_reason(error)}); choose cpu or cuda.") from error
+    if device.type == "meta":
+        raise ConfigError("device 'meta': it holds no values; choose cpu or cuda.")
+    return device
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
