@@ -16,12 +16,19 @@ from small_models import small_model
 from speech_adapters.config import run_main
 from speech_adapters.data import manifest as manifests
 from speech_adapters.data.audio import read_audio
-from speech_adapters.data.manifest import Manifest
+from speech_adapters.data.batches import SpeechDataset
+from speech_adapters.data.manifest import Manifest, Utterance
 from speech_adapters.encoders import load_encoder
 from speech_adapters.errors import ConfigError, InputError
 from speech_adapters.files import write_text
 from speech_adapters.runs.folder import RunFolder
 from speech_adapters.training.settings import TrainingConfig
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPEECH_ADAPTERS_CACHE", str(tmp_path_factory.mktemp("cache")))
+
 
 NOISE = np.random.default_rng(0).uniform(-0.5, 0.5, 8_000)
 
@@ -59,6 +66,27 @@ def test_names_that_are_too_long_and_links_without_end(tmp_path: Path):
             small_model(method="lora").save_adapter("a", place)
         with pytest.raises(InputError, match="cannot be read"):
             Manifest.read(place)
+
+
+def test_a_file_that_changes_between_the_check_and_the_training_is_named(tmp_path: Path):
+    """Whatever it becomes, and however well its size and time are kept."""
+    path = tmp_path / "a.wav"
+    soundfile.write(path, NOISE, 16_000, subtype="FLOAT")
+    manifest = Manifest([Utterance("a", path, 0.5)]).check_audio()
+    good, times = path.read_bytes(), path.stat()
+    key, nan = manifest.content_key(), np.frombuffer(good[-4:], np.float32) * np.nan
+    for changed, message in (
+        (good[:-4] + nan.tobytes(), "NaN or infinite"), (good[:5000], "cut short"), (b"", "empty file"),
+        (None, "no such audio file"),
+    ):  # fmt: skip
+        path.unlink() if changed is None else path.write_bytes(changed)
+        if changed is not None:
+            os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+        with pytest.raises(InputError, match=f"a.wav: .*{message}"):
+            SpeechDataset(manifest)[0]
+        with pytest.raises(InputError, match=message):
+            manifest.check_audio()
+        assert manifest.content_key() != key, "no cache of what it was is taken"
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:99", "meta", ""])
