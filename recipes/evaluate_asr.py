@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from speech_adapters.config import option, parse_cli, run_main
 from speech_adapters.data.manifest import Channel, Manifest
 from speech_adapters.data.windows import Windows
 from speech_adapters.errors import ConfigError
-from speech_adapters.ranges import Finite, Positive, Size
+from speech_adapters.ranges import Finite, Positive, Range
 
 
 @dataclass(kw_only=True)
@@ -37,7 +37,7 @@ class Config:
     channel: Channel | None = option(
         None, "heard of files with several, where a line does not say it: a number, or mix"
     )
-    beam: Size | None = option(None, "beam width; greedy decoding without one")
+    beam: Annotated[int, Range(1, 10_000)] | None = option(None, "beam width; greedy decoding without one")
     language_model: Path | None = option(
         None, "ARPA or KenLM file for the beam search (pip install 'speech-adapters[decode]')"
     )

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 
@@ -24,7 +24,7 @@ from speech_adapters.config import option, parse_cli, run_main
 from speech_adapters.data.manifest import Channel, Manifest, check_disjoint
 from speech_adapters.data.windows import Windows
 from speech_adapters.errors import ConfigError
-from speech_adapters.ranges import Count, Positive, Prior, Size
+from speech_adapters.ranges import Count, Positive, Prior, Range, Size
 
 if TYPE_CHECKING:
     from speech_adapters.data.embeddings import Embeddings
@@ -71,7 +71,9 @@ class Config:
     dev_scores: Path | None = option(None, "scores of the dev trials, with --scores")
     p_target: Prior = option(0.5, "prior that the calibration is fitted for")
 
-    draws: Count = option(1000, "bootstrap draws; lists of more than half a million trials get fewer, at least 100")
+    draws: Annotated[int, Range(1, 1_000_000)] = option(
+        1000, "of the bootstrap; lists of more than half a million trials get fewer, at least 100"
+    )
     windows: Windows | None = option(
         None, "hear recordings in pieces, as transcribe does: windows.seconds=20; none: each in one forward"
     )

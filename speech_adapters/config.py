@@ -17,6 +17,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import errno
+import io
 import os
 import re
 import shlex
@@ -128,13 +129,20 @@ def parse_cli(
 _EXAMPLE = re.compile(r"python recipes/\w+\.py")
 """How a recipe's docstring calls it; ``speech-adapters train asr`` shows its own name in its place."""
 
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
-"""Disks that are full or folders that are not ours: nothing that a program could mend."""
+_NO_ROOM = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP,
+    errno.EIO, errno.ESTALE,
+}  # fmt: skip
+"""Disks that are full or break, folders that are not ours, names that cannot be: nothing that a program could mend."""
 
 
 def run_main(main: Callable[[], Any]) -> NoReturn:
     """Run a script's ``main`` and exit: 0 done (or the integer it returns), 2 bad input, 130 or 143 interrupted."""
     signal.signal(signal.SIGTERM, _terminated)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # any name of a file can be printed, whatever the terminal's encoding
+            utf8 = stream.encoding.lower().replace("-", "") == "utf8"
+            stream.reconfigure(errors="surrogateescape" if utf8 else "backslashreplace")
     try:
         code = main()
         sys.stdout.flush()

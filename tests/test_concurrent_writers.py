@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -107,6 +108,26 @@ def test_a_store_is_written_once_and_the_others_wait(tmp_path: Path):
     in_processes(4, write)
     assert len(list(tmp_path.glob("began-*"))) == 1
     assert {path.name for path in tmp_path.glob("*store*")} == {"store.bin", "store.npz"}
+
+
+def test_a_store_whose_writer_was_killed_is_made_anew(tmp_path: Path):
+    def arrays(last: int) -> Any:
+        for place in range(3):
+            if place == last:
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield place, np.full(1000, place, np.int16)
+
+    for last in (0, 2):
+        process = FORK.Process(
+            target=lambda last=last: Store.write(tmp_path / "s", np.int16, 1, arrays(last), 3, 6000)
+        )
+        process.start()
+        process.join(60)
+        assert process.exitcode == -signal.SIGKILL and not Store.exists(tmp_path / "s")
+        assert any(path.name.endswith(".tmp") for path in tmp_path.iterdir())
+    Store.write(tmp_path / "s", np.int16, 1, arrays(3), 3, 6000)
+    assert (Store(tmp_path / "s", np.int16)[2] == 2).all()
+    assert {path.name for path in tmp_path.iterdir()} == {"s.bin", "s.npz"}
 
 
 def test_a_lock_ends_with_its_process_and_says_who_holds_it(tmp_path: Path):

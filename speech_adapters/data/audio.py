@@ -342,7 +342,7 @@ class _Stream(soundfile.SoundFile):  # type: ignore[misc]  # soundfile has no ty
     and fails at the end of a FLAC of unknown length. :meth:`seek` itself works as ever. ``head`` are its first bytes,
     by which the terminal is kept clean while it is decoded."""
 
-    def __init__(self, path: Path, head: bytes) -> None:
+    def __init__(self, path: Path | bytes, head: bytes) -> None:
         self.head = head
         with _silent_mp3(head):
             super().__init__(path)
@@ -376,7 +376,7 @@ def _open(path: str | os.PathLike[str]) -> Iterator[soundfile.SoundFile]:
         if head[:2] == b"\xf0\x7e":  # libsndfile reads these, but prints what is wrong with them
             raise AudioError(f"{path}: a MIDI sample dump; export it again as wav, flac, ogg/opus or mp3")
         try:
-            file = _Stream(path, head)
+            file = _Stream(os.fsencode(path) if os.name == "posix" else path, head)  # names need not be UTF-8
         except (soundfile.SoundFileError, RuntimeError, TypeError, ValueError) as error:
             raise AudioError(
                 f"{path}: corrupt, or not audio that libsndfile reads ({_reason(error)}); "

@@ -13,6 +13,7 @@ from __future__ import annotations
 import codecs
 import gc
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -38,6 +39,9 @@ TEXT_KEYS = ("text", "speaker", "emotion", "label", "domain", "lang")
 
 Channel = int | Literal["mix"]
 """What is heard of a file with several channels: one by its number from 0, or the mean of all."""
+
+LONGEST_LINE = 16_000_000
+"""Bytes of a line, at which something else is being read, such as an archive."""
 
 SHOWN_PROBLEMS = 20
 """How many of a manifest's problems an error lists; it counts them all."""
@@ -479,8 +483,15 @@ def read_utf8(path: Path, what: str) -> str:
 def _raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     try:
         with path.open("rb") as file:
-            for number, raw in enumerate(file, start=1):
+            for number in itertools.count(1):
+                raw = file.readline(LONGEST_LINE)
+                if len(raw) == LONGEST_LINE:
+                    raise ManifestError(f"{path}:{number}: a line of {LONGEST_LINE:,} bytes or more is no manifest's")
+                if not raw:
+                    break
                 yield number, raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw
+    except ManifestError:
+        raise
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ManifestError(f"{path}: the manifest cannot be read ({reason}); check the path") from error

@@ -51,12 +51,12 @@ def load_encoder(
             weights have.
 
     Raises:
-        ConfigError: no such name, folder or language, an unsupported family, or a hub id that is neither cached nor
-            reachable.
+        ConfigError: no such name, folder, device or language, an unsupported family, or a hub id that is neither
+            cached nor reachable.
         CheckpointError: a checkpoint cut short, without weights, with weights that are not finite or do not fit its
             configuration, or without a word on how its waveforms are prepared.
     """
-    name = str(name_or_path)
+    name, device = str(name_or_path), usable_device(device)
     folder = find_folder(name, revision, target_lang)
     try:
         family = family_named(read_json(folder / "config.json").get("model_type"))
@@ -80,6 +80,18 @@ def load_encoder(
         encoder.quantize(quantize)
     encoder.model.to(device=device, dtype=dtype)
     return encoder
+
+
+def usable_device(name: str | torch.device) -> torch.device:
+    """The device of this name. Raises ConfigError where it is none, or not there."""
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # an unknown word; no driver, no such card, not compiled in
+        raise ConfigError(f"device {name!r}: cannot be used here ({_reason(error)}); choose cpu or cuda.") from error
+    if device.type == "meta":
+        raise ConfigError("device 'meta': it holds no values; choose cpu or cuda.")
+    return device
 
 
 def stored_tensors(encoder: Encoder, parts: Sequence[str]) -> dict[str, Tensor]:

@@ -87,14 +87,14 @@ class RunFolder:
             if path is not None:
                 raise ConfigError("give --output or --resume, not both: each names the run folder.")
             path = Path(root) / _file_name(recipe) / "latest" if resume == "latest" else Path(resume)
-            if not (path / "config.yaml").is_file():
+            if not _begun(path):
                 raise InputError(
                     f"{path}: no run to resume; see what lies in {Path(root) / recipe}, or leave --resume."
                 )
             path = path.resolve()
 
         def opened() -> RunFolder:
-            if path is None or not (Path(path) / "config.yaml").is_file():
+            if path is None or not _begun(Path(path)):
                 run = cls._create(recipe, root, path)
                 run.save_config(config)
                 return run
@@ -245,6 +245,14 @@ class RunFolder:
     def read_results(self) -> dict[str, Any]:
         """The content of ``results.json``. Raises :class:`InputError` where the run did not finish."""
         return read_json(self.results_file)
+
+
+def _begun(folder: Path) -> bool:
+    """Whether a run was begun in a folder. Raises InputError for what cannot be a folder's name."""
+    try:
+        return (folder / "config.yaml").is_file()
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder}: cannot be a run folder ({getattr(error, 'strerror', None) or error})") from error
 
 
 def _point(link: Path, target: str) -> None:

@@ -16,6 +16,13 @@ def npy(array: np.ndarray) -> bytes:
         return buffer.getvalue()
 
 
+def bomb(**arrays: np.ndarray) -> bytes:
+    """A compressed file that is a thousand times as large unpacked."""
+    with io.BytesIO() as buffer:
+        np.savez_compressed(buffer, **arrays)
+        return buffer.getvalue()
+
+
 def npz(**arrays: np.ndarray) -> bytes:
     with io.BytesIO() as buffer:
         np.savez(buffer, **arrays)
@@ -148,6 +155,7 @@ BAD_EMBEDDINGS: dict[str, tuple[bytes, str, str]] = {
     "empty": (b"", ".npz", "damaged"),
     "cut": (npz(ids=_IDS, embeddings=_VECTORS)[:-60], ".npz", "damaged"),
     "no ids": (npz(embeddings=_VECTORS), ".npz", "lacks the array"),
+    "a bomb": (bomb(ids=_IDS, embeddings=np.zeros((2, 1_000_000), np.float32)), ".npz", "8 MB in .* all the same"),
     "pickled ids": (npz(ids=np.array(["a", None]), embeddings=_VECTORS), ".npz", "damaged"),
     "one id": (npz(ids=np.array("a"), embeddings=_VECTORS), ".npz", "ids must be a list"),
     "three ids": (npz(ids=np.array(["a", "b", "c"]), embeddings=_VECTORS), ".npz", "3 ids for vectors"),
