@@ -327,7 +327,7 @@ def test_recipe_scores_a_file_of_predictions(recipe, result, manifest, tmp_path)
 
 
 def test_recipe_asks_for_what_it_needs(recipe, tmp_path):
-    with pytest.raises(ConfigError, match="give --head and --manifest"):
+    with pytest.raises(ConfigError, match="give --adapter or --head, and --manifest"):
         call(recipe, "--manifest=test.jsonl")
     with pytest.raises(ConfigError, match="give --predictions, or --head and --adapter"):
         call(recipe, "--predictions=p.csv", "--head=h")

@@ -333,7 +333,6 @@ def test_check_corpus_lists_everything(tmp_path: Path):
     test = Manifest.read(write_lines(tmp_path, line(**good | {"audio_filepath": "b.wav"}), name="test.jsonl"))
     findings = "\n".join(check_corpus([train, test]))
     expected = (
-        r"'call \(2\)': a space or bracket",
         "'b': text without a letter",
         "'Sad' .* and 'sad' .* in case only",
         "'b': .*b.wav: no such audio file",

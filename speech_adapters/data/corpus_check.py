@@ -40,7 +40,7 @@ def check_corpus(manifests: Sequence[Manifest]) -> list[str]:
             for utterance, problem in manifest.audio_problems()
             if utterance.channel is not None or utterance.audio_filepath not in unsaid  # said once for all
         ]
-        findings += name_findings(manifest) + text_findings(manifest)
+        findings += text_findings(manifest)
     findings += class_findings(manifests)
     for first, second in combinations(manifests, 2):
         try:
@@ -60,17 +60,6 @@ def channel_findings(manifest: Manifest, unsaid: Mapping[Path, int]) -> list[str
         f'{utterance_names([file.name for file in unsaid])}, and no word on which is heard; add the key "channel" '
         '(0, 1 or "mix") to the lines of the manifest, or give --channel for the whole run'
     ]
-
-
-def name_findings(manifest: Manifest) -> list[str]:
-    """Ids and speakers with spaces or brackets: columns of trn files and trial lists cannot hold them."""
-    findings = []
-    for key in ("id", "speaker"):
-        unfit = [value for value in manifest.values(key) if any(s.isspace() or s in "()" for s in value)]
-        if unfit:
-            what = f"{key} {utterance_names(unfit)}"
-            findings.append(f"{manifest.name}: {what}: a space or bracket, which trn files cannot hold; rename")
-    return findings
 
 
 def text_findings(manifest: Manifest) -> list[str]:

@@ -385,7 +385,7 @@ def is_reachable(endpoint: str, seconds: float = 3.0) -> bool:
 def _load_config(folder: Path, name: str) -> Any:
     from transformers import AutoConfig
 
-    with _quiet_transformers():
+    with quiet_transformers():
         try:
             return AutoConfig.from_pretrained(folder, local_files_only=True)
         except Exception as error:  # whatever a foreign library makes of values that it did not expect
@@ -393,7 +393,7 @@ def _load_config(folder: Path, name: str) -> Any:
 
 
 def _load_model(family: Family, folder: Path, name: str) -> nn.Module:
-    with _quiet_transformers():
+    with quiet_transformers():
         try:
             model, report = family.load(folder, dtype=torch.float32, local_files_only=True)
         except Exception as error:  # as above
@@ -578,7 +578,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Hide loading reports: what a user can act on becomes an error here, an unused head is no news."""
     from transformers.utils import logging as transformers_logging
 

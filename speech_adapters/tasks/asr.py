@@ -69,17 +69,23 @@ class SpeechRecognition(Task[WERResult]):
         self.hidden_size, self.subwords = hidden_size, subwords
         self.learnt = vocabulary if vocabulary in LEARNT else None
         self.vocabulary = None if self.learnt else _given_vocabulary(vocabulary, encoder)
+        self._made: tuple[Manifest, CTCHead] | None = None
 
     def head(self, corpus: Corpus) -> CTCHead:
         """The head for the training set."""
         return self.head_for(corpus.train)
 
     def head_for(self, train: Manifest) -> CTCHead:
-        """The head to train on a manifest.
+        """The head to train on a manifest; the last one is remembered, since learning subwords takes its time.
 
         Raises:
             TextError: texts that no vocabulary can be learnt from, or with letters that the normaliser loses.
         """
+        if self._made is None or self._made[0] is not train:
+            self._made = train, self._head(train)
+        return self._made[1]
+
+    def _head(self, train: Manifest) -> CTCHead:
         texts = [utterance.text or "" for utterance in train]
         check_letters(texts, self.normalizer, self.accept_letters, train.name)
         vocabulary = self.vocabulary or self._learn([normalize(text, self.normalizer) for text in texts])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,7 +58,8 @@ class Start:
         return None if self.head is None else read_head(self.head).config
 
     def adapter_config(self, config: ExperimentConfig, planned: AdapterConfig) -> AdapterConfig:
-        """The configuration of the run's own adapter: that of the saved one, which must be of the planned method.
+        """The configuration of the run's own adapter: that of the saved one, which must be of the planned method, and
+        takes its learning rate where it has none (a LoRA of ``peft``).
 
         Raises:
             ConfigError: it is of another, or settings were asked for.
@@ -76,7 +77,8 @@ class Start:
                 f"adapter_options={config.adapter_options}: an adapter that is trained on keeps the settings it was "
                 "saved with; leave them out."
             )
-        return self.adapter.config
+        kept = self.adapter.config
+        return kept if kept.learning_rate is not None else replace(kept, learning_rate=planned.learning_rate)
 
     def baseline(self) -> Start:
         """That of the other methods: the head alone."""

@@ -152,7 +152,7 @@ class ReplacementTable:
 
         path = Path(path)
         try:
-            content = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=yaml.BaseLoader)  # all scalars as text
+            content = yaml.BaseLoader(path.read_text(encoding="utf-8-sig")).get_single_data()  # all scalars as text
         except (OSError, ValueError, yaml.YAMLError) as error:
             reason = getattr(error, "strerror", None) or " ".join(str(error).split())
             raise TextError(f"{path}: cannot be read as a table of replacements ({reason})") from error
