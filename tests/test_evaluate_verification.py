@@ -121,9 +121,9 @@ def test_models_of_several_utterances(corpora):
         ),
     ],
 )
-def test_mistakes_are_named(corpora, arguments, message):
+def test_mistakes_are_named(corpora, arguments, message, tmp_path):
     with pytest.raises(InputError, match=message):
-        evaluate(*(argument.format(**vars(corpora)) for argument in arguments), f"output={corpora.folder / 'none'}")
+        evaluate(*(argument.format(**vars(corpora)) for argument in arguments), f"output={tmp_path / 'none'}")
 
 
 @pytest.mark.slow
