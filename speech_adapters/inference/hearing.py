@@ -16,7 +16,6 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from speech_adapters.data.audio import SAMPLE_RATE
 from speech_adapters.data.batches import LengthBatches
@@ -32,10 +31,13 @@ from speech_adapters.model_output import ModelOutput
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 
-BATCH_SECONDS = 60.0
-"""Audio of one forward, padding included."""
+BATCH_SECONDS = 30.0
+"""Audio of one forward, padding included: what two cores are busy with. A GPU takes ten times as much."""
 
-_AHEAD = 4
+_STEP = SAMPLE_RATE // 2
+"""Samples to a multiple of which batches are padded."""
+
+_AHEAD = 8
 """Batches of windows that are read before they are sorted by length: padding is wasted work."""
 
 
@@ -118,7 +120,7 @@ def hear_windows(
         CheckpointError: an output that is not finite; names the recording.
     """
     device, stride = model.encoder.device, model.feature_stride
-    waveforms = pad_sequence([window.waveform for window in windows], batch_first=True).to(device)
+    waveforms = _padded(model.encoder, windows).to(device)
     lengths = torch.tensor([len(window.waveform) for window in windows], device=device)
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
         output: ModelOutput = model(waveforms, lengths=lengths, **choices)
@@ -134,6 +136,21 @@ def hear_windows(
         features = output.features[place][kept].float().sum(0) / max(kept.stop - kept.start, 1)
         heard.append(Heard(logits, embedding, features.cpu(), kept.stop - kept.start))
     return heard
+
+
+def _padded(encoder: Encoder, windows: Sequence[Window]) -> Tensor:
+    """(B, samples) with zeros behind each window, to a whole half second where padding changes nothing.
+
+    Kernels on the CPU keep what they prepared for each shape: for a thousand lengths, hundreds of megabytes.
+    """
+    width = max(len(window.waveform) for window in windows)
+    if not encoder.group_norm:
+        rounded = -(-width // _STEP) * _STEP
+        width = rounded if encoder.max_samples is None else min(rounded, encoder.max_samples)
+    waveforms = torch.zeros(len(windows), width)
+    for row, window in zip(waveforms, windows, strict=True):
+        row[: len(window.waveform)] = window.waveform
+    return waveforms
 
 
 class Collector(ABC, Generic[R_co]):
