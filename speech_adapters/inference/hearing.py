@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -51,7 +51,8 @@ class Model(Protocol):
     @property
     def active_head(self) -> str | None: ...
     def train(self, mode: bool = True) -> Any: ...
-    def __call__(self, waveforms: Tensor, lengths: Tensor, **choices: Any) -> Any: ...
+    def lowest_layer(self, choices: Sequence[Any] | None = None) -> int: ...
+    def __call__(self, *inputs: Tensor, **choices: Any) -> Any: ...
 
 
 def active_head(model: Model) -> str:
@@ -81,7 +82,7 @@ class Heard:
 def hear_windows(
     model: Model, windows: Sequence[Window], names: Sequence[str], *, precision: str = "fp32", **choices: Any
 ) -> list[Heard]:
-    """One forward over a batch of windows, of one recording or of many.
+    """One forward over a batch of windows, of one recording or of many. Each is heard as it would be alone.
 
     Args:
         names: of the windows' recordings, for errors.
@@ -93,10 +94,17 @@ def hear_windows(
         CheckpointError: an output that is not finite; names the recording.
     """
     device, stride = model.encoder.device, model.encoder.stride
-    waveforms = pad_sequence([window.waveform for window in windows], batch_first=True).to(device)
-    lengths = torch.tensor([len(window.waveform) for window in windows], device=device)
+    if len(windows) > 1 and model.encoder.group_norm and model.lowest_layer(choices.get("adapter")) < -1:
+        # an adapter inside a CNN that normalises over time: each window by itself
+        return [
+            one
+            for place, window in enumerate(windows)
+            for one in hear_windows(
+                model, [window], [names[place]], precision=precision, **{key: [c[place]] for key, c in choices.items()}
+            )
+        ]
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-        output: ModelOutput = model(waveforms, lengths=lengths, **choices)
+        output = _forward(model, [window.waveform.to(device) for window in windows], choices)
     check_finite(output, names)
     heard = []
     for place, (window, frames) in enumerate(zip(windows, output.frame_lengths.tolist(), strict=True)):
@@ -109,6 +117,20 @@ def hear_windows(
         features = output.features[place][kept].float().sum(0) / max(kept.stop - kept.start, 1)
         heard.append(Heard(logits, embedding, features.cpu(), kept.stop - kept.start))
     return heard
+
+
+def _forward(model: Model, waveforms: Sequence[Tensor], choices: Mapping[str, Any]) -> ModelOutput:
+    """The output of a batch of (samples,) of any lengths, each as it would be alone.
+
+    A CNN that normalises over time (Base models) would hear the padding too: it hears each by itself, and the layers
+    above, which mask what is padded, all of them.
+    """
+    lengths = torch.tensor([len(waveform) for waveform in waveforms], device=model.encoder.device)
+    if model.encoder.group_norm and len(lengths.unique()) > 1:
+        heard = [model.encoder(waveform[None], stop_layer=0).cnn_output[0] for waveform in waveforms]
+        frames = torch.tensor([len(one) for one in heard], device=lengths.device)
+        return model(cnn_output=pad_sequence(heard, batch_first=True), frames=frames, **choices)
+    return model(pad_sequence(list(waveforms), batch_first=True), lengths=lengths, **choices)
 
 
 class Collector(ABC, Generic[R_co]):
