@@ -246,6 +246,13 @@ class SpeechAdapterModel(Inference, nn.Module):
         last, it need not run. None where they do. State ``l`` is the input of layer ``l``."""
         return self.hooks(self.active).states
 
+    def lowest_layer(self, choices: Sequence[Choice] | None = None) -> int:
+        """:attr:`first_layer` under these adapters, one a sample, or under the active ones."""
+        if choices is None:
+            return self.first_layer
+        hooks = (self.hooks(choice) for choice in dict.fromkeys(choices) if choice is not None)
+        return min((one.first_layer for one in hooks), default=self.encoder.num_layers)
+
     def average_adapters(
         self, name: str, weights: Mapping[str, float], method: str = "linear", base: str | None = None, **options: Any
     ) -> None:

@@ -36,9 +36,9 @@ HEADS = {
 }
 
 
-def make_encoder(folder: Path) -> Path:
+def make_encoder(folder: Path, style: str = "pre-norm") -> Path:
     """A wavlm of three layers, saved as stock checkpoints are."""
-    stock_model("wavlm", "pre-norm").save_pretrained(folder)
+    stock_model("wavlm", style).save_pretrained(folder)
     return folder
 
 

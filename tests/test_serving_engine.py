@@ -105,6 +105,24 @@ def test_concurrent_requests_get_the_single_calls_answers(
         assert difference(answer, alone(encoder, *one)) < 1e-5, one[0].name
 
 
+def test_base_models_hear_no_padding(sounds: list[Recording], tmp_path: Path) -> None:
+    """Their CNN normalises over time: what stands beside a recording in its batch must not be part of it."""
+    encoder = make_encoder(tmp_path / "base", "post-norm")
+    folder = make_adapters(encoder, tmp_path / "served", 4, ("lora", "houlsby", "cnn-adapter"))
+    engine = engine_of(encoder, folder, deadline=0.1)
+    assert engine.encoder.group_norm
+    adapters = [served for served in engine.catalog if served.adapter is not None]
+    asked = [(adapters[n % 4], TASKS[n % 3], sounds[n % 6]) for n in range(8)]
+
+    async def ask() -> list[tuple[Any, Any]]:
+        return await asyncio.gather(*(output(engine, *one) for one in asked))
+
+    answers = run(engine, ask)
+    assert engine.counts.batches < engine.counts.windows
+    for one, answer in zip(asked, answers, strict=True):
+        assert difference(answer, alone(encoder, *one)) < 1e-5, one[0].name
+
+
 def test_adding_and_replacing_an_adapter_changes_no_bit_of_the_others(
     encoder: Path, folder: Path, sounds: list[Recording], tmp_path: Path
 ) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -78,7 +78,11 @@ class Model(Framed, Protocol):
         """Set the mode of what trains."""
         ...
 
-    def __call__(self, waveforms: Tensor, lengths: Tensor, **choices: Any) -> Any: ...
+    def lowest_layer(self, choices: Sequence[Any] | None = None) -> int:
+        """The lowest layer that the adapters of these choices, or the active ones, change."""
+        ...
+
+    def __call__(self, *inputs: Tensor, **choices: Any) -> Any: ...
 
 
 def active_head(model: Model) -> str:
@@ -108,7 +112,7 @@ class Heard:
 def hear_windows(
     model: Model, windows: Sequence[Window], names: Sequence[str], *, precision: str = "fp32", **choices: Any
 ) -> list[Heard]:
-    """One forward over a batch of windows, of one recording or of many.
+    """One forward over a batch of windows, of one recording or of many. Each is heard as it would be alone.
 
     Args:
         names: of the windows' recordings, for errors.
@@ -120,10 +124,17 @@ def hear_windows(
         CheckpointError: an output that is not finite; names the recording.
     """
     device, stride = model.encoder.device, model.feature_stride
-    waveforms = _padded(model.encoder, windows).to(device)
-    lengths = torch.tensor([len(window.waveform) for window in windows], device=device)
+    if len(windows) > 1 and model.encoder.group_norm and model.lowest_layer(choices.get("adapter")) < -1:
+        # an adapter inside a CNN that normalises over time: each window by itself
+        return [
+            one
+            for place, window in enumerate(windows)
+            for one in hear_windows(
+                model, [window], [names[place]], precision=precision, **{key: [c[place]] for key, c in choices.items()}
+            )
+        ]
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-        output: ModelOutput = model(waveforms, lengths=lengths, **choices)
+        output = _forward(model, [window.waveform.to(device) for window in windows], choices)
     check_finite(output, names)
     heard = []
     for place, (window, frames) in enumerate(zip(windows, output.frame_lengths.tolist(), strict=True)):
@@ -138,19 +149,34 @@ def hear_windows(
     return heard
 
 
-def _padded(encoder: Encoder, windows: Sequence[Window]) -> Tensor:
-    """(B, samples) with zeros behind each window, to a whole half second where padding changes nothing.
+def _forward(model: Model, waveforms: Sequence[Tensor], choices: Mapping[str, Any]) -> ModelOutput:
+    """The output of a batch of (samples,) of any lengths, each as it would be alone.
+
+    A CNN that normalises over time (Base models) would hear the padding too: it hears each by itself, and the layers
+    above, which mask what is padded, all of them.
+    """
+    encoder = model.encoder
+    lengths = torch.tensor([len(waveform) for waveform in waveforms], device=encoder.device)
+    if encoder.group_norm and len(lengths.unique()) > 1:
+        heard = [encoder(waveform[None], stop_layer=0).cnn_output[0] for waveform in waveforms]
+        frames = torch.tensor([len(one) for one in heard], device=lengths.device)
+        return model(cnn_output=pad_sequence(heard, batch_first=True), frames=frames, **choices)
+    return model(_padded(encoder, waveforms), lengths=lengths, **choices)
+
+
+def _padded(encoder: Encoder, waveforms: Sequence[Tensor]) -> Tensor:
+    """(B, samples) with zeros behind each, to a whole half second where padding changes nothing.
 
     Kernels on the CPU keep what they prepared for each shape: for a thousand lengths, hundreds of megabytes.
     """
-    width = max(len(window.waveform) for window in windows)
+    width = max(map(len, waveforms))
     if not encoder.group_norm:
         rounded = -(-width // _STEP) * _STEP
         width = rounded if encoder.max_samples is None else min(rounded, encoder.max_samples)
-    waveforms = torch.zeros(len(windows), width)
-    for row, window in zip(waveforms, windows, strict=True):
-        row[: len(window.waveform)] = window.waveform
-    return waveforms
+    padded = waveforms[0].new_zeros(len(waveforms), width)
+    for row, waveform in zip(padded, waveforms, strict=True):
+        row[: len(waveform)] = waveform
+    return padded
 
 
 class Collector(ABC, Generic[R_co]):
