@@ -140,7 +140,7 @@ def test_what_cannot_work_is_said_before_the_work(recipe: ModuleType, data: Path
     wrong = {
         "training.crop_shares=1": "training.crop_shares=.*one share per length",
         "training.hidden_weights=1,1": "training.hidden_weights=.*as many as layer_weights",
-        "training.clusters=1": "training.clusters=1: must be at least 2",
+        "training.clusters=1": "training.clusters=1: must be a whole number, at least 2",
         "training.learning_rates={head: 1}": "training.learning_rates=.*student, clusters, front alone",
         "held_out=manifests/train.jsonl": "train|share|both",
     }
