@@ -16,6 +16,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from speech_adapters.data.audio import SAMPLE_RATE
 from speech_adapters.data.batches import LengthBatches
