@@ -19,14 +19,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import soundfile
 import soxr
-import torch
 
 from speech_adapters.errors import AudioError
+
+if TYPE_CHECKING:  # a million lines are read and checked without it
+    import torch
 
 SAMPLE_RATE = 16_000
 """Sample rate in Hz of wav2vec 2.0, HuBERT and WavLM (wav2vec 2.0, section 4.2; the others reuse its front-end)."""
@@ -130,6 +132,8 @@ def stream_audio(
     seams. Arguments and errors are those of :func:`read_audio`; what is wrong with samples is known only when their
     block is reached.
     """
+    import torch
+
     total = 0
     with _open_piece(path, offset, duration, channel) as (file, start, count, pick):
         rate = int(file.samplerate)
@@ -155,6 +159,8 @@ def _decode(
     only_rate: int | None = None,
 ) -> tuple[torch.Tensor, int]:
     """(samples,) of a piece as they stand in the file, checked, and their rate in Hz."""
+    import torch
+
     with _open_piece(path, offset, duration, channel, only_rate) as (file, start, count, pick):
         parts = list(_blocks(file, path, start, count, pick, _BLOCK))
         rate = int(file.samplerate)
@@ -211,6 +217,8 @@ def pack(waveform: torch.Tensor) -> tuple[torch.Tensor, float]:
 
     Audio of 16-bit files comes back bit for bit; any other is exact to 16 bits of its own peak, however loud or quiet.
     """
+    import torch
+
     whole = waveform * 32768
     if torch.equal(whole, whole.round()) and whole.min() >= -32768 and whole.max() <= 32767:
         return whole.to(torch.int16), 1 / 32768
@@ -243,6 +251,8 @@ def write_audio(
         AudioError: an empty or non-finite waveform, one that is too loud, or a format or coding that libsndfile does
             not write.
     """
+    import torch
+
     path = Path(path)
     check_waveform(waveform, path, min_samples=1)
     peak = float(waveform.detach().abs().max())
@@ -274,6 +284,8 @@ def write_audio(
 
 def resample(waveform: torch.Tensor, orig_rate: int, new_rate: int) -> torch.Tensor:
     """Convert a ``(samples,)`` waveform between rates in Hz: soxr (HQ) on the CPU, torchaudio's sinc filter on GPU."""
+    import torch
+
     if orig_rate == new_rate:
         return waveform
     if waveform.is_cuda:
@@ -297,6 +309,8 @@ def check_waveform(
     Raises:
         AudioError: otherwise.
     """
+    import torch
+
     if waveform.ndim != 1:
         raise AudioError(
             f"{source}: shape {tuple(waveform.shape)}, expected (samples,); pick a channel, such as waveform[0]"

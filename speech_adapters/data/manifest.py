@@ -24,14 +24,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, overload
-
-import torch
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from speech_adapters.data.audio import audio_info, read_audio
 from speech_adapters.data.audio_files import Piece, audio_hashes, check_pieces, identity
 from speech_adapters.errors import AudioError, ManifestError
 from speech_adapters.files import atomic
+
+if TYPE_CHECKING:
+    import torch
 
 TEXT_KEYS = ("text", "speaker", "emotion", "label", "domain", "lang")
 """Optional keys that hold a string. A number is read as its digits: NeMo writes speakers as integers."""
