@@ -27,7 +27,7 @@ from speech_adapters.tasks.base import Corpus, check_rates, chosen_rates
 from speech_adapters.tasks.classification import Classification
 from speech_adapters.training.cache import CachedDataset
 from speech_adapters.training.settings import TrainingConfig
-from speech_adapters.training.supervised import train
+from speech_adapters.training.supervised import constant, train
 
 ADAPTER, BELOW = "task", "tapt"
 
@@ -133,7 +133,8 @@ class Downstream:
         if self.training.cache is None:
             return None
         dataset = SpeechDataset(manifest, keep_in_memory=False)
-        return CachedDataset(dataset, model, self.training.cache, self.training.batch_seconds)
+        frozen = constant(model, self.training, pooled=False)
+        return CachedDataset(dataset, model, self.training.cache, self.training.batch_seconds, frozen=frozen)
 
     def _start_from(self, model: SpeechAdapterModel, start: Path) -> None:
         loaded = model.load_adapter(start, BELOW)  # checks the file, and that it belongs to this base
