@@ -28,7 +28,7 @@ from speech_adapters.tasks.base import Corpus, chosen_rates
 from speech_adapters.tasks.classification import Classification
 from speech_adapters.training.cache import CachedDataset
 from speech_adapters.training.settings import TrainingConfig
-from speech_adapters.training.supervised import train
+from speech_adapters.training.supervised import constant, train
 
 ADAPTER, BELOW = "task", "tapt"
 
@@ -140,7 +140,8 @@ class Downstream:
         if self.training.cache is None:
             return None
         dataset = SpeechDataset(manifest, keep_in_memory=False)
-        return CachedDataset(dataset, model, self.training.cache, self.training.batch_seconds)
+        frozen = constant(model, self.training, pooled=False)
+        return CachedDataset(dataset, model, self.training.cache, self.training.batch_seconds, frozen=frozen)
 
     def _model(self, encoder: Encoder, start: Path | None, use: str) -> SpeechAdapterModel:
         """A model of its own with the task's adapter, from or above the one to start from."""

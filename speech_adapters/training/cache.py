@@ -271,7 +271,8 @@ class _Filling:
                 f"{what} take {_size(needed)}, and {root} has {_size(free)} free; name a folder on another disk, or "
                 "set cache.max_gb to keep a part."
             )
-        room = free if limit is None else min(free, max(limit * 1e9 - folder_bytes(root), 0))
+        held = sum(folder_bytes(path) for path in root.glob(f"{PREFIX}*"))
+        room = free if limit is None else min(free, max(limit * 1e9 - held, 0))
         chosen, used = [], 0
         for place in sorted(sizes, key=lambda place: -data.manifest[place].duration):
             if used + sizes[place] <= room:

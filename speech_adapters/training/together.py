@@ -11,6 +11,7 @@ Sources: peft issue 3012 (asked for); Ye et al., "mLoRA" (VLDB 2025) for languag
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -226,7 +227,8 @@ def _stream(members: list[Member], dataset: SpeechDataset, training: bool) -> _S
     frozen = found(pooled=True)
     if {one.kind for one in frozen.values()} != {"mean"}:  # the others need frames
         frozen = found(pooled=False)
-    stream = _Stream(members, frozen, dataset)
+    # A copy, since each stream is in an epoch of its own; decoded audio is shared.
+    stream = _Stream(members, frozen, copy.copy(dataset))
     if config.cache is not None:
         if any(one.kind == "waveform" for one in frozen.values()):
             raise ConfigError("training.cache: an adapter of these acts inside the CNN; set training.cache to null.")
