@@ -33,7 +33,7 @@ format: $(READY)  ## mend style and formatting
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(READY)  ## write docs/methods.md and the methods' pages from the code
+docs: $(READY)  ## write docs/methods.md, the methods' pages and docs/command_line.md
 	$(BIN)/python docs/generate.py
 
 constraints: $(READY)  ## renew constraints.txt from pyproject.toml (then run the tests before committing it)

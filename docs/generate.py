@@ -1,5 +1,5 @@
-"""Write docs/methods.md and a page a method from the code: docstrings, settings, presets, sizes, the support table;
-and docs/openapi.json, which describes the server.
+"""Write docs/methods.md, a page a method and docs/command_line.md from the code: docstrings, settings, presets, sizes,
+the support table, the verbs and their arguments; and docs/openapi.json, which describes the server.
 
 make docs                   # or: python docs/generate.py
 python docs/generate.py --check    # exit code 1 when a committed page is not what the code says
@@ -12,6 +12,7 @@ import inspect
 import json
 import re
 import sys
+from importlib import import_module
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -22,9 +23,12 @@ from small_encoders import FAMILIES, STYLES  # noqa: E402
 from small_models import METHODS as ROWS  # noqa: E402
 from small_models import counts, meta_model  # noqa: E402
 
+from speech_adapters import cli  # noqa: E402
 from speech_adapters.adapters import ADAPTER_METHODS, ALIASES, PRESETS, AdapterConfig, Combine, preset  # noqa: E402
+from speech_adapters.cli import verbs  # noqa: E402
+from speech_adapters.cli.recipes import summary  # noqa: E402
 from speech_adapters.files import write_text  # noqa: E402
-from speech_adapters.flags import field_helps  # noqa: E402
+from speech_adapters.flags import DEVICE, SHORT, Parser, field_helps  # noqa: E402
 
 GENERATED = "<!-- Written by docs/generate.py from the code; change that, then run `make docs`. -->"
 
@@ -33,7 +37,7 @@ def pages() -> dict[str, str]:
     """Path below docs -> text."""
     sizes = _sizes()
     texts = {f"methods/{_page(config)}": _method(config, sizes) for config in ADAPTER_METHODS.values()}
-    return {"methods.md": _index(sizes), **texts}
+    return {"methods.md": _index(sizes), "command_line.md": _command_line(), **texts}
 
 
 def documents() -> dict[str, str]:
@@ -100,6 +104,63 @@ def _index(sizes: dict) -> str:
         *(f"- **{name}**: {_markdown(inspect.getdoc(check))}" for name, check in PROMISES.items()),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _command_line() -> str:
+    shorts = [f"| `--{name.replace('_', '-')}` | `{' or '.join(keys)}` |" for name, keys in SHORT.items()]
+    lines = [
+        GENERATED,
+        "# The command line",
+        "",
+        "`speech-adapters VERB --help` says what stands here. Exit codes: 0 done, 2 bad input (in a sentence on "
+        "standard error), 130 and 143 interrupted by Ctrl-C and SIGTERM. An unknown verb, flag or key is told the "
+        "near one.",
+        "",
+        *_verbs(cli, "speech-adapters", "##"),
+        "## Values of trainings",
+        "",
+        "`train`, `fuse` and the recipes have a flag for each top-level value, and `key=value` for all others, such "
+        "as `training.updates=500`; `train asr --help` lists every key with its default. What everyone sets is short; "
+        "a flag and its key together are an error:",
+        "",
+        "| flag | key |",
+        "|---|---|",
+        *shorts,
+        f"| `--device` | {DEVICE} |",
+        "| `--resume` | `latest`, or a run folder: go on with that run |",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _verbs(group: object, prog: str, level: str) -> list[str]:
+    """A section per verb of a group, one level deeper for the verbs in it."""
+    lines = []
+    for name in verbs.names_in(group):
+        verb, called = import_module(verbs.module_of(group.__name__, name)), f"{prog} {name}"
+        first, _, rest = inspect.getdoc(verb).partition("\n")
+        lines += [f"{level} {called}", "", first, ""]
+        if rest.strip():
+            lines += ["```text", rest.strip("\n"), "```", ""]
+        if hasattr(verb, "VERBS"):
+            lines += _verbs(verb, called, level + "#")
+        elif hasattr(verb, "RECIPES"):
+            rows = [f"| `{key}` | {_cell(summary(recipe))} |" for key, recipe in verb.RECIPES.items()]
+            lines += ["| name | |", "|---|---|", *rows, ""]
+        elif hasattr(verb, "add_arguments"):
+            lines += _arguments(verb)
+    return lines
+
+
+def _arguments(verb: object) -> list[str]:
+    parser = Parser("verb")
+    verb.add_arguments(parser)
+    rows = []
+    for action in parser._actions:
+        if "--help" not in action.option_strings:
+            choices = f"; one of {', '.join(map(str, action.choices))}" if action.choices else ""
+            name = ", ".join(f"`{flag}`" for flag in action.option_strings) or f"`{action.metavar or action.dest}`"
+            rows.append(f"| {name} | {_cell((action.help or '') + choices).removeprefix('; ')} |")
+    return ["| argument | |", "|---|---|", *rows, ""] if rows else []
 
 
 def _table(names: list[str], sizes: dict, folder: str) -> list[str]:

@@ -1,7 +1,6 @@
 """Score a saved adapter and head, or a plain Hugging Face CTC checkpoint, on any manifest.
 
-    python recipes/evaluate_asr.py --encoder tiny-wavlm --adapter runs/asr_librispeech/latest/adapters/elp \\
-        --head runs/asr_librispeech/latest/heads/elp --manifest test.jsonl
+    python recipes/evaluate_asr.py --adapter runs/asr_librispeech/latest/adapters/elp --manifest test.jsonl
     python recipes/evaluate_asr.py --encoder facebook/wav2vec2-base-960h --manifest test.jsonl
 
 Runs on the GPU when there is one (--precision bf16 for speed), else on the CPU. Writes results.json, worst.json,
@@ -14,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from speech_adapters.config import option, parse_cli, run_main
 from speech_adapters.data.manifest import Manifest
+from speech_adapters.data.windows import Windows
 from speech_adapters.errors import ConfigError
 
 
@@ -25,11 +23,11 @@ from speech_adapters.errors import ConfigError
 class Config:
     """What to score on what."""
 
-    encoder: str = option(
-        "tiny-wavlm", "packaged name, local folder or hub id; a *ForCTC checkpoint brings its own head"
+    adapter: Path | None = option(None, "folder of a saved adapter, or of a run that holds one")
+    head: Path | None = option(None, "folder of a saved CTC head; the one trained on the adapter by default")
+    encoder: str | None = option(
+        None, "packaged name, local folder or hub id; the adapter's base by default. A *ForCTC one brings its own head"
     )
-    adapter: Path | None = option(None, "folder of a saved adapter; none scores the frozen encoder")
-    head: Path | None = option(None, "folder of a saved CTC head; none takes the checkpoint's own")
     manifest: Path | None = option(None, "JSON Lines manifest with text (and speaker, for the intervals); required")
     beam: int | None = option(None, "beam width; greedy decoding without one")
     language_model: Path | None = option(
@@ -40,6 +38,9 @@ class Config:
     )
     alpha: float = option(0.5, "weight of the language model; tune it and beta on held-out speech")
     beta: float = option(1.5, "added for each word, in natural logarithms")
+    windows: Windows | None = option(
+        None, "hear recordings in pieces, as transcribe does: windows.seconds=20; none: each in one forward"
+    )
     batch_seconds: float = option(120.0, "audio per batch, padding included")
     precision: Literal["fp32", "bf16"] = option("fp32", "bf16: autocast")
     device: str = option("auto", "auto, cpu, cuda, cuda:1, ...")
@@ -50,27 +51,22 @@ def main(config: Config) -> None:
     from speech_adapters.data.transcripts import write_transcripts
     from speech_adapters.files import write_json
     from speech_adapters.heads.decoding import BeamSearch
-    from speech_adapters.model import SpeechAdapterModel
     from speech_adapters.reports.report import method_rows, summary_table, write_report
     from speech_adapters.runs.environment import environment
     from speech_adapters.runs.folder import RunFolder
     from speech_adapters.runs.results import MethodResults, Results
     from speech_adapters.tasks.asr import evaluate_asr, use_own_ctc_head, worst_utterances
+    from speech_adapters.tasks.saved_model import load_saved
 
     if config.manifest is None:
         raise ConfigError("give --manifest: the JSON Lines file to score.")
     manifest = Manifest.read(config.manifest, require=("text",), check_files=True)
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
-    model = SpeechAdapterModel.from_pretrained(config.encoder, device=device)
-    name = "frozen encoder"
-    if config.adapter is not None:
-        name = model.load_adapter(config.adapter)
-    if config.head is not None:
-        model.load_head(config.head)
-    else:
+    model = load_saved(config.adapter, config.head, config.encoder, config.device)
+    name = "+".join(model.active_adapters) or "frozen encoder"
+    if model.head is None:
         use_own_ctc_head(model)
     head = model.head.config
-    head.check(manifest, model.encoder)
+    head.check(manifest, model.encoder, any_length=config.windows is not None)
     if config.language_model is not None and config.beam is None:
         raise ConfigError("--language-model needs --beam: a language model works in the beam search only.")
     beam = config.beam and BeamSearch(
@@ -83,18 +79,19 @@ def main(config: Config) -> None:
     )
     run = RunFolder.open("evaluate_asr", config, config.output)
     run.begin()
-    scored = evaluate_asr(model, manifest, batch_seconds=config.batch_seconds, precision=config.precision, beam=beam)
+    options = {"batch_seconds": config.batch_seconds, "precision": config.precision, "windows": config.windows}
+    scored = evaluate_asr(model, manifest, beam=beam, **options)
     trn = run.trn(config.manifest.stem)
     scored.result.save_trn(trn)
     write_transcripts(run.predictions(config.manifest.stem), scored.result)
     write_json(run.worst_file, worst_utterances(scored.result, manifest))
     results = Results(
         task="asr",
-        encoder=config.encoder,
+        encoder=model.encoder.name,
         adapter=name,
         data={"test": manifest.describe()},
         own=MethodResults(metrics=scored.result.to_dict(), parameters=model.count_parameters(), **vars(scored.cost)),
-        environment=environment(device),
+        environment=environment(model.encoder.device),
     )
     results.write(run.results_file)
     report = write_report(run.path)

@@ -1,7 +1,6 @@
 """Score a saved adapter and classification head on any manifest, or any classifier's file of predictions.
 
-    python recipes/evaluate_emotion.py --encoder tiny-wavlm --adapter runs/emotion_recognition/latest/adapters/elp \\
-        --head runs/emotion_recognition/latest/heads/elp --manifest test.jsonl
+    python recipes/evaluate_emotion.py --adapter runs/emotion_recognition/latest/adapters/elp --manifest test.jsonl
     python recipes/evaluate_emotion.py --predictions theirs.csv --manifest test.jsonl
 
 Any label works, not emotions alone: --label-field names its key in the manifest. A file of predictions holds id, label
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from speech_adapters.config import option, parse_cli, run_main
 from speech_adapters.data.manifest import Manifest
+from speech_adapters.data.windows import Windows
 from speech_adapters.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
@@ -28,12 +28,15 @@ if TYPE_CHECKING:
 class Config:
     """What to score on what."""
 
-    encoder: str = option("tiny-wavlm", "packaged name, local folder or hub id")
-    adapter: Path | None = option(None, "folder of a saved adapter; none scores the head on the frozen encoder")
-    head: Path | None = option(None, "folder of a saved classification head; required without --predictions")
+    adapter: Path | None = option(None, "folder of a saved adapter, or of a run that holds one")
+    head: Path | None = option(None, "folder of a saved head of classes; the one trained on the adapter by default")
+    encoder: str | None = option(None, "packaged name, local folder or hub id; the adapter's base by default")
     manifest: Path | None = option(None, "JSON Lines manifest with labels (and speaker, for the intervals)")
     label_field: str = option("emotion", "key of the manifest that holds the class: emotion, label, or one of its own")
     predictions: Path | None = option(None, "score this file of predictions (JSON Lines or CSV) instead of a model")
+    windows: Windows | None = option(
+        None, "hear recordings in pieces, as transcribe does: windows.seconds=20; none: each in one forward"
+    )
     batch_seconds: float = option(120.0, "audio per batch, padding included")
     precision: Literal["fp32", "bf16"] = option("fp32", "bf16: autocast")
     device: str = option("auto", "auto, cpu, cuda, cuda:1, ...")
@@ -42,25 +45,24 @@ class Config:
 
 def evaluate_model(config: Config, manifest: Manifest) -> tuple[ClassificationResult, dict[str, Any], dict[str, Any]]:
     """The result of the model on the manifest, what ``results.json`` says of the model, and its costs."""
-    import torch
-
-    from speech_adapters.model import SpeechAdapterModel
     from speech_adapters.runs.environment import environment
     from speech_adapters.tasks.classification import evaluate_classification
+    from speech_adapters.tasks.saved_model import load_saved
 
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
-    model = SpeechAdapterModel.from_pretrained(config.encoder, device=device)
-    name = "frozen encoder" if config.adapter is None else model.load_adapter(config.adapter)
-    model.load_head(config.head)
-    model.head.config.check(manifest, model.encoder)
+    model = load_saved(config.adapter, config.head, config.encoder, config.device)
+    name = "+".join(model.active_adapters) or "frozen encoder"
+    if model.head is None:
+        raise ConfigError("give --head: none was found near the adapter.")
+    model.head.config.check(manifest, model.encoder, any_length=config.windows is not None)
     scored = evaluate_classification(
         model,
         manifest,
         label_field=config.label_field,
         batch_seconds=config.batch_seconds,
         precision=config.precision,
+        windows=config.windows,
     )
-    facts = {"encoder": config.encoder, "adapter": name, "environment": environment(device)}
+    facts = {"encoder": model.encoder.name, "adapter": name, "environment": environment(model.encoder.device)}
     return scored.result, facts, {"parameters": model.count_parameters(), **vars(scored.cost)}
 
 
@@ -87,8 +89,10 @@ def main(config: Config) -> None:
 
     if config.predictions is not None and (config.head or config.adapter):
         raise ConfigError("give --predictions, or --head and --adapter: one or the other is scored.")
-    if config.predictions is None and not (config.head and config.manifest):
-        raise ConfigError("give --head and --manifest to score a model, or --predictions to score a file.")
+    if config.predictions is None and not ((config.adapter or config.head) and config.manifest):
+        raise ConfigError(
+            "give --adapter or --head, and --manifest, to score a model; or --predictions to score a file."
+        )
     manifest = None
     if config.manifest is not None:
         manifest = Manifest.read(config.manifest, require=(config.label_field,), check_files=True)

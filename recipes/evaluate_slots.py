@@ -1,7 +1,6 @@
 """Score a saved adapter and slots head (intents of several labels) on any manifest.
 
-    python recipes/evaluate_slots.py --encoder tiny-wavlm --adapter runs/intent_classification/latest/adapters/elp \\
-        --head runs/intent_classification/latest/heads/elp --manifest test.jsonl
+    python recipes/evaluate_slots.py --adapter runs/intent_classification/latest/adapters/elp --manifest test.jsonl
 
 An utterance is right only if all its slots are. Runs on the GPU when there is one (--precision bf16 for speed), else
 on the CPU. Writes results.json, report.html and predictions/, a JSON line an utterance.
@@ -16,6 +15,7 @@ from typing import Literal
 
 from speech_adapters.config import option, parse_cli, run_main
 from speech_adapters.data.manifest import Manifest
+from speech_adapters.data.windows import Windows
 from speech_adapters.errors import ConfigError
 
 
@@ -23,10 +23,13 @@ from speech_adapters.errors import ConfigError
 class Config:
     """What to score on what."""
 
-    encoder: str = option("tiny-wavlm", "packaged name, local folder or hub id")
-    adapter: Path | None = option(None, "folder of a saved adapter; none scores the head on the frozen encoder")
-    head: Path | None = option(None, "folder of a saved slots head; required")
+    adapter: Path | None = option(None, "folder of a saved adapter, or of a run that holds one")
+    head: Path | None = option(None, "folder of a saved slots head; the one trained on the adapter by default")
+    encoder: str | None = option(None, "packaged name, local folder or hub id; the adapter's base by default")
     manifest: Path | None = option(None, "JSON Lines manifest with a key per slot (and speaker, for the intervals)")
+    windows: Windows | None = option(
+        None, "hear recordings in pieces, as transcribe does: windows.seconds=20; none: each in one forward"
+    )
     batch_seconds: float = option(120.0, "audio per batch, padding included")
     precision: Literal["fp32", "bf16"] = option("fp32", "bf16: autocast")
     device: str = option("auto", "auto, cpu, cuda, cuda:1, ...")
@@ -34,27 +37,26 @@ class Config:
 
 
 def main(config: Config) -> None:
-    import torch
-
     from speech_adapters.files import write_text
-    from speech_adapters.model import SpeechAdapterModel
     from speech_adapters.reports.report import method_rows, summary_table, write_report
     from speech_adapters.runs.environment import environment
     from speech_adapters.runs.folder import RunFolder
     from speech_adapters.runs.results import MethodResults, Results
+    from speech_adapters.tasks.saved_model import load_saved
     from speech_adapters.tasks.slots import evaluate_slots
 
-    if config.head is None or config.manifest is None:
-        raise ConfigError("give --head and --manifest: what is scored, and on what.")
+    if config.manifest is None:
+        raise ConfigError("give --manifest: the JSON Lines file to score.")
     manifest = Manifest.read(config.manifest, check_files=True)
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
-    model = SpeechAdapterModel.from_pretrained(config.encoder, device=device)
-    name = "frozen encoder" if config.adapter is None else model.load_adapter(config.adapter)
-    model.load_head(config.head)
-    model.head.config.check(manifest, model.encoder)
+    model = load_saved(config.adapter, config.head, config.encoder, config.device)
+    name = "+".join(model.active_adapters) or "frozen encoder"
+    if model.head is None:
+        raise ConfigError("give --head: none was found near the adapter.")
+    model.head.config.check(manifest, model.encoder, any_length=config.windows is not None)
     run = RunFolder.open("evaluate_slots", config, config.output)
     run.begin()
-    scored = evaluate_slots(model, manifest, batch_seconds=config.batch_seconds, precision=config.precision)
+    options = {"batch_seconds": config.batch_seconds, "precision": config.precision, "windows": config.windows}
+    scored = evaluate_slots(model, manifest, **options)
     result = scored.result
     lines = []
     for u in result.utterances:
@@ -64,11 +66,11 @@ def main(config: Config) -> None:
     write_text(run.predictions(config.manifest.stem), lines)
     results = Results(
         task="slots",
-        encoder=config.encoder,
+        encoder=model.encoder.name,
         adapter=name,
         data={"test": manifest.describe()},
         own=MethodResults(metrics=result.to_dict(), parameters=model.count_parameters(), **vars(scored.cost)),
-        environment=environment(device),
+        environment=environment(model.encoder.device),
     )
     results.write(run.results_file)
     report = write_report(run.path)

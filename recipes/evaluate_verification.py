@@ -1,8 +1,8 @@
 """Score speaker verification: from audio and a model, from saved embeddings, or from a score file.
 
     python recipes/evaluate_verification.py                       # the demo corpus, frozen mean-pooled baseline
-    python recipes/evaluate_verification.py --trials trials.txt --manifest test.jsonl --encoder tiny-wavlm \\
-        --adapter runs/speaker_verification/latest/adapters/l --head runs/speaker_verification/latest/heads/l
+    python recipes/evaluate_verification.py --trials trials.txt --manifest test.jsonl \\
+        --adapter runs/speaker_verification/latest/adapters/l
     python recipes/evaluate_verification.py --trials trials.txt --embeddings test.npz --manifest test.jsonl
     python recipes/evaluate_verification.py --trials trials.txt --scores scores.txt --manifest test.jsonl
 
@@ -22,6 +22,7 @@ import torch
 
 from speech_adapters.config import option, parse_cli, run_main
 from speech_adapters.data.manifest import Manifest, check_disjoint
+from speech_adapters.data.windows import Windows
 from speech_adapters.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -41,9 +42,11 @@ class Config:
     enrolment: Path | None = option(None, 'models of several utterances, "model utterance utterance ..." a line')
     allow_repeats: bool = option(False, "score pairs that the trial list repeats as often as it does")
 
-    encoder: str = option("tiny-wavlm", "packaged name, local folder or hub id")
-    adapter: Path | None = option(None, "folder of a saved adapter; none scores the frozen encoder")
-    head: Path | None = option(None, "folder of a saved speaker head; none takes the mean of the features")
+    adapter: Path | None = option(None, "folder of a saved adapter, or of a run; none scores the frozen encoder")
+    head: Path | None = option(
+        None, "folder of a saved speaker head; the one trained on the adapter, else the mean of the features"
+    )
+    encoder: str | None = option(None, "packaged name, local folder or hub id; the adapter's base, else tiny-wavlm")
     embeddings: Path | None = option(None, ".npz or .safetensors of saved embeddings, in place of a model")
     scores: Path | None = option(None, 'score file ("enrol test score" lines, .npy or .npz), in place of a model')
     llr: bool = option(False, "the score file holds log-likelihood ratios")
@@ -62,6 +65,9 @@ class Config:
     p_target: float = option(0.5, "prior that the calibration is fitted for")
 
     draws: int = option(1000, "bootstrap draws; lists of more than half a million trials get fewer, at least 100")
+    windows: Windows | None = option(
+        None, "hear recordings in pieces, as transcribe does: windows.seconds=20; none: each in one forward"
+    )
     batch_seconds: float = option(120.0, "audio per batch, padding included")
     precision: Literal["fp32", "bf16"] = option("fp32", "bf16: autocast")
     device: str = option("auto", "auto, cpu, cuda, cuda:1, ...")
@@ -97,6 +103,7 @@ def main(config: Config) -> None:
     from speech_adapters.runs.environment import environment
     from speech_adapters.runs.folder import RunFolder
     from speech_adapters.runs.results import MethodResults, Results
+    from speech_adapters.tasks.saved_model import load_saved
     from speech_adapters.tasks.verification import evaluate_verification
 
     if config.trials is None:
@@ -117,7 +124,10 @@ def main(config: Config) -> None:
         source, name = Embeddings.load(config.embeddings), "embeddings"
     else:
         manifest.check_audio()
-        source = model = load_model(config, device)
+        alone = config.adapter is None and config.head is None
+        source = model = load_saved(
+            config.adapter, config.head, config.encoder or ("tiny-wavlm" if alone else None), device
+        )
         name = "+".join(model.active_adapters) or "frozen encoder"
     run = RunFolder.open("evaluate_verification", config, config.output)
     run.begin()
@@ -129,6 +139,7 @@ def main(config: Config) -> None:
         "plda": train_plda(config, model, manifest),
         "batch_seconds": config.batch_seconds,
         "precision": config.precision,
+        "windows": config.windows,
         "device": device,
     }
     if config.dev_trials is not None:
@@ -145,7 +156,7 @@ def main(config: Config) -> None:
     write_json(run.detection_file, {name: chart_data(result.curve, P_TARGETS)})
     results = Results(
         task="speaker verification",
-        encoder=None if model is None else config.encoder,
+        encoder=None if model is None else model.encoder.name,
         adapter=name,
         data={} if manifest is None else {"test": manifest.describe()},
         own=MethodResults(
@@ -161,18 +172,6 @@ def main(config: Config) -> None:
     print(f"{result}\n\n{summary_table(method_rows(results.to_dict()))}\n\nreport {report}\nscores {scores}")
 
 
-def load_model(config: Config, device: str) -> SpeechAdapterModel:
-    """The encoder with the adapter and head that were asked for."""
-    from speech_adapters.model import SpeechAdapterModel
-
-    model = SpeechAdapterModel.from_pretrained(config.encoder, device=device)
-    if config.adapter is not None:
-        model.load_adapter(config.adapter)
-    if config.head is not None:
-        model.load_head(config.head)
-    return model
-
-
 def embed(config: Config, model: SpeechAdapterModel | None, manifest: Manifest, purpose: str) -> Embeddings:
     """Embeddings of other utterances than the trials', which need the model."""
     from speech_adapters.tasks.predict import extract_embeddings
@@ -180,7 +179,8 @@ def embed(config: Config, model: SpeechAdapterModel | None, manifest: Manifest, 
     if model is None:
         raise ConfigError(f"{purpose}: audio is embedded by a model; leave --embeddings and --scores out.")
     manifest.require("speaker").check_audio()
-    return extract_embeddings(model, manifest, batch_seconds=config.batch_seconds, precision=config.precision)
+    options = {"batch_seconds": config.batch_seconds, "precision": config.precision, "windows": config.windows}
+    return extract_embeddings(model, manifest, **options)
 
 
 def load_cohort(config: Config, model: SpeechAdapterModel | None, test: Manifest | None) -> Embeddings | None:

@@ -38,7 +38,6 @@ class Config:
     train: Path | None = option(None, "manifest to train on, of all domains; then --dev too")
     dev: Path | None = option(None, "manifest for early stopping and dev loss")
     test: Path | None = option(None, "manifest to score; --dev without one")
-    label_field: str = option("label", "key of the manifest that holds the class, under a classification head")
     learning_rate: float | None = option(None, "of the fusion or router, over the published one")
     output: Path | None = option(None, "run folder; one that holds the same run goes on")
     resume: str | None = option(None, "latest, or a run folder: go on with that run")
@@ -65,6 +64,7 @@ def load_model(config: Config) -> Any:
     for name, folder in zip(config.names, config.adapters, strict=True):
         model.set_active()
         model.load_adapter(folder, name)
+    model.set_active(config.names[0])
     model.load_head(config.head, "head")
     return model
 
@@ -79,7 +79,7 @@ def find_task(config: Config, head: Any) -> tuple[Any, tuple[str, ...]]:
     if isinstance(head, CTCHead):
         return SpeechRecognition(normalizer=head.normalizer), ("text",)
     if isinstance(head, ClassificationHead):
-        return Classification(config.label_field, label_field=config.label_field), (config.label_field,)
+        return Classification(head.label_field, label_field=head.label_field), (head.label_field,)
     if isinstance(head, SlotsHead):
         return SlotFilling(tuple(head.slots)), tuple(head.slots)
     raise ConfigError(f"--head {config.head}: a head of type {head.head_type!r}; give one of text, classes or slots.")

@@ -46,7 +46,11 @@ def add_windows(parser: argparse.ArgumentParser) -> None:
         "--pause", type=float, default=0.5, metavar="SECONDS", help="silence that parts two stretches (default: 0.5)"
     )
     group.add_argument(
-        "--batch-seconds", type=float, default=60.0, metavar="SECONDS", help="audio heard at once (default: 60)"
+        "--batch-seconds",
+        type=float,
+        default=30.0,
+        metavar="SECONDS",
+        help="audio heard at once (default: 30; a GPU takes ten times as much)",
     )
 
 
@@ -61,33 +65,18 @@ def add_audio(parser: argparse.ArgumentParser, *, speakers: bool = True) -> None
 
 def load_model(arguments: argparse.Namespace) -> SpeechAdapterModel:
     """The model that was asked for, on its device, in eval mode."""
-    import torch
-
-    from speech_adapters.errors import ConfigError
     from speech_adapters.flags import use_device
-    from speech_adapters.model import SpeechAdapterModel
+    from speech_adapters.tasks.saved_model import load_saved
 
     use_device(arguments.device)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    if arguments.adapter is None and arguments.encoder is None and arguments.head is None:
-        raise ConfigError("name a model: --adapter FOLDER, or --encoder NAME.")
-    if arguments.adapter is None and arguments.encoder is not None:
-        model = SpeechAdapterModel.from_pretrained(arguments.encoder, device=device)
-        if arguments.head is not None:
-            model.load_head(arguments.head)
-        return model.eval()
-    folder = arguments.adapter or arguments.head
-    return SpeechAdapterModel.from_adapter(folder, head=arguments.head, encoder=arguments.encoder, device=device)
+    return load_saved(arguments.adapter, arguments.head, arguments.encoder)
 
 
 def windows_of(arguments: argparse.Namespace) -> Windows:
     """How recordings are cut."""
     from speech_adapters.data.windows import Windows
 
-    context = min(2.0, arguments.window / 4)
-    return Windows(
-        seconds=arguments.window, context=context, voice_activity=arguments.voice_activity, pause=arguments.pause
-    )
+    return Windows(seconds=arguments.window, voice_activity=arguments.voice_activity, pause=arguments.pause)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Models from folders: what the verbs that combine and ship saved parts share."""
+"""The base that a saved adapter was made on: for the verbs that need no head."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ if TYPE_CHECKING:
 
 def add_encoder(parser: argparse.ArgumentParser) -> None:
     """``--encoder``."""
-    parser.add_argument("--encoder", help="packaged name, local folder or hub id; by default the one that is named "
-                        "in the adapter's folder")  # fmt: skip
+    parser.add_argument("--encoder", help="packaged name, local folder or hub id (default: the base of the adapter)")
 
 
 def base_of(folder: str | Path, encoder: str | None = None) -> SpeechAdapterModel:
-    """A model of the frozen base that the adapter in ``folder`` was made on, or of ``encoder``."""
+    """A model of the frozen base that the adapter in ``folder`` names, or of ``encoder``."""
     from speech_adapters.model import SpeechAdapterModel
     from speech_adapters.saving.parts import load_part
 

@@ -32,10 +32,13 @@ from speech_adapters.model_output import ModelOutput
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 
-BATCH_SECONDS = 60.0
-"""Audio of one forward, padding included."""
+BATCH_SECONDS = 30.0
+"""Audio of one forward, padding included: what two cores are busy with. A GPU takes ten times as much."""
 
-_AHEAD = 4
+_STEP = SAMPLE_RATE // 2
+"""Samples to a multiple of which batches are padded."""
+
+_AHEAD = 8
 """Batches of windows that are read before they are sorted by length: padding is wasted work."""
 
 
@@ -104,7 +107,7 @@ def hear_windows(
             )
         ]
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-        output = _forward(model, [window.waveform.to(device) for window in windows], choices)
+        output = _forward(model, windows, choices)
     check_finite(output, names)
     heard = []
     for place, (window, frames) in enumerate(zip(windows, output.frame_lengths.tolist(), strict=True)):
@@ -119,18 +122,34 @@ def hear_windows(
     return heard
 
 
-def _forward(model: Model, waveforms: Sequence[Tensor], choices: Mapping[str, Any]) -> ModelOutput:
-    """The output of a batch of (samples,) of any lengths, each as it would be alone.
+def _forward(model: Model, windows: Sequence[Window], choices: Mapping[str, Any]) -> ModelOutput:
+    """The output of a batch of windows of any lengths, each as it would be alone.
 
     A CNN that normalises over time (Base models) would hear the padding too: it hears each by itself, and the layers
     above, which mask what is padded, all of them.
     """
-    lengths = torch.tensor([len(waveform) for waveform in waveforms], device=model.encoder.device)
+    device = model.encoder.device
+    lengths = torch.tensor([len(window.waveform) for window in windows], device=device)
     if model.encoder.group_norm and len(lengths.unique()) > 1:
-        heard = [model.encoder(waveform[None], stop_layer=0).cnn_output[0] for waveform in waveforms]
-        frames = torch.tensor([len(one) for one in heard], device=lengths.device)
+        heard = [model.encoder(window.waveform[None].to(device), stop_layer=0).cnn_output[0] for window in windows]
+        frames = torch.tensor([len(one) for one in heard], device=device)
         return model(cnn_output=pad_sequence(heard, batch_first=True), frames=frames, **choices)
-    return model(pad_sequence(list(waveforms), batch_first=True), lengths=lengths, **choices)
+    return model(_padded(model.encoder, windows).to(device), lengths=lengths, **choices)
+
+
+def _padded(encoder: Encoder, windows: Sequence[Window]) -> Tensor:
+    """(B, samples) with zeros behind each window, to a whole half second where padding changes nothing.
+
+    Kernels on the CPU keep what they prepared for each shape: for a thousand lengths, hundreds of megabytes.
+    """
+    width = max(len(window.waveform) for window in windows)
+    if not encoder.group_norm:
+        rounded = -(-width // _STEP) * _STEP
+        width = rounded if encoder.max_samples is None else min(rounded, encoder.max_samples)
+    waveforms = torch.zeros(len(windows), width)
+    for row, window in zip(waveforms, windows, strict=True):
+        row[: len(window.waveform)] = window.waveform
+    return waveforms
 
 
 class Collector(ABC, Generic[R_co]):
@@ -177,22 +196,24 @@ def hear(
 
     def run() -> Iterator[R]:
         """Hear what waits; all recordings that have ended are complete then."""
+        lengths = [window.seconds for _, window in waiting]
+        outputs: dict[int, Heard] = {}
         if not train_mode:
             model.train(False)
-        batches = LengthBatches([window.seconds for _, window in waiting], batch_seconds, shuffle=False)
-        outputs: dict[int, Heard] = {}
-        for batch in batches if waiting else ():
-            chosen = [waiting[place] for place in batch]
-            names = [recording.name for recording, _ in chosen]
-            heard = hear_windows(model, [window for _, window in chosen], names, precision=precision)
-            outputs.update(zip(batch, heard, strict=True))
-            if progress is not None:
-                progress(sum((window.last - window.first) / SAMPLE_RATE for _, window in chosen))
+        try:
+            for batch in LengthBatches(lengths, batch_seconds, shuffle=False) if lengths else ():
+                chosen = [waiting[place] for place in batch]
+                names = [recording.name for recording, _ in chosen]
+                heard = hear_windows(model, [window for _, window in chosen], names, precision=precision)
+                outputs.update(zip(batch, heard, strict=True))
+                if progress is not None:
+                    progress(sum((window.last - window.first) / SAMPLE_RATE for _, window in chosen))
+        finally:
+            if not train_mode:
+                model.train(was_training)
         for place, (recording, window) in enumerate(waiting):
             recording.collector.add(window, outputs[place])
         waiting.clear()
-        if not train_mode:
-            model.train(was_training)
         while ended:
             recording = ended.popleft()
             yield recording.collector.result(recording.samples / SAMPLE_RATE)
@@ -281,8 +302,9 @@ class Stitched(Collector[ModelOutput]):
 
 
 def silence_of(head: CTCHeadModule) -> Tensor:
-    """(2, V) logits of the first frame of a pause, which parts words, and of each other one."""
+    """(2, V) logits of the first frame of a pause, which parts words where they are told apart, and of the others."""
     vocabulary = head.config.vocabulary
     silence = torch.full((2, len(vocabulary)), -1e4)
-    silence[0, vocabulary.delimiter_id] = silence[1, vocabulary.blank_id] = 0.0
+    parting = vocabulary.blank_id if vocabulary.delimiter_id is None else vocabulary.delimiter_id
+    silence[0, parting] = silence[1, vocabulary.blank_id] = 0.0
     return silence

@@ -28,7 +28,7 @@ class Inference:
     one result or a list. Files of other rates are converted; ``sample_rate`` is that of arrays. Recordings are cut
     into ``windows`` that are heard in shared batches (:class:`~speech_adapters.data.windows.Windows`: 20 s at most,
     cut in pauses by their energy, unless told otherwise), so that memory does not grow with their length. ``options``
-    are ``batch_seconds`` (60 by default) and ``precision`` ("fp32", or "bf16" for autocast).
+    are ``batch_seconds`` (30 by default) and ``precision`` ("fp32", or "bf16" for autocast).
 
     Raises, all of them:
         AudioError: audio that is missing, damaged, of several channels with none named, NaN, integers, or under 25 ms.
@@ -127,7 +127,7 @@ class Inference:
 
 
 def _model(self: Any) -> Model:
-    return self  # type: ignore[no-any-return]  # what mixes this class in
+    return self
 
 
 def _like(audio: Any, results: list[R]) -> R | list[R]:

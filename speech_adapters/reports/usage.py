@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-_SCORES = {  # task -> the recipe that scores a saved adapter, and what it takes besides
-    "asr": "recipes/evaluate_asr.py --manifest test.jsonl",
-    "emotion": "recipes/evaluate_emotion.py --manifest test.jsonl",
-    "speaker": "recipes/evaluate_verification.py --trials trials.txt --manifest test.jsonl",
+_SCORES = {  # task -> what speech-adapters evaluate takes to score a saved adapter
+    "asr": "asr --manifest test.jsonl",
+    "emotion": "classification --manifest test.jsonl",
+    "speaker": "verification --trials trials.txt --manifest test.jsonl",
 }
 _READ_OUT = {  # task -> what becomes of the model's output
     "asr": "greedy_decode(output.logits, output.frame_lengths, model.head.config.vocabulary)[0]",
@@ -30,13 +30,12 @@ def how_to_use(results: Mapping[str, Any], folder: Path) -> dict[str, str]:
         parts = sorted((folder.resolve() / "adapters").glob("*"))
         return {"Python": _python(encoder, parts, next(iter(heads), None), fusion, task.partition(" ")[0])}
     head = next((path for path in heads if path.name == adapter.name), None)
-    flags = {"--encoder": encoder, "--adapter": str(adapter)} | ({"--head": str(head)} if head is not None else {})
-    options = " \\\n    ".join(f"{name} {shlex.quote(value)}" for name, value in flags.items())
+    options = f"--adapter {shlex.quote(str(adapter))}"  # tells its base, and the head that was trained on it
     shown = {"Python": _python(encoder, [adapter], head, None, task)}
     if task == "asr":
         shown["Transcribe"] = f"speech-adapters transcribe \\\n    {options} \\\n    call.wav"
     if task in _SCORES:
-        shown["Score on other data"] = f"python {_SCORES[task]} \\\n    {options}"
+        shown["Score on other data"] = f"speech-adapters evaluate {_SCORES[task]} \\\n    {options}"
     return shown
 
 
