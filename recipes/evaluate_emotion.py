@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from speech_adapters.config import option, parse_cli, run_main
-from speech_adapters.data.manifest import Manifest
+from speech_adapters.data.manifest import Channel, Manifest
 from speech_adapters.data.windows import Windows
 from speech_adapters.errors import ConfigError, InputError
 
@@ -36,6 +36,12 @@ class Config:
     predictions: Path | None = option(None, "score this file of predictions (JSON Lines or CSV) instead of a model")
     windows: Windows | None = option(
         None, "hear recordings in pieces, as transcribe does: windows.seconds=20; none: each in one forward"
+    )
+    channel: Channel | None = option(
+        None, "heard of files with several, where a line does not say it: a number, or mix"
+    )
+    columns: tuple[str, ...] = option(
+        (), "columns of the predictions whose names do not tell: id=clip,label=gold,prediction=guess"
     )
     batch_seconds: float = option(120.0, "audio per batch, padding included")
     precision: Literal["fp32", "bf16"] = option("fp32", "bf16: autocast")
@@ -80,7 +86,9 @@ def check_same_utterances(result, manifest: Manifest, label_field: str, source: 
 
 
 def main(config: Config) -> None:
-    from speech_adapters.data.predictions import read_predictions, write_predictions
+    from speech_adapters.data.predictions import COLUMNS, read_predictions, write_predictions
+    from speech_adapters.data.records import said_columns
+    from speech_adapters.data.trials import UtteranceIndex
     from speech_adapters.files import write_json
     from speech_adapters.reports.report import method_rows, summary_table, write_report
     from speech_adapters.runs.folder import RunFolder
@@ -95,9 +103,11 @@ def main(config: Config) -> None:
         )
     manifest = None
     if config.manifest is not None:
-        manifest = Manifest.read(config.manifest, require=(config.label_field,), check_files=True)
+        manifest = Manifest.read(config.manifest, (config.label_field,), check_files=True, channel=config.channel)
     if config.predictions is not None:
-        result = read_predictions(config.predictions)
+        columns = said_columns(config.columns, COLUMNS)
+        index = None if manifest is None else UtteranceIndex.of_manifest(manifest)
+        result = read_predictions(config.predictions, columns=columns, index=index)
         if manifest is not None:
             check_same_utterances(result, manifest, config.label_field, config.predictions)
         facts = {"adapter": config.predictions.name, "more": {"predictions": str(config.predictions)}}

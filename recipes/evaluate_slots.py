@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from speech_adapters.config import option, parse_cli, run_main
-from speech_adapters.data.manifest import Manifest
+from speech_adapters.data.manifest import Channel, Manifest
 from speech_adapters.data.windows import Windows
 from speech_adapters.errors import ConfigError
 
@@ -29,6 +29,9 @@ class Config:
     manifest: Path | None = option(None, "JSON Lines manifest with a key per slot (and speaker, for the intervals)")
     windows: Windows | None = option(
         None, "hear recordings in pieces, as transcribe does: windows.seconds=20; none: each in one forward"
+    )
+    channel: Channel | None = option(
+        None, "heard of files with several, where a line does not say it: a number, or mix"
     )
     batch_seconds: float = option(120.0, "audio per batch, padding included")
     precision: Literal["fp32", "bf16"] = option("fp32", "bf16: autocast")
@@ -47,7 +50,7 @@ def main(config: Config) -> None:
 
     if config.manifest is None:
         raise ConfigError("give --manifest: the JSON Lines file to score.")
-    manifest = Manifest.read(config.manifest, check_files=True)
+    manifest = Manifest.read(config.manifest, check_files=True, channel=config.channel)
     model = load_saved(config.adapter, config.head, config.encoder, config.device)
     name = "+".join(model.active_adapters) or "frozen encoder"
     if model.head is None:

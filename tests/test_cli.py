@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from small_corpora import speak
-from small_encoders import small_encoder, stock_model
+from small_encoders import stock_model
 
 from speech_adapters import CTCHead, LoRA, SpeechAdapterModel, Vocabulary, cli
 from speech_adapters.cli import doctor, recipes, verbs
@@ -185,16 +185,15 @@ def test_a_gpu_that_is_not_there(sa, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_one_learning_rate_goes_to_all_groups_of_the_adapter() -> None:
-    from speech_adapters.tasks import experiment
-    from speech_adapters.tasks.asr import SpeechRecognition
-    from speech_adapters.tasks.base import Corpus, ExperimentConfig
+    from speech_adapters.tasks.base import ExperimentConfig
 
-    rates = {"lora": 1.0, "layers": 0.5}
-    config = ExperimentConfig(adapter="lora", baselines=("full",), learning_rate=3e-5, rates=rates)
-    corpus = Corpus(*[Manifest([])] * 3, name="none")
-    own, full = experiment._plan(config, SpeechRecognition(), [corpus], small_encoder())
-    assert own.settings.learning_rates == {"head": 3e-5, "lora": 3e-5}
-    assert full.settings.learning_rates == {"head": 3e-5, "layers": 0.5}
+    config = ExperimentConfig(adapter="lora", learning_rate=3e-5, rates={"lora": 1.0, "layers": 0.5})
+    assert config.rates_for({"lora": {"lora", "head"}, "full": {"layers", "head"}}) == {
+        "lora": {"lora": 3e-5, "head": 3e-5},
+        "full": {"layers": 0.5, "head": 3e-5},
+    }
+    config.training.learning_rates = {"head": 1e-2}
+    assert config.rates_for({"lora": {"lora", "head"}})["lora"] == {"lora": 3e-5, "head": 1e-2}
 
 
 # ------------------------------------------------------------------ recipes

@@ -265,6 +265,16 @@ def test_what_is_wrong_in_a_table(content: str, columns: dict | None, message: s
         read_table(tmp_path / "t.csv", columns)
 
 
+def test_a_table_of_clips_in_another_folder(audio: Path, tmp_path: Path) -> None:
+    (tmp_path / "t.tsv").write_text('path\tsentence\tclient_id\na.wav\tSAY "HI"\tx1\n')
+    (u,) = read_format("csv", tmp_path / "t.tsv", root=audio)
+    assert u == Utterance("a", audio / "a.wav", 2.0, text='SAY "HI"', speaker="x1")
+    with pytest.raises(ManifestError, match=r"t\.tsv:2: duration is 'x1', expected seconds"):
+        read_format("csv", tmp_path / "t.tsv", root=audio, columns={"duration": "client_id"})
+    with pytest.raises(ManifestError, match=r"t\.tsv:2: .*no such audio file"):
+        read_format("csv", tmp_path / "t.tsv")
+
+
 # ------------------------------------------------------------------ folders
 
 

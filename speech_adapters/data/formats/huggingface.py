@@ -62,7 +62,7 @@ def write(manifest: Manifest, path: str | os.PathLike[str]) -> None:
     for utterance in manifest:
         name = f"audio/{utterance.id.replace('/', '-')}.wav"
         (folder / "audio").mkdir(parents=True, exist_ok=True)
-        write_audio(folder / name, utterance.waveform())
+        write_audio(folder / name, utterance.waveform(), loud="scale")
         labels = {key: value for key in TEXT_KEYS if (value := utterance.get(key)) is not None}
         entry = {"file_name": name, "id": utterance.id, **labels, **utterance.extra}
         lines.append(json.dumps(entry, ensure_ascii=False))

@@ -82,8 +82,8 @@ def _rows(path: Path, text: str) -> list[tuple[int, list[str]]]:
     tried: list[list[tuple[int, list[str]]]] = []
     problem: csv.Error | None = None
     for delimiter in "\t|;,":
-        quoting = csv.QUOTE_NONE if delimiter in "\t|" else csv.QUOTE_MINIMAL  # as tools write the one and the other
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=True)
+        style: Any = {"quoting": csv.QUOTE_NONE if delimiter in "\t|" else csv.QUOTE_MINIMAL}  # as tools write them
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, **style)
         try:
             rows = [(reader.line_num, row) for row in reader if row]
         except csv.Error as error:
