@@ -2,11 +2,11 @@
 
     python benchmarks/long_audio.py --manifest test.jsonl --adapter runs/asr_librispeech/latest/adapters/elp
 
-Utterances of the manifest are joined with pauses of 0.4 to 2 s of faint noise at each one's own floor. The command line
-transcribes that file, in a process of its own, through windows of several lengths; the utterances are transcribed one
-forward each by the evaluation's own loop. Printed are peak memory, wall and CPU time, WER against the same texts,
-how many words of the longest window's text change with shorter ones, and how far the times of words (those that both
-texts have in common) lie from those of the utterances by themselves.
+Utterances of the manifest are joined with pauses of 0.4 to 2 s of faint noise at each one's own floor. The command
+line transcribes that file, in a process of its own, through windows of several lengths; the utterances are transcribed
+one forward each by the evaluation's own loop. Printed are peak memory, wall and CPU time, WER against the same texts,
+how many words change with the length of windows, and how far the times of words (those that both texts have in common)
+lie from those of the utterances by themselves.
 """
 
 from __future__ import annotations
