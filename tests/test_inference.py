@@ -23,7 +23,7 @@ from speech_adapters.heads import ClassificationHead, CTCHead, SlotsHead, Speake
 from speech_adapters.heads.decoding import BeamSearch, greedy_decode_with_timestamps
 from speech_adapters.inference.hearing import Heard, hear_windows
 from speech_adapters.inference.recordings import Recording
-from speech_adapters.inference.transcripts import _Transcriber
+from speech_adapters.inference.transcripts import Transcriber
 from speech_adapters.metrics.calibration import Calibration
 from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.tasks.asr import evaluate_asr
@@ -46,7 +46,7 @@ def spelled(path: str, vocabulary: Vocabulary = CHARACTERS) -> torch.Tensor:
 def taken_down(parts: list[tuple[int, str]], beam: BeamSearch | None = None, vocabulary: Vocabulary = CHARACTERS):
     """The transcript of windows that start at frames and say paths."""
     head = CTCHead(vocabulary).build(4)
-    transcriber = _Transcriber(head, 320, Recording("call", torch.zeros(1), speaker="agent"), 0.5, beam)
+    transcriber = Transcriber(head, 320, Recording("call", torch.zeros(1), speaker="agent"), 0.5, beam)
     for first, path in parts:
         window = Window(torch.zeros(1), first * 320, first * 320, (first + len(path)) * 320)
         logits = spelled(path, vocabulary)

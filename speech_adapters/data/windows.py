@@ -159,6 +159,7 @@ class Cutter:
         return self.base + len(self.samples)
 
     def add(self, block: np.ndarray) -> Iterator[Window]:
+        """The windows that are complete with a further block ``(samples,)``."""
         self.waiting.append(block)
         self.waiting_size += len(block)
         step = _STEP * CHUNK
@@ -171,6 +172,7 @@ class Cutter:
         self.waiting, self.waiting_size = [joined[whole:]], len(joined) - whole
 
     def finish(self) -> Iterator[Window]:
+        """The windows that are left when the recording has ended."""
         rest = np.concatenate(self.waiting) if self.waiting else np.empty(0, np.float32)
         yield from self._look(rest, last=True)
         if self.first is not None:
