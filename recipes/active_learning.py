@@ -18,7 +18,7 @@ from typing import Literal
 
 from speech_adapters.active.experiment import ActiveConfig
 from speech_adapters.config import option, parse_cli, run_main
-from speech_adapters.data.manifest import Manifest
+from speech_adapters.data.manifest import Channel, Manifest
 from speech_adapters.errors import ConfigError
 
 PRESETS = {path.stem: path for path in (Path(__file__).parent / "active_learning").glob("*.yaml")}
@@ -30,6 +30,9 @@ class Config(ActiveConfig):
 
     pool: Path | None = option(None, "manifest to choose from; for an experiment with its labels")
     test: Path | None = option(None, "labelled manifest to score on")
+    channel: Channel | None = option(
+        None, "heard of files with several, where a line does not say it: a number, or mix"
+    )
     mode: Literal["oracle", "sheet"] = option("oracle", "oracle: an experiment; sheet: people label")
     filled: Path | None = option(None, "a filled labelling sheet of the round that waits (.jsonl or .csv)")
     output: Path | None = option(None, "run folder; one that holds the same run goes on")
@@ -84,8 +87,12 @@ def read_data(config: Config) -> tuple[Manifest, Manifest | None]:
         print("No data was named: using the demo corpus (synthetic speech). See --help for real ones.\n")
         demo = prepare_demo()
         return Manifest.read(demo.train, labels), Manifest.read(demo.test, labels)
-    pool = Manifest.read(config.pool, labels if config.mode == "oracle" else (), check_files=True)
-    test = None if config.test is None else Manifest.read(config.test, labels, check_files=True)
+    pool = Manifest.read(
+        config.pool, labels if config.mode == "oracle" else (), check_files=True, channel=config.channel
+    )
+    test = (
+        None if config.test is None else Manifest.read(config.test, labels, check_files=True, channel=config.channel)
+    )
     if config.mode == "sheet" and config.task.task != "asr" and not config.labels and not pool.values(labels[0]):
         raise ConfigError(
             "--mode sheet needs --labels, such as --labels angry,happy,sad: the pool does not tell them."

@@ -39,9 +39,16 @@ class Config(ExperimentConfig):
     test_subset: str = option("dev-clean", "LibriSpeech subset to score; the published 10 h protocol scores dev-clean")
     train_hours: float | None = option(None, "use so many hours of the training set, drawn with the first seed")
     vocabulary: str = option(
-        "wav2vec2", "wav2vec2: that of wav2vec2-base-960h; characters: built from the training text"
+        "wav2vec2",
+        "wav2vec2: that of wav2vec2-base-960h; characters, subwords or phonemes (symbols between spaces) of the "
+        "training text; checkpoint: that of the encoder's own CTC head; or a vocab.json",
     )
-    normalizer: str = option("librispeech", "text normaliser, saved with the head")
+    subwords: int = option(256, "how many, with --vocabulary subwords")
+    normalizer: str = option(
+        "librispeech",
+        "librispeech, basic (any language), whisper-english, none, or a file of replacements; saved with the head",
+    )
+    accept_letters: str = option("", "letters that the normaliser may change or drop, such as éï; all for any")
     head_hidden_size: int | None = option(None, "a hidden layer in the CTC head; none by default, as published")
 
     def __post_init__(self) -> None:
@@ -56,7 +63,7 @@ class Config(ExperimentConfig):
 
 def find_corpus(config: Config) -> Corpus:
     """Manifests as given, else LibriSpeech where it is, else the demo corpus."""
-    if given := Corpus.given(config.train, config.dev, config.test, require=("text",)):
+    if given := Corpus.given(config.train, config.dev, config.test, ("text",), config.channel):
         corpus = given
     elif root := config.librispeech_root or os.environ.get("LIBRISPEECH_ROOT"):
         from speech_adapters.corpora.demo import demo_root
@@ -79,7 +86,12 @@ def main(config: Config) -> Any:
     from speech_adapters.tasks.experiment import run_experiment
 
     task = SpeechRecognition(
-        vocabulary=config.vocabulary, normalizer=config.normalizer, hidden_size=config.head_hidden_size
+        vocabulary=config.vocabulary,
+        subwords=config.subwords,
+        normalizer=config.normalizer,
+        accept_letters=config.accept_letters,
+        hidden_size=config.head_hidden_size,
+        encoder=config.encoder,
     )
     return run_experiment("asr_librispeech", config, task, lambda: [find_corpus(config)])
 

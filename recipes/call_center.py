@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 
 from speech_adapters.config import option, parse_cli, run_main
-from speech_adapters.data.manifest import Manifest, Utterance, check_disjoint
+from speech_adapters.data.manifest import Channel, Manifest, Utterance, check_disjoint
 from speech_adapters.errors import ConfigError
 from speech_adapters.tasks.domains import Domain, DomainsConfig
 
@@ -49,6 +49,9 @@ class Config(DomainsConfig):
     train: Path | None = option(None, "one manifest for all domains, told apart by `domain`; then --test too")
     dev: Path | None = option(None, "the same for dev losses")
     test: Path | None = option(None, "the same for scoring")
+    channel: Channel | None = option(
+        None, "heard of files with several, where a line does not say it: a number, or mix"
+    )
     first: str | None = option(None, "the domain to start from; the first one found by default")
     output: Path | None = option(None, "run folder; one that holds the same run goes on")
     resume: str | None = option(None, "latest, or a run folder: go on with that run")
@@ -72,7 +75,10 @@ def find_domains(config: Config) -> list[Domain]:
         domains = []
         for name, files in config.domains.items():
             paths = {"train": files.train, "dev": files.dev, "test": files.test}
-            sets = {split: path and _read(path).map(partial(_of_domain, name)) for split, path in paths.items()}
+            sets = {
+                split: path and _read(path, config.channel).map(partial(_of_domain, name))
+                for split, path in paths.items()
+            }
             domains.append(Domain(name, **sets))
     else:
         domains = _by_field(config)
@@ -103,7 +109,9 @@ def _by_field(config: Config) -> list[Domain]:
 
         demo = prepare_demo()
         paths = {"train": demo.train, "dev": demo.dev, "test": demo.test}
-    sets = {split: None if path is None else _read(path).require("domain") for split, path in paths.items()}
+    sets = {
+        split: None if path is None else _read(path, config.channel).require("domain") for split, path in paths.items()
+    }
     domains = []
     for name in sets["train"].values("domain"):
         parts = {s: m and m.filter(lambda u, name=name: u.domain == name) for s, m in sets.items()}
@@ -113,8 +121,8 @@ def _by_field(config: Config) -> list[Domain]:
     return domains
 
 
-def _read(path: Path) -> Manifest:
-    return Manifest.read(path, require=("text",), check_files=True)
+def _read(path: Path, channel: Channel | None) -> Manifest:
+    return Manifest.read(path, require=("text",), check_files=True, channel=channel)
 
 
 def main(config: Config) -> None:

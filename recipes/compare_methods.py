@@ -45,7 +45,12 @@ def main(config: Config) -> Any:
     from speech_adapters.tasks.experiment import run_experiment
 
     task = SpeechRecognition(
-        vocabulary=config.vocabulary, normalizer=config.normalizer, hidden_size=config.head_hidden_size
+        vocabulary=config.vocabulary,
+        subwords=config.subwords,
+        normalizer=config.normalizer,
+        accept_letters=config.accept_letters,
+        hidden_size=config.head_hidden_size,
+        encoder=config.encoder,
     )
     return run_experiment("compare_methods", config, task, lambda: [find_corpus(config)])
 

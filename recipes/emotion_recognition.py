@@ -57,7 +57,7 @@ class Config(ExperimentConfig):
 def find_corpora(config: Config) -> list[Corpus]:
     """Manifests as given, a corpus or manifest in folds, or the demo corpus."""
     require = (config.label_field, "speaker")
-    if given := Corpus.given(config.train, config.dev, config.test, require):
+    if given := Corpus.given(config.train, config.dev, config.test, require, config.channel):
         return [given.check_speakers()]
     if config.manifest or config.corpus:
         return make_folds(config, *whole_corpus(config, require))
@@ -73,7 +73,7 @@ def whole_corpus(config: Config, require: tuple[str, ...]) -> tuple[Manifest, st
     if config.manifest:
         if config.folds is None:
             raise ConfigError("--manifest needs --folds: how is it to be divided?")
-        return Manifest.read(config.manifest, require, check_files=True), config.folds
+        return Manifest.read(config.manifest, require, check_files=True, channel=config.channel), config.folds
     if config.corpus_root is None:
         raise ConfigError(f"--corpus {config.corpus} needs --corpus-root: the folder it was unpacked in.")
     from speech_adapters.corpora.demo import demo_root

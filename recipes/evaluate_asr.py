@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Literal
 
 from speech_adapters.config import option, parse_cli, run_main
-from speech_adapters.data.manifest import Manifest
+from speech_adapters.data.manifest import Channel, Manifest
+from speech_adapters.data.windows import Windows
 from speech_adapters.errors import ConfigError
 
 
@@ -27,7 +28,14 @@ class Config:
     encoder: str | None = option(
         None, "packaged name, local folder or hub id; the adapter's base by default. A *ForCTC one brings its own head"
     )
+    normalizer: str = option("librispeech", "how texts are written, for the checkpoint's own head: a name or a file")
+    accept_letters: str | None = option(
+        None, "letters that the normaliser may change or drop, all for any; by default those of the head's training"
+    )
     manifest: Path | None = option(None, "JSON Lines manifest with text (and speaker, for the intervals); required")
+    channel: Channel | None = option(
+        None, "heard of files with several, where a line does not say it: a number, or mix"
+    )
     beam: int | None = option(None, "beam width; greedy decoding without one")
     language_model: Path | None = option(
         None, "ARPA or KenLM file for the beam search (pip install 'speech-adapters[decode]')"
@@ -37,6 +45,9 @@ class Config:
     )
     alpha: float = option(0.5, "weight of the language model; tune it and beta on held-out speech")
     beta: float = option(1.5, "added for each word, in natural logarithms")
+    windows: Windows | None = option(
+        None, "hear recordings in pieces, as transcribe does: windows.seconds=20; none: each in one forward"
+    )
     batch_seconds: float = option(120.0, "audio per batch, padding included")
     precision: Literal["fp32", "bf16"] = option("fp32", "bf16: autocast")
     device: str = option("auto", "auto, cpu, cuda, cuda:1, ...")
@@ -51,18 +62,21 @@ def main(config: Config) -> None:
     from speech_adapters.runs.environment import environment
     from speech_adapters.runs.folder import RunFolder
     from speech_adapters.runs.results import MethodResults, Results
-    from speech_adapters.tasks.asr import evaluate_asr, use_own_ctc_head, worst_utterances
+    from speech_adapters.tasks.asr import evaluate_asr, main_metric, use_own_ctc_head, worst_utterances
     from speech_adapters.tasks.saved_model import load_saved
+    from speech_adapters.text import choose_normalizer
 
     if config.manifest is None:
         raise ConfigError("give --manifest: the JSON Lines file to score.")
-    manifest = Manifest.read(config.manifest, require=("text",), check_files=True)
+    manifest = Manifest.read(config.manifest, ("text",), check_files=True, channel=config.channel)
     model = load_saved(config.adapter, config.head, config.encoder, config.device)
     name = "+".join(model.active_adapters) or "frozen encoder"
     if model.head is None:
-        use_own_ctc_head(model)
+        use_own_ctc_head(model, choose_normalizer(config.normalizer))
     head = model.head.config
-    head.check(manifest, model.encoder)
+    if config.accept_letters is not None:
+        head.accept_letters = config.accept_letters
+    head.check(manifest, model.encoder, any_length=config.windows is not None)
     if config.language_model is not None and config.beam is None:
         raise ConfigError("--language-model needs --beam: a language model works in the beam search only.")
     beam = config.beam and BeamSearch(
@@ -75,22 +89,31 @@ def main(config: Config) -> None:
     )
     run = RunFolder.open("evaluate_asr", config, config.output)
     run.begin()
-    scored = evaluate_asr(model, manifest, batch_seconds=config.batch_seconds, precision=config.precision, beam=beam)
+    options = {"batch_seconds": config.batch_seconds, "precision": config.precision, "windows": config.windows}
+    scored = evaluate_asr(model, manifest, beam=beam, **options)
     trn = run.trn(config.manifest.stem)
     scored.result.save_trn(trn)
     write_transcripts(run.predictions(config.manifest.stem), scored.result)
     write_json(run.worst_file, worst_utterances(scored.result, manifest))
+    metric, metrics = main_metric(head.vocabulary), scored.result.to_dict()
+    notes = [head.vocabulary.note] if head.vocabulary.note else []
     results = Results(
         task="asr",
         encoder=model.encoder.name,
         adapter=name,
         data={"test": manifest.describe()},
-        own=MethodResults(metrics=scored.result.to_dict(), parameters=model.count_parameters(), **vars(scored.cost)),
+        own=MethodResults(
+            metrics={metric: metrics.pop(metric), **metrics},
+            parameters=model.count_parameters(),
+            **vars(scored.cost),
+        ),
+        more={"notes": notes} if notes else {},
         environment=environment(model.encoder.device),
     )
     results.write(run.results_file)
     report = write_report(run.path)
-    print(f"{scored.result}\n\n{summary_table(method_rows(results.to_dict()))}\n\nreport {report}\ntrn    {trn}")
+    print("\n".join([str(scored.result), *notes]))
+    print(f"\n{summary_table(method_rows(results.to_dict()))}\n\nreport {report}\ntrn    {trn}")
 
 
 if __name__ == "__main__":

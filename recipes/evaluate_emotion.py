@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from speech_adapters.config import option, parse_cli, run_main
-from speech_adapters.data.manifest import Manifest
+from speech_adapters.data.manifest import Channel, Manifest
+from speech_adapters.data.windows import Windows
 from speech_adapters.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
@@ -33,6 +34,15 @@ class Config:
     manifest: Path | None = option(None, "JSON Lines manifest with labels (and speaker, for the intervals)")
     label_field: str = option("emotion", "key of the manifest that holds the class: emotion, label, or one of its own")
     predictions: Path | None = option(None, "score this file of predictions (JSON Lines or CSV) instead of a model")
+    windows: Windows | None = option(
+        None, "hear recordings in pieces, as transcribe does: windows.seconds=20; none: each in one forward"
+    )
+    channel: Channel | None = option(
+        None, "heard of files with several, where a line does not say it: a number, or mix"
+    )
+    columns: tuple[str, ...] = option(
+        (), "columns of the predictions whose names do not tell: id=clip,label=gold,prediction=guess"
+    )
     batch_seconds: float = option(120.0, "audio per batch, padding included")
     precision: Literal["fp32", "bf16"] = option("fp32", "bf16: autocast")
     device: str = option("auto", "auto, cpu, cuda, cuda:1, ...")
@@ -49,13 +59,14 @@ def evaluate_model(config: Config, manifest: Manifest) -> tuple[ClassificationRe
     name = "+".join(model.active_adapters) or "frozen encoder"
     if model.head is None:
         raise ConfigError("give --head: none was found near the adapter.")
-    model.head.config.check(manifest, model.encoder)
+    model.head.config.check(manifest, model.encoder, any_length=config.windows is not None)
     scored = evaluate_classification(
         model,
         manifest,
         label_field=config.label_field,
         batch_seconds=config.batch_seconds,
         precision=config.precision,
+        windows=config.windows,
     )
     facts = {"encoder": model.encoder.name, "adapter": name, "environment": environment(model.encoder.device)}
     return scored.result, facts, {"parameters": model.count_parameters(), **vars(scored.cost)}
@@ -75,7 +86,9 @@ def check_same_utterances(result, manifest: Manifest, label_field: str, source: 
 
 
 def main(config: Config) -> None:
-    from speech_adapters.data.predictions import read_predictions, write_predictions
+    from speech_adapters.data.predictions import COLUMNS, read_predictions, write_predictions
+    from speech_adapters.data.records import said_columns
+    from speech_adapters.data.trials import UtteranceIndex
     from speech_adapters.files import write_json
     from speech_adapters.reports.report import method_rows, summary_table, write_report
     from speech_adapters.runs.folder import RunFolder
@@ -90,9 +103,11 @@ def main(config: Config) -> None:
         )
     manifest = None
     if config.manifest is not None:
-        manifest = Manifest.read(config.manifest, require=(config.label_field,), check_files=True)
+        manifest = Manifest.read(config.manifest, (config.label_field,), check_files=True, channel=config.channel)
     if config.predictions is not None:
-        result = read_predictions(config.predictions)
+        columns = said_columns(config.columns, COLUMNS)
+        index = None if manifest is None else UtteranceIndex.of_manifest(manifest)
+        result = read_predictions(config.predictions, columns=columns, index=index)
         if manifest is not None:
             check_same_utterances(result, manifest, config.label_field, config.predictions)
         facts = {"adapter": config.predictions.name, "more": {"predictions": str(config.predictions)}}

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Literal
 
 from speech_adapters.config import option, parse_cli, run_main
-from speech_adapters.data.manifest import Manifest
+from speech_adapters.data.manifest import Channel, Manifest
+from speech_adapters.data.windows import Windows
 from speech_adapters.errors import ConfigError
 
 
@@ -26,6 +27,12 @@ class Config:
     head: Path | None = option(None, "folder of a saved slots head; the one trained on the adapter by default")
     encoder: str | None = option(None, "packaged name, local folder or hub id; the adapter's base by default")
     manifest: Path | None = option(None, "JSON Lines manifest with a key per slot (and speaker, for the intervals)")
+    windows: Windows | None = option(
+        None, "hear recordings in pieces, as transcribe does: windows.seconds=20; none: each in one forward"
+    )
+    channel: Channel | None = option(
+        None, "heard of files with several, where a line does not say it: a number, or mix"
+    )
     batch_seconds: float = option(120.0, "audio per batch, padding included")
     precision: Literal["fp32", "bf16"] = option("fp32", "bf16: autocast")
     device: str = option("auto", "auto, cpu, cuda, cuda:1, ...")
@@ -43,15 +50,16 @@ def main(config: Config) -> None:
 
     if config.manifest is None:
         raise ConfigError("give --manifest: the JSON Lines file to score.")
-    manifest = Manifest.read(config.manifest, check_files=True)
+    manifest = Manifest.read(config.manifest, check_files=True, channel=config.channel)
     model = load_saved(config.adapter, config.head, config.encoder, config.device)
     name = "+".join(model.active_adapters) or "frozen encoder"
     if model.head is None:
         raise ConfigError("give --head: none was found near the adapter.")
-    model.head.config.check(manifest, model.encoder)
+    model.head.config.check(manifest, model.encoder, any_length=config.windows is not None)
     run = RunFolder.open("evaluate_slots", config, config.output)
     run.begin()
-    scored = evaluate_slots(model, manifest, batch_seconds=config.batch_seconds, precision=config.precision)
+    options = {"batch_seconds": config.batch_seconds, "precision": config.precision, "windows": config.windows}
+    scored = evaluate_slots(model, manifest, **options)
     result = scored.result
     lines = []
     for u in result.utterances:

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from speech_adapters.config import option, parse_cli, run_main
-from speech_adapters.data.manifest import Manifest, check_disjoint
+from speech_adapters.data.manifest import Channel, Manifest, check_disjoint
+from speech_adapters.data.windows import Windows
 from speech_adapters.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -38,6 +39,9 @@ class Config:
     manifest: Path | None = option(
         None, "JSON Lines manifest of the trials' utterances (with speaker, for the intervals)"
     )
+    channel: Channel | None = option(
+        None, "heard of files with several, where a line does not say it: a number, or mix"
+    )
     enrolment: Path | None = option(None, 'models of several utterances, "model utterance utterance ..." a line')
     allow_repeats: bool = option(False, "score pairs that the trial list repeats as often as it does")
 
@@ -48,6 +52,9 @@ class Config:
     encoder: str | None = option(None, "packaged name, local folder or hub id; the adapter's base, else tiny-wavlm")
     embeddings: Path | None = option(None, ".npz or .safetensors of saved embeddings, in place of a model")
     scores: Path | None = option(None, 'score file ("enrol test score" lines, .npy or .npz), in place of a model')
+    columns: tuple[str, ...] = option(
+        (), "columns of trials and scores that are tables (csv, tsv, jsonl): enrol=file1,test=file2,score=llr"
+    )
     llr: bool = option(False, "the score file holds log-likelihood ratios")
 
     cohort: Path | None = option(None, "manifest with speakers, or embeddings, for score normalisation")
@@ -64,6 +71,9 @@ class Config:
     p_target: float = option(0.5, "prior that the calibration is fitted for")
 
     draws: int = option(1000, "bootstrap draws; lists of more than half a million trials get fewer, at least 100")
+    windows: Windows | None = option(
+        None, "hear recordings in pieces, as transcribe does: windows.seconds=20; none: each in one forward"
+    )
     batch_seconds: float = option(120.0, "audio per batch, padding included")
     precision: Literal["fp32", "bf16"] = option("fp32", "bf16: autocast")
     device: str = option("auto", "auto, cpu, cuda, cuda:1, ...")
@@ -108,14 +118,15 @@ def main(config: Config) -> None:
         demo = prepare_demo()
         config.trials, config.manifest = demo.trials("test"), demo.test
     device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
-    trials = read_trials(config.trials, allow_repeats=config.allow_repeats)
-    manifest = None if config.manifest is None else Manifest.read(config.manifest)
+    columns = table_columns(config)
+    trials = read_trials(config.trials, allow_repeats=config.allow_repeats, columns=columns)
+    manifest = None if config.manifest is None else Manifest.read(config.manifest, channel=config.channel)
     enrolment = None if config.enrolment is None else read_enrolment(config.enrolment)
     calibration = None if config.calibration is None else Calibration.load(config.calibration)
 
     model, name = None, "scores"
     if config.scores is not None:
-        source: Any = read_scores(config.scores, trials)
+        source: Any = read_scores(config.scores, trials, columns)
     elif config.embeddings is not None:
         source, name = Embeddings.load(config.embeddings), "embeddings"
     else:
@@ -135,6 +146,7 @@ def main(config: Config) -> None:
         "plda": train_plda(config, model, manifest),
         "batch_seconds": config.batch_seconds,
         "precision": config.precision,
+        "windows": config.windows,
         "device": device,
     }
     if config.dev_trials is not None:
@@ -167,6 +179,14 @@ def main(config: Config) -> None:
     print(f"{result}\n\n{summary_table(method_rows(results.to_dict()))}\n\nreport {report}\nscores {scores}")
 
 
+def table_columns(config: Config) -> dict[str, str]:
+    """What --columns says of trial lists and score files."""
+    from speech_adapters.data import score_files, trials
+    from speech_adapters.data.records import said_columns
+
+    return said_columns(config.columns, trials.COLUMNS, score_files.COLUMNS)
+
+
 def embed(config: Config, model: SpeechAdapterModel | None, manifest: Manifest, purpose: str) -> Embeddings:
     """Embeddings of other utterances than the trials', which need the model."""
     from speech_adapters.tasks.predict import extract_embeddings
@@ -174,7 +194,8 @@ def embed(config: Config, model: SpeechAdapterModel | None, manifest: Manifest, 
     if model is None:
         raise ConfigError(f"{purpose}: audio is embedded by a model; leave --embeddings and --scores out.")
     manifest.require("speaker").check_audio()
-    return extract_embeddings(model, manifest, batch_seconds=config.batch_seconds, precision=config.precision)
+    options = {"batch_seconds": config.batch_seconds, "precision": config.precision, "windows": config.windows}
+    return extract_embeddings(model, manifest, **options)
 
 
 def load_cohort(config: Config, model: SpeechAdapterModel | None, test: Manifest | None) -> Embeddings | None:
@@ -186,7 +207,7 @@ def load_cohort(config: Config, model: SpeechAdapterModel | None, test: Manifest
         return None
     if config.cohort.suffix in (".npz", ".safetensors"):
         return Embeddings.load(config.cohort)
-    manifest = Manifest.read(config.cohort, require=("speaker",))
+    manifest = Manifest.read(config.cohort, require=("speaker",), channel=config.channel)
     if test is not None:
         check_disjoint(manifest, test)
     return speaker_means(embed(config, model, manifest, "--cohort"), manifest)
@@ -198,7 +219,7 @@ def train_plda(config: Config, model: SpeechAdapterModel | None, test: Manifest 
         return None
     from speech_adapters.metrics.plda import PLDA
 
-    manifest = Manifest.read(config.plda, require=("speaker",))
+    manifest = Manifest.read(config.plda, require=("speaker",), channel=config.channel)
     if test is not None:
         check_disjoint(manifest, test)
     embeddings = embed(config, model, manifest, "--plda")
@@ -213,14 +234,15 @@ def fit_calibration(config: Config, source: Any, test: Manifest | None, options:
     from speech_adapters.metrics.calibration import Calibration
     from speech_adapters.tasks.verification import score_verification
 
-    trials = read_trials(config.dev_trials, allow_repeats=config.allow_repeats)
+    columns = table_columns(config)
+    trials = read_trials(config.dev_trials, allow_repeats=config.allow_repeats, columns=columns)
     manifest = test
     if config.dev_manifest is not None:
-        manifest = Manifest.read(config.dev_manifest)
+        manifest = Manifest.read(config.dev_manifest, channel=config.channel)
         if test is not None:
             check_disjoint(manifest, test)
     if config.scores is not None:
-        source = read_scores(config.dev_scores, trials)
+        source = read_scores(config.dev_scores, trials, columns)
     elif config.embeddings is not None:
         source = Embeddings.load(config.dev_embeddings)
     enrolment = None if config.dev_enrolment is None else read_enrolment(config.dev_enrolment)

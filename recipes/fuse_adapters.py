@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from speech_adapters.config import option, parse_cli, run_main
+from speech_adapters.data.manifest import Channel
 from speech_adapters.errors import ConfigError
 from speech_adapters.schema import check_positive
 from speech_adapters.tasks.base import Corpus
@@ -38,7 +39,9 @@ class Config:
     train: Path | None = option(None, "manifest to train on, of all domains; then --dev too")
     dev: Path | None = option(None, "manifest for early stopping and dev loss")
     test: Path | None = option(None, "manifest to score; --dev without one")
-    label_field: str = option("label", "key of the manifest that holds the class, under a classification head")
+    channel: Channel | None = option(
+        None, "heard of files with several, where a line does not say it: a number, or mix"
+    )
     learning_rate: float | None = option(None, "of the fusion or router, over the published one")
     output: Path | None = option(None, "run folder; one that holds the same run goes on")
     resume: str | None = option(None, "latest, or a run folder: go on with that run")
@@ -73,14 +76,16 @@ def load_model(config: Config) -> Any:
 def find_task(config: Config, head: Any) -> tuple[Any, tuple[str, ...]]:
     """What the head does, and the keys of the manifest that it needs."""
     from speech_adapters import ClassificationHead, CTCHead, SlotsHead
-    from speech_adapters.tasks.asr import SpeechRecognition
+    from speech_adapters.tasks.asr import SpeechRecognition, main_metric
     from speech_adapters.tasks.classification import Classification
     from speech_adapters.tasks.slots import SlotFilling
 
     if isinstance(head, CTCHead):
-        return SpeechRecognition(normalizer=head.normalizer), ("text",)
+        task = SpeechRecognition()  # texts are written and scored as the head says
+        task.metric = main_metric(head.vocabulary)
+        return task, ("text",)
     if isinstance(head, ClassificationHead):
-        return Classification(config.label_field, label_field=config.label_field), (config.label_field,)
+        return Classification(head.label_field, label_field=head.label_field), (head.label_field,)
     if isinstance(head, SlotsHead):
         return SlotFilling(tuple(head.slots)), tuple(head.slots)
     raise ConfigError(f"--head {config.head}: a head of type {head.head_type!r}; give one of text, classes or slots.")
@@ -98,7 +103,7 @@ def main(config: Config) -> None:
     model = load_model(config)
     head = model.head.config
     task, keys = find_task(config, head)
-    corpus = Corpus.given(config.train, config.dev, config.test, keys).check_speakers()
+    corpus = Corpus.given(config.train, config.dev, config.test, keys, config.channel).check_speakers()
     for manifest in corpus.splits.values():
         head.check(manifest, model.encoder)
     if config.guide and (unknown := sorted(set(corpus.train.values("domain")) - set(config.names))):

@@ -44,7 +44,7 @@ class Config(ExperimentConfig):
 def find_corpus(config: Config) -> Corpus:
     """Manifests as given, Fluent Speech Commands where its folder is, else the demo corpus."""
     keys = config.slots or (config.label_field,)
-    if given := Corpus.given(config.train, config.dev, config.test, keys):
+    if given := Corpus.given(config.train, config.dev, config.test, keys, config.channel):
         return given.check_speakers()
     if config.corpus_root is not None:
         from speech_adapters.corpora import prepare_fluent_speech_commands

@@ -63,7 +63,7 @@ def main(config: Config) -> Any:
     )
 
     def find() -> list[Corpus]:
-        given = Corpus.given(config.train, config.dev, config.test, (key,))
+        given = Corpus.given(config.train, config.dev, config.test, (key,), config.channel)
         return [(given or Corpus.demo((key,))).check_speakers()]
 
     return run_experiment("keyword_spotting", config, task, find)

@@ -81,7 +81,8 @@ def find_corpus(config: Config) -> Corpus:
         train, test = Manifest.read(paths[config.train_set], ("speaker",)), sum(tests[1:], tests[0])
         corpus = Corpus(train, None, test, config.train_set)
     elif config.train is not None:
-        corpus = Corpus.read(config.train, None, config.test, config.train.stem, ("speaker",), check_files=True)
+        options = {"check_files": True, "channel": config.channel}
+        corpus = Corpus.read(config.train, None, config.test, config.train.stem, ("speaker",), **options)
     else:
         from speech_adapters.corpora.demo import prepare_demo
 

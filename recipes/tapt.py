@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from speech_adapters.config import option, parse_cli, run_main
-from speech_adapters.data.manifest import Manifest
+from speech_adapters.data.manifest import Channel, Manifest
 from speech_adapters.errors import ConfigError
 from speech_adapters.objectives.choice import ObjectiveChoice, read_noises
 from speech_adapters.objectives.pretraining import MaskedPrediction, PretrainingConfig, pretrain
@@ -33,6 +33,9 @@ class Config(ObjectiveChoice):
 
     train: Path | None = option(None, "manifest of the domain's audio; no text is needed")
     held_out: Path | None = option(None, "manifest for early stopping; a tenth of --train by default")
+    channel: Channel | None = option(
+        None, "heard of files with several, where a line does not say it: a number, or mix"
+    )
     encoder: str = option("tiny-wavlm", "packaged name, local folder or hub id")
     adapter: str = option("e", "preset to train: e, houlsby, lora, ..., last-2 or full")
     adapter_options: dict[str, Any] = field(default_factory=dict)
@@ -74,9 +77,9 @@ def read_speech(config: Config) -> tuple[Manifest, Manifest]:
         print("No data was named: using the demo corpus (synthetic speech). See --help for real ones.\n")
         demo = prepare_demo()
         return Manifest.read(demo.train), Manifest.read(demo.dev)
-    train = Manifest.read(config.train, check_files=True)
+    train = Manifest.read(config.train, check_files=True, channel=config.channel)
     if config.held_out is not None:
-        return train, Manifest.read(config.held_out, check_files=True)
+        return train, Manifest.read(config.held_out, check_files=True, channel=config.channel)
     if len(train) < 2:
         raise ConfigError(f"{config.train}: one utterance cannot be divided; give --held-out.")
     held_out = train.subset(size=max(1, len(train) // 10), seed=config.training.seed)
@@ -108,7 +111,7 @@ def read_downstream(config: Config) -> tuple[Manifest, Manifest, dict[str, Manif
     """What the task trains on, what it is scored on, and the further test sets; None where there is no task."""
     if config.downstream_train is None:
         return None
-    read = partial(Manifest.read, require=config.downstream.required, check_files=True)
+    read = partial(Manifest.read, require=config.downstream.required, check_files=True, channel=config.channel)
     others = {str(path): read(path) for path in config.downstream_also}
     return read(config.downstream_train), read(config.downstream_test), others
 

@@ -24,6 +24,7 @@ _PUBLIC = {
     "speech_adapters.encoders": ["Encoder", "load_encoder", "packaged_encoders"],
     "speech_adapters.heads": ["CTCHead", "ClassificationHead", "SlotsHead", "SpeakerHead"],
     "speech_adapters.data.manifest": ["Manifest", "Utterance"],
+    "speech_adapters.data.windows": ["Windows"],
     "speech_adapters.text": ["Vocabulary", "normalize"],
 }  # fmt: skip
 _MODULE = {name: module for module, names in _PUBLIC.items() for name in names}

@@ -345,10 +345,11 @@ class SpeechAdapterModel(Inference, nn.Module):
         return save_adapter(folder, name, self.registry.adapter(name), self.encoder, card)
 
     def load_adapter(self, folder: str | Path, name: str | None = None) -> str:
-        """Load a saved adapter and make it active; returns its name (the saved one unless given).
+        """Load a saved adapter, or a LoRA that ``peft`` made, and make it active; returns its name (the saved one, or
+        the folder's, unless given).
 
         Raises:
-            CheckpointError: a damaged file, or an adapter made on another base.
+            CheckpointError: a damaged file, or an adapter made on another base; a LoRA with what ours does not have.
         """
         saved = read_adapter(folder, self.encoder)
         name = name or saved.name

@@ -318,7 +318,7 @@ def test_recipe_scores_a_file_of_predictions(recipe, result, manifest, tmp_path)
     lines = (tmp_path / "right.jsonl").read_text().splitlines(keepends=True)
     for text, message in (
         ("".join(lines[1:]), "1 utterances of .*test.jsonl are missing, such as 'u0'"),
-        ("".join(lines).replace("u0", "v0"), "'v0', labelled 'low', does not stand in"),
+        ("".join(lines).replace("u0", "v0"), "'v0' is not in .*, neither as an id"),
         ("".join(lines).replace('"label": "low"', '"label": "high"'), "'u0', labelled 'high', has the label 'low' in"),
     ):
         (tmp_path / "bad.jsonl").write_text(text)
@@ -327,7 +327,7 @@ def test_recipe_scores_a_file_of_predictions(recipe, result, manifest, tmp_path)
 
 
 def test_recipe_asks_for_what_it_needs(recipe, tmp_path):
-    with pytest.raises(ConfigError, match="give --head and --manifest"):
+    with pytest.raises(ConfigError, match="give --adapter or --head, and --manifest"):
         call(recipe, "--manifest=test.jsonl")
     with pytest.raises(ConfigError, match="give --predictions, or --head and --adapter"):
         call(recipe, "--predictions=p.csv", "--head=h")

@@ -32,7 +32,10 @@ def pages():
 def test_committed_pages_are_current(pages):
     for name, text in pages.items():
         assert (DOCS / name).read_text(encoding="utf-8") == text, f"docs/{name} is not what the code says: make docs"
-    assert {path.name for path in (DOCS / "methods").iterdir()} == {Path(name).name for name in pages} - {"methods.md", "command_line.md"}
+    assert {path.name for path in (DOCS / "methods").iterdir()} == {Path(name).name for name in pages} - {
+        "methods.md",
+        "command_line.md",
+    }
 
 
 def test_every_method_and_preset_has_its_place(pages):

@@ -115,15 +115,15 @@ def test_models_of_several_utterances(corpora):
         (
             [
                 *("--trials={test}/trials.txt", "--manifest={test}/test.jsonl", "--encoder={folder}/encoder"),
-                *("--cohort={test}/test.jsonl", "--output={folder}/overlap"),
+                "--cohort={test}/test.jsonl",
             ],
             "speaker value.s. are also in",
         ),
     ],
 )
-def test_mistakes_are_named(corpora, arguments, message):
+def test_mistakes_are_named(corpora, arguments, message, tmp_path):
     with pytest.raises(InputError, match=message):
-        evaluate(*(argument.format(**vars(corpora)) for argument in arguments), f"output={corpora.folder / 'none'}")
+        evaluate(*(argument.format(**vars(corpora)) for argument in arguments), f"output={tmp_path / 'none'}")
 
 
 @pytest.mark.slow

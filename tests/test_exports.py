@@ -11,11 +11,12 @@ from small_models import batch, shake, small_model
 
 from speech_adapters.adapters import LoRA
 from speech_adapters.encoders import Encoder, load_encoder
-from speech_adapters.errors import ConfigError
+from speech_adapters.errors import CheckpointError, ConfigError, TextError
 from speech_adapters.heads import ClassificationHead, CTCHead
 from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.tasks.asr import use_own_ctc_head
 from speech_adapters.tasks.predict import head_output
+from speech_adapters.text import Vocabulary
 
 ENCODERS = [
     ("wav2vec2", "post-norm"), ("hubert", "pre-norm"), ("hubert", "post-norm"), ("wavlm", "pre-norm"),
@@ -161,3 +162,118 @@ def test_peft_has_no_such_method(tmp_path):
     model.add_head("head", CTCHead())
     with pytest.raises(ConfigError, match="bottleneck: peft has no such method"):
         model.save_peft("a", tmp_path / "peft", head="head")
+
+
+def made_by_peft(folder, *, name="small-wav2vec2-post-norm", bare=False, **options):
+    """A ForCTC model (or a bare one) with LoRA of ``peft``, trained as it were, saved by ``peft``."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCTC
+
+    base = stock_model("wav2vec2")
+    stock = base
+    if not bare:
+        torch.manual_seed(1)
+        stock = AutoModelForCTC.from_config(base.config)
+        stock.wav2vec2.load_state_dict(base.state_dict())
+    stock.name_or_path = name
+    config = {"r": 4, "lora_alpha": 6, "target_modules": ["q_proj", "output_dense"], **options}
+    theirs = get_peft_model(stock, LoraConfig(**config))
+    for key, parameter in theirs.named_parameters():
+        if "lora_" in key or "modules_to_save" in key:
+            torch.nn.init.normal_(parameter, std=0.1)
+    theirs.save_pretrained(folder)
+    return theirs.eval()
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("variant", ["plain", "rslora", "dora", "some layers", "bare"])
+def test_a_lora_made_by_peft_is_taken_over(variant, tmp_path):
+    waveforms, _ = batch()
+    options = {
+        "rslora": {"use_rslora": True},
+        "dora": {"use_dora": True},
+        "some layers": {"layers_to_transform": [0, 2]},
+        "bare": {"bare": True},
+    }.get(variant, {})
+    theirs = made_by_peft(tmp_path / "my lora", **options)
+    model = small_model("wav2vec2", "post-norm")
+    assert model.load_adapter(tmp_path / "my lora") == "my-lora"
+    inside = theirs.base_model.model if variant == "bare" else theirs.base_model.model.wav2vec2
+    expected = inside(model.encoder.normalized(waveforms)).last_hidden_state
+    torch.testing.assert_close(model.eval()(waveforms).last_hidden_state, expected, atol=1e-5, rtol=0)
+    model.save_adapter("my-lora", tmp_path / "ours")
+    assert model.load_adapter(tmp_path / "ours", "again") == "again"
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_with_the_head_that_peft_trained(tmp_path):
+    waveforms, _ = batch()
+    theirs = made_by_peft(tmp_path, modules_to_save=["lm_head"])
+    model = small_model("wav2vec2", "post-norm")
+    with pytest.warns(UserWarning, match="holds lm_head, which an adapter leaves out; load_head on this folder"):
+        model.load_adapter(tmp_path, "a")
+    with pytest.raises(TextError, match="vocab.json: no such file"):
+        model.load_head(tmp_path)
+    Vocabulary.wav2vec2().save(tmp_path)
+    with pytest.warns(UserWarning, match="keeps no record of the features"):
+        assert model.load_head(tmp_path) == "ctc"
+    expected = theirs(model.encoder.normalized(waveforms)).logits
+    torch.testing.assert_close(model.eval()(waveforms).logits, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_we_write_for_peft_comes_back(tmp_path):
+    waveforms, _ = batch()
+    model = small_model("hubert", "pre-norm")
+    model.add_adapter("a", LoRA(rank=3, targets=("k_proj", "out_proj"), layers=(0, 1)))
+    shake(model, 0.1)
+    loud_head(model, CTCHead())
+    ours = model.eval()(waveforms).logits
+    folder = model.save_peft("a", tmp_path / "peft", head="head")
+    other = small_model("hubert", "pre-norm")
+    other.load_adapter(folder)
+    other.load_head(folder)
+    torch.testing.assert_close(other.eval()(waveforms).logits, ours, atol=1e-6, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "facebook/wav2vec2-base"}, "was trained on 'facebook/wav2vec2-base', and this encoder is 'small-"),
+        ({"bias": "all"}, "has bias='all', which LoRA here does not have"),
+        ({"rank_pattern": {"output_dense": 2}}, "has rank_pattern="),
+        ({"init_lora_weights": "pissa"}, "has init_lora_weights='pissa'"),
+        (
+            {"target_modules": ["feature_projection.projection"]},
+            "'wav2vec2.feature_projection.projection.lora_A.weight'",
+        ),
+        (
+            {"target_modules": ["layers.0.attention.q_proj", "layers.1.attention.v_proj"]},
+            "its projections are not the same in each layer",
+        ),
+    ],
+)
+def test_what_cannot_be_taken_over_from_peft(options, message, tmp_path):
+    made_by_peft(tmp_path, **options)
+    model = small_model("wav2vec2", "post-norm")
+    with pytest.raises(CheckpointError, match=message):
+        model.load_adapter(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_damaged_folders_of_peft(tmp_path):
+    made_by_peft(tmp_path)
+    model = small_model("wav2vec2", "post-norm")
+    with pytest.raises(CheckpointError, match="no lm_head beside its LoRA"):
+        model.load_head(tmp_path)
+    weights = tmp_path / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(CheckpointError, match="as peft writes them, cannot be read"):
+        model.load_adapter(tmp_path)
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "IA3"}')
+    made = small_model("wav2vec2", "post-norm", "ia3")
+    made.save_adapter("a", tmp_path / "ia3")
+    (tmp_path / "ia3" / "adapter.json").unlink()
+    with pytest.raises(CheckpointError, match="holds 'IA3' of peft; LoRA is what can be taken over"):
+        model.load_adapter(tmp_path / "ia3")

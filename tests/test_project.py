@@ -114,7 +114,8 @@ def test_a_first_look_imports_nothing_slow(code: str) -> None:
 def test_optional_packages_are_imported_only_where_they_are_used() -> None:
     code = """
 import importlib, pkgutil, sys
-sys.modules |= dict.fromkeys(["torchaudio", "speechbrain", "librosa", "bitsandbytes", "flashlight", "jiwer"])
+optional = ["torchaudio", "speechbrain", "librosa", "bitsandbytes", "flashlight", "jiwer", "pyarrow"]
+sys.modules |= dict.fromkeys(optional)
 import torch
 import speech_adapters
 for module in pkgutil.walk_packages(speech_adapters.__path__, "speech_adapters."):

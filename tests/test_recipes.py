@@ -106,12 +106,16 @@ def test_the_saved_config_reproduces_the_run(corpus, finished):
 
 def test_evaluating_the_saved_adapter_gives_the_same_figures(corpus, finished):
     output = corpus / "scored"
-    done = run(
+    command = [
         "recipes/evaluate_asr.py", f"--encoder={corpus / 'encoder'}",
         f"--adapter={finished / 'adapters' / 'elp-seed1'}",
-        f"--head={finished / 'heads' / 'elp-seed1'}", f"--manifest={corpus / 'test.jsonl'}", f"--output={output}",
-    )  # fmt: skip
+        f"--head={finished / 'heads' / 'elp-seed1'}", f"--manifest={corpus / 'test.jsonl'}",
+    ]  # fmt: skip
+    done = run(*command, f"--output={output}")
     assert re.search(r"WER \d", done.stdout)
+    run(*command, f"--output={corpus / 'windowed'}", "windows.seconds=4")
+    hypotheses = [(folder / "trn" / "test" / "hyp.trn").read_text() for folder in (output, corpus / "windowed")]
+    assert hypotheses[0] == hypotheses[1], "utterances without pauses are one window each"
     assert (output / "trn" / "test" / "hyp.trn").read_text() == (
         finished / "trn" / "elp-seed1" / "hyp.trn"
     ).read_text()
@@ -122,7 +126,7 @@ def test_evaluating_the_saved_adapter_gives_the_same_figures(corpus, finished):
     [
         (["--adapter=lorra"], "Did you mean 'lora'"),
         (["--encoder=tiny-wavml"], "unknown encoder 'tiny-wavml'"),
-        (["--train=train.jsonl"], "--train, --dev and --test together"),
+        (["--train=train.jsonl"], "give --train and --dev"),
         (["training.updatez=3"], "updatez"),
         (["--encoder=microsoft/wavlm-base-plus"], "cannot be reached"),
     ],

@@ -14,6 +14,7 @@ import pytest
 import torch
 from small_encoders import stock_model
 
+from speech_adapters import ClassificationHead
 from speech_adapters.config import parse_cli
 from speech_adapters.data.audio import write_audio
 from speech_adapters.data.manifest import Manifest, Utterance
@@ -22,6 +23,7 @@ from speech_adapters.metrics.bootstrap import Interval
 from speech_adapters.metrics.verification import mean_metrics, verification_result
 from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.runs.results import Results
+from speech_adapters.saving.parts import load_part
 from speech_adapters.tasks.classification import Classification
 from speech_adapters.training import supervised
 
@@ -159,10 +161,68 @@ def test_intents_in_slots_and_as_one_label(corpus, tmp_path):
     by_slot = results["metrics"]["by_slot"]
     assert set(by_slot) == {"action", "object"}
     assert results["metrics"]["accuracy"]["value"] <= min(slot["value"] for slot in by_slot.values())
+    scored = recipe("evaluate_slots")  # base and head are found from the adapter's folder
+    words = [f"--adapter={tmp_path / 'slots' / 'adapters' / 'l'}", f"--manifest={corpus / 'test.jsonl'}"]
+    scored.main(parse_cli(scored.Config, [*words, f"--output={tmp_path / 'scored'}"]))
+    again = json.loads((tmp_path / "scored" / "results.json").read_text())
+    assert again["metrics"]["accuracy"] == results["metrics"]["accuracy"]
+    line = json.loads((tmp_path / "scored" / "predictions" / "test.jsonl").read_text().splitlines()[0])
+    assert line["labels"] == {"action": "on", "object": "lamp"} and set(line["predictions"]) == {"action", "object"}
     results = run(
         "intent_classification", tmp_path / "label", *sets(corpus), "--adapter=l", "--seeds=0,1", "--baselines="
     )
     assert np.mean(results["accuracy_by_seed"]) == pytest.approx(results["metrics"]["accuracy"]["value"])
+
+
+@pytest.fixture(scope="module")
+def drawer(corpus) -> Path:
+    """Two bottleneck adapters, and a head of two classes that was saved with the first."""
+    model = SpeechAdapterModel.from_pretrained(corpus / "encoder")
+    for name in ("two", "one"):
+        model.add_adapter(name, "pfeiffer")
+        for parameter in model.adapters[name].parameters():
+            parameter.data.normal_(std=0.1)
+        model.save_adapter(name, corpus / "drawer" / name)
+    model.add_head("go", ClassificationHead(labels=("go", "stop"), label_field="label"))
+    model.save_head("go", corpus / "drawer" / "head")
+    return corpus / "drawer"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["fusion", "router"])
+def test_a_fusion_over_saved_adapters(method, corpus, drawer, tmp_path):
+    parts = [f"--adapters={drawer / 'one'},{drawer / 'two'}", f"--head={drawer / 'head'}", f"--method={method}"]
+    results = run("fuse_adapters", tmp_path / "run", *parts, *sets(corpus)[:3], "learning_rate=1e-3")
+    assert (results["adapter"], list(results["baselines"])) == (method, ["one", "two"])
+    check_folder(tmp_path / "run", results, ())
+    assert len((tmp_path / "run" / "predictions" / f"{method}.jsonl").read_text().splitlines()) == 12
+    model = SpeechAdapterModel.from_pretrained(corpus / "encoder")
+    for name in ("one", "two"):  # copies that lie beside the fusion and are the ones it was trained on
+        model.load_adapter(tmp_path / "run" / "adapters" / name)
+        assert (tmp_path / "run" / "adapters" / name / "adapter_model.safetensors").read_bytes() == (
+            drawer / name / "adapter_model.safetensors"
+        ).read_bytes()
+    assert model.load_fusion(tmp_path / "run" / "fusions" / method) == method
+    before, after = (load_part(folder, "head")[1] for folder in (drawer / "head", tmp_path / "run" / "heads" / method))
+    assert all(torch.equal(before[key], after[key]) for key in before)  # it stays as it is unless --train-head
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--adapters={0}/one"], "give --adapters .two folders or more."),
+        (["--adapters={0}/one,{0}/one"], "names=.*give each of the 2 adapters its own"),
+        (["--adapters={0}/one,{0}/two", "--guide=1"], "no adapter is called street"),
+    ],
+)
+def test_what_cannot_be_fused(arguments, message, corpus, drawer, tmp_path):
+    domains = Manifest.read(corpus / "train.jsonl").map(lambda u: replace(u, domain="street"))
+    domains.write(tmp_path / "train.jsonl")
+    words = [argument.format(drawer) for argument in arguments] + [f"--head={drawer / 'head'}"]
+    data = [f"--train={tmp_path / 'train.jsonl'}", *sets(corpus)[1:3]]
+    with pytest.raises(InputError, match=message):
+        run("fuse_adapters", tmp_path / "run", *words, *data)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -172,7 +232,7 @@ def test_intents_in_slots_and_as_one_label(corpus, tmp_path):
         ("emotion_recognition", ["--manifest={0}/all.jsonl"], "--manifest needs --folds"),
         ("emotion_recognition", ["--corpus=ravdess"], "needs --corpus-root"),
         ("emotion_recognition", ["--manifest={0}/all.jsonl", "--folds=5-folds"], "protocol '5-folds' is unknown"),
-        ("emotion_recognition", ["--train={0}/train.jsonl"], "--train, --dev and --test together"),
+        ("emotion_recognition", ["--train={0}/train.jsonl"], "give --train and --dev"),
         (
             "emotion_recognition",
             ["--train={0}/train.jsonl", "--dev={0}/dev.jsonl", "--test={0}/train.jsonl"],

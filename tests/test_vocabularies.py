@@ -158,7 +158,7 @@ def test_a_symbol_no_subword_has_is_named():
 
 
 def test_the_wrong_case_is_recognised():
-    with pytest.raises(TextError, match="it has them in upper case: choose a normaliser that writes so"):
+    with pytest.raises(TextError, match="it has them in upper case: choose a normaliser that writes them so"):
         Vocabulary.wav2vec2().encode("hello")
 
 

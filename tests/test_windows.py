@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from small_encoders import small_encoder, whisper_model
 
 from speech_adapters.data.audio import SAMPLE_RATE, read_audio, stream_audio
+from speech_adapters.data.manifest import Manifest, Utterance
 from speech_adapters.data.voice_activity import CHUNK, Energy
 from speech_adapters.data.windows import MARGIN, Window, Windows, cut
 from speech_adapters.encoders import Encoder
@@ -253,3 +254,7 @@ def test_whisper_hears_in_windows_within_its_positions():
         heard(model, samples, Windows())
     output = heard(model, samples, Windows(seconds=3.0, context=0.5, voice_activity="none"))
     assert output.logits.shape[1] == model.encoder.frame_lengths(len(samples))
+    manifest = Manifest([Utterance("long", Path("long.wav"), 60.0, text="A")], "calls")
+    with pytest.raises(AudioError, match=r"longer than the 3.0 s .* such as long; .* through windows"):
+        model.head.config.check(manifest, model.encoder)
+    model.head.config.check(manifest, model.encoder, any_length=True)

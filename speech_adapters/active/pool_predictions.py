@@ -76,11 +76,14 @@ def observe(
         return _observations(head, output, seen.pop().float() if seen else None)
 
     try:
-        options = {"batch_seconds": batch_seconds, "cache": cached, "windows": windows}
-        rows = predict(model, manifest, read, progress=False, **options).values
+        found = predict(
+            model, manifest, read, batch_seconds=batch_seconds, cache=cached, windows=windows, progress=False
+        )
     finally:
         if hook is not None:
             hook.remove()
+
+    rows = found.values
 
     def joined(name: str) -> Tensor | None:
         return torch.stack([row[name] for row in rows]) if name in rows[0] else None

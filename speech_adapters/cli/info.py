@@ -78,7 +78,7 @@ def _part(folder: Path, kind: str) -> None:
         "card": ", ".join(f"{key}: {_short(value)}" for key, value in described.get("card", {}).items()),
         "load it": f"model.load_{kind}({str(folder)!r})",
     }
-    if kind == "adapter":
+    if kind == "adapter" and base:
         facts["load it"] = f"model = SpeechAdapterModel.from_pretrained({base['name']!r}); {facts['load it']}"
     _show(f"{folder}: {kind}, {name}", facts)
 

@@ -72,10 +72,7 @@ def windows_of(arguments: argparse.Namespace) -> Windows:
     """How recordings are cut."""
     from speech_adapters.data.windows import Windows
 
-    context = min(2.0, arguments.window / 4)
-    return Windows(
-        seconds=arguments.window, context=context, voice_activity=arguments.voice_activity, pause=arguments.pause
-    )
+    return Windows(seconds=arguments.window, voice_activity=arguments.voice_activity, pause=arguments.pause)
 
 
 @contextmanager

@@ -12,8 +12,13 @@ text, a line per recording: its name, a tab, what is said. With --output, each r
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from speech_adapters.cli.listening import add_audio, add_model, add_windows
+
+if TYPE_CHECKING:
+    from speech_adapters.heads.decoding import BeamSearch
+    from speech_adapters.model import SpeechAdapterModel
 
 FORMATS = ("text", "json", "srt", "vtt", "ctm", "trn")
 
@@ -71,7 +76,7 @@ def run(arguments: argparse.Namespace) -> None:
                     print(path, flush=True)
 
 
-def _beam(arguments: argparse.Namespace, model: object) -> object:
+def _beam(arguments: argparse.Namespace, model: SpeechAdapterModel) -> BeamSearch | None:
     from speech_adapters.errors import ConfigError
     from speech_adapters.heads.ctc import CTCHeadModule
     from speech_adapters.heads.decoding import BeamSearch
@@ -81,7 +86,7 @@ def _beam(arguments: argparse.Namespace, model: object) -> object:
             if getattr(arguments, flag) is not None:
                 raise ConfigError(f"--{flag} works in the beam search only; add --beam, such as --beam 50.")
         return None
-    head = getattr(model, "head", None)
+    head = model.head
     if not isinstance(head, CTCHeadModule):
         return None  # the loop says what is wrong
     return BeamSearch(

@@ -46,5 +46,5 @@ def split_call(
             )
     for file, side in zip(files.values(), sides, strict=True):
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_audio(file, side, info.sample_rate)
+        write_audio(file, side, info.sample_rate, loud="scale")
     return files

@@ -20,6 +20,7 @@ from itertools import combinations
 from pathlib import Path
 
 from speech_adapters.corpora.layout import find_corpus, write_manifest
+from speech_adapters.data.formats.tables import read
 from speech_adapters.data.manifest import Manifest, Utterance, check_disjoint
 
 SPLITS = {"train": "train_data.csv", "dev": "valid_data.csv", "test": "test_data.csv"}
@@ -45,7 +46,7 @@ def prepare_fluent_speech_commands(root: str | os.PathLike[str], output: str | o
     )
     manifests: dict[str, Manifest] = {}
     for split, table in SPLITS.items():
-        rows = Manifest.from_csv(corpus / "data" / table, _COLUMNS, audio_root=corpus)
+        rows = read(corpus / "data" / table, columns=_COLUMNS, root=corpus)
         path = Path(output) / f"fluent_speech_commands_{split}.jsonl"
         rows.require("speaker", "text", *SLOTS)
         manifests[split] = write_manifest(map(_labelled, rows), path, ("label",), name=f"{split} commands")

@@ -48,7 +48,8 @@ def mono(path: Path, info: AudioInfo, folder: Path) -> Path:
     copy = folder / f"{path.stem}.flac"
     if not copy.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        write_audio(copy, read_audio(path, sample_rate=info.sample_rate, channel="mix"), info.sample_rate)
+        mono = read_audio(path, sample_rate=info.sample_rate, channel="mix")
+        write_audio(copy, mono, info.sample_rate, loud="scale")
     return copy
 
 

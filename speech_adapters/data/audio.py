@@ -228,17 +228,31 @@ def write_audio(
     waveform: torch.Tensor,
     sample_rate: int = SAMPLE_RATE,
     subtype: str | None = None,
+    loud: Literal["refuse", "scale"] = "refuse",
 ) -> None:
     """Write a ``(samples,)`` waveform; the file's suffix names the format (``.wav``, ``.flac``, ``.opus``, ...).
 
     ``subtype`` is libsndfile's name of the coding (``"PCM_16"``, ``"FLOAT"``, ``"ULAW"``); by default the format's
-    own, 16 bit for WAV and FLAC. Integer codings clip samples outside [-1, 1]. The file appears whole or not at all.
+    own, 16 bit for WAV and FLAC. The file appears whole or not at all.
+
+    Args:
+        loud: what to do with peaks above 1, which all codings but floating point would clip: "refuse" them, or "scale"
+            the waveform to a peak of 1.
 
     Raises:
-        AudioError: an empty or non-finite waveform, or a format or coding that libsndfile does not write.
+        AudioError: an empty or non-finite waveform, one that is too loud, or a format or coding that libsndfile does
+            not write.
     """
     path = Path(path)
     check_waveform(waveform, path, min_samples=1)
+    peak = float(waveform.detach().abs().max())
+    if peak > 1 and subtype not in ("FLOAT", "DOUBLE"):
+        if loud == "refuse":
+            raise AudioError(
+                f"{path}: peaks of {peak:.3g} do not fit its coding, which would clip them; write it with "
+                'subtype="FLOAT", or with loud="scale"'
+            )
+        waveform = waveform / peak
     format_name = None
     if path.suffix.lower() == ".opus":
         format_name, subtype = "OGG", subtype or "OPUS"

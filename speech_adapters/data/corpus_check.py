@@ -7,20 +7,23 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
+from pathlib import Path
 
-from speech_adapters.data.manifest import Manifest, check_disjoint
+from speech_adapters.data.manifest import Channel, Manifest, check_disjoint
 from speech_adapters.errors import ManifestError
 from speech_adapters.text import utterance_names
 
 
-def read_all(paths: Sequence[str | os.PathLike[str]]) -> tuple[list[Manifest], list[str]]:
-    """The manifests that can be read, and the bad lines of those that cannot."""
+def read_all(
+    paths: Sequence[str | os.PathLike[str]], channel: Channel | None = None
+) -> tuple[list[Manifest], list[str]]:
+    """The manifests that can be read, and the bad lines of those that cannot; ``channel`` of lines that name none."""
     manifests, findings = [], []
     for path in paths:
         try:
-            manifests.append(Manifest.read(path))
+            manifests.append(Manifest.read(path, channel=channel))
         except ManifestError as error:
             findings += str(error).split("\n")
     return manifests, findings
@@ -30,9 +33,14 @@ def check_corpus(manifests: Sequence[Manifest]) -> list[str]:
     """The findings in manifests that are used together: splits of one corpus."""
     findings: list[str] = []
     for manifest in manifests:
-        problems = manifest.audio_problems()
-        findings += [f"{manifest.name}: utterance {utterance.id!r}: {problem}" for utterance, problem in problems]
-        findings += name_findings(manifest) + text_findings(manifest)
+        unsaid = manifest.need_channel()
+        findings += channel_findings(manifest, unsaid)
+        findings += [
+            f"{manifest.name}: utterance {utterance.id!r}: {problem}"
+            for utterance, problem in manifest.audio_problems()
+            if utterance.channel is not None or utterance.audio_filepath not in unsaid  # said once for all
+        ]
+        findings += text_findings(manifest)
     findings += class_findings(manifests)
     for first, second in combinations(manifests, 2):
         try:
@@ -42,15 +50,16 @@ def check_corpus(manifests: Sequence[Manifest]) -> list[str]:
     return findings
 
 
-def name_findings(manifest: Manifest) -> list[str]:
-    """Ids and speakers with spaces or brackets: columns of trn files and trial lists cannot hold them."""
-    findings = []
-    for key in ("id", "speaker"):
-        unfit = [value for value in manifest.values(key) if any(s.isspace() or s in "()" for s in value)]
-        if unfit:
-            what = f"{key} {utterance_names(unfit)}"
-            findings.append(f"{manifest.name}: {what}: a space or bracket, which trn files cannot hold; rename")
-    return findings
+def channel_findings(manifest: Manifest, unsaid: Mapping[Path, int]) -> list[str]:
+    """Which files need a channel: those of several (``unsaid``) where a line names none."""
+    if not unsaid:
+        return []
+    counts = " or ".join(map(str, sorted(set(unsaid.values()))))
+    return [
+        f"{manifest.name}: {len(unsaid)} file(s) of {counts} channels, such as "
+        f'{utterance_names([file.name for file in unsaid])}, and no word on which is heard; add the key "channel" '
+        '(0, 1 or "mix") to the lines of the manifest, or give --channel for the whole run'
+    ]
 
 
 def text_findings(manifest: Manifest) -> list[str]:

@@ -11,10 +11,8 @@ A manifest has one JSON object a line, with the keys of NVIDIA NeMo's manifests 
 from __future__ import annotations
 
 import codecs
-import csv
 import gc
 import hashlib
-import io
 import json
 import math
 import os
@@ -25,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import torch
 
@@ -36,6 +34,9 @@ from speech_adapters.errors import AudioError, ManifestError
 TEXT_KEYS = ("text", "speaker", "emotion", "label", "domain", "lang")
 """Optional keys that hold a string. A number is read as its digits: NeMo writes speakers as integers."""
 
+
+Channel = int | Literal["mix"]
+"""What is heard of a file with several channels: one by its number from 0, or the mean of all."""
 
 SHOWN_PROBLEMS = 20
 """How many of a manifest's problems an error lists; it counts them all."""
@@ -133,13 +134,21 @@ class Manifest(Sequence[Utterance]):
         return f"Manifest({self.summary()})"
 
     @classmethod
-    def read(cls, path: str | os.PathLike[str], require: Sequence[str] = (), *, check_files: bool = False) -> Manifest:
+    def read(
+        cls,
+        path: str | os.PathLike[str],
+        require: Sequence[str] = (),
+        *,
+        check_files: bool = False,
+        channel: Channel | None = None,
+    ) -> Manifest:
         """Read and check a ``.jsonl`` manifest.
 
         Args:
             path: the manifest; its folder is where relative audio paths start.
             require: keys that every line must have, such as ``("text",)`` for recognition.
             check_files: also decode the audio (:meth:`check_audio`).
+            channel: of the lines that do not name one (:meth:`with_channel`).
 
         Raises:
             ManifestError: with ``file:line`` of each bad line; see ``manifests/README.md`` for the list.
@@ -180,44 +189,8 @@ class Manifest(Sequence[Utterance]):
         problems.raise_any()
         if not utterances:
             raise ManifestError(f"{path}:1: empty manifest; write one JSON object a line")
-        manifest = cls(utterances, str(path))
+        manifest = cls(utterances, str(path)).with_channel(channel)
         return manifest.check_audio() if check_files else manifest
-
-    @classmethod
-    def from_csv(
-        cls,
-        path: str | os.PathLike[str],
-        columns: Mapping[str, str],
-        *,
-        audio_root: str | os.PathLike[str] | None = None,
-        delimiter: str = ",",
-    ) -> Manifest:
-        """Import a CSV or TSV table with a header row.
-
-        ``columns`` maps our keys to the table's column names and must name ``audio_filepath``; where ``duration`` is
-        not mapped it is read from the audio file. Other columns are dropped. Relative audio paths start at
-        ``audio_root``, by default the table's folder.
-
-        >>> Manifest.from_csv("cv/test.tsv", {"audio_filepath": "path", "text": "sentence", "speaker": "client_id"},
-        ...                   audio_root="cv/clips", delimiter="\\t")   # doctest: +SKIP
-        """
-        path = Path(path)
-        if "audio_filepath" not in columns:
-            raise ManifestError(f'{path}: columns must say which column holds "audio_filepath"')
-        rows = csv.DictReader(io.StringIO(read_utf8(path, "table"), newline=""), delimiter=delimiter)
-        try:
-            names, table = rows.fieldnames or (), [(rows.line_num, row) for row in rows]
-        except csv.Error as error:
-            raise ManifestError(f"{path}:{rows.line_num}: not a table ({error}); check its delimiter") from error
-        if missing := [name for name in columns.values() if name not in names]:
-            raise ManifestError(f"{path}:1: no column {missing[0]!r}; there are {', '.join(names)}")
-        if not table:
-            raise ManifestError(f"{path}:1: a header but no rows; nothing to import")
-        entries = [
-            (f":{number}", {key: row[name] for key, name in columns.items() if row[name] not in (None, "")})
-            for number, row in table
-        ]
-        return cls.from_entries(entries, str(path), audio_root if audio_root is not None else path.parent)
 
     @classmethod
     def from_entries(
@@ -310,6 +283,17 @@ class Manifest(Sequence[Utterance]):
             digest.update(json.dumps([what, u.offset, u.duration, u.channel]).encode() + b"\n")
         return digest.hexdigest()
 
+    def with_channel(self, channel: Channel | None) -> Manifest:
+        """The same, hearing ``channel`` of the files whose line names none: a number from 0, or "mix" for the mean."""
+        if channel is None:
+            return self
+        return self.map(lambda u: u if u.channel is not None else replace(u, channel=channel))
+
+    def need_channel(self) -> dict[Path, int]:
+        """The files with several channels, and how many, that a line names without saying which is heard."""
+        files = dict.fromkeys(utterance.audio_filepath for utterance in self if utterance.channel is None)
+        return {file: channels for file in files if (channels := _channels(file)) > 1}
+
     def filter(self, keep: Callable[[Utterance], bool]) -> Manifest:
         """The utterances for which ``keep`` is true."""
         return Manifest(filter(keep, self), self.name)
@@ -401,6 +385,13 @@ class Manifest(Sequence[Utterance]):
             if 0 < len(counts) <= 12:
                 parts.append(f"{key}: " + ", ".join(f"{value} {count}" for value, count in sorted(counts.items())))
         return "; ".join(parts)
+
+
+def _channels(path: Path) -> int:
+    try:
+        return audio_info(path).channels
+    except AudioError:
+        return 0
 
 
 def equal_shares(manifests: Sequence[Manifest], hours: float, seed: int = 0) -> Manifest:

@@ -1,25 +1,38 @@
 """Files of predictions: what a classifier, of this toolkit or any other, said of each utterance.
 
 JSON Lines: ``{"id": "a1", "speaker": "a", "label": "happy", "prediction": "angry", "probabilities": {"happy": 0.2,
-"angry": 0.8}}``; or CSV with the columns ``id``, ``label`` (the true class), ``prediction`` and, where known,
-``speaker``. ``speaker`` and ``probabilities`` may be left out; ``run`` (a number) tells runs of several seeds apart.
+"angry": 0.8}}``; or CSV or TSV with the columns ``id``, ``label`` (the true class), ``prediction`` and, where known,
+``speaker``. Usual other names of them are known (:data:`COLUMNS`). ``speaker`` and ``probabilities`` may be left out;
+``run`` (a number) tells runs of several seeds apart.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from speech_adapters.errors import InputError
+from speech_adapters.data.formats.columns import NAMES
+from speech_adapters.data.records import UTTERANCE, Names, read_records
+from speech_adapters.data.trials import UtteranceIndex
+from speech_adapters.errors import InputError, ManifestError
 from speech_adapters.files import write_text
 from speech_adapters.metrics.classification import ClassificationResult, score_classification
 
 _NEEDED = ("id", "label", "prediction")
+
+COLUMNS: Names = {
+    "id": UTTERANCE,
+    "label": ("reference", "truth", "true_label", "target", "class", "emotion", "ground_truth"),
+    "prediction": ("predicted", "hypothesis", "pred", "predicted_label"),
+    "speaker": NAMES["speaker"],
+    "probabilities": (),
+    "run": (),
+}
+"""Keys of a file of predictions, and the names that tools give them."""
 
 
 def write_predictions(path: str | os.PathLike[str], result: ClassificationResult) -> None:
@@ -38,8 +51,19 @@ def write_predictions(path: str | os.PathLike[str], result: ClassificationResult
     write_text(path, "".join(lines))
 
 
-def read_predictions(path: str | os.PathLike[str], *, n: int = 1000, seed: int = 0) -> ClassificationResult:
+def read_predictions(
+    path: str | os.PathLike[str],
+    *,
+    columns: Mapping[str, str] | None = None,
+    index: UtteranceIndex | None = None,
+    n: int = 1000,
+    seed: int = 0,
+) -> ClassificationResult:
     """Score a file of predictions; ``.csv`` and ``.tsv`` are read as tables, anything else as JSON Lines.
+
+    Args:
+        columns: key -> its name in the file, where it is none of :data:`COLUMNS`.
+        index: of the utterances that the rows may name by audio path as well; their ids are taken.
 
     The classes are those of the probabilities where there are any, else those that occur.
 
@@ -48,7 +72,7 @@ def read_predictions(path: str | os.PathLike[str], *, n: int = 1000, seed: int =
             probabilities or with those of other classes; and all that :func:`score_classification` raises.
     """
     path = Path(path)
-    rows = list(_csv_rows(path) if path.suffix.lower() in (".csv", ".tsv") else _json_rows(path))
+    rows = [(f"{path}:{at}", row) for at, row in read_records(path, "the predictions", COLUMNS, _NEEDED, columns)]
     if not rows:
         raise InputError(f"{path}: no predictions in it; write one line an utterance with {', '.join(_NEEDED)}")
     first_where, first = rows[0]
@@ -68,6 +92,8 @@ def read_predictions(path: str | os.PathLike[str], *, n: int = 1000, seed: int =
                 raise InputError(f"{where}: the probability of {label!r} is {value!r}, expected a number from 0 to 1")
         if not isinstance(row.get("speaker"), str | None):
             raise InputError(f"{where}: speaker is {row['speaker']!r}, expected text")
+        if index is not None:
+            row["id"] = index.ids[index.find(row["id"], partial(_at, where))]
         runs.setdefault(str(row.get("run", "")), []).append(row)
     everything = labels or sorted({row[key] for _, row in rows for key in ("label", "prediction")})
     try:
@@ -89,34 +115,5 @@ def read_predictions(path: str | os.PathLike[str], *, n: int = 1000, seed: int =
         raise InputError(f"{path}: {error}") from error
 
 
-def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, line in enumerate(_text(path).split("\n"), start=1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise InputError(f"{path}:{number}: not JSON ({error}); each line must be a JSON object") from error
-            if not isinstance(row, dict):
-                raise InputError(f"{path}:{number}: expected a JSON object with {', '.join(_NEEDED)}, got {row!r}")
-            yield f"{path}:{number}", row
-
-
-def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-    rows = csv.DictReader(io.StringIO(_text(path), newline=""), delimiter=delimiter)
-    try:
-        if missing := [key for key in _NEEDED if key not in (rows.fieldnames or ())]:
-            raise InputError(f"{path}:1: no column {missing[0]!r}; there are {', '.join(rows.fieldnames or ())}")
-        for row in rows:
-            given = {key: row.get(key) for key in (*_NEEDED, "speaker", "run") if row.get(key)}
-            yield f"{path}:{rows.line_num}", given
-    except csv.Error as error:
-        raise InputError(f"{path}:{rows.line_num}: not a table ({error}); check its delimiter") from error
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{path}: the predictions cannot be read ({reason}); check the path") from error
+def _at(where: str, message: str) -> ManifestError:
+    return ManifestError(f"{where}: {message}")

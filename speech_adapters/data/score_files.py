@@ -1,31 +1,51 @@
-"""Score files: Kaldi's text, ``enrol test score`` a line, and numpy's arrays in the order of the trial list."""
+"""Score files: Kaldi's text, ``enrol test score`` a line; tables (CSV, TSV, JSON Lines) with these columns or their
+usual other names; and numpy's arrays in the order of the trial list."""
 
 from __future__ import annotations
 
 import os
 from array import array
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from speech_adapters.data.arrays import read_arrays
+from speech_adapters.data.records import Names, is_table, read_records
+from speech_adapters.data.trials import COLUMNS as TRIAL_COLUMNS
 from speech_adapters.data.trials import TrialList, read_rows
 from speech_adapters.errors import InputError
 from speech_adapters.files import write_text
 
 
 def write_scores(path: str | os.PathLike[str], trials: TrialList, scores: np.ndarray) -> None:
-    """Write ``enrol test score`` lines in the order of the trials, with digits enough to read the same scores back."""
+    """Write ``enrol test score`` lines in the order of the trials, with digits enough to read the same scores back.
+
+    Tabs are between the columns where a name has a space.
+    """
     enrol, test = trials.enrol_names, trials.test_names
+    gap = "\t" if any(any(map(str.isspace, name)) for name in (*enrol, *test)) else " "
     rows = zip(trials.enrol, trials.test, scores, strict=True)
-    write_text(path, (f"{enrol[i]} {test[j]} {score:.9g}\n" for i, j, score in rows))
+    write_text(path, (f"{enrol[i]}{gap}{test[j]}{gap}{score:.9g}\n" for i, j, score in rows))
 
 
-def read_scores(path: str | os.PathLike[str], trials: TrialList) -> np.ndarray:
+COLUMNS: Names = {
+    **{key: names for key, names in TRIAL_COLUMNS.items() if key != "label"},
+    "score": ("llr", "similarity", "cosine"),
+}
+"""Keys of a table of scores, and the names that tools give them."""
+
+
+def read_scores(
+    path: str | os.PathLike[str], trials: TrialList, columns: Mapping[str, str] | None = None
+) -> np.ndarray:
     """(n,) the trials' scores, higher for targets, from a file that covers them.
 
     A ``.npy`` file holds them in the order of the trials, so does the array ``scores`` of an ``.npz`` file; any other
-    file is text, in any order, and may hold further pairs.
+    file is a table or text, in any order, and may hold further pairs.
+
+    Args:
+        columns: key -> column of a table, where its name is none of :data:`COLUMNS`.
 
     Raises:
         InputError: a file that cannot be read, a trial without a score, a line that is not ``enrol test score``, a
@@ -39,7 +59,8 @@ def read_scores(path: str | os.PathLike[str], trials: TrialList) -> np.ndarray:
                 f"{path}: scores {scores.shape} for the {len(trials)} trials of {trials.name}; give one each."
             )
     else:
-        scores = _read_text(path, trials)
+        rows = _table(path, columns) if is_table(path) else read_rows(path, "score file")
+        scores = _read_pairs(path, rows, trials)
     if np.isnan(scores).any():
         raise InputError(
             f"{path}: the score of trial {trials[int(np.isnan(scores).argmax())]} is NaN; score it again."
@@ -54,12 +75,17 @@ def _read_numpy(path: Path) -> np.ndarray:
     return np.array(scores, scores.dtype if scores.dtype in (np.float32, np.float64) else float)
 
 
-def _read_text(path: Path, trials: TrialList) -> np.ndarray:
+def _table(path: Path, said: Mapping[str, str] | None) -> Iterator[tuple[int, list[str]]]:
+    for number, row in read_records(path, "the score file", COLUMNS, tuple(COLUMNS), said):
+        yield number, [str(row[key]) for key in COLUMNS if key in row]
+
+
+def _read_pairs(path: Path, rows: Iterator[tuple[int, list[str]]], trials: TrialList) -> np.ndarray:
     enrol = {name: number for number, name in enumerate(trials.enrol_names)}
     test = {name: number for number, name in enumerate(trials.test_names)}
     width = len(test)
     pairs, values, lines = array("q"), array("d"), array("q")
-    for number, columns in read_rows(path, "score file"):
+    for number, columns in rows:
         if len(columns) != 3:
             raise InputError(f'{path}:{number}: {len(columns)} columns, expected 3: "enrol test score"')
         i, j = enrol.get(columns[0]), test.get(columns[1])

@@ -1,22 +1,25 @@
 """Speaker-verification trial lists and enrolment maps: reading, checks, and what their names stand for.
 
-A trial list has VoxCeleb's format, ``1 enrol test`` a line (1: same speaker, 0: different speakers). ``enrol`` and
-``test`` name utterances, by id or by audio path; with an enrolment map, ``model utterance utterance ...`` a line,
-``enrol`` names a model made from several utterances. Lists are held as integer arrays, 13 bytes a trial, so that tens
-of millions fit. Errors start with ``file:line``.
+A trial list has VoxCeleb's format, ``1 enrol test`` a line (1: same speaker, 0: different speakers), or the label last
+(``enrol test target``, as Kaldi has it: its first line says which), or is a table (CSV, TSV, JSON Lines) with the
+columns ``label``, ``enrol`` and ``test`` or their usual other names. ``enrol`` and ``test`` name utterances, by id or
+by audio path; with an enrolment map, ``model utterance utterance ...`` a line, ``enrol`` names a model made from
+several utterances. Names with spaces need tabs between the columns, or a table. Lists are held as integer arrays, 13
+bytes a trial, so that tens of millions fit. Errors start with ``file:line``.
 """
 
 from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
 import numpy as np
 
 from speech_adapters.data.manifest import Manifest
+from speech_adapters.data.records import Names, is_table, read_records
 from speech_adapters.errors import ManifestError
 
 
@@ -90,11 +93,15 @@ class ResolvedTrials:
 
 
 def read_rows(path: Path, what: str) -> Iterator[tuple[int, list[str]]]:
-    """The number and the columns of each line of a text file that is not blank."""
+    """The number and the columns of each line of a text file that is not blank.
+
+    White space is between columns; of a line with two tabs or more, these alone, so that names may have spaces.
+    """
     try:
         with path.open(encoding="utf-8-sig", newline="\n") as file:
             for number, line in enumerate(file, start=1):
-                if columns := line.split():
+                columns = line.split("\t") if line.strip().count("\t") > 1 else line.split()
+                if columns := [column.strip() for column in columns if column.strip()]:
                     yield number, columns
     except UnicodeDecodeError as error:
         raise ManifestError(f"{path}: not UTF-8 text ({error.reason}); convert the {what} to UTF-8") from error
@@ -103,8 +110,24 @@ def read_rows(path: Path, what: str) -> Iterator[tuple[int, list[str]]]:
         raise ManifestError(f"{path}: the {what} cannot be read ({reason}); check the path") from error
 
 
-def read_trials(path: str | os.PathLike[str], *, allow_repeats: bool = False) -> TrialList:
+LABELS = {"1": True, "target": True, "true": True, "0": False, "nontarget": False, "non-target": False, "false": False}
+"""What a trial's label may be."""
+
+COLUMNS: Names = {
+    "label": ("target", "is_target", "same", "same_speaker", "key"),
+    "enrol": ("enroll", "enrolment", "enrollment", "model", "modelid", "utt1", "file1", "wav1", "path1", "id1"),
+    "test": ("segment", "segmentid", "utt2", "file2", "wav2", "path2", "id2"),
+}
+"""Keys of a table of trials, and the names that tools give them."""
+
+
+def read_trials(
+    path: str | os.PathLike[str], *, allow_repeats: bool = False, columns: Mapping[str, str] | None = None
+) -> TrialList:
     """Read a trial list.
+
+    Args:
+        columns: key -> column of a table, where its name is none of :data:`COLUMNS`.
 
     Raises:
         ManifestError: with ``file:line``: not three columns, a label other than 0 or 1, a repeated pair (unless
@@ -114,16 +137,13 @@ def read_trials(path: str | os.PathLike[str], *, allow_repeats: bool = False) ->
     enrol_names: dict[str, int] = {}
     test_names: dict[str, int] = {}
     enrol, test, labels, lines = array("i"), array("i"), array("b"), array("i")
-    for number, columns in read_rows(path, "trial list"):
-        if len(columns) != 3:
-            raise ManifestError(f'{path}:{number}: {len(columns)} columns, expected 3: "1 enrol test"')
-        label = columns[0]
-        if label not in ("0", "1"):
-            expected = "expected 1 (same speaker) or 0 (different), in column 1"
+    for number, (label, first, second), place in _table(path, columns) if is_table(path) else _lines(path):
+        if (same := LABELS.get(label.lower())) is None:
+            expected = f"expected 1 or target (same speaker), or 0 or nontarget (different), in {place}"
             raise ManifestError(f"{path}:{number}: label {label!r}; {expected}")
-        labels.append(label == "1")
-        enrol.append(enrol_names.setdefault(columns[1], len(enrol_names)))
-        test.append(test_names.setdefault(columns[2], len(test_names)))
+        labels.append(same)
+        enrol.append(enrol_names.setdefault(first, len(enrol_names)))
+        test.append(test_names.setdefault(second, len(test_names)))
         lines.append(number)
     if not lines:
         raise ManifestError(f'{path}:1: empty trial list; write "1 enrol test" lines')
@@ -138,6 +158,26 @@ def read_trials(path: str | os.PathLike[str], *, allow_repeats: bool = False) ->
     if not allow_repeats:
         _check_repeats(trials)
     return trials
+
+
+def _lines(path: Path) -> Iterator[tuple[int, tuple[str, str, str], str]]:
+    """(line, (label, enrol, test), where the label stands); the label is last if it is on the first line."""
+    last: bool | None = None
+    for number, columns in read_rows(path, "trial list"):
+        if len(columns) != 3:
+            raise ManifestError(f'{path}:{number}: {len(columns)} columns, expected 3: "1 enrol test"')
+        if last is None:
+            last = columns[0].lower() not in LABELS and columns[2].lower() in LABELS
+        first, second, third = columns
+        yield number, (third, first, second) if last else (first, second, third), f"column {3 if last else 1}"
+
+
+def _table(path: Path, said: Mapping[str, str] | None) -> Iterator[tuple[int, tuple[str, str, str], str]]:
+    for number, row in read_records(path, "the trial list", COLUMNS, tuple(COLUMNS), said):
+        for key in COLUMNS:
+            if not isinstance(row.get(key), str | int):
+                raise ManifestError(f"{path}:{number}: {key} is {row.get(key)!r}; each trial needs it")
+        yield number, (str(row["label"]), str(row["enrol"]), str(row["test"])), "its column"
 
 
 def read_enrolment(path: str | os.PathLike[str]) -> Enrolment:

@@ -37,8 +37,9 @@ class Windows:
     seconds: float = 20.0
     """The longest window. Utterances of LibriSpeech, on which most checkpoints were fine-tuned, end at 16 s, and
     Whisper's positions at 30 s."""
-    context: float = 2.0
-    """Seconds that a window hears beyond a cut inside speech, on each side."""
+    context: float | None = None
+    """Seconds that a window hears beyond a cut inside speech, on each side; None for 2, or a quarter of a window
+    shorter than 8."""
     voice_activity: Literal["energy", "silero", "none"] = "energy"
     """What finds the pauses; see :mod:`speech_adapters.data.voice_activity`."""
     pause: float = 0.5
@@ -51,7 +52,9 @@ class Windows:
             )
         if not 1.0 <= self.seconds < float("inf"):
             raise ConfigError(f"window seconds={self.seconds}: choose 1 second or more.")
-        if not 0.1 <= self.context <= self.seconds / 4:
+        if self.context is None:
+            object.__setattr__(self, "context", min(2.0, self.seconds / 4))
+        if not 0.1 <= float(self.context or 0) <= self.seconds / 4:
             raise ConfigError(
                 f"window context={self.context}: choose 0.1 seconds or more, and up to a quarter of the window's "
                 f"{self.seconds:g} seconds."
@@ -135,7 +138,7 @@ class _Cutter:
         self.detector: VoiceActivity | None = None if name == "none" else DETECTORS[name]()
         self.stride, self.tail = stride, max(receptive_field - stride, 0)
         self.size = int(settings.seconds * SAMPLE_RATE) // stride * stride
-        self.context = round(settings.context * SAMPLE_RATE) // stride * stride
+        self.context = round((settings.context or 0.0) * SAMPLE_RATE) // stride * stride
         self.margin, self.pause = round(MARGIN * SAMPLE_RATE), round(settings.pause * SAMPLE_RATE)
         self.samples, self.base = np.empty(0, np.float32), 0
         self.amount = np.empty(0)  # of speech in each chunk from ``base_chunk`` on

@@ -385,7 +385,7 @@ def is_reachable(endpoint: str, seconds: float = 3.0) -> bool:
 def _load_config(folder: Path, name: str) -> Any:
     from transformers import AutoConfig
 
-    with _quiet_transformers():
+    with quiet_transformers():
         try:
             return AutoConfig.from_pretrained(folder, local_files_only=True)
         except Exception as error:  # whatever a foreign library makes of values that it did not expect
@@ -393,7 +393,7 @@ def _load_config(folder: Path, name: str) -> Any:
 
 
 def _load_model(family: Family, folder: Path, name: str) -> nn.Module:
-    with _quiet_transformers():
+    with quiet_transformers():
         try:
             model, report = family.load(folder, dtype=torch.float32, local_files_only=True)
         except Exception as error:  # as above
@@ -523,6 +523,12 @@ def _open_tensors(path: Path, names: set[str] | None) -> Iterator[_Tensors]:
         ) from error
 
 
+def checkpoint_file(name_or_path: str | Path, file: str) -> Path | None:
+    """A file of a checkpoint, such as ``vocab.json``, or None where it has none; errors as of :func:`load_encoder`."""
+    path = _resolve(str(name_or_path), None) / file
+    return path if path.is_file() else None
+
+
 def stored_tensors(encoder: Encoder, parts: Sequence[str]) -> dict[str, Tensor]:
     """Float32 tensors beside the encoder in its checkpoint whose names start with one of ``parts``, such as
     ``quantizer`` of wav2vec 2.0's pre-training head; none where it has none or did not come from a checkpoint."""
@@ -572,7 +578,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Hide loading reports: what a user can act on becomes an error here, an unused head is no news."""
     from transformers.utils import logging as transformers_logging
 

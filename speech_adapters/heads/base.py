@@ -43,14 +43,17 @@ class HeadConfig(ABC):
     def target(self, utterance: Utterance) -> list[int]:
         """What the head learns from an utterance, as ids that its loss takes; raises an InputError that names it."""
 
-    def check(self, manifest: Manifest, encoder: Encoder) -> None:
+    def check(self, manifest: Manifest, encoder: Encoder, *, any_length: bool = False) -> None:
         """Find what training and scoring on a manifest would fail of hours later; heads add checks of their own.
+
+        Args:
+            any_length: recordings will be heard through windows, so that none is too long for the encoder.
 
         Raises:
             AudioError: utterances shorter than the encoder's receptive field.
             InputError: an utterance without a target, such as an unknown symbol or label.
         """
-        check_audible(manifest, encoder)
+        check_audible(manifest, encoder, any_length)
         for utterance in manifest:
             self.target(utterance)
 
@@ -105,8 +108,9 @@ class HeadModule(nn.Module, ABC):
         """One prediction per utterance, on the CPU: a text, probabilities, labels, an embedding; see each head."""
 
 
-def check_audible(manifest: Manifest, encoder: Encoder) -> None:
-    """AudioError that names utterances which are too short for the encoder to make a frame of, or too long for it."""
+def check_audible(manifest: Manifest, encoder: Encoder, any_length: bool = False) -> None:
+    """AudioError that names utterances which are too short for the encoder to make a frame of, or too long for it
+    (with ``any_length``, none is: it will be heard through windows)."""
     least = encoder.receptive_field
     short = [utterance.id for utterance in manifest if round(utterance.duration * SAMPLE_RATE) < least]
     if short:
@@ -114,10 +118,11 @@ def check_audible(manifest: Manifest, encoder: Encoder) -> None:
             f"{manifest.name}: {len(short)} utterance(s) are shorter than the encoder's receptive field of "
             f"{least / 16:.0f} ms, such as {', '.join(short[:3])}; remove them from the manifest."
         )
-    most = encoder.max_samples
+    most = None if any_length else encoder.max_samples
     long = [] if most is None else [u.id for u in manifest if round(u.duration * SAMPLE_RATE) > most]
     if most is not None and long:
         raise AudioError(
             f"{manifest.name}: {len(long)} utterance(s) are longer than the {most / SAMPLE_RATE:.1f} s that "
-            f"{encoder.name} has positions for, such as {', '.join(long[:3])}; cut them into pieces."
+            f"{encoder.name} has positions for, such as {', '.join(long[:3])}; cut them into pieces, or score them "
+            "through windows."
         )

@@ -99,10 +99,10 @@ class ClassificationHead(UtteranceHeadConfig):
         """[index of the utterance's label]."""
         return [label_index(utterance, self.label_field, self.places)]
 
-    def check(self, manifest: Manifest, encoder: Encoder) -> None:
+    def check(self, manifest: Manifest, encoder: Encoder, *, any_length: bool = False) -> None:
         """Besides audio and labels: no two classes that differ in case only."""
         check_case(self.labels)
-        super().check(manifest, encoder)
+        super().check(manifest, encoder, any_length=any_length)
 
     @cached_property
     def places(self) -> dict[str, int]:

@@ -78,7 +78,7 @@ class CTCHead(HeadConfig):
             raise ManifestError(f"utterance {utterance.id!r} has no text; give its transcript, or leave it out.")
         return self.encode(utterance.text, source=utterance.id)
 
-    def check(self, manifest: Manifest, encoder: Encoder) -> None:
+    def check(self, manifest: Manifest, encoder: Encoder, *, any_length: bool = False) -> None:
         """Besides audio and symbols: no letter that the normaliser loses, no transcript that is empty once
         normalised, which cannot be scored and in training outweighs all others (the loss is divided by its symbols),
         and none longer than its frames allow.
@@ -87,7 +87,7 @@ class CTCHead(HeadConfig):
             ManifestError, AudioError, TextError: naming the utterances.
         """
         manifest.require("text")
-        check_audible(manifest, encoder)
+        check_audible(manifest, encoder, any_length)
         ids = [utterance.id for utterance in manifest]
         written = [str(utterance.text) for utterance in manifest]
         check_letters(written, self.normalizer, self.accept_letters, manifest.name)

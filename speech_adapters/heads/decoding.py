@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain, groupby, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -223,16 +223,11 @@ class BeamSearch:
         return [self.vocabulary.decode(tokens) for tokens in self.tokens(logits, lengths)]
 
     def tokens(self, logits: Tensor, lengths: Tensor) -> list[list[int]]:
-        """The best symbols of each utterance; those between words stand once, and at neither end."""
+        """The ids of the best symbols of each utterance, which :func:`align` finds the times of."""
         log_probs = logits.float().log_softmax(-1).cpu()
         utterances = [log_probs[i, :length] for i, length in enumerate(lengths.tolist())]
         search = self._without_lm if self._flashlight is None else self._with_lm
-        return [self._trimmed(search(utterance)) for utterance in utterances]
-
-    def _trimmed(self, tokens: Sequence[int]) -> list[int]:
-        delimiter = self.vocabulary.delimiter_id
-        words = [list(group) for between, group in groupby(tokens, lambda token: token == delimiter) if not between]
-        return list(chain.from_iterable([delimiter, *word] if place else word for place, word in enumerate(words)))
+        return [list(search(utterance)) for utterance in utterances]
 
     def _without_lm(self, log_probs: Tensor) -> tuple[int, ...]:
         return prefix_beam_search(log_probs.double().numpy(), self.vocabulary.blank_id, self.beam_size)[0][0]
@@ -242,7 +237,10 @@ class BeamSearch:
         close = torch.full((1, log_probs.shape[1]), -1e4)
         close[0, self.vocabulary.delimiter_id] = 0.0
         hypotheses = self._flashlight(torch.cat([log_probs, close])[None].contiguous())[0]
-        return hypotheses[0].tokens.tolist() if hypotheses else []
+        tokens = hypotheses[0].tokens.tolist() if hypotheses else []
+        between = [token == self.vocabulary.delimiter_id for token in tokens]
+        words = [place for place, delimits in enumerate(between) if not delimits]
+        return tokens[words[0] : words[-1] + 1] if words else []  # without that frame's
 
 
 def beam_search(logits: Tensor, lengths: Tensor, vocabulary: Vocabulary, **options: Any) -> list[str]:

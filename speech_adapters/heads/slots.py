@@ -47,11 +47,11 @@ class SlotsHead(UtteranceHeadConfig):
         """Index of the utterance's label in each slot."""
         return [label_index(utterance, name, places) for name, places in self.places.items()]
 
-    def check(self, manifest: Manifest, encoder: Encoder) -> None:
+    def check(self, manifest: Manifest, encoder: Encoder, *, any_length: bool = False) -> None:
         """Besides audio and labels: no two classes of a slot that differ in case only."""
         for labels in self.slots.values():
             check_case(labels)
-        super().check(manifest, encoder)
+        super().check(manifest, encoder, any_length=any_length)
 
     def build(self, input_size: int) -> SlotsHeadModule:
         return SlotsHeadModule(self, input_size)

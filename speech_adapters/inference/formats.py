@@ -53,22 +53,23 @@ def cues(transcript: Transcript) -> list[Cue]:
 
 
 def _cues(segment: TranscriptSegment) -> Iterator[Cue]:
+    # Where words are not told apart, each symbol is one, and nothing stands between them.
+    space = " " if segment.text == " ".join(word.text for word in segment.words) else ""
+
+    def wrapped(words: list[Segment]) -> list[str]:
+        return textwrap.wrap(space.join(word.text for word in words), WIDTH, break_on_hyphens=False)
+
+    def cue(words: list[Segment]) -> Cue:
+        return Cue(round(words[0].start * 1000), round(words[-1].end * 1000), tuple(wrapped(words)), segment.speaker)
+
     words: list[Segment] = []
     for word in segment.words:
         together = [*words, word]
-        if words and (len(_wrapped(together)) > LINES or word.end - words[0].start > LONGEST):
-            yield _cue(words, segment.speaker)
+        if words and (len(wrapped(together)) > LINES or word.end - words[0].start > LONGEST):
+            yield cue(words)
             together = [word]
         words = together
-    yield _cue(words, segment.speaker)
-
-
-def _cue(words: list[Segment], speaker: str | None) -> Cue:
-    return Cue(round(words[0].start * 1000), round(words[-1].end * 1000), tuple(_wrapped(words)), speaker)
-
-
-def _wrapped(words: list[Segment]) -> list[str]:
-    return textwrap.wrap(" ".join(word.text for word in words), WIDTH, break_on_hyphens=False)
+    yield cue(words)
 
 
 def as_text(transcript: Transcript) -> str:

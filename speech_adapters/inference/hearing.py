@@ -154,22 +154,24 @@ def hear(
 
     def run() -> Iterator[R]:
         """Hear what waits; all recordings that have ended are complete then."""
+        lengths = [window.seconds for _, window in waiting]
+        outputs: dict[int, Heard] = {}
         if not train_mode:
             model.train(False)
-        batches = LengthBatches([window.seconds for _, window in waiting], batch_seconds, shuffle=False)
-        outputs: dict[int, Heard] = {}
-        for batch in batches if waiting else ():
-            chosen = [waiting[place] for place in batch]
-            names = [recording.name for recording, _ in chosen]
-            heard = hear_windows(model, [window for _, window in chosen], names, precision=precision)
-            outputs.update(zip(batch, heard, strict=True))
-            if progress is not None:
-                progress(sum((window.last - window.first) / SAMPLE_RATE for _, window in chosen))
+        try:
+            for batch in LengthBatches(lengths, batch_seconds, shuffle=False) if lengths else ():
+                chosen = [waiting[place] for place in batch]
+                names = [recording.name for recording, _ in chosen]
+                heard = hear_windows(model, [window for _, window in chosen], names, precision=precision)
+                outputs.update(zip(batch, heard, strict=True))
+                if progress is not None:
+                    progress(sum((window.last - window.first) / SAMPLE_RATE for _, window in chosen))
+        finally:
+            if not train_mode:
+                model.train(was_training)
         for place, (recording, window) in enumerate(waiting):
             recording.collector.add(window, outputs[place])
         waiting.clear()
-        if not train_mode:
-            model.train(was_training)
         while ended:
             recording = ended.popleft()
             yield recording.collector.result(recording.samples / SAMPLE_RATE)
@@ -259,8 +261,9 @@ class Stitched(Collector[ModelOutput]):
 
 
 def silence_of(head: CTCHeadModule) -> Tensor:
-    """(2, V) logits of the first frame of a pause, which parts words, and of each other one."""
+    """(2, V) logits of the first frame of a pause, which parts words where they are told apart, and of the others."""
     vocabulary = head.config.vocabulary
     silence = torch.full((2, len(vocabulary)), -1e4)
-    silence[0, vocabulary.delimiter_id] = silence[1, vocabulary.blank_id] = 0.0
+    parting = vocabulary.blank_id if vocabulary.delimiter_id is None else vocabulary.delimiter_id
+    silence[0, parting] = silence[1, vocabulary.blank_id] = 0.0
     return silence

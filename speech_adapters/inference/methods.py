@@ -127,7 +127,7 @@ class Inference:
 
 
 def _model(self: Any) -> Model:
-    return self  # type: ignore[no-any-return]  # what mixes this class in
+    return self
 
 
 def _like(audio: Any, results: list[R]) -> R | list[R]:

@@ -157,16 +157,19 @@ class _Transcriber(Collector[Transcript]):
         self.first, self.frames = self.first + start, len(rest)
 
     def _silences(self, log_probs: Tensor) -> list[int]:
-        """The middles of runs in which the best path says nothing, as long as a pause, with a word's end in them."""
-        ids = log_probs.argmax(-1).numpy()
-        silent = ids == self.vocabulary.blank_id
-        between = ids == self.vocabulary.delimiter_id
-        quiet = np.concatenate([[False], silent | between, [False]])
-        edges = np.flatnonzero(np.diff(quiet.astype(np.int8))).reshape(-1, 2)
+        """The middles of runs in which the best path says nothing for as long as a pause, at a word's end."""
+        ids, spelled = log_probs.argmax(-1).numpy(), self.vocabulary.spelled
+        quiet = np.isin(ids, [place for place, text in enumerate(spelled) if not text.strip()])
+        edges = np.flatnonzero(np.diff(np.concatenate([[False], quiet, [False]]).astype(np.int8))).reshape(-1, 2)
+
+        def ends_word(begin: int, end: int) -> bool:
+            run = "".join(spelled[symbol] for symbol in ids[begin : end + 1])
+            return run.startswith(" ") or not self.vocabulary.has_words
+
         return [
             int(begin + end) // 2
             for begin, end in edges
-            if end - begin >= self.pause and begin > 0 and end < len(ids) and between[begin:end].any()
+            if end - begin >= self.pause and begin > 0 and end < len(ids) and ends_word(begin, end)
         ]
 
     def _take_down(self, log_probs: Tensor, first: int) -> None:

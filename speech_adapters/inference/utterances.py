@@ -88,7 +88,8 @@ def classify(
     sizes = [len(labels) for labels in slots.values()]
     for recording, output in zip(recordings, stitched(model, recordings, windows, **options), strict=True):
         logits = head_output(output).logits[0].split(sizes)
-        best, probabilities = [], {}
+        best: list[str] = []
+        probabilities: dict[str, float] = {}
         for (slot, labels), row in zip(slots.items(), logits, strict=True):
             best.append(labels[int(row.argmax())])
             named = zip(labels, row.softmax(0).tolist(), strict=True)

@@ -6,6 +6,7 @@ The file knows its base: an adapter loads onto the encoder that it was made on a
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,9 +20,8 @@ from speech_adapters.errors import CheckpointError, InputError
 from speech_adapters.saving.base import Base, read_description
 from speech_adapters.saving.bases import read_basis, save_basis
 from speech_adapters.saving.parts import check_fit, load_part, save_part
+from speech_adapters.saving.peft_import import CONFIG_FILE, import_lora, is_peft_folder
 from speech_adapters.saving.places import folder_of
-
-PEFT_FILE = "adapter_config.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,18 +57,24 @@ def save_adapter(
     base = Base.of(encoder)
     description = {"name": name, "config": module.config.to_dict(), "base": vars(base), "card": dict(card)}
     peft_config = module.config.peft_config(encoder)
-    extra = {PEFT_FILE: None if peft_config is None else peft_text(peft_config)}
+    extra = {CONFIG_FILE: None if peft_config is None else peft_text(peft_config)}
     save_basis(folder, module.config)
     return save_part(folder, "adapter", description, module.tensors(), extra)
 
 
 def read_adapter(folder: str | Path, encoder: Encoder) -> SavedAdapter:
-    """Read an adapter that was made on ``encoder``. Nothing is built before its tensors fit its configuration.
+    """Read an adapter that was made on ``encoder``, or a LoRA that ``peft`` made; nothing is built before its tensors
+    fit its configuration.
 
     Raises:
         CheckpointError: no such adapter, a damaged file, another base, tensors that the configuration does not have.
     """
     folder = folder_of(folder)
+    if is_peft_folder(folder, "adapter.json"):
+        lora, tensors = import_lora(folder, encoder)
+        check_fit(tensors, lora.blueprint(encoder), str(folder))
+        name = re.sub(r"[^A-Za-z0-9_-]", "-", Path(folder).resolve().name) or "peft"
+        return SavedAdapter(name=name, config=lora, tensors=tensors, card={}, base=Base.of(encoder))
     values, tensors = load_part(folder, "adapter")
     described = read_description(_Description, values, folder, "adapter")
     described.base.check(Base.of(encoder), f"{folder}: this adapter")

@@ -28,9 +28,12 @@ from speech_adapters.composition.blocks import Composition, Parallel, names_of
 from speech_adapters.encoders.loading import Encoder, fingerprint
 from speech_adapters.errors import CheckpointError, InputError
 from speech_adapters.heads.base import HeadConfig, HeadModule, head_from_dict
+from speech_adapters.heads.ctc import CTCHeadModule
 from speech_adapters.saving.base import Base, read_description
 from speech_adapters.saving.parts import check_fit, load_part, save_part
+from speech_adapters.saving.peft_import import is_peft_folder, lm_head
 from speech_adapters.saving.places import folder_of
+from speech_adapters.text import Vocabulary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,16 +73,17 @@ def features_of(
         base=Base.of(encoder),
         composition=active.to_dict() if isinstance(active, Composition) else active,
         adapters={
-            name: AdapterIdentity(method=_method(adapters[name].config), fingerprint=fingerprint(own))
+            name: AdapterIdentity(method=method_of(adapters[name].config), fingerprint=fingerprint(own))
             for name, own in tensors.items()
             if own  # one without tensors (the head-only baseline) leaves the base's features as they are
         },
     )
 
 
-def _method(config: AdapterConfig) -> str:
+def method_of(config: AdapterConfig) -> str:
+    """The method of an adapter, such as "lora" or "e+l+p"."""
     parts = getattr(config, "parts", ())
-    return "+".join(_method(part) for part in parts) or config.method
+    return "+".join(method_of(part) for part in parts) or config.method
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,12 +149,26 @@ def save_head(folder: str | Path, name: str, head: HeadModule, features: Feature
 
 
 def read_head(folder: str | Path) -> SavedHead:
-    """Read a head. Nothing is built before its tensors fit its configuration.
+    """Read a head, or the ``lm_head`` that ``peft`` trained beside a LoRA, whose tokenizer lies in the same folder.
+
+    Nothing is built before its tensors fit its configuration.
 
     Raises:
         CheckpointError: no such head, a damaged file, tensors that the configuration does not have.
+        TextError: no ``vocab.json`` beside an ``lm_head``.
     """
     folder = folder_of(folder)
+    if is_peft_folder(folder, "head.json"):
+        weight, bias = lm_head(folder)
+        module = CTCHeadModule.from_linear(weight, bias, Vocabulary.load(folder), normalizer="none")
+        return SavedHead(
+            name="ctc",
+            config=module.config,
+            input_size=weight.shape[1],
+            tensors=module.state_dict(),
+            features=None,
+            folder=Path(folder),
+        )
     values, tensors = load_part(folder, "head")
     described = read_description(_Description, values, folder, "head")
     try:

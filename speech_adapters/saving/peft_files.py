@@ -1,4 +1,4 @@
-"""Folders of ``peft`` for a base under a head: written here for ``PeftModel``, and read where ``peft`` made them."""
+"""Folders of ``peft`` for a base under a head, which ``PeftModel.from_pretrained`` opens."""
 
 from __future__ import annotations
 
@@ -10,12 +10,9 @@ from speech_adapters.encoders.loading import Encoder, check_finite
 from speech_adapters.errors import ConfigError
 from speech_adapters.files import new_folder, write_text
 from speech_adapters.heads.base import HeadModule
-from speech_adapters.saving.adapters import PEFT_FILE, peft_text
+from speech_adapters.saving.adapters import peft_text
+from speech_adapters.saving.peft_import import CONFIG_FILE, PREFIX, WEIGHTS_FILE
 from speech_adapters.saving.stock import headed_model, stock_head
-
-WEIGHTS_FILE = "adapter_model.safetensors"
-PREFIX = "base_model.model."
-"""Opens the name of each tensor in a file of ``peft``."""
 
 
 def save_peft(encoder: Encoder, module: AdapterModule, head: HeadModule, folder: str | os.PathLike[str]) -> Path:
@@ -43,7 +40,7 @@ def save_peft(encoder: Encoder, module: AdapterModule, head: HeadModule, folder:
     with new_folder(folder) as temporary:
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         save_file(plain, temporary / WEIGHTS_FILE)
-        write_text(temporary / PEFT_FILE, peft_text(config))
+        write_text(temporary / CONFIG_FILE, peft_text(config))
         if stock.vocabulary is not None:
             stock.vocabulary.save(temporary)
     return Path(folder)

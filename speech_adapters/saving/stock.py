@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from speech_adapters.encoders.loading import Encoder, check_finite
+from speech_adapters.encoders.loading import Encoder, check_finite, quiet_transformers
 from speech_adapters.errors import ConfigError
 from speech_adapters.files import new_folder, write_json
 from speech_adapters.heads.base import HeadModule
@@ -164,7 +164,8 @@ def save_stock(
     model = model.to(encoder.model.dtype)
     model.load_state_dict(tensors)
     with new_folder(folder) as temporary:
-        model.save_pretrained(temporary)
+        with quiet_transformers():
+            model.save_pretrained(temporary)
         write_json(temporary / "preprocessor_config.json", preprocessor)
         if head is not None and stock.vocabulary is not None:
             stock.vocabulary.save(temporary)

@@ -1,14 +1,18 @@
-"""Speech recognition: characters by CTC, scored by word and character error rate."""
+"""Speech recognition: characters, subwords or phonemes by CTC, scored by word and character error rate."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from speech_adapters.data.manifest import Manifest
 from speech_adapters.data.transcripts import write_transcripts
+from speech_adapters.encoders.loading import Encoder, checkpoint_file
 from speech_adapters.errors import ConfigError
 from speech_adapters.files import write_json
+from speech_adapters.heads.base import HeadConfig
 from speech_adapters.heads.ctc import CTCHead, CTCHeadModule
 from speech_adapters.heads.decoding import BeamSearch
 from speech_adapters.metrics.wer import WERResult, pooled_metrics, word_error_rate
@@ -16,37 +20,102 @@ from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.runs.folder import RunFolder
 from speech_adapters.tasks.base import Corpus, Task
 from speech_adapters.tasks.predict import Evaluation, predict
-from speech_adapters.text import Vocabulary, normalize
+from speech_adapters.tasks.start import CHECKPOINT
+from speech_adapters.text import (
+    Normalizer,
+    Vocabulary,
+    changes,
+    check_letters,
+    choose_normalizer,
+    describe_changes,
+    normalize,
+)
+
+LEARNT = ("characters", "subwords", "phonemes")
+"""Vocabularies that are made of the training text."""
 
 
 class SpeechRecognition(Task[WERResult]):
-    """A CTC head over characters.
+    """A CTC head over characters, subwords or phonemes.
 
     Args:
-        vocabulary: "wav2vec2" (that of wav2vec2-base-960h), or "characters" (those of the training text).
-        normalizer: how transcripts are written before they are learnt or scored.
+        vocabulary: "wav2vec2" (that of wav2vec2-base-960h), "characters", "subwords" or "phonemes" (symbols between
+            spaces) of the training text, "checkpoint" (that of the encoder's own CTC head), or a ``vocab.json`` or
+            tokenizer's folder of one's own.
+        subwords: how many are learnt.
+        normalizer: how transcripts are written before they are learnt or scored: a name, or a file of replacements.
+        accept_letters: letters that the normaliser may change or drop; "all" for any.
         hidden_size: of a hidden layer in the head; None for none, as published.
+        encoder: name of the encoder, for "checkpoint".
+
+    Raises:
+        ConfigError: an unknown vocabulary, a checkpoint without one.
+        TextError: a file that is no vocabulary or no normaliser.
     """
 
     name, metric = "asr", "wer"
 
     def __init__(
-        self, *, vocabulary: str = "wav2vec2", normalizer: str = "librispeech", hidden_size: int | None = None
+        self,
+        *,
+        vocabulary: str = "wav2vec2",
+        subwords: int = 256,
+        normalizer: str = "librispeech",
+        accept_letters: str = "",
+        hidden_size: int | None = None,
+        encoder: str | None = None,
     ) -> None:
-        if vocabulary not in ("wav2vec2", "characters"):
-            raise ConfigError(f"vocabulary={vocabulary!r}: choose wav2vec2 or characters.")
-        self.vocabulary, self.normalizer, self.hidden_size = vocabulary, normalizer, hidden_size
+        self.normalizer, self.accept_letters = choose_normalizer(normalizer), accept_letters
+        self.hidden_size, self.subwords = hidden_size, subwords
+        self.learnt = vocabulary if vocabulary in LEARNT else None
+        self.vocabulary = None if self.learnt else _given_vocabulary(vocabulary, encoder)
+        self._made: tuple[Manifest, CTCHead] | None = None
 
     def head(self, corpus: Corpus) -> CTCHead:
         """The head for the training set."""
         return self.head_for(corpus.train)
 
     def head_for(self, train: Manifest) -> CTCHead:
-        """The head to train on a manifest."""
-        vocabulary = Vocabulary.wav2vec2()
-        if self.vocabulary == "characters":
-            vocabulary = Vocabulary.from_texts(normalize(u.text or "", self.normalizer) for u in train)
-        return CTCHead(vocabulary, normalizer=self.normalizer, hidden_size=self.hidden_size)
+        """The head to train on a manifest; the last one is remembered, since learning subwords takes its time.
+
+        Raises:
+            TextError: texts that no vocabulary can be learnt from, or with letters that the normaliser loses.
+        """
+        if self._made is None or self._made[0] is not train:
+            self._made = train, self._head(train)
+        return self._made[1]
+
+    def _head(self, train: Manifest) -> CTCHead:
+        texts = [utterance.text or "" for utterance in train]
+        check_letters(texts, self.normalizer, self.accept_letters, train.name)
+        vocabulary = self.vocabulary or self._learn([normalize(text, self.normalizer) for text in texts])
+        return CTCHead(
+            vocabulary,
+            normalizer=self.normalizer,
+            accept_letters=self.accept_letters,
+            hidden_size=self.hidden_size,
+        )
+
+    def _learn(self, texts: Sequence[str]) -> Vocabulary:
+        if self.learnt == "subwords":
+            return Vocabulary.from_subwords(texts, self.subwords)
+        return Vocabulary.from_texts(texts) if self.learnt == "characters" else Vocabulary.from_symbols(texts)
+
+    def own_head(self, encoder: Encoder) -> CTCHeadModule:
+        """The CTC head of a ``*ForCTC`` checkpoint."""
+        return own_ctc_head(encoder, self.normalizer, self.accept_letters)
+
+    def check(self, corpus: Corpus, encoder: Encoder) -> None:
+        """Besides what the head checks: whether words are told apart, which decides between WER and CER."""
+        super().check(corpus, encoder)
+        self.metric = main_metric(_ctc(self.chosen_head(corpus)).vocabulary)
+
+    def notes(self, corpus: Corpus) -> list[str]:
+        """The vocabulary, what the normaliser changes besides case, and how to read the error rates."""
+        head = _ctc(self.chosen_head(corpus))
+        texts = [str(utterance.text) for manifest in corpus.splits.values() for utterance in manifest]
+        said = describe_changes(changes(texts, head.normalizer), head.normalizer)
+        return [line for line in (f"vocabulary: {head.vocabulary}", said, head.vocabulary.note) if line]
 
     def score(self, model: SpeechAdapterModel, corpus: Corpus, **options: Any) -> WERResult:
         """Errors in the best path's texts of the test set."""
@@ -54,7 +123,8 @@ class SpeechRecognition(Task[WERResult]):
 
     def metrics(self, results: Sequence[WERResult]) -> dict[str, Any]:
         """WER and CER over all seeds' errors, with intervals by speaker; mean counts."""
-        return pooled_metrics(results)
+        metrics = pooled_metrics(results)
+        return {self.metric: metrics.pop(self.metric), **metrics}
 
     def write(self, result: WERResult, corpus: Corpus, run: RunFolder, name: str) -> None:
         """``trn`` files, which sclite reads, and the texts of each utterance."""
@@ -95,21 +165,62 @@ def evaluate_asr(
     return Evaluation(result, texts.cost)
 
 
-def use_own_ctc_head(model: SpeechAdapterModel, normalizer: str = "librispeech", name: str = "ctc") -> None:
+def own_ctc_head(encoder: Encoder, normalizer: Normalizer = "librispeech", accept_letters: str = "") -> CTCHeadModule:
+    """The CTC head and vocabulary of a ``*ForCTC`` checkpoint.
+
+    Raises:
+        ConfigError: the checkpoint has no CTC head, or no ``vocab.json``.
+    """
+    own = encoder.ctc
+    if own is None or own.vocabulary is None:
+        lacking = "CTC head" if own is None else "vocab.json"
+        raise ConfigError(f"{encoder.name}: this checkpoint has no {lacking}; give a *ForCTC folder, or a saved head.")
+    vocabulary = Vocabulary.load(own.vocabulary)
+    head = CTCHeadModule.from_linear(own.weight, own.bias, vocabulary, normalizer=normalizer)
+    head.config.accept_letters = accept_letters
+    return head
+
+
+def use_own_ctc_head(
+    model: SpeechAdapterModel, normalizer: Normalizer = "librispeech", name: str = "ctc", accept_letters: str = ""
+) -> None:
     """Take the CTC head and vocabulary of a ``*ForCTC`` checkpoint as the model's head.
 
     Raises:
         ConfigError: the checkpoint has no CTC head, or no ``vocab.json``.
     """
-    own = model.encoder.ctc
-    if own is None or own.vocabulary is None:
-        lacking = "CTC head" if own is None else "vocab.json"
-        raise ConfigError(f"{model.encoder.name}: this checkpoint has no {lacking}; give a *ForCTC folder, or --head.")
-    vocabulary = Vocabulary.load(own.vocabulary)
-    module = CTCHeadModule.from_linear(own.weight, own.bias, vocabulary, normalizer=normalizer)
+    own = own_ctc_head(model.encoder, normalizer, accept_letters)
     model.set_active()
-    model.add_head(name, CTCHead(vocabulary, normalizer=normalizer, dropout=0.0))
-    model.heads[name].load_state_dict(module.state_dict())
+    model.add_head(name, replace(own.config, dropout=0.0))
+    model.heads[name].load_state_dict(own.state_dict())
+
+
+def main_metric(vocabulary: Vocabulary) -> str:
+    """``"cer"`` where words are not told apart, else ``"wer"``, which counts symbols where these stand apart."""
+    return "wer" if vocabulary.has_words or vocabulary.separator else "cer"
+
+
+def _given_vocabulary(vocabulary: str, encoder: str | None) -> Vocabulary:
+    if vocabulary == "wav2vec2":
+        return Vocabulary.wav2vec2()
+    if vocabulary == CHECKPOINT:
+        file = None if encoder is None else checkpoint_file(encoder, "vocab.json")
+        if file is None:
+            raise ConfigError(
+                f"vocabulary=checkpoint: {encoder or 'no encoder'} brings no vocab.json; choose another."
+            )
+        return Vocabulary.load(file)
+    if Path(vocabulary).suffix == ".json" or Path(vocabulary).is_dir():
+        return Vocabulary.load(vocabulary)
+    raise ConfigError(
+        f"vocabulary={vocabulary!r}: choose wav2vec2, {', '.join(LEARNT)}, checkpoint, or give a vocab.json."
+    )
+
+
+def _ctc(head: HeadConfig) -> CTCHead:
+    if not isinstance(head, CTCHead):
+        raise ConfigError(f"from_head: recognition trains a CTC head, and this one is of type {head.head_type!r}.")
+    return head
 
 
 def worst_utterances(result: WERResult, manifest: Manifest, count: int = 15) -> list[dict[str, Any]]:

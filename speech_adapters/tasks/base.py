@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from speech_adapters.config import option
-from speech_adapters.data.manifest import Manifest, check_disjoint
+from speech_adapters.data.manifest import Channel, Manifest, check_disjoint
 from speech_adapters.data.trials import TrialList
 from speech_adapters.errors import ConfigError
 from speech_adapters.schema import check_positive
@@ -21,7 +21,7 @@ from speech_adapters.training.settings import TrainingConfig
 
 if TYPE_CHECKING:  # the rest is imported where it is used, so that a recipe's --help answers at once
     from speech_adapters.encoders import Encoder
-    from speech_adapters.heads import HeadConfig
+    from speech_adapters.heads import HeadConfig, HeadModule
     from speech_adapters.model import SpeechAdapterModel
     from speech_adapters.runs.folder import RunFolder
     from speech_adapters.runs.results import MethodResults
@@ -51,6 +51,15 @@ class ExperimentConfig:
     rates: dict[str, float] = field(default_factory=dict)
     """Learning rates by parameter group, over the published ones, for whichever methods are trained; groups that this
     run has not may be named. ``training.learning_rates`` goes over them, and must be used."""
+    channel: Channel | None = option(
+        None, "heard of files with several, where a manifest's line does not say it: a number from 0, or mix"
+    )
+    from_adapter: Path | None = option(
+        None, "saved adapter to train on from, with the settings it was saved with; adapter names its method"
+    )
+    from_head: str | None = option(
+        None, "saved head to train on from, or checkpoint: the CTC head that the encoder brings along"
+    )
     learning_rate: float | None = option(
         None, "one peak rate for the adapter's parameter groups and its head, over the published ones and rates"
     )
@@ -77,6 +86,19 @@ class ExperimentConfig:
         settings[self.adapter] = settings[self.adapter] | self.adapter_options
         return settings
 
+    def rates_for(self, groups: Mapping[str, set[str]]) -> dict[str, dict[str, float]]:
+        """Method -> the rates that it trains with where they are not its published ones; see :func:`chosen_rates`.
+
+        ``learning_rate`` goes to the groups of the adapter, here and in the baselines that have them too.
+
+        Args:
+            groups: method -> its parameter groups.
+        """
+        table = dict(self.rates)
+        if self.learning_rate is not None:
+            table |= dict.fromkeys(groups[self.adapter], self.learning_rate)
+        return chosen_rates(table, self.training.learning_rates, groups)
+
 
 @dataclass(frozen=True)
 class Corpus:
@@ -98,10 +120,18 @@ class Corpus:
         return cls(Manifest.read(train, require, **options), dev_set, Manifest.read(test, require, **options), name)
 
     @classmethod
-    def given(cls, train: Path | None, dev: Path | None, test: Path | None, require: Sequence[str]) -> Corpus | None:
+    def given(
+        cls,
+        train: Path | None,
+        dev: Path | None,
+        test: Path | None,
+        require: Sequence[str],
+        channel: Channel | None = None,
+    ) -> Corpus | None:
         """The manifests that --train, --dev and --test name, every audio file checked; None when none is given.
 
-        Without ``test`` the figures are those of ``dev``, which is said.
+        ``channel`` is heard of files with several where a line does not say it. Without ``test`` the figures are those
+        of ``dev``, which is said.
         """
         if not (train or dev or test):
             return None
@@ -110,7 +140,7 @@ class Corpus:
         if test is None:
             print(f"No --test: the figures are of {dev}, which also chose what to keep where training watches it.\n")
             test = dev
-        return cls.read(train, dev, test, name=train.stem, require=require, check_files=True)
+        return cls.read(train, dev, test, name=train.stem, require=require, check_files=True, channel=channel)
 
     @classmethod
     def demo(cls, require: Sequence[str], hint: str = "No data was named") -> Corpus:
@@ -153,10 +183,16 @@ class Task(ABC, Generic[R]):
 
     name: str
     metric: str
+    start_head: HeadConfig | None = None
+    """The head that is trained on from, in place of :meth:`head`; set by the experiment."""
+
+    def chosen_head(self, corpus: Corpus) -> HeadConfig:
+        """The head that every method trains: the one that is trained on from, or a new one."""
+        return self.head(corpus) if self.start_head is None else self.start_head
 
     @abstractmethod
     def head(self, corpus: Corpus) -> HeadConfig:
-        """The head that every method trains on this corpus."""
+        """A new head for this corpus."""
 
     @abstractmethod
     def score(self, model: SpeechAdapterModel, corpus: Corpus, **options: Any) -> R:
@@ -170,9 +206,23 @@ class Task(ABC, Generic[R]):
         """What to look into where figures cannot be right, printed behind them."""
         return ""
 
+    def own_head(self, encoder: Encoder) -> HeadModule:
+        """The head of this task that the encoder's checkpoint brings along.
+
+        Raises:
+            ConfigError: it has none.
+        """
+        raise ConfigError(
+            f"from_head=checkpoint: a checkpoint's head is for recognition, and this task is {self.name}."
+        )
+
+    def notes(self, corpus: Corpus) -> list[str]:
+        """What people should know before training, and beside the figures, a line each."""
+        return []
+
     def check(self, corpus: Corpus, encoder: Encoder) -> None:
         """Find whatever training and scoring would fail of; raises an InputError that names the utterances."""
-        head = self.head(corpus)
+        head = self.chosen_head(corpus)
         for manifest in corpus.splits.values():
             head.check(manifest, encoder)
 

@@ -76,7 +76,7 @@ class Classification(Task[ClassificationResult]):
     def check(self, corpus: Corpus, encoder: Encoder) -> None:
         """Besides what the head checks: a test set that can be scored."""
         super().check(corpus, encoder)
-        check_labels_of(*_references(corpus.test, self.label_field), self.head(corpus).labels)
+        check_labels_of(*_references(corpus.test, self.label_field), getattr(self.chosen_head(corpus), "labels", ()))
 
     def score(self, model: SpeechAdapterModel, corpus: Corpus, **options: Any) -> ClassificationResult:
         """The most probable class of each utterance of the test set."""

@@ -63,8 +63,11 @@ class DomainsConfig:
     """Settings of the preset to change."""
     start_adapter: Path | None = option(None, "saved adapter to start all domains from; then --start-head too")
     start_head: Path | None = option(None, "saved CTC head of that adapter; its vocabulary and normaliser are taken")
-    vocabulary: str = option("wav2vec2", "wav2vec2, or characters: built from the training text")
-    normalizer: str = option("librispeech", "text normaliser, saved with the head")
+    vocabulary: str = option(
+        "wav2vec2", "wav2vec2, a vocab.json, or what is made of the training text: characters, subwords, phonemes"
+    )
+    normalizer: str = option("librispeech", "a name or a file of replacements; saved with the head")
+    accept_letters: str = option("", "letters that the normaliser may change or drop, such as éï; all for any")
     rank: int | None = option(16, "rank of the fusion's matrices; null for full ones, as published")
     guide: float = option(1.0, "weight of the guide loss: fusion and router learn which adapter is the domain's own")
     full: bool = option(True, "also fine-tune all layers, one domain after the other")
@@ -93,7 +96,9 @@ def domains_head(config: DomainsConfig, domains: Sequence[Domain]) -> CTCHead:
         ConfigError: the saved head is of another type.
     """
     if config.start_head is None:
-        task = SpeechRecognition(vocabulary=config.vocabulary, normalizer=config.normalizer)
+        task = SpeechRecognition(
+            vocabulary=config.vocabulary, normalizer=config.normalizer, accept_letters=config.accept_letters
+        )
         trains = [domain.train for domain in domains]
         return task.head_for(Manifest((u for manifest in trains for u in manifest), "all domains"))
     head = head_from_dict(load_part(config.start_head, "head")[0]["config"])

@@ -44,8 +44,12 @@ class Downstream:
     """Settings of the preset to change."""
     label_field: str = "emotion"
     """Key of the manifest that holds the class."""
+    vocabulary: str = "wav2vec2"
+    """``wav2vec2``, a ``vocab.json``, or what is made of the labelled text: characters, subwords, phonemes."""
     normalizer: str = "librispeech"
-    """How transcripts are written before they are learnt or scored."""
+    """How transcripts are written before they are learnt or scored: a name, or a file of replacements."""
+    accept_letters: str = ""
+    """Letters that the normaliser may change or drop; ``all`` for any."""
     rates: dict[str, float] = field(default_factory=dict)
     """Learning rates by parameter group, over the published ones; groups that the adapter has not may be named.
     ``training.learning_rates`` goes over them, and must be used."""
@@ -57,7 +61,9 @@ class Downstream:
     @property
     def _task(self) -> SpeechRecognition | Classification:
         if self.task == "asr":
-            return SpeechRecognition(normalizer=self.normalizer)
+            return SpeechRecognition(
+                vocabulary=self.vocabulary, normalizer=self.normalizer, accept_letters=self.accept_letters
+            )
         return Classification(self.task, label_field=self.label_field)
 
     @property

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -24,7 +24,8 @@ from speech_adapters.reports.card import write_cards
 from speech_adapters.reports.report import method_rows, summary_table, write_report
 from speech_adapters.runs.folder import RunFolder
 from speech_adapters.runs.results import MethodResults, Results
-from speech_adapters.tasks.base import Corpus, ExperimentConfig, Task, chosen_rates
+from speech_adapters.tasks.base import Corpus, ExperimentConfig, Task
+from speech_adapters.tasks.start import Start
 from speech_adapters.training.loop import TrainingResult
 from speech_adapters.training.settings import TrainingConfig
 
@@ -41,6 +42,7 @@ class _Training:
     settings: TrainingConfig
     fold: int
     seed: int
+    start: Start = field(default_factory=Start)
 
 
 @dataclass(frozen=True)
@@ -74,12 +76,15 @@ def run_experiment(
     encoder = load_encoder(config.encoder, quantize=config.quantize)
     with processes.main_process_first():
         corpora = list(find())
+    start = Start.read(config, encoder, task.own_head)
+    task.start_head = start.head_config
     for corpus in corpora:
         task.check(corpus, encoder)
-    trainings = _plan(config, task, corpora, encoder)
+    trainings = _plan(config, task, corpora, encoder, start)
     data = _describe(corpora)
     run = RunFolder.open(recipe, config, config.output, resume=config.resume)
     facts = [f"{s:5s} {manifest.summary()}" for s, manifest in corpora[0].splits.items() if s != "dev"]
+    facts += [*start.notes(config), *task.notes(corpora[0])]
     processes.print("\n".join([f"{encoder!r}", *facts, f"run   {run.path}\n"]))
 
     started = time.perf_counter()
@@ -114,7 +119,11 @@ def run_experiment(
         own=figures.pop(config.adapter),
         baselines=figures,
         seeds=list(config.seeds),
-        more={"updates": config.training.updates, "total_seconds": time.perf_counter() - started},
+        more={
+            "updates": config.training.updates,
+            "total_seconds": time.perf_counter() - started,
+            **({"notes": notes} if (notes := task.notes(corpora[0])) else {}),
+        },
     )
     results.write(run.results_file)
     report = write_report(run.path)
@@ -124,18 +133,20 @@ def run_experiment(
     return results
 
 
-def _plan(config: ExperimentConfig, task: Task[Any], corpora: Sequence[Corpus], encoder: Encoder) -> list[_Training]:
+def _plan(
+    config: ExperimentConfig, task: Task[Any], corpora: Sequence[Corpus], encoder: Encoder, start: Start
+) -> list[_Training]:
     """All that is to be trained, each method tried on the encoder: settings that do not fit are found here."""
     for method, options in config.options.items():
         preset(method, task.name, **options)  # a name that is no preset is a mistake, also where it is not used
     adapters = {method: preset(method, task.name, **options) for method, options in config.trained_methods.items()}
+    adapters[config.adapter] = start.adapter_config(config, adapters[config.adapter])
+    starts = {method: start if method == config.adapter else start.baseline() for method in adapters}
     groups = {}
     for method, adapter in adapters.items():
-        groups[method] = set(_model(task, corpora[0], encoder, "adapter", adapter, 0).parameter_groups())
-    table = dict(config.rates)
-    if config.learning_rate is not None:
-        table |= dict.fromkeys(groups[config.adapter], config.learning_rate)
-    rates = chosen_rates(table, config.training.learning_rates, groups)
+        model = _model(task, corpora[0], encoder, "adapter", adapter, starts[method], 0)
+        groups[method] = set(model.parameter_groups())
+    rates = config.rates_for(groups)
     trainings = []
     for method, adapter in adapters.items():
         for fold in range(len(corpora)):
@@ -144,18 +155,19 @@ def _plan(config: ExperimentConfig, task: Task[Any], corpora: Sequence[Corpus], 
                 name += f"-fold{fold + 1}" if len(corpora) > 1 else ""
                 name += f"-seed{seed}" if len(config.seeds) > 1 else ""
                 settings = replace(config.training, seed=seed, learning_rates=rates[method])
-                trainings.append(_Training(name, method, adapter, settings, fold, seed))
+                trainings.append(_Training(name, method, adapter, settings, fold, seed, starts[method]))
     return trainings
 
 
 def _model(
-    task: Task[Any], corpus: Corpus, encoder: Encoder, name: str, adapter: AdapterConfig, seed: int
+    task: Task[Any], corpus: Corpus, encoder: Encoder, name: str, adapter: AdapterConfig, start: Start, seed: int
 ) -> SpeechAdapterModel:
-    """A fresh adapter and head, ready to train."""
+    """An adapter and a head, fresh or where they start from, ready to train."""
     torch.manual_seed(seed)
     model = SpeechAdapterModel(copy.deepcopy(encoder))
     model.add_adapter(name, adapter)
-    model.add_head(task.name, task.head(corpus))
+    start.load_adapter(model, name)
+    start.add_head(model, task.name, task.chosen_head(corpus))
     model.train_adapter(name, head=task.name)
     return model
 
@@ -165,7 +177,7 @@ def _train(
 ) -> tuple[SpeechAdapterModel, TrainingResult]:
     """Train and save; a finished training is read back."""
     name = training.name
-    model = _model(task, corpus, encoder, name, training.adapter, training.seed)
+    model = _model(task, corpus, encoder, name, training.adapter, training.start, training.seed)
     cost = task.train(model, corpus, training.settings, run, name)
     if PartialState().is_main_process:
         model.save_adapter(name, run.adapter(name))

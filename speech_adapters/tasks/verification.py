@@ -69,7 +69,7 @@ class SpeakerVerification(Task[VerificationResult]):
     def check(self, corpus: Corpus, encoder: Encoder) -> None:
         """The training set as the head does, of the test set, whose speakers are others, audio and trials alone."""
         trials = _trials(corpus)
-        self.head(corpus).check(corpus.train, encoder)
+        self.chosen_head(corpus).check(corpus.train, encoder)
         check_audible(corpus.test, encoder)
         resolved = resolve(trials, UtteranceIndex.of_manifest(corpus.test))
         self.speakers = trial_speakers(resolved, [utterance.speaker for utterance in corpus.test])

@@ -72,7 +72,8 @@ def check_letters(texts: Iterable[str], normalizer: Normalizer, accept: str, nam
         raise TextError(
             f"{name}: the normaliser {normalizer_name(normalizer)!r} would lose letters: "
             f"{', '.join(map(str, lost[:12]))}{more}. normalizer=basic with vocabulary=characters keeps the letters "
-            f"of every script, a table of your own says what each becomes, and accept_letters={letters[:12]} lets them go"
+            "of every script, a table of your own says what each becomes, and "
+            f"accept_letters={letters[:12]} lets them go"
         )
 
 

@@ -5,9 +5,9 @@
     whisper-english   Whisper's for English (numbers as digits, contractions spelt out, British spelling made American)
     none              as it is
 
-One of your own is a small file, :class:`ReplacementTable`, or a function under a name: in :data:`NORMALIZERS`, or as an
-entry point of the group ``speech_adapters.normalizers`` in a package of yours. A head is saved with the table itself,
-or with the name: no code is run that a saved folder brings along.
+One of your own is a small file, :class:`ReplacementTable`, or a function under a name: in :data:`NORMALIZERS`, or as
+an entry point of the group ``speech_adapters.normalizers`` in a package of yours. A head is saved with the table
+itself, or with the name: no code is run that a saved folder brings along.
 """
 
 from __future__ import annotations
@@ -25,9 +25,7 @@ from speech_adapters import schema
 from speech_adapters.errors import TextError
 
 _APOSTROPHES = str.maketrans(dict.fromkeys("‘’‛ʼ´`", "'"))
-_QUOTES = str.maketrans(
-    dict.fromkeys("‘’‛´`", "'")
-)  # without the modifier letter, which is a letter in some languages
+_QUOTES = str.maketrans(dict.fromkeys("‘’‛´`", "'"))  # the modifier letter is a letter here
 # Symbols that are spoken ("&" is "and"): removing them would change the words, so they stay and encode() reports them.
 _SPOKEN = "'&%@#"
 # Signs that belong to a word between two of its letters (UAX 29, MidLetter): it's, col·lecció, צה״ל.
@@ -84,8 +82,15 @@ def _none(text: str) -> str:
 
 
 def _whisper_english(text: str) -> str:
-    """That of Whisper's paper (Radford et al., 2022, appendix C), in the package ``whisper-normalizer``."""
-    return _whisper()(text)
+    """That of Whisper's paper (Radford et al., 2022, appendix C), in the package ``whisper-normalizer``.
+
+    Applied until nothing changes: a few numbers take a second pass, and what a model writes is normalised once more.
+    """
+    for _ in range(8):
+        before, text = text, _whisper()(text)
+        if text == before:
+            break
+    return text
 
 
 @cache
@@ -147,7 +152,7 @@ class ReplacementTable:
 
         path = Path(path)
         try:
-            content = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=yaml.BaseLoader)  # all scalars as text
+            content = yaml.BaseLoader(path.read_text(encoding="utf-8-sig")).get_single_data()  # all scalars as text
         except (OSError, ValueError, yaml.YAMLError) as error:
             reason = getattr(error, "strerror", None) or " ".join(str(error).split())
             raise TextError(f"{path}: cannot be read as a table of replacements ({reason})") from error

@@ -4,8 +4,8 @@
     phonemes      vocab.json                      Wav2Vec2PhonemeCTCTokenizer (``do_phonemize`` off)
     subwords      vocab.json and tokenizer.json   ParakeetTokenizer (a unigram model, decoded as CTC)
 
-``tokenizer_config.json`` names the class. A ``vocab.json`` alone is read too: with ``|`` its words are told apart; without
-it, and with tokens of several letters, these stand between spaces in texts.
+``tokenizer_config.json`` names the class. A ``vocab.json`` alone is read too: with ``|`` its words are told apart;
+without it, and with tokens of several letters, these stand between spaces in texts.
 """
 
 from __future__ import annotations

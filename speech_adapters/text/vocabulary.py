@@ -27,8 +27,8 @@ class Vocabulary:
 
     Args:
         blank: CTC's blank (the tokenizer's padding token).
-        delimiter: the symbol between two words; with ``scores``, what the first piece of a word begins with; None where
-            words are not told apart (Chinese, phonemes).
+        delimiter: the symbol between two words; with ``scores``, what the first piece of a word begins with; None
+            where words are not told apart (Chinese, phonemes).
         separator: what stands between two tokens in a text: nothing between characters, a space between phonemes.
         scores: log probabilities of subwords, one a token; a text is split into the most probable ones.
 
@@ -196,7 +196,7 @@ class Vocabulary:
     def _remedy(self, unknown: Sequence[str]) -> str:
         for case, said in ((str.upper, "upper"), (str.lower, "lower")):
             if all(case(symbol) in self._ids for symbol in unknown):
-                return f"it has them in {said} case: choose a normaliser that writes so (librispeech: upper, basic: lower)"
+                return f"it has them in {said} case: choose a normaliser that writes them so (basic: lower case)"
         return (
             "normalise the transcripts (normalizer='librispeech' gives A-Z, apostrophe and space; write numbers as "
             "words) or build the vocabulary from your manifests (vocabulary=characters, Vocabulary.from_texts)"

@@ -23,10 +23,16 @@ def channel(text: str) -> int | str:
     raise argparse.ArgumentTypeError(f"{text!r}: give the channel's number, from 0, or mix for the mean of all")
 
 
-def add_output(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+def manifest(text: str) -> str:
+    """A name that ends in ``.jsonl``, so that no table is written over by mistake."""
+    if not text.endswith(".jsonl"):
+        raise argparse.ArgumentTypeError(f"{text!r}: a manifest's name ends in .jsonl")
+    return text
+
+
+def add_output(parser: argparse.ArgumentParser) -> None:
     """``--output``."""
-    said = f" (default: {default})" if default else ""
-    parser.add_argument("--output", "-o", default=default, required=default is None, help=f"manifest to write{said}")
+    parser.add_argument("--output", "-o", type=manifest, required=True, help="manifest to write (.jsonl)")
 
 
 COLUMNS = "our key = the table's column, where its name does not tell: text=sentence,speaker=client_id"

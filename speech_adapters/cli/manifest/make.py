@@ -37,10 +37,11 @@ def run(arguments: argparse.Namespace) -> None:
         pattern=arguments.pattern,
         channel=arguments.channel,
     )
-    if content.columns is not None:
-        print("columns  " + ", ".join(f"{column} -> {key}" for key, column in content.columns.items()))
-    if content.unused:
-        print(f"unused   {', '.join(content.unused)} (--columns KEY=COLUMN takes one in)")
+    if (table := content.table) is not None:
+        kept = f"; kept under their names: {', '.join(table.kept)}" if table.kept else ""
+        print("columns  " + ", ".join(f"{column} -> {key}" for key, column in table.columns.items()) + kept)
+        if table.left_out:
+            print(f"left out: the columns {', '.join(table.left_out)}, whose keys others hold", file=sys.stderr)
     if content.left_out:
         said = "no row in the table" if arguments.table else "no .txt beside them"
         print(

@@ -29,13 +29,12 @@ class FolderContent:
 
     Attributes:
         left_out: recordings that nothing is said of.
-        columns, unused: those of the table (:class:`~.tables.Table`).
+        table: what was read beside the folder.
     """
 
     manifest: Manifest
     left_out: tuple[Path, ...] = ()
-    columns: Mapping[str, str] | None = None
-    unused: tuple[str, ...] = ()
+    table: Table | None = None
 
 
 def read_folder(
@@ -92,7 +91,7 @@ def read_folder(
             entry["id"] = "-".join(path.parts)  # the name alone, which is the default, would come twice
     problems.raise_any()
     manifest = Manifest.from_entries(told, name, root)
-    return FolderContent(manifest, left_out, source and source.columns, source.unused if source else ())
+    return FolderContent(manifest, left_out, source)
 
 
 def _rows_with_files(table: Table, root: Path, files: list[Path]) -> list[tuple[str, dict[str, Any]]]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from speech_adapters.data.audio import write_audio
-from speech_adapters.data.formats.columns import match_columns
+from speech_adapters.data.formats.columns import NAMES, match_columns
 from speech_adapters.data.formats.folder import AUDIO_SUFFIXES
 from speech_adapters.data.formats.tables import read_table
 from speech_adapters.data.manifest import TEXT_KEYS, Manifest
@@ -61,7 +61,8 @@ def write(manifest: Manifest, path: str | os.PathLike[str]) -> None:
     lines = []
     for utterance in manifest:
         name = f"audio/{utterance.id.replace('/', '-')}.wav"
-        write_audio(folder / name, utterance.waveform())
+        (folder / "audio").mkdir(parents=True, exist_ok=True)
+        write_audio(folder / name, utterance.waveform(), loud="scale")
         labels = {key: value for key in TEXT_KEYS if (value := utterance.get(key)) is not None}
         entry = {"file_name": name, "id": utterance.id, **labels, **utterance.extra}
         lines.append(json.dumps(entry, ensure_ascii=False))
@@ -80,7 +81,13 @@ def _audiofolder(metadata: Path, said: dict[str, str]) -> Manifest:
 
 
 def _named(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
-    return {key: row[name] for key, name in columns.items() if row.get(name) not in (None, "")}
+    """The keys of a manifest, and other columns with plain values under their own names."""
+    others = {
+        name: value
+        for name, value in row.items()
+        if name not in columns.values() and name not in NAMES and isinstance(value, str | int | float | bool)
+    }
+    return others | {key: row[name] for key, name in columns.items() if row.get(name) not in (None, "")}
 
 
 def _folder_per_class(path: Path) -> Manifest:
@@ -104,10 +111,10 @@ def _of_tables(tables: list[Path], said: dict[str, str], folder: Path) -> Iterat
         table = _table(path)
         classes = _class_names(table.schema.metadata or {})
         found = match_columns(table.column_names, said, str(path))
-        for row in table.select(list(found.values())).to_pylist():
+        for row in table.to_pylist():
             entry = _named(row, found)
-            for key, name in found.items():
-                if name in classes and isinstance(row[name], int):
+            for key, name in {**{name: name for name in row}, **found}.items():
+                if key in entry and name in classes and isinstance(row[name], int):
                     entry[key] = classes[name][row[name]]
             entry["audio_filepath"] = _audio_file(
                 entry.get("audio_filepath"), folder, number, f"{path}, row {number + 1}"

@@ -41,7 +41,8 @@ def read(path: str | os.PathLike[str], *, root: str | os.PathLike[str] | None = 
 
 def _entries(table: Any, root: str | os.PathLike[str] | None) -> Iterator[tuple[str, dict[str, Any]]]:
     for (place, entry), (_, row) in zip(table.entries(), table.rows, strict=True):
-        entry.pop("offset", None)  # their start is in samples
+        for name in ("start", "stop", "offset"):  # in samples
+            entry.pop(name, None)
         audio = str(entry.get("audio_filepath", ""))
         for name in ("$data_root", "{data_root}"):
             if name in audio and root is None:

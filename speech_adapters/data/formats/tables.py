@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from speech_adapters.data.formats.columns import match_columns
+from speech_adapters.data.formats.columns import NAMES, match_columns
 from speech_adapters.data.manifest import Manifest, Utterance, read_utf8
 from speech_adapters.errors import ManifestError
 from speech_adapters.files import write_text
@@ -22,18 +22,20 @@ class Table:
 
     Attributes:
         columns: key of the manifest -> name of the column.
-        unused: the columns that no key was found for.
+        kept: the other columns, which become keys of their own names.
+        left_out: columns that are called like a key which another column holds.
     """
 
     path: Path
     columns: dict[str, str]
-    unused: tuple[str, ...]
+    kept: tuple[str, ...]
+    left_out: tuple[str, ...]
     rows: tuple[tuple[str, dict[str, str]], ...]
 
     def entries(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """(place, entry) of each row, the keys those of a manifest; empty cells are left out."""
         for place, row in self.rows:
-            entry: dict[str, Any] = {}
+            entry: dict[str, Any] = {name: row[name] for name in self.kept if row[name]}
             for key, name in self.columns.items():
                 if row[name]:
                     entry[key] = int(row[name]) if key == "channel" and row[name].isdecimal() else row[name]
@@ -70,7 +72,9 @@ def read_table(path: str | os.PathLike[str], columns: Mapping[str, str] | None =
         if len(row) != len(names):
             raise ManifestError(f"{path}:{number}: {len(row)} cells, and {len(names)} columns; check its separators")
     rows = tuple((f":{n}", dict(zip(names, (cell.strip() for cell in row), strict=True))) for n, row in lines)
-    return Table(path, found, tuple(name for name in names if name not in found.values()), rows)
+    others = [name for name in names if name and name not in found.values()]
+    left_out = tuple(name for name in others if name in NAMES)
+    return Table(path, found, tuple(name for name in others if name not in NAMES), left_out, rows)
 
 
 def _rows(path: Path, text: str) -> list[tuple[int, list[str]]]:
@@ -78,8 +82,8 @@ def _rows(path: Path, text: str) -> list[tuple[int, list[str]]]:
     tried: list[list[tuple[int, list[str]]]] = []
     problem: csv.Error | None = None
     for delimiter in "\t|;,":
-        quoting = csv.QUOTE_NONE if delimiter in "\t|" else csv.QUOTE_MINIMAL  # as tools write the one and the other
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=True)
+        style: Any = {"quoting": csv.QUOTE_NONE if delimiter in "\t|" else csv.QUOTE_MINIMAL}  # as tools write them
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, **style)
         try:
             rows = [(reader.line_num, row) for row in reader if row]
         except csv.Error as error:

@@ -1,0 +1,166 @@
+"""Folders that ``peft`` made: a LoRA trained elsewhere, and the CTC head that was trained with it.
+
+``peft`` keeps no checksum of the base, so its name must fit. What our LoRA does not have (other ranks by layer,
+biases, starts that change the base) is refused by name.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from speech_adapters.adapters.lora import LoRA
+from speech_adapters.adapters.projections import TARGETS
+from speech_adapters.encoders.loading import Encoder, check_finite
+from speech_adapters.errors import CheckpointError, InputError
+from speech_adapters.files import read_json
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+PREFIX = "base_model.model."
+"""Opens the name of each tensor in a file of ``peft``."""
+
+_PLAIN: dict[str, tuple[Any, ...]] = {
+    "bias": ("none",),
+    "init_lora_weights": (True, False, "gaussian", "orthogonal", "eva"),  # the others change the base as well
+    **dict.fromkeys(
+        (
+            "lora_bias", "rank_pattern", "alpha_pattern", "fan_in_fan_out", "layer_replication", "use_qalora",
+            "trainable_token_indices", "target_parameters", "alora_invocation_tokens", "arrow_config",
+        ),
+        (None, False, {}, []),
+    ),
+}  # fmt: skip
+"""Settings of ``peft.LoraConfig`` that change what is computed, and their values in a plain LoRA."""
+
+
+@dataclass(frozen=True)
+class PeftFolder:
+    """What lies in a folder of ``peft``: ``lora`` by our names and ``modules`` trained beside it, such as lm_head."""
+
+    config: dict[str, Any]
+    lora: dict[str, Tensor]
+    modules: dict[str, Tensor]
+
+
+def is_peft_folder(folder: str | Path, own: str) -> bool:
+    """Whether ``peft`` made a folder: it has its configuration, and no description of ours under the name ``own``."""
+    return (Path(folder) / CONFIG_FILE).is_file() and not (Path(folder) / own).exists()
+
+
+def read_peft_folder(folder: str | Path) -> PeftFolder:
+    """The files of a folder that ``peft`` made.
+
+    Raises:
+        CheckpointError: a file that is missing or damaged, another method than LoRA, a LoRA that is not plain.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    folder = Path(folder)
+    try:
+        config = read_json(folder / CONFIG_FILE)
+        tensors = load_file(folder / WEIGHTS_FILE)
+    except (InputError, SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{folder}: {CONFIG_FILE} and {WEIGHTS_FILE}, as peft writes them, cannot be read ({error})."
+        ) from error
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        found = config.get("peft_type") if isinstance(config, dict) else None
+        raise CheckpointError(f"{folder}: holds {found!r} of peft; LoRA is what can be taken over.")
+    for key, values in _PLAIN.items():
+        if key in config and config[key] not in values:
+            raise CheckpointError(
+                f"{folder}: {CONFIG_FILE} has {key}={config[key]!r}, which LoRA here does not have; it cannot be "
+                "taken over."
+            )
+    if config.get("use_dora") and config.get("use_rslora"):
+        raise CheckpointError(f"{folder}: use_dora and use_rslora at once is what LoRA here does not have.")
+    check_finite(tensors, str(folder))
+    names = {name: name.removeprefix(PREFIX).replace(".default.", ".") for name in tensors}
+    lora = {names[name]: tensor for name, tensor in tensors.items() if ".lora_" in name}
+    modules = {names[name]: tensor for name, tensor in tensors.items() if ".lora_" not in name}
+    return PeftFolder(config, lora, modules)
+
+
+def import_lora(folder: str | Path, encoder: Encoder) -> tuple[LoRA, dict[str, Tensor]]:
+    """A LoRA of ``peft`` as a configuration and tensors of ours.
+
+    Raises:
+        CheckpointError: as :func:`read_peft_folder`; another base, projections that this encoder does not have or that
+            are not the same in each layer.
+    """
+    found = read_peft_folder(folder)
+    _check_base(found.config.get("base_model_name_or_path"), encoder, folder)
+    places = {encoder.part_name(i, target): (i, target) for i in range(encoder.num_layers) for target in TARGETS}
+    tensors, chosen, prefixes = {}, set(), set()
+    for name, tensor in found.lora.items():
+        match = re.fullmatch(r"(.+)\.(lora_A|lora_B|lora_magnitude_vector)(?:\.weight)?", name)
+        where = next((p for p in places if match and (match[1] == p or match[1].endswith(f".{p}"))), None)
+        if match is None or where is None:
+            raise CheckpointError(
+                f"{folder}: {name!r} is no projection of the layers of {encoder.name}; LoRA here is on "
+                f"{', '.join(TARGETS)}."
+            )
+        prefixes.add(match[1].removesuffix(where))
+        chosen.add(places[where])
+        suffix = "" if match[2] == "lora_magnitude_vector" else ".weight"
+        tensors[f"{PREFIX}{where}.{match[2]}{suffix}"] = tensor
+    layers, targets = sorted({i for i, _ in chosen}), [t for t in TARGETS if t in {t for _, t in chosen}]
+    if len(prefixes) != 1 or chosen != {(i, target) for i in layers for target in targets}:
+        raise CheckpointError(
+            f"{folder}: its projections are not the same in each layer that it changes; LoRA here takes the same of "
+            "each."
+        )
+    if found.modules:
+        held = sorted({name.partition(".")[0] for name in found.modules})
+        warnings.warn(
+            f"{folder}: beside the LoRA it holds {', '.join(held)}, which an adapter leaves out; load_head on this "
+            "folder takes over an lm_head.",
+            stacklevel=3,
+        )
+    variant: Literal["lora", "rslora", "dora"]
+    variant = "dora" if found.config.get("use_dora") else "rslora" if found.config.get("use_rslora") else "lora"
+    config = LoRA(
+        rank=found.config["r"],
+        alpha=found.config["lora_alpha"],
+        dropout=found.config.get("lora_dropout", 0.0),
+        targets=tuple(targets),
+        layers=None if len(layers) == encoder.num_layers else tuple(layers),
+        variant=variant,
+    )
+    return config, tensors
+
+
+def lm_head(folder: str | Path) -> tuple[Tensor, Tensor]:
+    """Weight (V, D) and bias (V,) of the CTC head that ``peft`` trained beside a LoRA (``modules_to_save``).
+
+    Raises:
+        CheckpointError: as :func:`read_peft_folder`; there is none.
+    """
+    modules: Mapping[str, Tensor] = read_peft_folder(folder).modules
+    try:
+        return modules["lm_head.weight"], modules["lm_head.bias"]
+    except KeyError:
+        raise CheckpointError(
+            f"{folder}: no lm_head beside its LoRA (modules_to_save of peft); give the folder of a saved head."
+        ) from None
+
+
+def _check_base(base: Any, encoder: Encoder, folder: str | Path) -> None:
+    if not base:
+        warnings.warn(
+            f"{folder}: does not name the base that it was trained on; see to it that it is {encoder.name}.",
+            stacklevel=4,
+        )
+    elif Path(str(base)).name != Path(encoder.name).name:
+        raise CheckpointError(
+            f"{folder}: was trained on {base!r}, and this encoder is {encoder.name!r}. peft keeps no checksum of the "
+            f"base: load that one, or correct base_model_name_or_path in {CONFIG_FILE} where both are the same."
+        )

@@ -1,0 +1,412 @@
+"""The command line as a user types it: help, suggestions, exit codes, and what each verb prints and leaves."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+from small_corpora import speak
+from small_encoders import stock_model
+
+from speech_adapters import CTCHead, LoRA, SpeechAdapterModel, Vocabulary, cli
+from speech_adapters.cli import doctor, recipes, verbs
+from speech_adapters.data.manifest import Manifest, Utterance
+from speech_adapters.data.transcripts import read_transcripts, write_transcripts
+from speech_adapters.errors import InputError
+from speech_adapters.metrics.wer import word_error_rate
+from speech_adapters.runs.results import MethodResults, Results
+from speech_adapters.training.cache import PREFIX
+
+ROOT = Path(__file__).parents[1]
+
+
+class Outcome(str):
+    """What a command printed on standard output; ``err`` and ``code`` beside it."""
+
+    err: str
+    code: int
+
+
+@pytest.fixture
+def sa(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Run a command line in this process, in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+
+    def run(*words: object, expect: int = 0) -> Outcome:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            cli.main([str(word) for word in words])
+        shown = capsys.readouterr()
+        outcome = Outcome(shown.out)
+        outcome.err, outcome.code = shown.err, int(stop.value.code or 0)
+        assert outcome.code == expect, shown.out + shown.err
+        return outcome
+
+    return run
+
+
+def every_verb(group: str = "speech_adapters.cli", before: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    found = []
+    for name in verbs.names_in(import_module(group)):
+        module = verbs.module_of(group, name)
+        found.append((*before, name))
+        if hasattr(import_module(module), "VERBS"):
+            found += every_verb(module, (*before, name))
+    return found
+
+
+# ------------------------------------------------------------------ help
+
+
+def test_the_help_of_every_verb_loads_nothing_heavy() -> None:
+    """Counted modules, not seconds: torch and its like are not imported by any help but those of recipes."""
+    quick = [list(words) for words in every_verb() if words != ("fuse",)]  # which shows its recipe's values
+    heavy = ("torch", "numpy", "scipy", "transformers", "peft", "soundfile", "speechbrain", "sklearn", "matplotlib")
+    code = f"""
+import contextlib, io, sys
+from speech_adapters.cli import main
+for words in [[], *{quick!r}]:
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown):
+        try:
+            main([*words, "--help"])
+        except SystemExit as stop:
+            assert not stop.code, words
+    assert shown.getvalue().startswith("usage: speech-adapters"), words
+    loaded = set({heavy!r}) & sys.modules.keys()
+    assert not loaded, (words, loaded)
+print(len(sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert int(done.stdout) < 400  # torch alone brings some 1,300
+
+
+def test_a_recipe_s_help_lists_every_key_of_training(sa) -> None:
+    from speech_adapters.training.settings import TrainingConfig
+
+    shown = sa("train", "asr", "--help")
+    assert shown.startswith("usage: speech-adapters train asr")
+    assert "    speech-adapters train asr --train train.jsonl" in shown and "python recipes" not in shown
+    for key in TrainingConfig.__dataclass_fields__:
+        assert f"\n  training.{key}\n" in shown, key
+    flat = " ".join(shown.split())
+    assert "Optimizer steps. Methods are compared at equal updates. (default: 1000)" in flat
+    assert "training.augmentation.snr_db Lowest and highest signal-to-noise ratio" in flat
+    assert "--updates VALUE short for training.updates" in flat and "--lr VALUE short for learning_rate" in flat
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["trian"], "speech-adapters: there is no verb 'trian'; did you mean 'train'?"),
+        (["manifest", "mkae"], "speech-adapters manifest: there is no verb 'mkae'; did you mean 'make'?"),
+        (["train", "ars"], "speech-adapters train: there is no 'ars'; did you mean 'asr'?"),
+        (
+            ["train", "asr", "--learning-rte", "1"],
+            "unknown argument '--learning-rte'; did you mean '--learning-rate'?",
+        ),
+        (["train", "asr", "training.updatse=1"], "did you mean 'updates'?"),
+        (["transcribe", "--adaptr", "x", "a.wav"], "unknown argument '--adaptr'; did you mean '--adapter'?"),
+        (["copy-recipe", "asr_libri"], "there is no recipe 'asr_libri'; did you mean 'asr_librispeech'?"),
+        (["info", "nothing/here/at/all"], "no such file or folder"),
+        (["compare", "one"], "give two runs or more"),
+        (["fuse"], "give --adapters"),
+        (
+            ["manifest", "import", "kaldi", ".", "--columns", "a=b", "-o", "x.jsonl"],
+            "--columns: means nothing for kaldi",
+        ),
+        (["manifest", "make", ".", "-o", "x.csv"], "'x.csv': a manifest's name ends in .jsonl"),
+    ],
+)
+def test_mistakes_get_one_line_and_exit_code_2(sa, words: list[str], message: str) -> None:
+    outcome = sa(*words, expect=2)
+    assert message in outcome.err and outcome.err.startswith("error: ") and "Traceback" not in outcome.err
+
+
+def test_without_a_verb_all_are_shown(sa) -> None:
+    outcome = sa(expect=2)
+    assert not outcome and all(name in outcome.err for name, *_ in every_verb())
+    assert sa("--version").startswith("speech-adapters ")
+
+
+def test_a_closed_pipe_is_no_traceback() -> None:
+    command = f"{sys.executable} -m speech_adapters.cli train asr --print-config | head -1"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout.count("\n") == 1
+
+
+# ------------------------------------------------------------------ short flags
+
+
+def test_short_flags_are_keys(sa) -> None:
+    flags = {"updates": 7, "lr": 1e-4, "rank": 3, "batch-seconds": 5, "seed": 9}
+    words = [f"--{name}={value}" for name, value in flags.items()]
+    shown = sa("train", "asr", "--adapter", "lora", *words, "--print-config")
+    long = [
+        "training.updates=7",
+        "learning_rate=0.0001",
+        "adapter_options.rank=3",
+        "training.batch_seconds=5",
+        "seeds=9",
+    ]
+    assert shown == sa("train", "asr", "--adapter", "lora", *long, "--print-config")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--updates", "3", "training.updates=4"], "--updates and 'training.updates=4' both set training.updates"),
+        (["--seed", "3", "--seeds", "4"], "--seed and '--seeds' both set seeds"),
+        (["--rank", "3", "adapter_options={rank: 4}"], "both set adapter_options.rank"),
+        (["--adapter", "l", "adapter=e"], "--adapter and 'adapter=e' both set adapter"),
+        (["--updates", "many"], "training.updates: expected an integer, got 'many'"),
+        (["--lr", "-1"], "learning_rate=-1.0 must be above 0"),
+        (["--device", "gpu"], "--device gpu: give auto, cpu, cuda, or cuda:N"),
+        (["--device", "cpu:1"], "--device cpu:1: give auto"),
+    ],
+)
+def test_conflicts_and_bad_values_are_named(sa, words: list[str], message: str) -> None:
+    assert message in sa("train", "asr", *words, expect=2).err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there(sa, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert "--device cuda: there is no such GPU" in sa("train", "asr", "--device", "cuda", expect=2).err
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")
+    assert "CUDA_VISIBLE_DEVICES=5 shows no GPU" in sa("train", "asr", "--device", "cuda:1", expect=2).err
+
+
+def test_one_learning_rate_goes_to_all_groups_of_the_adapter() -> None:
+    from speech_adapters.tasks.base import ExperimentConfig
+
+    config = ExperimentConfig(adapter="lora", learning_rate=3e-5, rates={"lora": 1.0, "layers": 0.5})
+    assert config.rates_for({"lora": {"lora", "head"}, "full": {"layers", "head"}}) == {
+        "lora": {"lora": 3e-5, "head": 3e-5},
+        "full": {"layers": 0.5, "head": 3e-5},
+    }
+    config.training.learning_rates = {"head": 1e-2}
+    assert config.rates_for({"lora": {"lora", "head"}})["lora"] == {"lora": 3e-5, "head": 1e-2}
+
+
+# ------------------------------------------------------------------ recipes
+
+
+def test_every_recipe_is_run_or_is_said_to_be_the_maintainers_own() -> None:
+    from speech_adapters.cli.evaluate import RECIPES as EVALUATIONS
+    from speech_adapters.cli.train import RECIPES as TRAININGS
+
+    used = {*TRAININGS.values(), *EVALUATIONS.values(), "fuse_adapters"}
+    assert used <= set(recipes.recipe_names())
+    assert set(recipes.recipe_names()) - used == {"pretrain_tiny", "pretrain_small"}  # make the packaged encoders
+
+
+def test_a_copied_recipe_brings_all_it_needs_and_runs(sa, tmp_path: Path) -> None:
+    shown = sa("copy-recipe", "compare_methods", "mine")
+    script = tmp_path / "mine" / "compare_methods.py"
+    assert str(Path("mine") / "compare_methods.py") in shown and "run it: python" in shown
+    assert (script.parent / "asr_librispeech.py").is_file()  # which it imports
+    done = subprocess.run(
+        [sys.executable, script, "--preset", "small", "--print-config"], capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "methods:" in done.stdout, done.stderr
+    assert "compare_methods.py: exists already" in sa("copy-recipe", "compare_methods", "mine", expect=2).err
+    assert "asr_librispeech" in sa("copy-recipe")
+
+
+def test_the_wheel_holds_the_recipes() -> None:
+    import tomllib
+
+    wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert wheel["force-include"] == {"recipes": "speech_adapters/recipes"}
+
+
+# ------------------------------------------------------------------ saved parts
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small encoder, and two LoRA adapters with heads as a run leaves them."""
+    folder = tmp_path_factory.mktemp("parts")
+    stock_model("wavlm", "pre-norm").save_pretrained(folder / "encoder")
+    (folder / "encoder" / "preprocessor_config.json").write_text(json.dumps({"do_normalize": True}))
+    for number, name in enumerate(("one", "two")):
+        model = SpeechAdapterModel.from_pretrained(folder / "encoder")
+        torch.manual_seed(number)
+        model.add_adapter("asr", LoRA(rank=2))
+        for parameter in model.adapters["asr"].parameters():
+            parameter.data.normal_(std=0.1)
+        model.add_head("asr", CTCHead(Vocabulary.wav2vec2()))
+        model.save_adapter("asr", folder / name / "adapters" / "lora", wer={"value": 0.5, "low": 0.4, "high": 0.6})
+        model.save_head("asr", folder / name / "heads" / "lora")
+    return folder
+
+
+def test_info_says_what_each_path_is(sa, parts: Path, tmp_path: Path) -> None:
+    speak(tmp_path / "a.wav")
+    Manifest([Utterance("a", tmp_path / "a.wav", 0.1, text="A", speaker="s")]).write(tmp_path / "m.jsonl")
+    shown = sa(
+        "info", parts / "one" / "adapters" / "lora", parts / "one" / "heads" / "lora", parts / "encoder", "m.jsonl"
+    )
+    adapter, head, encoder, manifest = shown.split("\n\n")
+    assert "adapter, lora" in adapter and "rank=2" in adapter and str(parts / "encoder") in adapter
+    assert "wer: 0.5000 [0.4000, 0.6000]" in adapter and "load_adapter(" in adapter
+    assert "head, ctc" in head and "vocabulary=32 symbols" in head
+    assert "encoder, wavlm" in encoder and "3 of width 64" in encoder
+    assert "1 utterances" in manifest and "text, speaker" in manifest
+    assert "neither an adapter, head, fusion, run" in sa("info", tmp_path, expect=2).err
+
+
+def test_average_is_the_mean_of_adapters_and_heads(sa, parts: Path, tmp_path: Path) -> None:
+    one, two = (parts / name / "adapters" / "lora" for name in ("one", "two"))
+    heads = [parts / name / "heads" / "lora" for name in ("one", "two")]
+    sa("average", one, two, "--weights", "0.25,0.75", "--heads", *heads, "--head-output", "h", "-o", "a")
+    from speech_adapters.saving.parts import load_part
+
+    for kind, folders, made in (("adapter", (one, two), "a"), ("head", heads, "h")):
+        first, second = (load_part(folder, kind)[1] for folder in folders)
+        for name, tensor in load_part(made, kind)[1].items():
+            torch.testing.assert_close(tensor, 0.25 * first[name] + 0.75 * second[name])
+    assert "a: exists already" in sa("average", one, two, "-o", "a", expect=2).err
+    assert "3 weights for 2 adapters" in sa("average", one, two, "--weights", "1,2,3", "-o", "b", expect=2).err
+
+
+def test_fold_and_export_are_opened_by_transformers(sa, parts: Path, tmp_path: Path) -> None:
+    from transformers import AutoModel, AutoModelForCTC, Wav2Vec2Processor
+
+    sa("fold", parts / "one" / "adapters" / "lora", "folded")
+    model = SpeechAdapterModel.from_adapter(parts / "one")
+    waveform = torch.randn(1, 8000)
+    with torch.no_grad():
+        expected = model(waveform)
+        heard = (waveform - waveform.mean()) / (waveform.var(unbiased=False) + 1e-7).sqrt()
+        stock = AutoModel.from_pretrained("folded").eval()(heard)
+    torch.testing.assert_close(stock.last_hidden_state, expected.last_hidden_state, atol=1e-4, rtol=1e-4)
+    assert "pipeline('automatic-speech-recognition', 'exported')" in sa("export", "-a", parts / "one", "exported")
+    with torch.no_grad():
+        logits = AutoModelForCTC.from_pretrained("exported").eval()(heard).logits
+    torch.testing.assert_close(logits, expected.logits, atol=1e-4, rtol=1e-4)
+    assert Wav2Vec2Processor.from_pretrained("exported").tokenizer.vocab_size >= 32
+    assert "exported: exists already" in sa("export", "-a", parts / "one", "exported", expect=2).err
+    assert "peft.PeftModel.from_pretrained" in sa("export", "-a", parts / "one", "--peft", "peft")
+
+
+# ------------------------------------------------------------------ compare
+
+
+def a_run(folder: Path, wrong: int, size: int = 40, sha: str = "x", name: str = "lora") -> Path:
+    """A finished run whose hypothesis of the first ``wrong`` utterances is wrong."""
+    names, speakers = [f"u{n}" for n in range(size)], [f"s{n % 8}" for n in range(size)]
+    texts = ["NO" if n < wrong else "YES" for n in range(size)]
+    result = word_error_rate(["YES"] * size, texts, speakers, names)
+    (folder / "predictions").mkdir(parents=True)
+    write_transcripts(folder / "predictions" / f"{name}.jsonl", result)
+    own = MethodResults(metrics=result.to_dict())
+    Results(task="asr", adapter=name, data={"test": {"name": "t", "sha256": sha}}, own=own).write(
+        folder / "results.json"
+    )
+    return folder
+
+
+def test_compare_pairs_what_runs_predicted(sa, tmp_path: Path) -> None:
+    a, b, c = a_run(tmp_path / "a", 30), a_run(tmp_path / "b", 6), a_run(tmp_path / "c", 7)
+    shown = sa("compare", a, b, c)
+    assert shown.count("lora") == 3 + 6
+    lines = shown.splitlines()
+    far, near = (next(i for i, line in enumerate(lines) if line == f"{x}: lora" and lines[i + 1] == f"  - {y}: lora")
+                 for x, y in ((a, b), (b, c)))  # fmt: skip
+    assert lines[far + 2].startswith("  = WER 60.0 % [") and "a difference (paired" in lines[far + 2]
+    assert "no difference beyond chance" in lines[near + 2]
+    other = a_run(tmp_path / "d", 3, sha="y")
+    assert "scored on different test sets" in sa("compare", a, other)
+    (b / "predictions" / "lora.jsonl").unlink()
+    assert "not paired, look at the intervals above" in sa("compare", a, b)
+
+
+def test_compare_of_classes(sa, tmp_path: Path) -> None:
+    from speech_adapters.data.predictions import write_predictions
+    from speech_adapters.metrics.classification import compare_ua, score_classification
+
+    found = {}
+    for name, wrong in (("a", 12), ("b", 2)):
+        truth = ["happy", "sad"] * 20
+        guess = ["sad" if n < wrong else label for n, label in enumerate(truth)]
+        found[name] = score_classification(truth, guess, [f"s{n % 10}" for n in range(40)], labels=["happy", "sad"])
+        (tmp_path / name / "predictions").mkdir(parents=True)
+        write_predictions(tmp_path / name / "predictions" / "l.jsonl", found[name])
+        own = MethodResults(metrics=found[name].to_dict())
+        data = {"test": {"name": "t", "sha256": "x"}}
+        Results(task="emotion", adapter="l", data=data, own=own).write(tmp_path / name / "results.json")
+    assert "  = UA -12.5 % [" in sa("compare", tmp_path / "a", tmp_path / "b")
+    difference = compare_ua(found["a"], found["b"])
+    assert difference.value == pytest.approx(found["a"].ua.value - found["b"].ua.value)
+    same = compare_ua(found["a"], found["a"])
+    assert (same.value, same.low, same.high) == (0, 0, 0)
+
+
+def test_transcripts_are_read_back_as_they_were_scored(tmp_path: Path) -> None:
+    result = word_error_rate(["Yes, it is", "no"], ["YES IT", "NO"], ["a", "b"], ["u1", "u2"])
+    write_transcripts(tmp_path / "t.jsonl", result)
+    again = read_transcripts(tmp_path / "t.jsonl")
+    assert again.utterances == result.utterances and again.wer == result.wer
+    (tmp_path / "t.jsonl").write_text('{"id": "a", "reference": "A"}\n')
+    with pytest.raises(InputError, match="t.jsonl:1: hypothesis is None"):
+        read_transcripts(tmp_path / "t.jsonl")
+
+
+# ------------------------------------------------------------------ cache, manifest, doctor
+
+
+def test_cache_lists_and_clears_its_own_files_only(sa, tmp_path: Path) -> None:
+    import numpy as np
+
+    from speech_adapters.data.store import Store
+
+    folder = tmp_path / "cache"
+    for name in ("a", "b"):
+        arrays = [(0, np.zeros((5, 2), np.float16)), (1, np.zeros((3, 2), np.float16))]
+        Store.write(folder / f"{PREFIX}{name}", np.float16, 2, arrays, 2, 32)
+    (folder / f"{PREFIX}c.bin").write_bytes(b"xx")
+    (folder / "notes.txt").write_text("mine")
+    shown = sa("cache", "list", folder)
+    assert f"{PREFIX}a" in shown and "2 utterances" in shown and "incomplete" in shown and "3 stores" in shown
+    assert "1 stores removed" in sa("cache", "clear", folder, "--store", f"{PREFIX}b")
+    assert "no store 'x'" in sa("cache", "clear", folder, "--store", "x", expect=2).err
+    assert "2 stores removed" in sa("cache", "clear", folder)
+    assert [path.name for path in folder.iterdir()] == ["notes.txt"]
+    assert "0 stores" in sa("cache", "list", tmp_path / "none")
+
+
+def test_manifest_verbs_say_what_they_did(sa, tmp_path: Path) -> None:
+    rows = []
+    for number in range(10):
+        speak(tmp_path / "calls" / f"c{number}.wav", 0.5)
+        rows.append(f"c{number},yes,s{number % 5},calm")
+    (tmp_path / "t.csv").write_text("\n".join(["file,transcript,speaker,mood", *rows[:9]]))
+    made = sa("manifest", "make", "calls", "--table", "t.csv", "-o", "all.jsonl")
+    assert "file -> audio_filepath, transcript -> text" in made and "kept under their names: mood" in made
+    assert "left out: 1 recordings have no row in the table, such as calls/c9.wav" in made.err
+    shown = sa("manifest", "split", "all.jsonl", "-o", "data")
+    assert [line.split(":")[0] for line in shown.splitlines()] == [f"data/{s}.jsonl" for s in ("train", "dev", "test")]
+    assert "data/train.jsonl: exists already" in sa("manifest", "split", "all.jsonl", "-o", "data", expect=2).err
+    assert "share no speaker" in sa("manifest", "check", "data/train.jsonl", "data/test.jsonl")
+    sa("manifest", "export", "kaldi", "all.jsonl", "kaldi")
+    assert "9 utterances" in sa("manifest", "import", "kaldi", "kaldi", "-o", "back.jsonl")
+    assert "kaldi: exists already" in sa("manifest", "export", "kaldi", "all.jsonl", "kaldi", expect=2).err
+
+
+def test_doctor_looks_at_this_machine(sa, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = sa("doctor")
+    assert f"torch {torch.__version__.partition('+')[0]}" in shown and "HF_HUB_OFFLINE is set" in shown
+    assert "GB free" in shown and "nothing in the way" in shown
+    monkeypatch.setattr(doctor, "requires", lambda name: ["torch==1.0", "no-such-package>=2"])
+    shown = sa("doctor", expect=2)
+    assert "\n! " in shown and "tested with ==1.0" in shown and "no-such-package is missing" in shown
+    assert "2 things will not work" in shown

@@ -1,0 +1,335 @@
+"""Other tools' lists of speech: there and back again, and what is wrong with them in a sentence."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import string
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from small_corpora import speak
+
+from speech_adapters.data.formats import FORMATS, read_format, write_format
+from speech_adapters.data.formats.folder import read_folder
+from speech_adapters.data.formats.tables import read_table
+from speech_adapters.data.manifest import Manifest, Utterance
+from speech_adapters.errors import ConfigError, ManifestError
+
+FILES = {
+    "kaldi": "data",
+    "lhotse": "cuts.jsonl.gz",
+    "nemo": "n.jsonl",
+    "speechbrain": "s.csv",
+    "huggingface": "hf",
+    "csv": "t.csv",
+}
+
+
+@pytest.fixture
+def audio(tmp_path: Path) -> Path:
+    """Two recordings, 2 s and 1 s, the second in a folder of its own."""
+    speak(tmp_path / "wav" / "a.wav", 2.0)
+    speak(tmp_path / "wav" / "b" / "b.wav", 1.0)
+    return tmp_path / "wav"
+
+
+def pieces(audio: Path, text: str = "YES IT IS") -> Manifest:
+    """A whole recording and two pieces of another."""
+    a, b = audio / "a.wav", audio / "b" / "b.wav"
+    return Manifest(
+        [
+            Utterance("s1-a1", a, 0.75, 0.0, text=text, speaker="s1"),
+            Utterance("s1-a2", a, 1.0, 1.0, text="NO", speaker="s1"),
+            Utterance("s2-b", b, 1.0, text="MAYBE", speaker="s2"),
+        ],
+        "pieces",
+    )
+
+
+def told(manifest: Manifest) -> list[tuple]:
+    return [(u.id, round(u.duration, 4), u.text, u.speaker) for u in manifest]
+
+
+def test_every_format_is_known_by_its_name() -> None:
+    assert set(FILES) == set(FORMATS)
+    with pytest.raises(ConfigError, match="no format 'kaldy'; did you mean 'kaldi'"):
+        read_format("kaldy", "x")
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_there_and_back(name: str, audio: Path, tmp_path: Path) -> None:
+    manifest, path = pieces(audio), tmp_path / FILES[name]
+    write_format(name, manifest, path)
+    again = read_format(name, path)
+    assert told(again) == told(manifest)
+    again.check_audio()
+    for one, other in zip(again, manifest, strict=True):
+        assert one.waveform().shape == other.waveform().shape
+        assert abs(one.waveform() - other.waveform()).max() < 1e-4
+
+
+PLAIN = st.text(string.ascii_letters + "äßЖ好'\",;|", min_size=1, max_size=20)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(words=st.lists(PLAIN, min_size=1, max_size=4))
+def test_texts_survive_with_their_quotes_and_commas(words: list[str], audio: Path, tmp_path: Path) -> None:
+    text = " ".join(words)
+    manifest = pieces(audio, text)
+    for name in ("kaldi", "lhotse", "speechbrain", "csv"):
+        write_format(name, manifest, tmp_path / FILES[name])
+        assert read_format(name, tmp_path / FILES[name])[0].text == text, name
+    write_format("csv", manifest, tmp_path / "t.tsv")
+    assert read_format("csv", tmp_path / "t.tsv")[0].text == text
+
+
+def test_keys_of_ones_own_survive_in_tables_and_cuts(audio: Path, tmp_path: Path) -> None:
+    manifest = pieces(audio).map(lambda u: replace(u, label="up", lang="de", extra={"mood": "calm"}))
+    for name in ("lhotse", "csv", "huggingface"):
+        write_format(name, manifest, tmp_path / FILES[name])
+        first = read_format(name, tmp_path / FILES[name])[0]
+        assert (first.label, first.lang, first.extra["mood"]) == ("up", "de", "calm"), name
+
+
+def test_kaldi_names_begin_with_the_speaker_and_are_sorted_as_bytes(audio: Path, tmp_path: Path) -> None:
+    a = audio / "a.wav"
+    Z = Utterance("Z", a, 1.0, text="Z", speaker="b")
+    write_format("kaldi", Manifest([Z, replace(Z, id="a", speaker="B")]), tmp_path / "k")
+    assert (tmp_path / "k" / "utt2spk").read_text() == "B-a B\nb-Z b\n"
+    assert (tmp_path / "k" / "spk2utt").read_text() == "B B-a\nb b-Z\n"
+
+
+def test_kaldi_segments_may_go_to_the_end(audio: Path, tmp_path: Path) -> None:
+    (tmp_path / "wav.scp").write_text(f"rec {audio / 'a.wav'}\n")
+    (tmp_path / "segments").write_text("u rec 0.5 -1\n")
+    (tmp_path / "text").write_text("u\n")
+    (u,) = read_format("kaldi", tmp_path)
+    assert (u.offset, round(u.duration, 3), u.text) == (0.5, 1.5, "")
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "wav.scp: the Kaldi file cannot be read"),
+        ({"wav.scp": "a sph2pipe a.sph |\n"}, "wav.scp:1: a is a command, which is not run"),
+        ({"wav.scp": "a a.wav\na b.wav\n"}, "wav.scp:2: 'a' stands there twice"),
+        ({"wav.scp": "a\n"}, "wav.scp:1: 'a' and nothing after it"),
+        ({"wav.scp": "a a.wav\n", "text": "b YES\n"}, "text of 'b', which is not in wav.scp"),
+        ({"wav.scp": "a a.wav\n", "segments": "u c 0 1\n"}, "segments:1: 'c' is not in wav.scp"),
+        ({"wav.scp": "a a.wav\n", "segments": "u a 0\n"}, "segments:1: expected 'utterance recording start end'"),
+        ({"wav.scp": "a none.wav\n"}, "wav.scp:1: .*none.wav"),
+    ],
+)
+def test_what_is_wrong_in_a_kaldi_folder(files: dict[str, str], message: str, tmp_path: Path) -> None:
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ManifestError, match=message):
+        read_format("kaldi", tmp_path)
+
+
+def test_lhotse_supervisions_find_their_recordings_and_channels(audio: Path, tmp_path: Path) -> None:
+    speak(tmp_path / "left.wav", 1.0)
+    recording = {"id": "r", "sources": [{"type": "file", "channels": [0, 1], "source": str(audio / "a.wav")}]}
+    supervision = {"id": "u", "recording_id": "r", "start": 0.5, "duration": 1.0, "channel": 1, "text": "HI"}
+    for kind, entry in (("recordings", recording), ("supervisions", supervision)):
+        (tmp_path / f"x_{kind}_dev.jsonl.gz").write_bytes(gzip.compress(json.dumps(entry).encode() + b"\n"))
+    (u,) = read_format("lhotse", tmp_path)
+    assert (u.id, u.offset, u.duration, u.channel, u.text) == ("u", 0.5, 1.0, 1, "HI")
+    recording["sources"][0]["type"] = "url"
+    (tmp_path / "x_recordings_dev.jsonl.gz").write_bytes(gzip.compress(json.dumps(recording).encode() + b"\n"))
+    with pytest.raises(ManifestError, match=":1: audio of the type url; only files are read"):
+        read_format("lhotse", tmp_path)
+    (tmp_path / "x_recordings_dev.jsonl.gz").unlink()
+    with pytest.raises(ManifestError, match="need their recordings beside them, as x_recordings_dev.jsonl.gz"):
+        read_format("lhotse", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("", ":1: an empty file"), ("[1]\n", ":1: expected a JSON object"), ("{\n", ":1: not JSON"),
+     ('{"a": 1}\n', ":1: neither cuts nor supervisions"), ('{"supervisions": [], "id": "c"}\n', ":1: cut 'c' has no")],
+)  # fmt: skip
+def test_what_is_wrong_in_lhotse_files(content: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "cuts.jsonl").write_text(content)
+    with pytest.raises(ManifestError, match=message):
+        read_format("lhotse", tmp_path / "cuts.jsonl")
+
+
+def test_speechbrain_paths_start_at_the_data_root(audio: Path, tmp_path: Path) -> None:
+    (tmp_path / "s.csv").write_text("ID,duration,wav,start,stop,spk_id,wrd\nu,0.5,$data_root/a.wav,8000,16000,s,HI\n")
+    (u,) = read_format("speechbrain", tmp_path / "s.csv", root=audio)
+    assert (u.offset, u.duration, u.speaker, u.text) == (0.5, 0.5, "s", "HI") and not u.extra
+    with pytest.raises(ManifestError, match=":2: .* say where that is with --root"):
+        read_format("speechbrain", tmp_path / "s.csv")
+    (tmp_path / "s.csv").write_text("ID,duration,wav,start,stop\nu,0.5,a.wav,8000,\n")
+    with pytest.raises(ManifestError, match=":2: start and stop belong together"):
+        read_format("speechbrain", tmp_path / "s.csv", root=audio)
+    (tmp_path / "s.csv").write_text("ID,duration,wav,start,stop\nu,0.5,a.wav,x,9\n")
+    with pytest.raises(ManifestError, match=":2: start 'x', stop '9': expected samples"):
+        read_format("speechbrain", tmp_path / "s.csv", root=audio)
+
+
+def test_speechbrain_itself_reads_what_is_written(audio: Path, tmp_path: Path) -> None:
+    from speechbrain.dataio.dataset import DynamicItemDataset
+
+    write_format("speechbrain", pieces(audio), tmp_path / "s.csv")
+    data = DynamicItemDataset.from_csv(str(tmp_path / "s.csv")).data
+    assert (data["s1-a2"]["wrd"], data["s1-a2"]["start"], data["s1-a2"]["stop"]) == ("NO", "16000", "32000")
+
+
+@pytest.mark.parametrize("suffix", [".arrow", ".parquet"])
+def test_hugging_face_tables_give_up_their_audio_and_their_classes(suffix: str, audio: Path, tmp_path: Path) -> None:
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+
+    features = {"label": {"names": ["angry", "calm"], "_type": "ClassLabel"}, "audio": {"_type": "Audio"}}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    wav = (audio / "b" / "b.wav").read_bytes()
+    rows = {
+        "audio": [{"bytes": wav, "path": "b.wav"}, {"bytes": None, "path": str(audio / "a.wav")}],
+        "sentence": ["YES", "NO"],
+        "label": [1, 0],
+        "age": [30, 40],
+    }
+    table = pyarrow.table(rows).replace_schema_metadata(metadata)
+    folder = tmp_path / "saved"
+    folder.mkdir()
+    if suffix == ".parquet":
+        parquet.write_table(table, folder / "train.parquet")
+    else:
+        with pyarrow.ipc.new_stream(str(folder / "data-00000-of-00001.arrow"), table.schema) as stream:
+            stream.write_table(table)
+    found = read_format("huggingface", folder, audio=tmp_path / "out")
+    assert [(u.text, u.label, u.extra["age"]) for u in found] == [("YES", "calm", 30), ("NO", "angry", 40)]
+    assert found[0].audio_filepath == tmp_path / "out" / "000000-b.wav" and found.check_audio()
+    with pytest.raises(ConfigError, match="name a folder to write it to with --audio"):
+        read_format("huggingface", folder)
+
+
+def test_hugging_face_folders_per_class(audio: Path, tmp_path: Path) -> None:
+    for name in ("up/1", "down/1"):
+        speak(tmp_path / "words" / f"{name}.wav", 0.5)
+    assert [(u.id, u.label) for u in read_format("huggingface", tmp_path / "words")] == [
+        ("down-1", "down"),
+        ("up-1", "up"),
+    ]
+    with pytest.raises(ManifestError, match="no metadata.csv, no metadata.jsonl"):
+        read_format("huggingface", audio)
+
+
+def test_channels_that_a_format_cannot_name_are_refused(audio: Path, tmp_path: Path) -> None:
+    of_channel = pieces(audio).map(lambda u: replace(u, channel="mix"))
+    for name in ("kaldi", "lhotse", "speechbrain"):
+        with pytest.raises(ManifestError, match="utterance 's1-a1': .*channels"):
+            write_format(name, of_channel, tmp_path / FILES[name])
+
+
+# ------------------------------------------------------------------ tables
+
+
+@pytest.mark.parametrize(
+    ("content", "columns"),
+    [
+        ("file,transcript,speaker\na.wav,\"Yes, it is\",s\n", None),
+        ("path\tsentence\tclient_id\na.wav\tYes, it is\ts\n", None),
+        ("Audio;Text;Spk\na.wav;Yes, it is;s\n", None),
+        ("a.wav|Yes, it is|s\n", {"audio_filepath": "1", "text": "2", "speaker": "3"}),
+        ("clip,said,who\na.wav,\"Yes, it is\",s\n", {"audio_filepath": "clip", "text": "said", "speaker": "who"}),
+    ],
+)  # fmt: skip
+def test_tables_as_people_write_them(content: str, columns: dict | None, audio: Path, tmp_path: Path) -> None:
+    (tmp_path / "t").write_text(content)
+    ((_, entry),) = read_table(tmp_path / "t", columns).entries()
+    assert entry == {"audio_filepath": "a.wav", "text": "Yes, it is", "speaker": "s"}
+
+
+@pytest.mark.parametrize(
+    ("content", "columns", "message"),
+    [
+        ("", None, ":1: an empty table"),
+        ("file,text\n", None, ":1: a header but no rows"),
+        ("name,text\na,b\n", None, ":1: no column names the audio files; there are 'name', 'text': say which"),
+        ("file,path,text\na,b,c\n", None, ":1: 'file' and 'path' could both hold audio_filepath"),
+        ("file,text\na,b\nc\n", None, ":3: 1 cells, and 2 columns"),
+        ("file,file\na,b\n", None, ":1: two columns have the same name"),
+        ("file,text\na,b\n", {"speaker": "who"}, ":1: no column 'who' for speaker; there are 'file', 'text'"),
+        ("a,b\n", {"audio_filepath": "1", "text": "3"}, ":1: no column '3' for text"),
+    ],
+)
+def test_what_is_wrong_in_a_table(content: str, columns: dict | None, message: str, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(content)
+    with pytest.raises(ManifestError, match=f"t.csv{message}"):
+        read_table(tmp_path / "t.csv", columns)
+
+
+def test_a_table_of_clips_in_another_folder(audio: Path, tmp_path: Path) -> None:
+    (tmp_path / "t.tsv").write_text('path\tsentence\tclient_id\na.wav\tSAY "HI"\tx1\n')
+    (u,) = read_format("csv", tmp_path / "t.tsv", root=audio)
+    assert u == Utterance("a", audio / "a.wav", 2.0, text='SAY "HI"', speaker="x1")
+    with pytest.raises(ManifestError, match=r"t\.tsv:2: duration is 'x1', expected seconds"):
+        read_format("csv", tmp_path / "t.tsv", root=audio, columns={"duration": "client_id"})
+    with pytest.raises(ManifestError, match=r"t\.tsv:2: .*no such audio file"):
+        read_format("csv", tmp_path / "t.tsv")
+
+
+# ------------------------------------------------------------------ folders
+
+
+def test_a_folder_and_a_table_by_path_name_or_stem(audio: Path, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("file,text,text_id\nb/b.wav,NO,1\na,YES,2\n")
+    content = read_folder(audio, table=tmp_path / "t.csv", channel=1)
+    assert [(u.id, u.text, u.duration, u.channel, u.extra) for u in content.manifest] == [
+        ("b-channel1", "NO", 1.0, 1, {"text_id": "1"}),
+        ("a-channel1", "YES", 2.0, 1, {"text_id": "2"}),
+    ]
+    assert content.left_out == () and content.table.kept == ("text_id",)
+    (tmp_path / "t.csv").write_text("file,text\na.wav,YES\nc.wav,NO\n")
+    with pytest.raises(ManifestError, match="t.csv:3: .*wav has no 'c.wav'"):
+        read_folder(audio, table=tmp_path / "t.csv")
+
+
+def test_a_name_that_two_recordings_have(audio: Path, tmp_path: Path) -> None:
+    speak(audio / "b" / "a.wav", 0.5)
+    (tmp_path / "t.csv").write_text("file,text\nb,YES\na.flac,NO\n")
+    with pytest.raises(ManifestError, match="t.csv:3: .*wav has no 'a.flac'"):
+        read_folder(audio, table=tmp_path / "t.csv")
+    (tmp_path / "t.csv").write_text("file,text\na,YES\n")
+    with pytest.raises(ManifestError, match="t.csv:2: 'a' could be a.wav, b/a.wav; give the path from"):
+        read_folder(audio, table=tmp_path / "t.csv")
+    (tmp_path / "t.csv").write_text("file,text\na.wav,YES\nb/a.wav,NO\n")
+    found = read_folder(audio, table=tmp_path / "t.csv")
+    assert [(u.id, u.text) for u in found.manifest] == [("a", "YES"), ("b-a", "NO")]
+    assert found.left_out == (audio / "b" / "b.wav",)
+
+
+def test_texts_beside_the_recordings(audio: Path) -> None:
+    assert [u.text for u in read_folder(audio).manifest] == [None, None]
+    (audio / "a.txt").write_text("Yes,\n it is.\n")
+    content = read_folder(audio)
+    assert [(u.id, u.text) for u in content.manifest] == [("a", "Yes, it is.")]
+    assert content.left_out == (audio / "b" / "b.wav",)
+
+
+def test_paths_that_say_it(tmp_path: Path) -> None:
+    for name in ("anna/happy-1", "anna/sad-2", "ben/happy-1"):
+        speak(tmp_path / "c" / f"{name}.wav", 0.2)
+    found = read_folder(tmp_path / "c", pattern="{speaker}/{emotion}-{}").manifest
+    assert [(u.id, u.speaker, u.emotion) for u in found] == [
+        ("anna-happy-1", "anna", "happy"),
+        ("sad-2", "anna", "sad"),
+        ("ben-happy-1", "ben", "happy"),
+    ]
+    with pytest.raises(ManifestError, match="anna/happy-1 does not fit the pattern {speaker}"):
+        read_folder(tmp_path / "c", pattern="{speaker}")
+    with pytest.raises(ManifestError, match="name each key once"):
+        read_folder(tmp_path / "c", pattern="{speaker}/{speaker}")
+
+
+@pytest.mark.parametrize("name", ["none", "empty"])
+def test_a_folder_without_recordings(name: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ManifestError, match="no such folder|no recordings in it"):
+        read_folder(tmp_path / name)

@@ -1,0 +1,151 @@
+"""``transcribe``, ``classify``, ``embed`` and ``verify`` as commands: what they print, write and refuse."""
+
+from __future__ import annotations
+
+import http.server
+import io
+import json
+import sys
+import threading
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from test_windows import speech_of
+
+from speech_adapters.cli import main
+from speech_adapters.data.audio import write_audio
+from speech_adapters.data.embeddings import Embeddings
+from speech_adapters.heads import ClassificationHead, CTCHead, SpeakerHead
+from speech_adapters.metrics.calibration import Calibration
+from speech_adapters.model import SpeechAdapterModel
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Audio, and three adapters with their heads."""
+    folder = tmp_path_factory.mktemp("verbs")
+    one, two = (speech_of([(0.5, 1.5 + seed), (0.5, 0.0)], seed)[0] for seed in (0, 1))
+    (folder / "audio" / "more").mkdir(parents=True)
+    write_audio(folder / "audio" / "one.wav", torch.from_numpy(one))
+    write_audio(folder / "audio" / "more" / "two.flac", torch.from_numpy(two))
+    soundfile.write(folder / "call.wav", np.stack([one, one[::-1]], 1), 16_000)
+    heads = {
+        "asr": CTCHead(),
+        "emotion": ClassificationHead(labels=("calm", "angry")),
+        "speaker": SpeakerHead(speakers=("a", "b"), calibration=Calibration(2.0, 1.0)),
+    }
+    for name, head in heads.items():
+        torch.manual_seed(0)
+        model = SpeechAdapterModel.from_pretrained("tiny-wavlm")
+        model.add_adapter("a", "lora")
+        model.add_head(name, head)
+        model.save_adapter("a", folder / name / "adapters" / "a")
+        model.save_head(name, folder / name / "heads" / "a")
+    return folder
+
+
+@pytest.fixture
+def call(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    """Run a verb there: what it prints, or with ``expect=2`` its error."""
+    monkeypatch.chdir(folder)
+
+    def run(*argv: str | Path, expect: int = 0) -> str:
+        with pytest.raises(SystemExit) as exit_:
+            main([str(argument) for argument in argv])
+        printed = capsys.readouterr()
+        assert exit_.value.code == expect, printed
+        assert "Traceback" not in printed.err
+        return printed.err if expect else printed.out
+
+    return run
+
+
+def test_transcripts_are_printed_or_written(call, folder: Path, tmp_path: Path):
+    lines = call("transcribe", "--adapter", "asr", "audio").splitlines()
+    assert [line.partition("\t")[0] for line in lines] == ["audio/more/two.flac", "audio/one.wav"]
+    assert call("transcribe", "-a", "asr", "audio/*.wav") == lines[1] + "\n"
+    found = json.loads(call("transcribe", "-a", "asr", "call.wav", "--speakers=agent,customer", "-f", "json"))
+    assert {segment["speaker"] for segment in found["segments"]} <= {"agent", "customer"} and found["duration"] == 2.5
+    written = call("transcribe", "-a", "asr", "audio", "--format=srt,trn", "--output", tmp_path / "out").split()
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["one.srt", "one.trn", "two.srt", "two.trn"]
+    assert written == [str(tmp_path / "out" / name) for name in ("two.srt", "two.trn", "one.srt", "one.trn")]
+    again = call("transcribe", "-a", "asr", "audio", "--format=srt", "-o", tmp_path / "out", expect=2)
+    assert "is there already (2 in all)" in again
+    call("transcribe", "-a", "asr", "audio/one.wav", "--format=srt", "-o", tmp_path / "out", "--overwrite")
+
+
+def test_audio_comes_from_standard_input_and_the_network_when_asked(
+    call, folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    expected = call("transcribe", "-a", "asr", "audio/one.wav").partition("\t")[2]
+    content = (folder / "audio" / "one.wav").read_bytes()
+    piped = io.TextIOWrapper(io.BytesIO(content))
+    monkeypatch.setattr(sys, "stdin", piped)
+    assert call("transcribe", "-a", "asr", "-") == f"stdin\t{expected}"
+    handler = partial(http.server.SimpleHTTPRequestHandler, directory=folder / "audio")
+    monkeypatch.setattr(http.server.SimpleHTTPRequestHandler, "log_message", lambda *_: None)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/one.wav"
+        assert "nothing is fetched from the network unless asked; add --download" in call(
+            "transcribe", "-a", "asr", address, expect=2
+        )
+        assert call("transcribe", "-a", "asr", address, "--download") == f"{address}\t{expected}"
+        assert "cannot be fetched (File not found)" in call(
+            "transcribe", "-a", "asr", address + "x", "--download", expect=2
+        )
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["audio/one.wav"], "name a model: --adapter FOLDER, or --encoder NAME"),
+        (["call.wav", "-a", "asr"], "2 channels"),
+        (["call.wav", "-a", "asr", "--channel=left"], "give the channel's number"),
+        (["nowhere/*.wav", "-a", "asr"], "no file matches this pattern"),
+        (["asr", "-a", "asr"], "no audio in this folder"),
+        (["audio/one.wav", "-a", "asr", "--format=srr"], "choose text, json, srt, vtt, ctm, trn"),
+        (["audio/one.wav", "-a", "asr", "--format=srt,vtt"], "several formats need a folder"),
+        (
+            ["audio/one.wav", "call.wav", "audio/../audio/one.wav", "-a", "asr", "-o", "x", "--channel=0"],
+            "hear them apart",
+        ),
+        (["audio/one.wav", "-a", "asr", "--lm=x.arpa"], "--lm works in the beam search only"),
+        (["audio/one.wav", "-a", "asr", "--window=0.2"], "choose 1 second or more"),
+        (["audio/one.wav", "-a", "emotion"], "transcribing needs a CTC head, and head 'emotion'"),
+        (["audio/one.wav", "--encoder=tiny-wavlm"], "this checkpoint has no CTC head"),
+        (["audio/one.wav", "-a", "asr", "--adaptor=x"], "did you mean '--adapter'"),
+    ],
+)
+def test_mistakes_get_one_sentence(call, arguments: list[str], message: str):
+    assert message in call("transcribe", *arguments, expect=2)
+
+
+def test_classes_embeddings_and_verification(call, folder: Path, tmp_path: Path):
+    name, label, probability = call("classify", "-a", "emotion", "audio/one.wav").strip().split("\t")
+    assert name == "audio/one.wav" and label in ("calm", "angry") and 0.5 <= float(probability) <= 1
+    rows = call("classify", "-a", "emotion", "call.wav", "--speakers=x,y", "--format=json").splitlines()
+    assert [json.loads(row)["speaker"] for row in rows] == ["x", "y"]
+    assert "needs a head of classes" in call("classify", "-a", "asr", "audio/one.wav", expect=2)
+
+    path = tmp_path / "voices.npz"
+    assert "2 embeddings of 256 values" in call("embed", "-a", "speaker", "audio", "-o", path)
+    saved = Embeddings.load(path)
+    assert saved.ids == ("audio/more/two.flac", "audio/one.wav")
+    assert "is there already" in call("embed", "-a", "speaker", "audio", "-o", path, expect=2)
+    assert ".npz or .safetensors" in call("embed", "-a", "speaker", "audio", "-o", "voices.txt", expect=2)
+
+    printed = call("verify", "-a", "speaker", "audio/one.wav", "audio/more/two.flac")
+    values = dict(line.split("\t") for line in printed.splitlines())
+    score = float(torch.cosine_similarity(*saved.vectors, dim=0))
+    assert float(values["score"]) == pytest.approx(score, abs=1e-4)
+    assert float(values["llr"]) == pytest.approx(2 * score + 1, abs=1e-3)
+    Calibration(1.0, 0.0).save(tmp_path / "calibration.json")
+    other = call("verify", "-a", "speaker", "audio", "--calibration", tmp_path / "calibration.json")
+    assert dict(line.split("\t") for line in other.splitlines())["llr"] == values["score"]
+    assert "give two recordings or more" in call("verify", "-a", "speaker", "audio/one.wav", expect=2)
