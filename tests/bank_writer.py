@@ -13,7 +13,7 @@ import sys
 
 from speech_adapters.bank.bank import Bank
 from speech_adapters.errors import InputError
-from speech_adapters.saving.bank_layout import Facts, Version
+from speech_adapters.saving.bank_layout import Facts
 
 
 def facts(**changes: object) -> Facts:
@@ -25,8 +25,7 @@ def facts(**changes: object) -> Facts:
 def keep(bank: Bank, name: str, content: bytes, **changes: object):
     """Have small files in a bank as a version."""
     files = {"adapter.json": content, "adapter_model.safetensors": content * 50}
-    described = facts(**changes)
-    return bank.keep(files, name, lambda digest: Version(object=digest, added="2026-01-31T00:00:00Z", facts=described))
+    return bank.keep(files, name, facts(**changes), added="2026-01-31T00:00:00Z")
 
 
 def main(folder: str, ledger: str, operations: int, seed: int) -> None:

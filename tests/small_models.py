@@ -15,6 +15,7 @@ from speech_adapters.adapters import (
     Compacter,
     LAdapter,
     LoRA,
+    LoRAXS,
     PAdapter,
     PiSSA,
 )  # fmt: skip
@@ -33,6 +34,7 @@ METHODS: dict[str, str | AdapterConfig] = {
     "rslora-two": LoRA(variant="rslora", targets=("k_proj", "out_proj")),
     "ia3-all": IA3(targets=ALL_TARGETS),
     "pissa-all": PiSSA(rank=4, targets=ALL_TARGETS, layers=(-1,)),
+    "lora-xs": LoRAXS(rank=8),
     "adalora-ffn": AdaLoRA(rank=2, init_rank=4, targets=("intermediate_dense", "output_dense")),
     "compacter-pp": Compacter(sites=("feed_forward",), layers="top-1"),
     "p-append": PAdapter(side="append"),

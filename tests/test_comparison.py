@@ -209,7 +209,9 @@ def test_the_verb_says_which_is_better_and_what_to_listen_to(runs, tmp_path, cap
     assert f"{good}\n  - {bad}\n  = {good} is better" in said and f"{same}\n  - {bad}\n  = {same} is better" in said
     assert "u0 (3 better): ALPHA BRAVO" in said
     page = (tmp_path / "page.html").read_text()
-    assert page.count("<article>") > 20 and "first run better" in page and "warning" not in page.lower()
+    assert (
+        page.count("<article>") > 20 and "A better" in page and "A is better" in page and "warning" not in page.lower()
+    )
 
 
 def test_a_page_plays_what_changed(tmp_path) -> None:

@@ -16,6 +16,7 @@ from speech_adapters.adapters.ia3 import IA3
 from speech_adapters.adapters.l_adapter import LAdapter
 from speech_adapters.adapters.layer_norms import LayerNorms
 from speech_adapters.adapters.lora import LoRA
+from speech_adapters.adapters.lora_xs import LoRAXS
 from speech_adapters.adapters.p_adapter import PAdapter
 from speech_adapters.adapters.pissa import PiSSA
 from speech_adapters.adapters.prefix import Prefix
@@ -26,6 +27,6 @@ from speech_adapters.adapters.weighted_sum import WeightedSum
 __all__ = [
     "ADAPTER_METHODS", "ALIASES", "EL", "ELP", "IA3", "PRESETS", "AdaLoRA", "AdapterBias", "AdapterConfig",
     "AdapterModule", "AdapterPlan", "BitFit", "Bottleneck", "CNNAdapter", "Combine", "Compacter", "ConvAdapter",
-    "DeepPrompts", "E", "EAdapter", "FineTuning", "HeadOnly", "L", "LAdapter", "LayerNorms", "LoRA", "PAdapter",
-    "PiSSA", "Prefix", "VeRA", "WeightedSum", "adapter_config", "preset",
+    "DeepPrompts", "E", "EAdapter", "FineTuning", "HeadOnly", "L", "LAdapter", "LayerNorms", "LoRA", "LoRAXS",
+    "PAdapter", "PiSSA", "Prefix", "VeRA", "WeightedSum", "adapter_config", "preset",
 ]  # fmt: skip

@@ -18,7 +18,7 @@ import contextlib
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,6 +32,7 @@ from speech_adapters.saving.bank_layout import (
     FORMAT,
     TAG,
     Entry,
+    Facts,
     Layout,
     Reference,
     Version,
@@ -52,7 +53,7 @@ PRODUCTION, PREVIOUS = "production", "previous"
 COMPANIONS = ("adapter_config.json", "README.md")
 """What is kept beside the parts: what ``peft`` reads, and the card, which nothing here reads."""
 FILES = frozenset(
-    [f"{kind}{end}" for kind in ("adapter", "head", "fusion") for end in (".json", "_model.safetensors")]
+    [f"{kind}{end}" for kind in ("adapter", "head", "fusion", "basis") for end in (".json", "_model.safetensors")]
     + [*COMPANIONS]
 )
 """All that an object may hold."""
@@ -119,6 +120,13 @@ class Bank:
         not to be changed. Errors as :meth:`find`."""
         return self.layout.locate(reference)
 
+    def copy(self, reference: str, folder: str | os.PathLike[str]) -> None:
+        """Copy a version to a new folder, which stands for itself: what it shares with others goes along."""
+        version = self.find(reference).version
+        with new_folder(folder) as temporary:
+            for digest in version.objects:
+                shutil.copytree(self.layout.object_folder(digest), temporary, dirs_exist_ok=True)
+
     def read_adapter(self, reference: str, encoder: Encoder) -> SavedAdapter:
         """An adapter for ``encoder``, read when it is first asked for; the last used ones stay in memory.
 
@@ -173,19 +181,31 @@ class Bank:
         parts = parts_in(place, head)
         files = files_of(parts)
         facts = read_facts(parts, sum(map(len, files.values())), labels)
-        return self.keep(files, name, lambda digest: Version(object=digest, added=_now(), facts=facts), tags)
+        return self.keep(files, name, facts, tags, needs=shared_files(parts))
 
     def keep(
-        self, files: Mapping[str, bytes], name: str, make: Callable[[str], Version], tags: tuple[str, ...] = ()
+        self,
+        files: Mapping[str, bytes],
+        name: str,
+        facts: Facts,
+        tags: tuple[str, ...] = (),
+        *,
+        added: str | None = None,
+        needs: Sequence[Mapping[str, bytes]] = (),
     ) -> Found:
-        """Keep files that have been checked as the next version of ``name``; ``make`` describes it by its digest."""
-        digests = {file: hashlib.sha256(content).hexdigest() for file, content in files.items()}
-        digest = digest_of(digests)
+        """Keep files that have been checked as the next version of ``name``.
+
+        Args:
+            added: when it was added first, where it comes from another bank.
+            needs: files of other objects that are read with it.
+        """
+        version = Version(object=_digest(files), added=added or _now(), facts=facts, needs=tuple(map(_digest, needs)))
         with self._changing(name) as change:
-            self._put(digest, files)
-            entry, version = change.entry, make(digest)
+            for digest, content in zip(version.objects, (files, *needs), strict=True):
+                self._put(digest, content)
+            entry = change.entry
             known = [
-                int(key) for key, one in entry.versions.items() if (one.object, one.facts) == (digest, version.facts)
+                int(key) for key, one in entry.versions.items() if (one.object, one.facts) == (version.object, facts)
             ]
             number = max(known, default=entry.last + 1)
             change.entry = Entry(
@@ -222,8 +242,9 @@ class Bank:
         with self._changing(wanted.name, there=True) as change:
             entry = change.entry
             number = entry.number_of(wanted.at, wanted.name)
-            if fault := self._fault(entry.versions[str(number)].object):
-                raise CheckpointError(f"{wanted.name}@{number}: not promoted: {fault}")
+            for digest in entry.versions[str(number)].objects:
+                if fault := self._fault(digest):
+                    raise CheckpointError(f"{wanted.name}@{number}: not promoted: {fault}")
             before = entry.tags.get(PRODUCTION)
             was = {} if before in (None, number) else {PREVIOUS: before}
             change.entry = replace(entry, tags=entry.tags | was | {PRODUCTION: number})
@@ -260,7 +281,8 @@ class Bank:
             index = Index.read(self.layout)
             if index.damaged:
                 raise CheckpointError(f"{next(iter(index.damaged.values()))} (Nothing was removed.)")
-            named = {version.object for entry in index.entries.values() for version in entry.versions.values()}
+            versions = [version for entry in index.entries.values() for version in entry.versions.values()]
+            named = {digest for version in versions for digest in version.objects}
             astray = [path for path in self._objects() if path.name not in named]
             size = sum(file.stat().st_size for path in astray for file in path.iterdir())
             if not dry_run:
@@ -278,11 +300,11 @@ class Bank:
         faults = list(index.damaged.values())
         checked: dict[str, str | None] = {}
         for found in index.versions(every=True):
-            digest = found.version.object
-            if digest not in checked:
-                checked[digest] = self._fault(digest)
-            if (fault := checked[digest]) is not None:
-                faults.append(f"{found}: {fault}")
+            for digest in found.version.objects:
+                if digest not in checked:
+                    checked[digest] = self._fault(digest)
+                if (fault := checked[digest]) is not None:
+                    faults.append(f"{found}: {fault}")
         return faults
 
     # ------------------------------------------------------------------ inner
@@ -333,6 +355,10 @@ class _Change:
     entry: Entry
 
 
+def _digest(files: Mapping[str, bytes]) -> str:
+    return digest_of({name: hashlib.sha256(content).hexdigest() for name, content in files.items()})
+
+
 def _found(reference: Reference, entry: Entry) -> Found:
     number = entry.number_of(reference.at, reference.name)
     tags = tuple(sorted(tag for tag, pointed in entry.tags.items() if pointed == number))
@@ -360,6 +386,21 @@ def parts_in(place: str | os.PathLike[str], head: str | os.PathLike[str] | None)
     found = find_parts(folder, None if head is None else folder_of(head))
     parts = {"adapter": found.adapter, "head": found.head}
     return {kind: path for kind, path in parts.items() if path is not None}
+
+
+def shared_files(parts: Mapping[str, Path]) -> list[dict[str, bytes]]:
+    """The files of the matrices that a compressed adapter shares with others; none for any other adapter."""
+    from speech_adapters.adapters.base import adapter_config
+    from speech_adapters.adapters.lora_xs import BASES
+    from speech_adapters.saving.bases import basis_of, read_basis
+    from speech_adapters.saving.parts import load_part
+
+    if "adapter" not in parts:
+        return []
+    config = adapter_config(load_part(parts["adapter"], "adapter")[0]["config"])
+    read_basis(parts["adapter"], config)
+    digest = basis_of(config)
+    return [] if digest is None else [BASES[digest].files]
 
 
 def files_of(parts: Mapping[str, Path]) -> dict[str, bytes]:

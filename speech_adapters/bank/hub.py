@@ -9,7 +9,7 @@ import os
 import shutil
 from dataclasses import replace
 
-from speech_adapters.bank.bank import files_of, parts_in
+from speech_adapters.bank.bank import files_of, parts_in, shared_files
 from speech_adapters.errors import ConfigError, InputError
 from speech_adapters.files import new_folder
 from speech_adapters.reports.card import REPOSITORY, CardOptions, card, eval_results
@@ -46,6 +46,8 @@ def push(
     own = files.get("README.md")
     text = card(parts["adapter"], options) if own is None else own.decode("utf-8").replace(REPOSITORY, repository)
     files["README.md"] = text.encode()
+    for shared in shared_files(parts):
+        files |= shared
     files |= {name: content.encode() for name, content in eval_results(parts["adapter"], options).items()}
     return _commit(repository, files, message, private)
 

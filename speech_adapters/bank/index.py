@@ -124,7 +124,9 @@ def _as_checked(values: Mapping[str, Any]) -> Entry:
     """An entry from the index, which holds only what :func:`entry_of` has checked, under a checksum: the checks take
     most of the time of reading a thousand."""
     versions = {
-        number: Version(object=one["object"], added=one["added"], facts=Facts(**one["facts"]))
+        number: Version(
+            object=one["object"], added=one["added"], facts=Facts(**one["facts"]), needs=tuple(one["needs"])
+        )
         for number, one in values["versions"].items()
     }
     return Entry(last=values["last"], versions=versions, tags=values["tags"])

@@ -44,7 +44,7 @@ def export_bank(bank: Bank, chosen: Sequence[Found], address: str) -> int:
     place = _Place(address)
     if place.any():
         raise ConfigError(f"{address}: something is there already; choose a new address.")
-    objects = {found.version.object for found in chosen}
+    objects = {digest for found in chosen for digest in found.version.objects}
     for digest in sorted(objects):
         folder = bank.layout.object_folder(digest)
         contents = {file.name: file.read_bytes() for file in folder.iterdir()} if folder.is_dir() else {}
@@ -89,7 +89,8 @@ def import_bank(bank: Bank, address: str, names: Sequence[str] = ()) -> list[Fou
             if (version.object, version.facts) in [(one.object, one.facts) for one in before.versions.values()]:
                 continue
             tags = tuple(tag for tag, to in entry.tags.items() if to == number and tag not in before.tags)
-            new.append(bank.keep(place.object(version.object), name, lambda _, kept=version: kept, tags))
+            files, needs = place.object(version.object), [place.object(digest) for digest in version.needs]
+            new.append(bank.keep(files, name, version.facts, tags, added=version.added, needs=needs))
     return new
 
 

@@ -6,7 +6,7 @@ Of a run its own adapter's predictions are compared, those of all folds and seed
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -149,11 +149,13 @@ def write_comparison(
             left -= sound.size
             shown.append((change, sound))
         changes.append((pair, shown))
+    letters = _letters(runs)
     page = render(
         "comparison.html.j2",
+        letters=letters,
         title=f"{runs[0].results.task}: {len(runs)} runs compared",
-        methods=method_table([run.row for run in runs]),
-        pairs=_pair_table(pairs),
+        methods=method_table([run.row | {"method": letters[run.name]} for run in runs]),
+        pairs=_pair_table(pairs, letters),
         warnings=sorted({pair.found.warning for pair in pairs if pair.found is not None and pair.found.warning}),
         changes=changes,
     )
@@ -161,12 +163,15 @@ def write_comparison(
     return Path(path)
 
 
-def _pair_table(pairs: Sequence[PairOfRuns]) -> Table:
+def _pair_table(pairs: Sequence[PairOfRuns], letters: Mapping[str, str]) -> Table:
     titles = ["runs", "verdict", "difference %", "p", "won", "tied", "lost", "speakers"]
     rows = []
     for pair in pairs:
-        cells = [Cell(pair.a.name, f"minus {pair.b.name}"), Cell(pair.verdict)]
-        if (found := pair.found) is None:
+        a, b = letters[pair.a.name], letters[pair.b.name]
+        found = pair.found
+        verdict = pair.verdict.replace(pair.a.name, a).replace(pair.b.name, b) if found is not None else pair.verdict
+        cells = [Cell(f"{a} minus {b}"), Cell(verdict)]
+        if found is None:
             cells += [Cell("")] * 6
         else:
             d = found.difference
@@ -177,6 +182,11 @@ def _pair_table(pairs: Sequence[PairOfRuns]) -> Table:
             ]
         rows.append(cells)
     return Table(titles, rows, [False, False, True, True, True, True, True, True])
+
+
+def _letters(runs: Sequence[Run]) -> dict[str, str]:
+    """A short name for each run: A, B, ... Z, A1, ..."""
+    return {run.name: chr(65 + i % 26) + (str(i // 26) if i >= 26 else "") for i, run in enumerate(runs)}
 
 
 def _predictions(run: Run) -> list[Path]:

@@ -90,7 +90,8 @@ def _facts(results: Row, run: str) -> dict[str, str]:
 def _amount(split: Row) -> str:
     """``5.0 hours, 120 speakers``, as far as it is known."""
     units = ("hours", "speakers", "utterances")
-    return ", ".join(f"{_datum(unit, split[unit])} {unit}" for unit in units if split.get(unit))
+    amounts = ((_datum(unit, split[unit]), unit) for unit in units if split.get(unit))
+    return ", ".join(f"{amount} {unit[:-1] if amount == '1' else unit}" for amount, unit in amounts)
 
 
 def method_table(rows: Sequence[Row]) -> Table:

@@ -18,6 +18,7 @@ from speech_adapters.adapters.base import AdapterConfig, AdapterModule, adapter_
 from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.errors import CheckpointError, InputError
 from speech_adapters.saving.base import Base, read_description
+from speech_adapters.saving.bases import read_basis, save_basis
 from speech_adapters.saving.parts import check_fit, load_part, save_part
 from speech_adapters.saving.peft_import import CONFIG_FILE, import_lora, is_peft_folder
 from speech_adapters.saving.places import folder_of
@@ -57,6 +58,7 @@ def save_adapter(
     description = {"name": name, "config": module.config.to_dict(), "base": vars(base), "card": dict(card)}
     peft_config = module.config.peft_config(encoder)
     extra = {CONFIG_FILE: None if peft_config is None else peft_text(peft_config)}
+    save_basis(folder, module.config)
     return save_part(folder, "adapter", description, module.tensors(), extra)
 
 
@@ -78,6 +80,7 @@ def read_adapter(folder: str | Path, encoder: Encoder) -> SavedAdapter:
     described.base.check(Base.of(encoder), f"{folder}: this adapter")
     try:
         config = adapter_config(described.config)
+        read_basis(folder, config)
         blueprint = config.blueprint(encoder)
     except (InputError, RuntimeError, OverflowError, TypeError) as error:  # the last three: sizes beyond all memory
         raise CheckpointError(f"{folder}: its configuration cannot be used ({_first_line(error)}).") from error

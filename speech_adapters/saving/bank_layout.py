@@ -66,15 +66,23 @@ class Facts:
 
 @dataclass(frozen=True, kw_only=True)
 class Version:
-    """One version: ``object`` is the digest of its folder, ``added`` its time (ISO 8601, UTC)."""
+    """One version: ``object`` is the digest of its folder, ``added`` its time (ISO 8601, UTC); ``needs`` are digests
+    of other objects that are read with it."""
 
     object: str
     added: str
     facts: Facts
+    needs: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not DIGEST.fullmatch(self.object):
-            raise ValueError(f"object {self.object!r} is no SHA-256")
+        for digest in self.objects:
+            if not DIGEST.fullmatch(digest):
+                raise ValueError(f"object {digest!r} is no SHA-256")
+
+    @property
+    def objects(self) -> tuple[str, ...]:
+        """All that it consists of."""
+        return (self.object, *self.needs)
 
 
 @dataclass(frozen=True, kw_only=True)

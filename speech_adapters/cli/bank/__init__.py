@@ -8,6 +8,6 @@ VERBS = {
     "Fill": ("init", "add", "import"),
     "Look": ("list", "search", "get"),
     "Manage": ("tag", "promote", "rm"),
-    "Keep well": ("verify", "gc", "export"),
+    "Keep well": ("verify", "gc", "compress", "export"),
 }
 """See :mod:`speech_adapters.cli.verbs`."""

@@ -7,7 +7,6 @@ speech-adapters bank get --bank drawer client-a/asr@3 --output adapters/asr
 from __future__ import annotations
 
 import argparse
-import shutil
 
 from speech_adapters.cli.bank.arguments import REFERENCE, add_bank, open_bank
 
@@ -21,12 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Print the folder."""
-    from speech_adapters.files import new_folder
-
-    folder = open_bank(arguments).path(arguments.reference)
+    bank = open_bank(arguments)
     if arguments.output is None:
-        print(folder)
+        print(bank.path(arguments.reference))
         return
-    with new_folder(arguments.output) as temporary:
-        shutil.copytree(folder, temporary, dirs_exist_ok=True)
+    bank.copy(arguments.reference, arguments.output)
     print(arguments.output)

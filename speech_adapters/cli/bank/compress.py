@@ -1,0 +1,60 @@
+"""Compress LoRA adapters together: bases that they share, and a small core each; what was lost is measured.
+
+  speech-adapters bank compress --bank drawer --task asr --target-error 0.05 --manifest test.jsonl
+
+Each becomes the next version of its name, tagged compressed; the one that it was made of stays. Only LoRA adapters of
+one base on the same projections are compressed together; ranks may differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from speech_adapters.cli.bank.arguments import add_bank, add_query, open_bank, query_of
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which, and how far."""
+    add_query(parser)
+    parser.add_argument(
+        "--target-error", type=float, default=0.05, help="the most that any may lose of its norm (default: 0.05)"
+    )
+    parser.add_argument(
+        "--manifest", help="recordings to measure on: how far features move, and WER where it has texts"
+    )
+    parser.add_argument("--utterances", type=int, default=20, help="of the manifest, the first so many (default: 20)")
+    parser.add_argument("--encoder", help="the base, where its name is not to be found here")
+    add_bank(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """A line per adapter, and the sum."""
+    from speech_adapters.bank.compression import compress, lost_features, word_errors
+    from speech_adapters.data.manifest import Manifest
+    from speech_adapters.errors import ConfigError
+    from speech_adapters.model import SpeechAdapterModel
+
+    bank = open_bank(arguments)
+    chosen = [
+        found for found in bank.search(query_of(arguments), every=arguments.every) if found.facts.method == "lora"
+    ]
+    if len({found.facts.fingerprint for found in chosen}) != 1:
+        raise ConfigError("choose LoRA adapters of one base: give --base, --name, --task, ...")
+    utterances = list(Manifest.read(arguments.manifest))[: arguments.utterances] if arguments.manifest else []
+    waveforms, texts = [one.waveform() for one in utterances], [one.text for one in utterances]
+    model = SpeechAdapterModel.from_pretrained(arguments.encoder or chosen[0].facts.base)
+    done = compress(bank, chosen, model.encoder, arguments.target_error)
+    for one in done.adapters:
+        line = f"{one.before} -> {one.after}: lost {100 * one.error:.2f} % of its norm"
+        if waveforms:
+            line += f", {100 * lost_features(model, bank, one, waveforms):.2f} % of what it changes of the features"
+        if waveforms and all(text is not None for text in texts):
+            rates = [word_errors(model, bank, found, waveforms, texts) for found in (one.before, one.after)]
+            if None not in rates:
+                line += f"; WER {100 * rates[0]:.2f} % -> {100 * rates[1]:.2f} %"
+        print(line)
+    ranks, before, after = ", ".join(map(str, done.ranks)), done.bytes_before, done.bytes_after
+    print(
+        f"{len(done.adapters)} adapters in {len(done.ranks)} clusters (ranks {ranks}): {before / 1e6:.2f} MB -> "
+        f"{after / 1e6:.2f} MB, {before / after:.1f} times smaller"
+    )
