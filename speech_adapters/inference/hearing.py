@@ -47,12 +47,20 @@ class Model(Protocol):
     training: bool
 
     @property
-    def encoder(self) -> Encoder: ...
+    def encoder(self) -> Encoder:
+        """The frozen encoder."""
+
     @property
-    def head(self) -> HeadModule | None: ...
+    def head(self) -> HeadModule | None:
+        """The active head."""
+
     @property
-    def active_head(self) -> str | None: ...
-    def train(self, mode: bool = True) -> Any: ...
+    def active_head(self) -> str | None:
+        """Its name."""
+
+    def train(self, mode: bool = True) -> Any:
+        """Train mode or eval mode."""
+
     def __call__(self, waveforms: Tensor, lengths: Tensor, **choices: Any) -> Any: ...
 
 
