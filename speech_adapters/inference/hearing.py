@@ -48,13 +48,23 @@ class Model(Protocol):
     training: bool
 
     @property
-    def encoder(self) -> Encoder: ...
+    def encoder(self) -> Encoder:
+        """The frozen encoder."""
+
     @property
-    def head(self) -> HeadModule | None: ...
+    def head(self) -> HeadModule | None:
+        """The active head."""
+
     @property
-    def active_head(self) -> str | None: ...
-    def train(self, mode: bool = True) -> Any: ...
-    def lowest_layer(self, choices: Sequence[Any] | None = None) -> int: ...
+    def active_head(self) -> str | None:
+        """Its name."""
+
+    def train(self, mode: bool = True) -> Any:
+        """Train mode, or eval mode."""
+
+    def lowest_layer(self, choices: Sequence[Any] | None = None) -> int:
+        """The lowest layer that the adapters of these samples, or the active ones, change; -2 inside the CNN."""
+
     def __call__(self, *inputs: Tensor, **choices: Any) -> Any: ...
 
 
