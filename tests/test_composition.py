@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
@@ -17,6 +18,7 @@ from speech_adapters.composition.blocks import composition_from_dict, names_of, 
 from speech_adapters.composition.fusion import FusionLayer
 from speech_adapters.errors import CheckpointError, ConfigError
 from speech_adapters.heads.ctc import CTCHead
+from speech_adapters.heads.speaker import SpeakerHead
 
 MIXED = [name for name in METHODS if name not in ("full", "last-2", "gradual", "hybrid")]  # these replace layers
 FUSED = ["elp", "el", "e", "houlsby", "pfeiffer", "parallel", "attention-parallel", "weighted-sum"]
@@ -477,6 +479,23 @@ def test_parallel_gives_each_branch_as_if_alone_and_runs_the_shared_part_once(ki
         model(*batch(), targets=TARGETS)
     with pytest.raises(ConfigError, match="give one head for each branch"):
         model(*batch(), head=["a"])
+
+
+def test_a_mixed_batch_gives_the_embeddings_of_its_heads_and_keeps_few_stacks():
+    model = drawer(*["lora"] * 5)
+    model.set_active("a")
+    model.add_head("voices", SpeakerHead(speakers=("x", "y"), embedding_size=8))
+    model.eval()
+    with torch.no_grad():
+        output = model(*batch(), adapter=["a", "b"], head=["voices", None])
+        assert output.embedding[1] is None and output.logits[1] is None
+        torch.testing.assert_close(output.embedding[0], model(*batch()).embedding[0], atol=1e-5, rtol=0)
+        for pair in itertools.combinations("abcde", 2):
+            mixed = model(*batch(), adapter=list(pair), head=[None, None]).features
+            model.set_active(pair[1])
+            torch.testing.assert_close(mixed[1], model(*batch()).features[1], atol=1e-5, rtol=0)
+            model.set_active("a")
+    assert len(model.mixer._kinds) == 8
 
 
 # --- saving --------------------------------------------------------------------------------------------------------

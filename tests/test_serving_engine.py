@@ -351,7 +351,7 @@ def test_classifying_without_such_a_head_says_what_there_is(encoder: Path, folde
 LENGTHS = st.lists(st.tuples(st.floats(0.1, 20.0), st.integers(0, 3), st.booleans()), min_size=1, max_size=30)
 
 
-def waiting(lengths: list[tuple[float, int, bool]]) -> list[Waiting]:
+def waiting(lengths: list[tuple[float, int, bool]], since: float = 0.0) -> list[Waiting]:
     found = []
     for number, (seconds, adapter, composed) in enumerate(lengths):
         members = {"x": Path("x")} if composed else {}
@@ -359,7 +359,7 @@ def waiting(lengths: list[tuple[float, int, bool]]) -> list[Waiting]:
         loaded = Loaded(served, members=members)  # type: ignore[arg-type]
         window = Window(torch.zeros(round(16000 * seconds)), 0, 0, round(16000 * seconds))
         future = asyncio.get_running_loop().create_future()
-        found.append(Waiting(window, loaded, "transcription", future, since=time.monotonic() + number))
+        found.append(Waiting(window, loaded, "transcription", future, since=since + number))
     return found
 
 
@@ -389,7 +389,7 @@ def test_batches_are_full_but_not_too_full_and_nobody_starves(lengths: list[tupl
 def test_a_batch_closes_when_it_is_full_or_when_its_oldest_has_waited() -> None:
     async def check() -> None:
         queue = BatchQueue(seconds=4.0, deadline=3600.0, most=8)
-        items = waiting([(1.5, 0, False), (1.5, 1, False), (1.5, 2, False)])
+        items = waiting([(1.5, 0, False), (1.5, 1, False), (1.5, 2, False)], time.monotonic())
         queue.put(items[0])
         closing = asyncio.create_task(queue.batch())
         await asyncio.sleep(0.01)
