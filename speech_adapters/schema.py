@@ -13,7 +13,6 @@ import collections.abc
 import dataclasses
 import difflib
 import enum
-import functools
 import os
 import types
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -25,6 +24,7 @@ from speech_adapters.ranges import check_values
 
 C = TypeVar("C")
 _MISSING: Any = dataclasses.MISSING
+_FIELDS: dict[type, dict[str, Any]] = {}
 _BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _SEQUENCES = (list, tuple, collections.abc.Sequence)
 
@@ -92,11 +92,12 @@ def to_dict(config: Any) -> dict[str, Any]:
     return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config) if field.init}
 
 
-@functools.cache
 def field_types(cls: type) -> dict[str, Any]:
     """The annotation of each field that a configuration of this class takes, in order of definition."""
-    hints = get_type_hints(cls)
-    return {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
+    if cls not in _FIELDS:  # reading annotations takes most of the time of building small classes by the thousand
+        hints = get_type_hints(cls)
+        _FIELDS[cls] = {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
+    return _FIELDS[cls]
 
 
 def members_of(hint: Any) -> tuple[Any, ...]:

@@ -408,7 +408,7 @@ def files_of(parts: Mapping[str, Path]) -> dict[str, bytes]:
     from speech_adapters.saving.parts import part_files
 
     files: dict[str, bytes] = {}
-    for kind, folder in reversed(parts.items()):
+    for kind, folder in reversed(list(parts.items())):  # the adapter's companions come before its head's
         files |= {name: (folder / name).read_bytes() for name in COMPANIONS if (folder / name).is_file()}
         files |= part_files(folder, kind)
     return files

@@ -77,8 +77,10 @@ class Index:
         for name, path, stamp in _files(layout.folder / "entries"):
             row = kept.get(name)
             try:
-                known = row is not None and row["stamp"] == stamp
-                entries[name] = _as_checked(row["entry"]) if known else entry_of(read_sealed(path), path)
+                if row is not None and row["stamp"] == stamp:
+                    entries[name] = _as_checked(row["entry"])
+                else:
+                    entries[name] = entry_of(read_sealed(path), path)
             except CheckpointError as error:
                 damaged[name] = str(error)
         return cls(dict(sorted(entries.items())), damaged)

@@ -115,7 +115,7 @@ def compare_classes(a: ClassificationResult, b: ClassificationResult, *, n: int 
     interval = compare_ua(a, b, n=n, seed=seed)
     first = a.runs[0]
     support = {label: sum(u.label == label for u in first) for label in {u.label for u in first}}
-    said = [{u.id: [] for u in first} for _ in "ab"]  # type: list[dict[str, list[str]]]
+    said: list[dict[str, list[str]]] = [{u.id: [] for u in first} for _ in "ab"]
     for kept, result in zip(said, (a, b), strict=True):
         for run in result.runs:
             for u in run:
@@ -124,10 +124,13 @@ def compare_classes(a: ClassificationResult, b: ClassificationResult, *, n: int 
     def hits(kept: dict[str, list[str]]) -> np.ndarray:
         return np.array([np.mean([guess == u.label for guess in kept[u.id]]) for u in first])
 
+    def guesses(kept: dict[str, list[str]], name: str) -> str:
+        return ", ".join(dict.fromkeys(kept[name]))
+
     gained = hits(said[0]) - hits(said[1])
     weights = np.array([1 / (len(support) * support[u.label]) for u in first])
     changes = [
-        Change(u.id, u.speaker, u.label, *(", ".join(dict.fromkeys(kept[u.id])) for kept in said), gain)
+        Change(u.id, u.speaker, u.label, guesses(said[0], u.id), guesses(said[1], u.id), gain)
         for u, gain in zip(first, gained.tolist(), strict=True)
     ]
     return _comparison("ua", interval, gained * weights, gained, changes, seed)

@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from speech_adapters.bank.bank import Bank
@@ -79,7 +79,7 @@ def show(versions: Sequence[Found], *, as_json: bool) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-def figures(metrics: dict) -> str:
+def figures(metrics: dict[str, Any]) -> str:
     """``wer 0.132 [0.110, 0.150]``: the first figure."""
     for name, entry in metrics.items():
         if isinstance(entry, dict) and all(
