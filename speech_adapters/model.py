@@ -491,7 +491,7 @@ class SpeechAdapterModel(Inference, nn.Module):
             ConfigError: what has no ONNX form, with the reason; a folder that is taken; a package that is missing.
         """
         self._check_unfolded()
-        hooks, training = self.hooks(name), self.training
+        hooks, modes = self.hooks(name), [(module, module.training) for module in self.modules()]
         adapter = self.registry.adapter(name) if isinstance(name, str) else None
         module = None if head is None else self.registry.head(head)
         if isinstance(name, Parallel):
@@ -500,8 +500,8 @@ class SpeechAdapterModel(Inference, nn.Module):
         try:
             return save_onnx(self.encoder, hooks, adapter, folder, module, slots=slots, int8=int8)
         finally:
-            if training:
-                self.train()
+            for part, mode in modes:
+                part.training = mode
 
     def save_onnx_adapter(self, name: str, file: str | Path, head: str | None = None) -> Path:
         """Save a LoRA adapter and its head for a graph of :meth:`save_onnx`; returns the file.

@@ -132,7 +132,7 @@ def test_without_an_adapter_the_slots_are_zero_and_the_graph_is_the_base(tmp_pat
     ],
 )
 def test_other_adapters_and_heads_are_fixed_in_the_graph(method, head, tmp_path):
-    model = small_model("hubert", "pre-norm", layers=1)
+    model = small_model("hubert", "pre-norm", layers=2)
     model.add_adapter("a", METHODS[method])
     model.add_head("a", head)
     model.train_adapter("a", head="a")
