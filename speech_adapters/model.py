@@ -51,6 +51,7 @@ from speech_adapters.saving.finding import find_parts
 from speech_adapters.saving.folding import fold, folded_weights
 from speech_adapters.saving.fusions import read_fusion, save_fusion
 from speech_adapters.saving.heads import Features, features_of, read_head, save_head
+from speech_adapters.saving.onnx_graph import save_onnx, save_onnx_adapter
 from speech_adapters.saving.peft_files import save_peft
 from speech_adapters.saving.stock import save_stock
 
@@ -471,6 +472,56 @@ class SpeechAdapterModel(Inference, nn.Module):
             ConfigError: a method that ``peft`` does not have, a head that no stock class holds, a taken folder.
         """
         return save_peft(self.encoder, self.registry.adapter(name), self.registry.head(head), folder)
+
+    def save_onnx(
+        self,
+        name: str | Composition | None,
+        folder: str | Path,
+        head: str | None = None,
+        *,
+        slots: Sequence[str] | None = None,
+        int8: bool = False,
+    ) -> Path:
+        """Save encoder, adapter and head as an ONNX graph of free batch and length; returns the new folder.
+
+        onnxruntime runs it without this package, torch or transformers; a CTC graph opens in sherpa-onnx too
+        (``OfflineRecognizer.from_omnilingual_asr_ctc``). LoRA and the head are slots, into which
+        :meth:`save_onnx_adapter` writes others; any other adapter or composition is fixed in the graph.
+
+        Args:
+            name: the adapter or composition; None for the base.
+            head: the head that goes along; None for the features (B, T, D).
+            slots: projections that take LoRA in every layer ("q_proj", ...); by default those that the adapter changes.
+            int8: write ``model.int8.onnx`` too, the encoder's matrices in 8 bits.
+
+        Raises:
+            ConfigError: what has no ONNX form, with the reason; a folder that is taken; a package that is missing.
+        """
+        self._check_unfolded()
+        hooks, modes = self.hooks(name), [(module, module.training) for module in self.modules()]
+        adapter = self.registry.adapter(name) if isinstance(name, str) else None
+        module = None if head is None else self.registry.head(head)
+        if isinstance(name, Parallel):
+            raise ConfigError(f"{name!r}: a graph has one output; export its branches one by one.")
+        self.eval()
+        try:
+            return save_onnx(self.encoder, hooks, adapter, folder, module, slots=slots, int8=int8)
+        finally:
+            for part, mode in modes:
+                part.training = mode
+
+    def save_onnx_adapter(self, name: str, file: str | Path, head: str | None = None) -> Path:
+        """Save a LoRA adapter and its head for a graph of :meth:`save_onnx`; returns the file.
+
+        Args:
+            file: ``<folder of the graph>/<name>.onnx_adapter``.
+
+        Raises:
+            CheckpointError: no graph in that folder, or one of another base.
+            ConfigError: an adapter or head for which the graph has no slots; a file that is there already.
+        """
+        adapter = self.registry.adapter(name)
+        return save_onnx_adapter(self.encoder, adapter, file, None if head is None else self.registry.head(head))
 
     # ------------------------------------------------------------------ training
 

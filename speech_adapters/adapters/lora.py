@@ -114,6 +114,17 @@ class LoRAModule(AdapterModule):
             return variant.forward(layer, active_adapter=self.name, x=hidden, result=site.output) - site.output
         return layer.lora_B[self.name](part(layer.lora_dropout[self.name](hidden))) * layer.scaling[self.name]
 
+    def low_rank(self) -> dict[tuple[int, str], tuple[Tensor, Tensor]] | None:
+        """A (r, D_in) and B (D_out, r) with the scale in it, by layer and target; None for DoRA, which also rescales
+        the base's weights."""
+        if self.config.variant == "dora":
+            return None
+        pairs = {}
+        for place, layer in zip(self.chosen, self.layers, strict=True):
+            a, b = (cast(nn.Linear, part[self.name]).weight.detach() for part in (layer.lora_A, layer.lora_B))
+            pairs[place] = a, b * layer.scaling[self.name]
+        return pairs
+
     def train(self, mode: bool = True) -> LoRAModule:
         for layer in self.layers:  # where peft keeps the dropout
             layer.train(mode)

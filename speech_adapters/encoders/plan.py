@@ -51,7 +51,7 @@ class Frames(NamedTuple):
         if isinstance(self.before, int):
             return frames[:, self.before : self.before + count]
         index = self.before[:, None] + torch.arange(count, device=frames.device)
-        return frames[torch.arange(len(frames), device=frames.device)[:, None], index]
+        return frames[torch.arange(frames.shape[0], device=frames.device)[:, None], index]
 
 
 def frame_mask(lengths: Tensor, frames: int) -> Tensor:

@@ -41,7 +41,7 @@ class CosineClassifier(nn.Module):
     def forward(self, embeddings: Tensor) -> Tensor:
         with torch.autocast(embeddings.device.type, enabled=False):
             cosines = F.linear(F.normalize(embeddings.float()), F.normalize(self.weight))
-        return cosines.view(len(cosines), -1, self.subcenters).amax(2)
+        return cosines.view(cosines.shape[0], -1, self.subcenters).amax(2)
 
 
 def margin_loss(cosines: Tensor, targets: Tensor, kind: str, margin: float, scale: float) -> Tensor:

@@ -393,7 +393,7 @@ def filterbank(waveforms: Tensor, mels: int, lengths: Tensor | None = None) -> T
             deviation = ((bands - mean) * real).square().sum(1, keepdim=True) / (count - 1)
         bands = (bands - mean) / (deviation + 1e-7).sqrt()
         bands = bands[:, : total - total % STACKED]
-        stacked = bands.reshape(len(bands), -1, STACKED * mels)
+        stacked = bands.reshape(bands.shape[0], -1, STACKED * mels)
         return stacked if waveforms.dtype == torch.float64 else stacked.float()
 
 

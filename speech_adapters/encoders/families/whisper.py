@@ -119,7 +119,7 @@ class Whisper(Family):
     def add_positions(self, model: Model, extended: Frames, real: int | Tensor) -> Tensor:
         """Sinusoids by the frame's own time; pseudo frames stand at none, so that they move no real frame."""
         hidden, table = extended.frames, model.embed_positions.weight
-        time = torch.arange(hidden.shape[1], device=hidden.device).expand(len(hidden), -1)
+        time = torch.arange(hidden.shape[1], device=hidden.device).expand(hidden.shape[0], -1)
         before, count = (n if isinstance(n, int) else n.unsqueeze(1) for n in (extended.before, real))
         time = time - before
         timed = ((time >= 0) & (time < count)).unsqueeze(-1)
@@ -211,7 +211,7 @@ def log_mel(waveforms: Tensor, mels: int, lengths: Tensor | None = None) -> Tens
             mirrored = nn.functional.pad(waveforms, (half, half), mode="reflect")
         else:
             last = lengths.unsqueeze(1) - 1
-            place = torch.arange(-half, waveforms.shape[1] + half, device=waveforms.device).abs().expand(len(last), -1)
+            place = torch.arange(-half, waveforms.shape[1] + half, device=waveforms.device).abs().expand(last.shape[0], -1)
             place = torch.where(place > last, 2 * last - place, place).clamp(0, waveforms.shape[1] - 1)
             mirrored = waveforms.gather(1, place)
         window = torch.hann_window(WINDOW, dtype=waveforms.dtype, device=waveforms.device)

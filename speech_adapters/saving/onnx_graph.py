@@ -1,0 +1,388 @@
+"""An ONNX graph of the encoder's forward with an adapter and a head in it, for onnxruntime and sherpa-onnx.
+
+    waveforms (batch, samples) float32 at 16 kHz, lengths (batch,) int64     ->     logits, and lengths in frames
+
+Batch and samples are free. Without ``lengths`` all samples count, so that readers which know one input, such as
+sherpa-onnx, open the file too. Waveforms are normalised inside where the encoder wants it. What may be put in place of
+the graph's own LoRA and head, ``onnx_slots.py`` says; ``graph.json`` beside the graph lists it.
+
+``torch.export`` traces the forward first and refuses a length that became a constant; ``torch.onnx.export`` on a module
+would write it down without a word.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from speech_adapters.adapters.base import AdapterModule
+from speech_adapters.adapters.hooks import AdapterPlan, Hooks, StackedHooks, walk
+from speech_adapters.data.audio import SAMPLE_RATE
+from speech_adapters.encoders.encoder import Encoder
+from speech_adapters.encoders.tensors import check_finite
+from speech_adapters.errors import CheckpointError, ConfigError
+from speech_adapters.files import atomic, new_folder, read_json, write_json, write_text
+from speech_adapters.heads.base import HeadModule
+from speech_adapters.heads.classification import ClassificationHeadModule
+from speech_adapters.heads.ctc import CTCHeadModule
+from speech_adapters.saving.onnx_slots import (
+    HEAD,
+    Place,
+    SlotHooks,
+    free_sizes,
+    head_slots,
+    lora_names,
+    lora_slots,
+    low_rank,
+    places_of,
+    write_adapter,
+)
+from speech_adapters.text import Vocabulary
+
+GRAPH, QUANTIZED, DESCRIPTION, SUFFIX = "model.onnx", "model.int8.onnx", "graph.json", ".onnx_adapter"
+"""The files of an export; an adapter that the graph takes is ``<name>.onnx_adapter``."""
+
+LARGEST = 2**31 - 2**20
+"""Bytes of weights that one ONNX file holds: protobuf ends at 2 GiB."""
+
+EVERY_SAMPLE = 2**62
+"""The length that stands for all samples."""
+
+
+class Forward(nn.Module):
+    """(waveforms, lengths, slots) -> logits (or features) by name, and what else the head gives."""
+
+    def __init__(self, encoder: Encoder, hooks: Hooks, head: HeadModule | None, places: Sequence[Place]) -> None:
+        super().__init__()
+        self.encoder, self.hooks, self.head, self.places = encoder, hooks, head, places
+        self.adapters = nn.ModuleList(found for found in walk(hooks) if isinstance(found, nn.Module))
+
+    def forward(self, waveforms: Tensor, lengths: Tensor, slots: dict[str, Tensor]) -> dict[str, Tensor]:
+        plan = AdapterPlan(StackedHooks((self.hooks, SlotHooks(self.encoder, self.places, slots))))
+        output = self.encoder(waveforms, lengths, plan=plan)
+        features = plan.read(self.encoder, output)
+        frames, _ = output.lengths_of(features)
+        if self.head is None:
+            outputs = {"features": features, "frames": frames}
+        else:
+            own = {name.removeprefix(HEAD): tensor for name, tensor in slots.items() if name.startswith(HEAD)}
+            scored = functional_call(self.head, own, (features, frames))
+            outputs = {"logits": scored.logits, "frames": scored.lengths, "embedding": scored.embedding}
+        return {name: tensor for name, tensor in outputs.items() if tensor is not None}
+
+
+def save_onnx(
+    encoder: Encoder,
+    hooks: Hooks,
+    adapter: AdapterModule | None,
+    folder: str | os.PathLike[str],
+    head: HeadModule | None = None,
+    *,
+    slots: Sequence[str] | None = None,
+    int8: bool = False,
+) -> Path:
+    """Write ``model.onnx``, ``graph.json`` and the symbols or classes into a new folder; returns the folder.
+
+    Args:
+        hooks: what acts in the encoder; adapter: the one that it is, where it is a single one.
+        slots: projections that later adapters may change, in every layer; by default those that ``adapter`` changes.
+            An adapter other than LoRA is written into the graph as it is.
+        int8: write ``model.int8.onnx`` too: the encoder's matrices in 8 bits, activations quantised as they come
+            (onnxruntime's dynamic quantisation; convolutions, slots and head stay in float32).
+
+    Raises:
+        ConfigError: what has no ONNX form, with the reason; a folder that is taken; packages that are missing.
+        CheckpointError: a weight that is not finite.
+        InputError: a folder that cannot be written.
+    """
+    _check_packages()
+    _check_base(encoder)
+    width = hooks.output_size or encoder.output_size
+    if head is not None and head.input_size != width:
+        raise ConfigError(f"this head reads features of {head.input_size}, and the adapter gives {width}; export its own.")
+    pairs = low_rank(adapter)
+    places = list(pairs or {}) if slots is None else places_of(encoder, slots)
+    _check_places(pairs or {}, places)
+    own = lora_slots(encoder, pairs or {}, places) | head_slots(head)
+    check_finite(encoder.model.state_dict() | own, f"{folder}: not saved")
+    free = {name: {dim: "rank"} for place in places for name, dim in zip(lora_names(encoder, place), (1, 0), strict=True)}
+    free |= free_sizes(head)
+    traced = Hooks() if adapter is not None and pairs is not None else hooks
+    with new_folder(folder) as temporary:
+        forward = Forward(encoder, traced, head, places)
+        graph, outputs = _traced(forward, own, free, encoder.name)
+        _name_parts(graph, outputs, own, free)
+        description = _description(encoder, head, places, own, free)
+        for key, value in {"sample_rate": SAMPLE_RATE, "base": encoder.name, "fingerprint": encoder.fingerprint}.items():
+            graph.metadata_props.add(key=key, value=str(value))
+        with atomic(temporary / GRAPH) as file:
+            file.write(graph.SerializeToString())
+        write_json(temporary / DESCRIPTION, description)
+        _write_outputs(temporary, "", head)
+        if int8:
+            _quantize(temporary, own)
+    return Path(folder)
+
+
+def save_onnx_adapter(
+    encoder: Encoder, adapter: AdapterModule | None, file: str | os.PathLike[str], head: HeadModule | None = None
+) -> Path:
+    """Write an adapter and its head for a graph that :func:`save_onnx` wrote into the same folder; returns the file.
+
+    Its symbols or classes go beside it, as ``<name>.tokens.txt`` or ``<name>.labels.txt``.
+
+    Raises:
+        CheckpointError: no graph there, or one of another base; a weight that is not finite.
+        ConfigError: an adapter or a head for which the graph has no slots; a file that is there already.
+        InputError: a file that cannot be written.
+    """
+    _check_packages()
+    file = Path(file)
+    if file.suffix != SUFFIX:
+        raise ConfigError(f"{file}: name it {file.stem}{SUFFIX}, in the folder of the graph that it is for.")
+    if file.exists():
+        raise ConfigError(f"{file}: exists already; choose another name.")
+    if not (file.parent / DESCRIPTION).is_file():
+        raise CheckpointError(f"{file.parent}: holds no {DESCRIPTION}, so no graph that takes adapters; export it first.")
+    graph = read_json(file.parent / DESCRIPTION)
+    if graph["fingerprint"] != encoder.fingerprint:
+        raise CheckpointError(f"{file}: the graph beside it is of {graph['base']!r}, this adapter of {encoder.name!r}.")
+    pairs = low_rank(adapter)
+    if adapter is None or pairs is None:
+        method = "no adapter" if adapter is None else adapter.config.method
+        raise ConfigError(f"{file}: {method} fits into no slot, which LoRA (and rsLoRA) does; export a graph of its own.")
+    places = [(int(index), str(target)) for index, target in graph["places"]]
+    _check_places(pairs, places)
+    own = lora_slots(encoder, pairs, places) | head_slots(head)
+    check_finite(own, f"{file}: not saved")
+    _check_head(own, graph["slots"], head)
+    with atomic(file) as opened:
+        path = Path(opened.name)
+        write_adapter(path, own, graph["version"])
+    _write_outputs(file.parent, f"{file.stem}.", head)
+    return file
+
+
+# ---------------------------------------------------------------------- checks
+
+
+def _check_packages() -> None:
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(f"{error.name} is not installed: pip install 'speech-adapters[onnx]'.") from error
+
+
+def _check_base(encoder: Encoder) -> None:
+    if encoder.quantization is not None:
+        raise ConfigError(
+            f"{encoder.name}: an encoder held in {encoder.quantization} has no ONNX form; load it without quantize and "
+            "export with int8=True."
+        )
+    if encoder.model.dtype != torch.float32 or encoder.device.type != "cpu":
+        raise ConfigError(
+            f"{encoder.name}: export from float32 on the CPU, not from {encoder.model.dtype} on {encoder.device}; load "
+            "it without dtype and device."
+        )
+    size = sum(parameter.numel() * parameter.element_size() for parameter in encoder.model.parameters())
+    if size > LARGEST:
+        raise ConfigError(f"{encoder.name}: {size / 1e9:.1f} GB of weights; an ONNX file holds 2 GB.")
+
+
+def _check_places(pairs: Mapping[Place, object], places: Sequence[Place]) -> None:
+    if missing := [place for place in pairs if place not in places]:
+        layer, target = missing[0]
+        raise ConfigError(
+            f"the adapter changes {target} of layer {layer}, for which the graph has no slot; export the graph with "
+            f"slots={tuple(dict.fromkeys([*(t for _, t in places), *(t for _, t in missing)]))}."
+        )
+
+
+def _check_head(own: Mapping[str, Tensor], slots: Mapping[str, list[int | str]], head: HeadModule | None) -> None:
+    """Shapes of the head's tensors against those that the graph has."""
+    wanted = {name: shape for name, shape in slots.items() if name.startswith(HEAD)}
+    given = {name: list(tensor.shape) for name, tensor in own.items() if name.startswith(HEAD)}
+    fits = wanted.keys() == given.keys() and all(
+        len(shape) == len(given[name])
+        and all(isinstance(size, str) or size == mine for size, mine in zip(shape, given[name], strict=True))
+        for name, shape in wanted.items()
+    )
+    if not fits:
+        kind = "no head" if head is None else f"a head of type {head.config.head_type!r} with {given}"
+        raise ConfigError(f"the graph has slots for a head with {wanted or 'nothing'}, and this is {kind}.")
+
+
+# ---------------------------------------------------------------------- the graph
+
+
+def _traced(
+    forward: Forward, own: Mapping[str, Tensor], free: Mapping[str, Mapping[int, str]], name: str
+) -> tuple[Any, list[str]]:
+    """The graph as ``onnx.ModelProto``, and its outputs. Raises ConfigError with torch's own words where it cannot be
+    traced."""
+    dynamic = torch.export.Dim.DYNAMIC
+    samples = max(SAMPLE_RATE // 2, 4 * forward.encoder.receptive_field)
+    # Two of what is free: a size of one would be taken for a constant.
+    example = {
+        key: torch.randn([2 if dim in free.get(key, ()) else size for dim, size in enumerate(tensor.shape)])
+        for key, tensor in own.items()
+    }
+    shapes = (
+        {0: dynamic, 1: dynamic},
+        {0: dynamic},
+        {key: dict.fromkeys(free.get(key, ()), dynamic) for key in own},
+    )
+    inputs = torch.randn(2, samples), torch.tensor([samples, samples * 3 // 4]), example
+    with torch.no_grad():
+        outputs = list(forward.eval()(*inputs))
+    try:
+        with _quiet(), torch.no_grad():
+            program = torch.export.export(forward, inputs, dynamic_shapes=shapes, strict=False)
+            exported = torch.onnx.export(program, dynamo=True, verbose=False)
+    except Exception as error:  # of many classes of torch's own, none of them public
+        reason = next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
+        raise ConfigError(
+            f"{name}: this combination of encoder, adapter and head has no ONNX graph of free length: {reason}"
+        ) from error
+    assert exported is not None
+    names = ["waveforms", "bounded_lengths", *own]
+    inputs_there = list(exported.model.graph.inputs)
+    if len(inputs_there) != len(names):
+        raise ConfigError(f"{name}: {len(names)} inputs went into the trace and {len(inputs_there)} came out.")
+    for value, input_name in zip(inputs_there, names, strict=True):
+        value.name = input_name
+    return exported.model_proto, outputs
+
+
+def _name_parts(
+    model: Any,
+    outputs: Sequence[str],
+    own: Mapping[str, Tensor],
+    free: Mapping[str, Mapping[int, str]],
+) -> None:
+    """Names of outputs and dimensions, the optional lengths, and the slots' own values."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    graph = model.graph
+    del graph.value_info[:]  # shapes in names of torch's own
+    shapes: dict[str, list[int | str]] = {
+        "features": ["batch", "frames", "width"],
+        "logits": ["batch", "outputs"] if "frames" not in outputs else ["batch", "frames", "outputs"],
+        "frames": ["batch"],
+        "embedding": ["batch", "width"],
+    }
+    made = [value.name for value in graph.output]
+    kinds = [value.type.tensor_type.elem_type for value in graph.output]
+    del graph.output[:]
+    for value, name, kind in zip(made, outputs, kinds, strict=True):
+        graph.node.append(helper.make_node("Identity", [value], [name], name=f"to_{name}"))
+        graph.output.append(helper.make_tensor_value_info(name, kind, shapes[name]))
+
+    del graph.input[:]
+    graph.input.append(helper.make_tensor_value_info("waveforms", TensorProto.FLOAT, ["batch", "samples"]))
+    graph.input.append(helper.make_tensor_value_info("lengths", TensorProto.INT64, ["utterances"]))
+    every = torch.tensor([EVERY_SAMPLE]).numpy()
+    graph.initializer.append(numpy_helper.from_array(every, "lengths"))
+    bounded = [
+        helper.make_node("Shape", ["waveforms"], ["batch_size"], name="batch_size", start=0, end=1),
+        helper.make_node("Shape", ["waveforms"], ["sample_count"], name="sample_count", start=1, end=2),
+        helper.make_node("Expand", ["lengths", "batch_size"], ["each_length"], name="each_length"),
+        helper.make_node("Min", ["each_length", "sample_count"], ["bounded_lengths"], name="bounded_lengths"),
+    ]
+    for node in reversed(bounded):
+        graph.node.insert(0, node)
+    for name, tensor in own.items():
+        shape = [free.get(name, {}).get(dim, size) for dim, size in enumerate(tensor.shape)]
+        shape = [f"{name}.rank" if size == "rank" else size for size in shape]
+        graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+        graph.initializer.append(numpy_helper.from_array(tensor.cpu().numpy(), name))
+    for number, node in enumerate(graph.node):
+        node.name = node.name or f"node_{number}"
+    onnx.checker.check_model(model)
+
+
+def _quantize(folder: Path, own: Mapping[str, Tensor]) -> None:
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    graph = onnx.load(folder / GRAPH).graph
+    reached = set(own)  # what is computed of slots alone, such as their transpose
+    for node in graph.node:
+        if node.op_type in ("Transpose", "Identity", "Cast") and set(node.input) <= reached:
+            reached |= set(node.output)
+    slotted = [node.name for node in graph.node if set(node.input) & reached]
+    with _quiet():
+        quantize_dynamic(
+            folder / GRAPH,
+            folder / QUANTIZED,
+            op_types_to_quantize=["MatMul", "Gemm"],
+            weight_type=QuantType.QInt8,
+            per_channel=True,
+            nodes_to_exclude=slotted,
+        )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporters' talk of their own workings."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+# ---------------------------------------------------------------------- beside the graph
+
+
+def _description(
+    encoder: Encoder,
+    head: HeadModule | None,
+    places: Sequence[Place],
+    own: Mapping[str, Tensor],
+    free: Mapping[str, Mapping[int, str]],
+) -> dict[str, Any]:
+    return {
+        "base": encoder.name,
+        "fingerprint": encoder.fingerprint,
+        "version": int(encoder.fingerprint[:7], 16),
+        "sample_rate": SAMPLE_RATE,
+        "normalized_inside": encoder.normalize,
+        "head_type": None if head is None else head.config.head_type,
+        "places": [list(place) for place in places],
+        "slots": {
+            name: [free.get(name, {}).get(dim, size) for dim, size in enumerate(tensor.shape)]
+            for name, tensor in own.items()
+        },
+    }
+
+
+def _write_outputs(folder: Path, prefix: str, head: HeadModule | None) -> None:
+    """``tokens.txt`` of a CTC head, ``labels.txt`` of a classification head: what the outputs stand for."""
+    if isinstance(head, CTCHeadModule):
+        write_text(folder / f"{prefix}tokens.txt", tokens_text(head.config.vocabulary))
+    elif isinstance(head, ClassificationHeadModule):
+        write_text(folder / f"{prefix}labels.txt", "".join(f"{label}\n" for label in head.config.labels))
+
+
+def tokens_text(vocabulary: Vocabulary) -> str:
+    """sherpa-onnx's list of symbols: the blank is ``<blk>``, and a word begins with ``▁``."""
+    names = {vocabulary.blank: "<blk>"}
+    if vocabulary.delimiter is not None and vocabulary.scores is None:
+        names[vocabulary.delimiter] = "▁"
+    return "".join(f"{names.get(token, token)} {index}\n" for index, token in enumerate(vocabulary.tokens))
