@@ -49,21 +49,21 @@ class Config:
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(updates=400, batch_seconds=16.0))
 
     def __post_init__(self) -> None:
-        if len(self.adapters) < 2 or self.head is None or self.train is None:
-            raise ConfigError("give --adapters (two folders or more), --head, --train and --dev.")
+        check_values(self)
         if not self.names:
             self.names = tuple(path.resolve().name.replace(".", "-").replace("+", "-") for path in self.adapters)
         if len(set(self.names)) != len(self.adapters):
             raise ConfigError(f"names={list(self.names)}: give each of the {len(self.adapters)} adapters its own.")
-        check_values(self)
 
 
 def load_model(config: Config) -> Any:
     from speech_adapters import SpeechAdapterModel
-    from speech_adapters.saving.parts import load_part
+    from speech_adapters.saving.adapters import read_base
 
-    base = load_part(config.adapters[0], "adapter")[0]["base"]
-    named = {"name_or_path": base["name"], "revision": base.get("revision")}
+    if len(config.adapters) < 2 or config.head is None or config.train is None:
+        raise ConfigError("give --adapters (two folders or more), --head, --train and --dev.")
+    base, _ = read_base(config.adapters[0])
+    named = {"name_or_path": base.name, "revision": base.revision}
     model = SpeechAdapterModel.from_pretrained(**({"name_or_path": config.encoder} if config.encoder else named))
     for name, folder in zip(config.names, config.adapters, strict=True):
         model.set_active()

@@ -28,6 +28,7 @@ from speech_adapters.adapters.projections import ProjectionConfig, ProjectionMod
 from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.encoders.plan import Site
 from speech_adapters.errors import ConfigError
+from speech_adapters.ranges import Size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,7 @@ class LoRAXS(ProjectionConfig):
     method: ClassVar[str] = "lora-xs"
     group: ClassVar[str] = "lora-xs"
 
-    rank: int = 16
+    rank: Size = 16
     basis: str | None = None
     """The SHA-256 that shared matrices are known by; None for the singular vectors of the base's own weights."""
 

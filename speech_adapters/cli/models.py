@@ -18,10 +18,9 @@ def add_encoder(parser: argparse.ArgumentParser) -> None:
 def base_of(folder: str | Path, encoder: str | None = None) -> SpeechAdapterModel:
     """A model of the frozen base that the adapter in ``folder`` names, or of ``encoder``."""
     from speech_adapters.model import SpeechAdapterModel
-    from speech_adapters.saving.parts import load_part
-    from speech_adapters.saving.places import folder_of
+    from speech_adapters.saving.adapters import read_base
 
     if encoder is not None:
         return SpeechAdapterModel.from_pretrained(encoder)
-    base = load_part(folder_of(folder), "adapter")[0]["base"]
-    return SpeechAdapterModel.from_pretrained(base["name"], revision=base.get("revision"))
+    base, _ = read_base(folder)
+    return SpeechAdapterModel.from_pretrained(base.name, revision=base.revision)

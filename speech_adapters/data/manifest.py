@@ -30,6 +30,7 @@ from speech_adapters.data.audio import audio_info, read_audio
 from speech_adapters.data.audio_files import Piece, audio_hashes, check_pieces, identity
 from speech_adapters.errors import AudioError, ManifestError
 from speech_adapters.files import atomic
+from speech_adapters.ranges import Count
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +39,7 @@ TEXT_KEYS = ("text", "speaker", "emotion", "label", "domain", "lang")
 """Optional keys that hold a string. A number is read as its digits: NeMo writes speakers as integers."""
 
 
-Channel = int | Literal["mix"]
+Channel = Count | Literal["mix"]
 """What is heard of a file with several channels: one by its number from 0, or the mean of all."""
 
 LONGEST_LINE = 16_000_000

@@ -70,7 +70,7 @@ def read_adapter(folder: str | Path, encoder: Encoder) -> SavedAdapter:
         CheckpointError: no such adapter, a damaged file, another base, tensors that the configuration does not have.
     """
     folder = folder_of(folder)
-    if is_peft_folder(folder, "adapter.json"):
+    if is_peft_folder(folder):
         lora, tensors = import_lora(folder, encoder)
         check_fit(tensors, lora.blueprint(encoder), str(folder))
         name = re.sub(r"[^A-Za-z0-9_-]", "-", Path(folder).resolve().name) or "peft"
@@ -86,6 +86,17 @@ def read_adapter(folder: str | Path, encoder: Encoder) -> SavedAdapter:
         raise CheckpointError(f"{folder}: its configuration cannot be used ({_first_line(error)}).") from error
     check_fit(tensors, blueprint, str(folder))
     return SavedAdapter(name=described.name, config=config, tensors=tensors, card=described.card, base=described.base)
+
+
+def read_base(folder: str | Path) -> tuple[Base, dict[str, Tensor]]:
+    """The base that a saved adapter was made on, and its tensors; without that base at hand.
+
+    Raises:
+        CheckpointError: no such adapter, a damaged file.
+    """
+    folder = folder_of(folder)
+    values, tensors = load_part(folder, "adapter")
+    return read_description(_Description, values, folder, "adapter").base, tensors
 
 
 def named_method(config: Mapping[str, Any]) -> str:

@@ -8,13 +8,15 @@ meant, not its baselines. Where more than one part fits, none is chosen.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 from speech_adapters.encoders.tensors import fingerprint
 from speech_adapters.errors import CheckpointError
 from speech_adapters.files import read_json
+from speech_adapters.saving.adapters import read_base
 from speech_adapters.saving.base import Base
 from speech_adapters.saving.heads import SavedHead, read_head
 from speech_adapters.saving.parts import load_part
@@ -47,8 +49,7 @@ def find_parts(folder: str | Path, head: str | Path | None = None) -> Parts:
         chosen = read_head(_one(_heads_near(folder), f"{folder}: it holds no adapter and", "head") if head is None
                            else head)  # fmt: skip
         return _of_head(chosen)
-    described, tensors = load_part(adapter, "adapter")
-    base = Base(**{entry.name: described["base"].get(entry.name) for entry in fields(Base)})
+    base, tensors = read_base(adapter)
     if head is None:
         own = fingerprint(tensors)
         near = _heads_near(adapter) or _heads_near(folder)
@@ -65,9 +66,9 @@ def find_parts(folder: str | Path, head: str | Path | None = None) -> Parts:
 
 def _adapter_in(folder: Path) -> Path | None:
     """The adapter that a folder is of; None for the folder of a head, or of a run without adapters."""
-    if (folder / "adapter.json").is_file():
+    if os.path.lexists(folder / "adapter.json"):  # whatever it is: reading it will say
         return folder
-    if (folder / "head.json").is_file():
+    if os.path.lexists(folder / "head.json"):
         return None
     found = _having(folder / "adapters", "adapter.json") or _having(folder, "adapter.json")
     if len(found) > 1 and (folder / "results.json").is_file():

@@ -159,7 +159,7 @@ def read_head(folder: str | Path) -> SavedHead:
         TextError: no ``vocab.json`` beside an ``lm_head``.
     """
     folder = folder_of(folder)
-    if is_peft_folder(folder, "head.json"):
+    if is_peft_folder(folder):
         weight, bias = lm_head(folder)
         module = CTCHeadModule.from_linear(weight, bias, Vocabulary.load(folder), normalizer="none")
         return SavedHead(

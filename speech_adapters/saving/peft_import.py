@@ -6,6 +6,7 @@ biases, starts that change the base) is refused by name.
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from collections.abc import Mapping
@@ -49,9 +50,10 @@ class PeftFolder:
     modules: dict[str, Tensor]
 
 
-def is_peft_folder(folder: str | Path, own: str) -> bool:
-    """Whether ``peft`` made a folder: it has its configuration, and no description of ours under the name ``own``."""
-    return (Path(folder) / CONFIG_FILE).is_file() and not (Path(folder) / own).exists()
+def is_peft_folder(folder: str | Path) -> bool:
+    """Whether ``peft`` made a folder: it has its configuration, and no description of ours."""
+    names = [CONFIG_FILE, "adapter.json", "head.json"]
+    return [os.path.lexists(Path(folder) / name) for name in names] == [True, False, False]
 
 
 def read_peft_folder(folder: str | Path) -> PeftFolder:
