@@ -17,6 +17,7 @@ from speech_adapters.config import option, parse_cli, run_main
 from speech_adapters.data.manifest import Channel, Manifest
 from speech_adapters.data.windows import Windows
 from speech_adapters.errors import ConfigError
+from speech_adapters.ranges import Positive
 
 
 @dataclass(kw_only=True)
@@ -33,7 +34,7 @@ class Config:
     channel: Channel | None = option(
         None, "heard of files with several, where a line does not say it: a number, or mix"
     )
-    batch_seconds: float = option(120.0, "audio per batch, padding included")
+    batch_seconds: Positive = option(120.0, "audio per batch, padding included")
     precision: Literal["fp32", "bf16"] = option("fp32", "bf16: autocast")
     device: str = option("auto", "auto, cpu, cuda, cuda:1, ...")
     output: Path | None = option(None, "run folder; runs/evaluate_slots/<time> by default")

@@ -56,6 +56,8 @@ def first_nan(tensors: dict[str, torch.Tensor]) -> None:
     next(iter(tensors.values())).view(-1)[0] = float("nan")
 
 
+NOT_JSON = "config.json.*not JSON|config.json: cannot be read as"
+
 BAD_ENCODERS: dict[str, tuple[Change, str]] = {
     "nothing": (lambda f: [path.unlink() for path in f.iterdir()], "no config.json in this folder"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "no model.safetensors or pytorch_model.bin"),
@@ -67,11 +69,11 @@ BAD_ENCODERS: dict[str, tuple[Change, str]] = {
     "half the weights": (cut("model.safetensors", 0.5), "cut short, changed"),
     "a NaN": (weights(first_nan), "values that are not finite"),
     "a tensor less": (weights(lambda t: t.pop("encoder.layers.0.attention.q_proj.weight")), "lacks 1 of the encode"),
-    "config empty": (write("config.json", b""), "config.json.*not JSON|config.json: cannot be read as"),
+    "config empty": (write("config.json", b""), NOT_JSON),
     "config a list": (write("config.json", b"[]"), "config.json: holds no keys with values"),
-    "config a page": (write("config.json", PAGE), "config.json.*not JSON|config.json: cannot be read as"),
-    "config nested without end": (write("config.json", b"[" * 100_000), "config.json.*not JSON|config.json: cannot be read as"),
-    "config cut": (cut("config.json", 0.5), "config.json.*not JSON|config.json: cannot be read as"),
+    "config a page": (write("config.json", PAGE), NOT_JSON),
+    "config nested without end": (write("config.json", b"[" * 100_000), NOT_JSON),
+    "config cut": (cut("config.json", 0.5), NOT_JSON),
     "no model_type": (configured("config.json", model_type=...), "model_type None .*is not supported"),
     "another model_type": (configured("config.json", model_type="bert"), "model_type 'bert' .* not supported"),
     "model_type a list": (configured("config.json", model_type=["wavlm"]), r"model_type \['wavlm'\] .* not supported"),
