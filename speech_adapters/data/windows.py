@@ -1,9 +1,9 @@
 """Recordings of any length as windows that an encoder can hear, cut while they stream by.
 
 A recording is speech with pauses in it. Each stretch of speech, with a little silence on both sides, is one window; a
-stretch that has lasted long ends in a shorter pause. One that outlasts the longest window is cut at its quietest moment
-in the window's second half, and both windows hear ``context`` seconds beyond the cut; what is kept of each ends at the
-cut, in the middle of their overlap, where both have heard as much on either side::
+stretch that has lasted long ends in a shorter pause. One that outlasts the longest window is cut at its quietest
+moment in the window's second half, and both windows hear ``context`` seconds beyond the cut; what is kept of each ends
+at the cut, in the middle of their overlap, where both have heard as much on either side::
 
     speech     ________=====================================______====____
     windows          [  heard and kept  |context]
