@@ -1,6 +1,6 @@
 """Where somebody speaks: one decision per chunk of 32 ms, made while a recording streams by.
 
-    energy    level of a chunk against the quiet and the loud of the last half minute. Needs nothing; knows no voices:
+    energy    level of a chunk against the quiet and the loud of the last 15 s. Needs nothing; knows no voices:
               music and slamming doors are speech to it. What is not clearly a pause counts as speech.
     silero    Silero VAD 6.2, a small recurrent network trained on 6,000 languages and noise
               (https://github.com/snakers4/silero-vad): ``pip install speech-adapters[vad]``
@@ -34,13 +34,13 @@ class VoiceActivity(ABC):
 class Energy(VoiceActivity):
     """Speech lies above ``floor + min(0.3 (loud - floor), 12)`` dB.
 
-    ``floor`` is the 5th percentile of the levels of the last 30 s, not below -70 dB of full scale, and ``loud`` their
-    highest: a single word in a minute of silence is speech, and so is a quiet voice beside a loud one. Where the two
+    ``floor`` is the 5th percentile of the levels of the last 15 s, not below -70 dB of full scale, and ``loud`` their
+    highest: a single word in much silence is speech, and so is a quiet voice beside a loud one. Where the two
     lie less than 12 dB apart there is no telling pauses: all of it is speech then, unless even the loud lies at -60 dB
     or below.
     """
 
-    HISTORY = 30 * 16_000 // CHUNK
+    HISTORY = 15 * 16_000 // CHUNK
     LOWEST, SILENT, LEAST_RANGE, SHARE, MOST = -70.0, -60.0, 12.0, 0.3, 12.0
 
     def __init__(self) -> None:

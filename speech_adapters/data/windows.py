@@ -1,9 +1,9 @@
 """Recordings of any length as windows that an encoder can hear, cut while they stream by.
 
-A recording is speech with pauses in it. Each stretch of speech, with a little silence on both sides, is one window.
-Where a stretch outlasts the longest window, it is cut at its quietest moment in the window's second half, and both
-windows hear ``context`` seconds beyond the cut; what is kept of each ends at the cut, in the middle of their overlap,
-where both have heard as much on either side::
+A recording is speech with pauses in it. Each stretch of speech, with a little silence on both sides, is one window; a
+stretch that has lasted long ends in a shorter pause. One that outlasts the longest window is cut at its quietest moment
+in the window's second half, and both windows hear ``context`` seconds beyond the cut; what is kept of each ends at the
+cut, in the middle of their overlap, where both have heard as much on either side::
 
     speech     ________=====================================______====____
     windows          [  heard and kept  |context]
@@ -43,7 +43,8 @@ class Windows:
     voice_activity: Literal["energy", "silero", "none"] = "energy"
     """What finds the pauses; see :mod:`speech_adapters.data.voice_activity`."""
     pause: float = 0.5
-    """Seconds without speech that part two stretches; 0.2 s of it are heard with each."""
+    """Seconds without speech that part two stretches, up to 0.2 of which are heard with each; a quarter of a second
+    does where a stretch has lasted 8."""
 
     def __post_init__(self) -> None:
         if self.voice_activity not in ("none", *DETECTORS):
@@ -76,6 +77,10 @@ MARGIN = 0.2
 
 LEAST_PAUSE = 0.5
 """Seconds of the shortest pause: more than both margins and a chunk on either side."""
+
+LONG, SHORT_PAUSE = 8.0, 0.25
+"""Seconds after which a stretch ends in a shorter pause, and that pause: what is cut in silence need not be cut in
+speech, and the text hangs less on the longest window."""
 
 _STEP = 10 * SAMPLE_RATE // CHUNK
 """Chunks between two looks at what has streamed in (10 s): the pauses found must not hang on how samples arrive."""
@@ -142,6 +147,7 @@ class Cutter:
         self.size = int(settings.seconds * SAMPLE_RATE) // stride * stride
         self.context = round((settings.context or 0.0) * SAMPLE_RATE) // stride * stride
         self.margin, self.pause = round(MARGIN * SAMPLE_RATE), round(settings.pause * SAMPLE_RATE)
+        self.long, self.short_pause = round(LONG * SAMPLE_RATE), round(SHORT_PAUSE * SAMPLE_RATE)
         self.samples, self.base = np.empty(0, np.float32), 0
         self.amount = np.empty(0)  # of speech in each chunk from ``base_chunk`` on
         self.base_chunk = 0
@@ -190,11 +196,13 @@ class Cutter:
         self.amount = np.concatenate([self.amount, amount])
         for chunk in np.flatnonzero(speech).tolist():
             begin = (self.chunks + chunk) * CHUNK
-            if self.first is not None and begin - self.voiced >= self.pause:
-                yield from self._close(self.voiced + self.margin)
+            margin, pause = self.margin, begin - self.voiced
+            if self.first is not None and pause >= self._needed_pause():
+                margin = min(margin, (pause - 3 * self.stride) // 2)  # a frame or more stays between the two
+                yield from self._close(self.voiced + margin)
             if self.first is None:
                 whole = self.detector is None
-                self.first = 0 if whole else self._on_frame(max(begin - self.margin, self.free))
+                self.first = 0 if whole else self._on_frame(max(begin - margin, self.free))
             self.voiced = min(begin + CHUNK, self.end)
         self.chunks += len(padded)
         if self.first is not None:
@@ -205,6 +213,11 @@ class Cutter:
                 while self.first is not None and known - self._heard_from() > self.size:
                     yield self._cut_off(self.first)
         self._forget()
+
+    def _needed_pause(self) -> int:
+        """Samples of silence that end the open stretch: fewer once it is long."""
+        assert self.first is not None
+        return self.pause if self.voiced - self.first < self.long else min(self.pause, self.short_pause)
 
     def _heard_from(self) -> int:
         """Where the next window of the open stretch begins to hear."""
