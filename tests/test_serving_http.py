@@ -386,6 +386,18 @@ def test_other_pages_and_names_are_refused(http: httpx.Client, server: Any, soun
     assert error(http.get("/v1/models", headers={"host": "evil.example"}), 421)["code"] == "unknown_host"
 
 
+def test_allowed_pages_may_read_the_answers(encoder: Path, folder: Path) -> None:
+    settings, keys = HttpSettings(origins=("https://good.example",)), Keys((key("a", "k"),))
+    with running(engine_of(encoder, folder), settings, keys) as address, httpx.Client(base_url=address) as http:
+        asked = {"origin": "https://good.example", "access-control-request-method": "POST"}
+        preflight = http.options(TRANSCRIPTIONS, headers={**asked, "access-control-request-headers": "authorization"})
+        assert preflight.status_code == 200
+        headers = {"origin": "https://good.example", "authorization": "Bearer k"}
+        answer = http.get("/v1/models", headers=headers)
+        assert answer.headers["access-control-allow-origin"] == "https://good.example"
+        error(http.options(TRANSCRIPTIONS, headers={**asked, "origin": "https://bad.example"}), 403)
+
+
 def test_logs_hold_nothing_of_what_was_sent(
     http: httpx.Client, sound: Path, expected: Any, caplog: pytest.LogCaptureFixture
 ) -> None:

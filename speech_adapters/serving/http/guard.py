@@ -163,7 +163,7 @@ class Guard:
     def _key(self, scope: Scope, headers: Headers) -> ApiKey | None:
         state = scope.setdefault("state", {})
         state["key"] = None
-        if not self.keys.keys or scope["path"] in PUBLIC:
+        if not self.keys.keys or scope["path"] in PUBLIC or scope.get("method") == "OPTIONS":  # browsers' preflights
             return None
         word, _, given = headers.get("authorization", "").partition(" ")
         if word.lower() != "bearer":
