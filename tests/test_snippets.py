@@ -26,6 +26,7 @@ from small_models import small_model
 
 from speech_adapters import ClassificationHead, CTCHead, SpeakerHead, SpeechAdapterModel, cli, config
 from speech_adapters.adapters import ADAPTER_METHODS
+from speech_adapters.bank.bank import Bank
 from speech_adapters.data.manifest import Manifest, Utterance
 from speech_adapters.errors import ConfigError
 
@@ -160,6 +161,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model.add_head("asr", head)
         model.save_adapter(method, root / "runs" / run / "adapters" / method)
         model.save_head("asr", root / "runs" / run / "heads" / method)
+    bank = Bank.create(root / "drawer")
+    model = SpeechAdapterModel.from_pretrained("tiny-wavlm")
+    for name in ("monday", "tuesday"):
+        model.add_adapter(name, "lora")
+        model.add_head(name, CTCHead())
+        model.save_adapter(name, root / "trained" / "adapters" / name, wer={"value": 0.21, "low": 0.18, "high": 0.25})
+        model.save_head(name, root / "trained" / "heads" / name)
+        bank.add(root / "trained" / "adapters" / name, "client-a/asr", domain="telephone", language="en")
     for actor in range(1, 25):
         for emotion in range(1, 9):
             speak(root / "FOLDER" / f"Actor_{actor:02d}" / f"03-01-{emotion:02d}-01-01-01-{actor:02d}.wav", 0.1)

@@ -101,7 +101,8 @@ def compress(
     made: dict[int, Compressed] = {}
     with tempfile.TemporaryDirectory() as work:
         for number, one in enumerate(clusters):
-            basis = Basis(*({k: t.to(dtype) for k, t in pair.items()} for pair in (one.down, one.up)), {})
+            down, up = ({k: t.to(dtype) for k, t in pair.items()} for pair in (one.down, one.up))
+            basis = Basis(down, up, {})
             folder = Path(work) / str(number)
             digest = write_basis(folder / "basis", basis, encoder.fingerprint)
             for place, member in enumerate(one.members):
@@ -146,7 +147,7 @@ def word_errors(
     """WER of an adapter and its head on utterances; None without a CTC head."""
     from speech_adapters.heads.ctc import CTCHead
     from speech_adapters.metrics.wer import word_error_rate
-    from speech_adapters.tasks.predict import head_output
+    from speech_adapters.inference.outputs import head_output
 
     folder = bank.layout.object_folder(found.version.object)
     if found.facts.head != "ctc":

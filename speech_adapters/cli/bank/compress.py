@@ -41,20 +41,20 @@ def run(arguments: argparse.Namespace) -> None:
     if len({found.facts.fingerprint for found in chosen}) != 1:
         raise ConfigError("choose LoRA adapters of one base: give --base, --name, --task, ...")
     utterances = list(Manifest.read(arguments.manifest))[: arguments.utterances] if arguments.manifest else []
-    waveforms, texts = [one.waveform() for one in utterances], [one.text for one in utterances]
+    waveforms, texts = [one.waveform() for one in utterances], [one.text for one in utterances if one.text is not None]
     model = SpeechAdapterModel.from_pretrained(arguments.encoder or chosen[0].facts.base)
     done = compress(bank, chosen, model.encoder, arguments.target_error)
     for one in done.adapters:
         line = f"{one.before} -> {one.after}: lost {100 * one.error:.2f} % of its norm"
         if waveforms:
             line += f", {100 * lost_features(model, bank, one, waveforms):.2f} % of what it changes of the features"
-        if waveforms and all(text is not None for text in texts):
-            rates = [word_errors(model, bank, found, waveforms, texts) for found in (one.before, one.after)]
-            if None not in rates:
-                line += f"; WER {100 * rates[0]:.2f} % -> {100 * rates[1]:.2f} %"
+        if texts and len(texts) == len(waveforms):
+            before, after = (word_errors(model, bank, found, waveforms, texts) for found in (one.before, one.after))
+            if before is not None and after is not None:
+                line += f"; WER {100 * before:.2f} % -> {100 * after:.2f} %"
         print(line)
-    ranks, before, after = ", ".join(map(str, done.ranks)), done.bytes_before, done.bytes_after
+    ranks, large, small = ", ".join(map(str, done.ranks)), done.bytes_before, done.bytes_after
     print(
-        f"{len(done.adapters)} adapters in {len(done.ranks)} clusters (ranks {ranks}): {before / 1e6:.2f} MB -> "
-        f"{after / 1e6:.2f} MB, {before / after:.1f} times smaller"
+        f"{len(done.adapters)} adapters in {len(done.ranks)} clusters (ranks {ranks}): {large / 1e6:.2f} MB -> "
+        f"{small / 1e6:.2f} MB, {large / small:.1f} times smaller"
     )
