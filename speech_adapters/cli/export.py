@@ -28,7 +28,9 @@ PIPELINES = {"ctc": "automatic-speech-recognition", "classification": "audio-cla
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The parts, and where to."""
-    parser.add_argument("output", help="folder for the checkpoint or graph, which must be new; or an .onnx_adapter file")
+    parser.add_argument(
+        "output", help="folder for the checkpoint or graph, which must be new; or an .onnx_adapter file"
+    )
     parser.add_argument("--adapter", "-a", required=True, help="folder of a saved adapter, or of a run that holds one")
     parser.add_argument("--head", help="folder of the head (default: the one trained on the adapter)")
     form = parser.add_mutually_exclusive_group()
@@ -91,5 +93,7 @@ def _onnx(model: SpeechAdapterModel, adapter: str | None, arguments: argparse.Na
                 f"or: sherpa_onnx.OfflineRecognizer.from_omnilingual_asr_ctc({str(file)!r}, tokens={tokens!r})"
             )
         else:
-            lines.append("not for sherpa-onnx, which brings waveforms to unit variance: this encoder hears them as they are")
+            lines.append(
+                "not for sherpa-onnx, which brings waveforms to unit variance: this encoder hears them as they are"
+            )
     return "\n".join(lines)

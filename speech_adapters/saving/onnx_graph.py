@@ -108,13 +108,17 @@ def save_onnx(
     _check_base(encoder)
     width = hooks.output_size or encoder.output_size
     if head is not None and head.input_size != width:
-        raise ConfigError(f"this head reads features of {head.input_size}, and the adapter gives {width}; export its own.")
+        raise ConfigError(
+            f"this head reads features of {head.input_size}, and the adapter gives {width}; export its own."
+        )
     pairs = low_rank(adapter)
     places = list(pairs or {}) if slots is None else places_of(encoder, slots)
     _check_places(pairs or {}, places)
     own = lora_slots(encoder, pairs or {}, places) | head_slots(head)
     check_finite(encoder.model.state_dict() | own, f"{folder}: not saved")
-    free = {name: {dim: "rank"} for place in places for name, dim in zip(lora_names(encoder, place), (1, 0), strict=True)}
+    free = {
+        name: {dim: "rank"} for place in places for name, dim in zip(lora_names(encoder, place), (1, 0), strict=True)
+    }
     free |= free_sizes(head)
     traced = Hooks() if adapter is not None and pairs is not None else hooks
     with new_folder(folder) as temporary:
@@ -122,7 +126,11 @@ def save_onnx(
         graph, outputs = _traced(forward, own, free, encoder.name)
         _name_parts(graph, outputs, own, free)
         description = _description(encoder, head, places, own, free)
-        for key, value in {"sample_rate": SAMPLE_RATE, "base": encoder.name, "fingerprint": encoder.fingerprint}.items():
+        for key, value in {
+            "sample_rate": SAMPLE_RATE,
+            "base": encoder.name,
+            "fingerprint": encoder.fingerprint,
+        }.items():
             graph.metadata_props.add(key=key, value=str(value))
         with atomic(temporary / GRAPH) as file:
             file.write(graph.SerializeToString())
@@ -152,14 +160,20 @@ def save_onnx_adapter(
     if file.exists():
         raise ConfigError(f"{file}: exists already; choose another name.")
     if not (file.parent / DESCRIPTION).is_file():
-        raise CheckpointError(f"{file.parent}: holds no {DESCRIPTION}, so no graph that takes adapters; export it first.")
+        raise CheckpointError(
+            f"{file.parent}: holds no {DESCRIPTION}, so no graph that takes adapters; export it first."
+        )
     graph = read_json(file.parent / DESCRIPTION)
     if graph["fingerprint"] != encoder.fingerprint:
-        raise CheckpointError(f"{file}: the graph beside it is of {graph['base']!r}, this adapter of {encoder.name!r}.")
+        raise CheckpointError(
+            f"{file}: the graph beside it is of {graph['base']!r}, this adapter of {encoder.name!r}."
+        )
     pairs = low_rank(adapter)
     if adapter is None or pairs is None:
         method = "no adapter" if adapter is None else adapter.config.method
-        raise ConfigError(f"{file}: {method} fits into no slot, which LoRA (and rsLoRA) does; export a graph of its own.")
+        raise ConfigError(
+            f"{file}: {method} fits into no slot, which LoRA (and rsLoRA) does; export a graph of its own."
+        )
     places = [(int(index), str(target)) for index, target in graph["places"]]
     _check_places(pairs, places)
     own = lora_slots(encoder, pairs, places) | head_slots(head)
@@ -251,9 +265,9 @@ def _traced(
             program = torch.export.export(forward, inputs, dynamic_shapes=shapes, strict=False)
             exported = torch.onnx.export(program, dynamo=True, verbose=False)
     except Exception as error:  # of many classes of torch's own, none of them public
-        reason = next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ConfigError(
-            f"{name}: this combination of encoder, adapter and head has no ONNX graph of free length: {reason}"
+            f"{name}: torch.export makes no graph of free length of it: {reason} (Another adapter or head may do.)"
         ) from error
     assert exported is not None
     names = ["waveforms", "bounded_lengths", *own]
@@ -362,6 +376,8 @@ def _description(
         "fingerprint": encoder.fingerprint,
         "version": int(encoder.fingerprint[:7], 16),
         "sample_rate": SAMPLE_RATE,
+        "min_samples": encoder.receptive_field,
+        "max_samples": encoder.max_samples,
         "normalized_inside": encoder.normalize,
         "head_type": None if head is None else head.config.head_type,
         "places": [list(place) for place in places],

@@ -211,7 +211,9 @@ def log_mel(waveforms: Tensor, mels: int, lengths: Tensor | None = None) -> Tens
             mirrored = nn.functional.pad(waveforms, (half, half), mode="reflect")
         else:
             last = lengths.unsqueeze(1) - 1
-            place = torch.arange(-half, waveforms.shape[1] + half, device=waveforms.device).abs().expand(last.shape[0], -1)
+            place = (
+                torch.arange(-half, waveforms.shape[1] + half, device=waveforms.device).abs().expand(last.shape[0], -1)
+            )
             place = torch.where(place > last, 2 * last - place, place).clamp(0, waveforms.shape[1] - 1)
             mirrored = waveforms.gather(1, place)
         window = torch.hann_window(WINDOW, dtype=waveforms.dtype, device=waveforms.device)
