@@ -298,6 +298,27 @@ def test_fold_and_export_are_opened_by_transformers(sa, parts: Path, tmp_path: P
     assert "peft.PeftModel.from_pretrained" in sa("export", "-a", parts / "one", "--peft", "peft")
 
 
+def test_export_writes_a_graph_and_adapters_for_it(sa, parts: Path, tmp_path: Path) -> None:
+    ort = pytest.importorskip("onnxruntime", reason="needs the extra onnx")
+    shown = sa("export", "-a", parts / "one", "--onnx", "--int8", "edge")
+    assert "InferenceSession('edge/model.onnx')" in shown and "model.int8.onnx" in shown
+    assert "from_omnilingual_asr_ctc('edge/model.onnx', tokens='edge/tokens.txt')" in shown
+    shown = sa("export", "-a", parts / "two", "--onnx", "edge/two.onnx_adapter")
+    assert "LoraAdapter().Load('edge/two.onnx_adapter')" in shown
+    session, options, loaded = ort.InferenceSession("edge/model.onnx"), ort.RunOptions(), ort.LoraAdapter()
+    loaded.Load("edge/two.onnx_adapter")
+    options.add_active_adapter(loaded)
+    waveform = torch.randn(1, 8000)
+    found = session.run(["logits"], {"waveforms": waveform.numpy()}, options)[0]
+    with torch.no_grad():
+        expected = SpeechAdapterModel.from_adapter(parts / "two")(waveform).logits
+    torch.testing.assert_close(torch.from_numpy(found), expected, atol=1e-4, rtol=1e-4)
+    assert "edge: exists already" in sa("export", "-a", parts / "one", "--onnx", "edge", expect=2).err
+    assert "--int8 goes with --onnx" in sa("export", "-a", parts / "one", "--int8", "x", expect=2).err
+    words = ("export", "-a", parts / "two", "--onnx", "--slots", "q_proj", "edge/three.onnx_adapter")
+    assert "--int8 and --slots are the graph's" in sa(*words, expect=2).err
+
+
 # ------------------------------------------------------------------ compare
 
 

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+<<<<<<< HEAD
+=======
+import json
+>>>>>>> onnx
 import sys
 
 import numpy as np
 import pytest
 import torch
+<<<<<<< HEAD
+=======
+from small_encoders import conformer_model, whisper_model
+>>>>>>> onnx
 from small_models import METHODS, shake, small_model
 
 from speech_adapters.adapters import LoRA
 from speech_adapters.composition import Parallel
+<<<<<<< HEAD
+=======
+from speech_adapters.encoders import Encoder
+>>>>>>> onnx
 from speech_adapters.errors import CheckpointError, ConfigError
 from speech_adapters.heads import ClassificationHead, CTCHead, SpeakerHead
 from speech_adapters.model import SpeechAdapterModel
@@ -143,6 +155,26 @@ def test_other_adapters_and_heads_are_fixed_in_the_graph(method, head, tmp_path)
         with torch.no_grad():
             expected = model(waveforms, lengths).embedding
         np.testing.assert_allclose(run(opened, waveforms, lengths)["embedding"], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_whisper_hears_the_same_through_its_spectrogram(tmp_path):
+    model = SpeechAdapterModel(Encoder(whisper_model(1), "small", normalize=False))
+    model.add_adapter("a", LoRA(rank=2))
+    model.add_head("a", CTCHead())
+    model.train_adapter("a", head="a")
+    shake(model, 0.1)
+    folder = model.save_onnx("a", tmp_path / "graph", head="a")
+    check_equal(model, session(folder / "model.onnx"))
+    assert json.loads((folder / "graph.json").read_text())["max_samples"] == model.encoder.max_samples
+
+
+def test_w2v_bert_is_refused_with_torch_s_reason(tmp_path):
+    model = SpeechAdapterModel(Encoder(conformer_model(1), "small-conformer", normalize=False))
+    with pytest.raises(
+        ConfigError, match="small-conformer: torch.export makes no graph of free length of it: The ineq"
+    ):
+        model.save_onnx(None, tmp_path / "graph")
+    assert not list(tmp_path.iterdir())
 
 
 def test_sherpa_onnx_hears_the_same_symbols(tmp_path):

@@ -146,8 +146,8 @@ def word_errors(
 ) -> float | None:
     """WER of an adapter and its head on utterances; None without a CTC head."""
     from speech_adapters.heads.ctc import CTCHead
-    from speech_adapters.metrics.wer import word_error_rate
     from speech_adapters.inference.outputs import head_output
+    from speech_adapters.metrics.wer import word_error_rate
 
     folder = bank.layout.object_folder(found.version.object)
     if found.facts.head != "ctc":

@@ -265,9 +265,9 @@ def _traced(
             program = torch.export.export(forward, inputs, dynamic_shapes=shapes, strict=False)
             exported = torch.onnx.export(program, dynamo=True, verbose=False)
     except Exception as error:  # of many classes of torch's own, none of them public
-        reason = next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ConfigError(
-            f"{name}: this combination of encoder, adapter and head has no ONNX graph of free length: {reason}"
+            f"{name}: torch.export makes no graph of free length of it: {reason} (Another adapter or head may do.)"
         ) from error
     assert exported is not None
     names = ["waveforms", "bounded_lengths", *own]
@@ -376,6 +376,8 @@ def _description(
         "fingerprint": encoder.fingerprint,
         "version": int(encoder.fingerprint[:7], 16),
         "sample_rate": SAMPLE_RATE,
+        "min_samples": encoder.receptive_field,
+        "max_samples": encoder.max_samples,
         "normalized_inside": encoder.normalize,
         "head_type": None if head is None else head.config.head_type,
         "places": [list(place) for place in places],

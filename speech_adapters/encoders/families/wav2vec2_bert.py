@@ -392,8 +392,8 @@ def filterbank(waveforms: Tensor, mels: int, lengths: Tensor | None = None) -> T
             mean = (bands * real).sum(1, keepdim=True) / count
             deviation = ((bands - mean) * real).square().sum(1, keepdim=True) / (count - 1)
         bands = (bands - mean) / (deviation + 1e-7).sqrt()
-        bands = bands[:, : total - total % STACKED]
-        stacked = bands.reshape(bands.shape[0], -1, STACKED * mels)
+        frames = total // STACKED
+        stacked = bands[:, : frames * STACKED].reshape(bands.shape[0], frames, STACKED * mels)
         return stacked if waveforms.dtype == torch.float64 else stacked.float()
 
 
