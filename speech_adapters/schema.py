@@ -141,7 +141,7 @@ class _Place:
 
 
 def _build(cls: type[C], mapping: Mapping[Any, Any], place: _Place, base: Any = None) -> C:
-    hints: dict[str, Any] = field_types(cls)  # type: ignore[arg-type]  # classes are hashable
+    hints: dict[str, Any] = field_types(cls)
     for key in mapping:
         if key not in hints:
             raise _unknown(key, hints, place)

@@ -1,28 +1,19 @@
-"""ONNX graphs compute what the model does, at lengths and in batches they were not traced with; adapters are switched."""
+"""ONNX graphs compute what the model does at lengths they were not traced with, and adapters are switched on them."""
 
 from __future__ import annotations
 
-<<<<<<< HEAD
-=======
 import json
->>>>>>> onnx
 import sys
 
 import numpy as np
 import pytest
 import torch
-<<<<<<< HEAD
-=======
 from small_encoders import conformer_model, whisper_model
->>>>>>> onnx
 from small_models import METHODS, shake, small_model
 
 from speech_adapters.adapters import LoRA
 from speech_adapters.composition import Parallel
-<<<<<<< HEAD
-=======
 from speech_adapters.encoders import Encoder
->>>>>>> onnx
 from speech_adapters.errors import CheckpointError, ConfigError
 from speech_adapters.heads import ClassificationHead, CTCHead, SpeakerHead
 from speech_adapters.model import SpeechAdapterModel
@@ -170,9 +161,7 @@ def test_whisper_hears_the_same_through_its_spectrogram(tmp_path):
 
 def test_w2v_bert_is_refused_with_torch_s_reason(tmp_path):
     model = SpeechAdapterModel(Encoder(conformer_model(1), "small-conformer", normalize=False))
-    with pytest.raises(
-        ConfigError, match="small-conformer: torch.export makes no graph of free length of it: The ineq"
-    ):
+    with pytest.raises(ConfigError, match="small-conformer: torch.export makes no graph of free length"):
         model.save_onnx(None, tmp_path / "graph")
     assert not list(tmp_path.iterdir())
 
