@@ -1,4 +1,4 @@
-"""ONNX graphs compute what the model does, at lengths and in batches they were not traced with; adapters are switched."""
+"""ONNX graphs compute what the model does at lengths they were not traced with, and adapters are switched on them."""
 
 from __future__ import annotations
 
@@ -161,9 +161,7 @@ def test_whisper_hears_the_same_through_its_spectrogram(tmp_path):
 
 def test_w2v_bert_is_refused_with_torch_s_reason(tmp_path):
     model = SpeechAdapterModel(Encoder(conformer_model(1), "small-conformer", normalize=False))
-    with pytest.raises(
-        ConfigError, match="small-conformer: torch.export makes no graph of free length of it: The ineq"
-    ):
+    with pytest.raises(ConfigError, match="small-conformer: torch.export makes no graph of free length"):
         model.save_onnx(None, tmp_path / "graph")
     assert not list(tmp_path.iterdir())
 

@@ -6,8 +6,8 @@ Batch and samples are free. Without ``lengths`` all samples count, so that reade
 sherpa-onnx, open the file too. Waveforms are normalised inside where the encoder wants it. What may be put in place of
 the graph's own LoRA and head, ``onnx_slots.py`` says; ``graph.json`` beside the graph lists it.
 
-``torch.export`` traces the forward first and refuses a length that became a constant; ``torch.onnx.export`` on a module
-would write it down without a word.
+``torch.export`` traces the forward first and refuses a length that became a constant; ``torch.onnx.export`` on a
+module would write it down without a word.
 """
 
 from __future__ import annotations
@@ -201,13 +201,13 @@ def _check_packages() -> None:
 def _check_base(encoder: Encoder) -> None:
     if encoder.quantization is not None:
         raise ConfigError(
-            f"{encoder.name}: an encoder held in {encoder.quantization} has no ONNX form; load it without quantize and "
-            "export with int8=True."
+            f"{encoder.name}: an encoder held in {encoder.quantization} has no ONNX form; load it without quantize "
+            "and export with int8=True."
         )
     if encoder.model.dtype != torch.float32 or encoder.device.type != "cpu":
         raise ConfigError(
-            f"{encoder.name}: export from float32 on the CPU, not from {encoder.model.dtype} on {encoder.device}; load "
-            "it without dtype and device."
+            f"{encoder.name}: export from float32 on the CPU, not from {encoder.model.dtype} on {encoder.device}; "
+            "load it without dtype and device."
         )
     size = sum(parameter.numel() * parameter.element_size() for parameter in encoder.model.parameters())
     if size > LARGEST:

@@ -3,8 +3,8 @@
     <projection>.lora_A (D_in, r), <projection>.lora_B (r, D_out)     y = W x + x A B, B with the scale in it
     head.<name>                                                       the tensors of the head
 
-A slot is an *overridable initialiser*: it stands among the graph's inputs and among its weights, so that it need not be
-fed. The rank of each projection, and the number of symbols or classes, may differ from file to file. Zeros of rank 1
+A slot is an *overridable initialiser*: it stands among the graph's inputs and among its weights, so that it need not
+be fed. The rank of each projection, and the number of symbols or classes, may differ from file to file. Zeros of rank 1
 stand where an adapter changes nothing.
 """
 
