@@ -6,7 +6,7 @@
 
 Forwards take turns in the same process; medians of CPU seconds (``process_time``) and the median over rounds of the
 ratio to torch's forward of the same round: neighbours in time share what else the machine does. WER is of the best
-path, one utterance at a time, without a language model; by default on ``asr_librispeech_test`` of ``$SPEECH_ADAPTERS_DATA``.
+path, one utterance at a time; with --adapter by default on ``asr_librispeech_test`` of ``$SPEECH_ADAPTERS_DATA``.
 """
 
 from __future__ import annotations

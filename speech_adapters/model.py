@@ -491,7 +491,8 @@ class SpeechAdapterModel(Inference, nn.Module):
         Args:
             name: the adapter or composition; None for the base.
             head: the head that goes along; None for the features (B, T, D).
-            slots: projections that take LoRA in every layer ("q_proj", ...); by default those the adapter changes.
+            slots: projections that take LoRA, in every layer ("q_proj", ...); by default those that the adapter
+                changes.
             int8: write ``model.int8.onnx`` too, the encoder's matrices in 8 bits.
 
         Raises:

@@ -8,7 +8,7 @@
 Base, adapter and head become a stock checkpoint with processor and vocabulary. The adapter is folded into the base's
 weights, so it must be one that can be: of the LoRA family, ia3, bitfit, layer-norms, full. --peft writes an adapter
 and its head for PeftModel.from_pretrained instead. --onnx writes a graph for onnxruntime and sherpa-onnx, with any
-adapter; to <folder of a graph>/<name>.onnx_adapter it writes a LoRA adapter and its head, to be switched on it.
+adapter; to <folder of a graph>/<name>.onnx_adapter it writes a LoRA adapter and its head, to be used on that graph.
 """
 
 from __future__ import annotations

@@ -67,6 +67,7 @@ class Forward(nn.Module):
         self.adapters = nn.ModuleList(found for found in walk(hooks) if isinstance(found, nn.Module))
 
     def forward(self, waveforms: Tensor, lengths: Tensor, slots: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Waveforms (B, samples), lengths (B,) in samples, and slots by name -> outputs by name."""
         plan = AdapterPlan(StackedHooks((self.hooks, SlotHooks(self.encoder, self.places, slots))))
         output = self.encoder(waveforms, lengths, plan=plan)
         features = plan.read(self.encoder, output)

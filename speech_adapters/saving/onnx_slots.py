@@ -4,8 +4,8 @@
     head.<name>                                                       the tensors of the head
 
 A slot is an *overridable initialiser*: it stands among the graph's inputs and among its weights, so that it need not
-be fed. The rank of each projection, and the number of symbols or classes, may differ from file to file. Zeros of rank 1
-stand where an adapter changes nothing.
+be fed. The rank of each projection, and the number of symbols or classes, may differ from file to file. Zeros of rank
+1 stand where an adapter changes nothing.
 """
 
 from __future__ import annotations
