@@ -153,7 +153,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "calls.csv").write_text("\n".join(lines))
     for line in lines[1:]:
         speak(root / "calls" / line.partition(",")[0], 1.0)
-    for name, channels in {"talk": 1, "monday": 1, "call": 2}.items():
+    for name, channels in {"talk": 1, "monday": 1, "call": 2, "talks/one": 1, "talks/two": 1}.items():
         speak(root / f"{name}.wav", 3.0, channels=channels)
     for run, (method, head) in TRAINED.items():
         model = SpeechAdapterModel.from_pretrained("tiny-wavlm")
