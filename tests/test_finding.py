@@ -85,7 +85,7 @@ def test_what_does_not_belong_together_is_named(run: Path, tmp_path: Path):
     with pytest.raises(CheckpointError, match="no such folder"):
         find_parts(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CheckpointError, match="it holds no adapter and no head is there"):
+    with pytest.raises(CheckpointError, match="it holds no adapter and no head"):
         find_parts(tmp_path / "empty")
     lost = tmp_path / "lost" / "heads" / "lora"
     model.save_head("asr", lost)

@@ -46,6 +46,8 @@ def find_parts(folder: str | Path, head: str | Path | None = None) -> Parts:
         raise CheckpointError(f"{folder}: no such folder; give that of a saved adapter, of a head, or of a run.")
     adapter = _adapter_in(folder)
     if adapter is None:
+        if not _heads_in(folder):  # or the base alone would answer in its place
+            raise CheckpointError(f"{folder}: it holds no adapter and no head; give the folder of a saved one.")
         chosen = read_head(_one(_heads_near(folder), f"{folder}: it holds no adapter and", "head") if head is None
                            else head)  # fmt: skip
         return _of_head(chosen)
@@ -103,9 +105,13 @@ def _of_head(head: SavedHead) -> Parts:
 
 def _heads_near(folder: Path) -> list[Path]:
     """The head in the same folder, else those of ``heads/`` in it or beside ``adapters/``."""
+    return _heads_in(folder) or _having(folder.parent.parent / "heads", "head.json")
+
+
+def _heads_in(folder: Path) -> list[Path]:
     if (folder / "head.json").is_file():
         return [folder]
-    return _having(folder / "heads", "head.json") or _having(folder.parent.parent / "heads", "head.json")
+    return _having(folder / "heads", "head.json")
 
 
 def _was_trained_on(head: SavedHead, adapter: str, base: Base, has_tensors: bool) -> bool:

@@ -129,7 +129,9 @@ JSON, WEIGHTS = "adapter.json", "adapter_model.safetensors"
 
 BAD_ADAPTERS: dict[str, tuple[Change, str]] = {
     "no folder": (shutil.rmtree, "adapter.json: no such file|no such folder"),
-    "no description": (lambda f: (f / JSON).unlink(), "adapter.json: no such file|it holds no adapter"),
+    "no description": (
+        lambda f: [path.unlink() for path in f.glob("*.json")], "adapter.json: no such file|it holds no adapter"
+    ),
     "no weights": (lambda f: (f / WEIGHTS).unlink(), "adapter_model.safetensors: no such file"),
     "a file": (lambda f: (shutil.rmtree(f), f.write_bytes(b"")), "adapter.json: no such file|no such folder"),
     "a folder in place of the weights": (in_place_of(WEIGHTS, Path.mkdir), "cannot be read .it is no file"),
