@@ -127,7 +127,16 @@ def _method(config: type[AdapterConfig], sizes: dict) -> str:
     if names:
         lines += ["", "## Presets", "", *_table(names, sizes, folder="")]
     call = f'"{names[0]}"' if names else f"{config.__name__}()"
-    lines += ["", "```python", f'model.add_adapter("mine", {call})', "```", "", "[All methods](../methods.md)"]
+    needed = [] if call.startswith('"') else [f"from speech_adapters import {call.partition('(')[0]}", ""]
+    lines += [
+        "",
+        "```python",
+        *needed,
+        f'model.add_adapter("mine", {call})',
+        "```",
+        "",
+        "[All methods](../methods.md)",
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -39,6 +39,7 @@ class LoRAXS(ProjectionConfig):
     group: ClassVar[str] = "lora-xs"
 
     rank: Size = 16
+    """Width r of the cores."""
     basis: str | None = None
     """The SHA-256 that shared matrices are known by; None for the singular vectors of the base's own weights."""
 
