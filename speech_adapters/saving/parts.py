@@ -57,7 +57,10 @@ def save_part(
 
     folder = Path(folder)
     check_finite(tensors, f"{folder}: not saved")
-    weights = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, metadata={"format": "pt"})
+    weights = save(
+        {k: v.detach().cpu().contiguous() for k, v in tensors.items()},
+        metadata={"format": "pt", "description": f"{kind}.json"},
+    )
     described = {"format": FORMAT, **description, "weights_sha256": _sha256(weights)}
     try:
         text = _text(described, _sha256(_text(described, "")))

@@ -51,9 +51,18 @@ class PeftFolder:
 
 
 def is_peft_folder(folder: str | Path) -> bool:
-    """Whether ``peft`` made a folder: it has its configuration, and no description of ours."""
+    """Whether ``peft`` made a folder: it has its configuration, and no description of ours, nor weights of ours, which
+    say that they had one: without it nothing tells what they mean."""
+    from safetensors import SafetensorError, safe_open
+
     names = [CONFIG_FILE, "adapter.json", "head.json"]
-    return [os.path.lexists(Path(folder) / name) for name in names] == [True, False, False]
+    if [os.path.lexists(Path(folder) / name) for name in names] != [True, False, False]:
+        return False
+    try:
+        with safe_open(Path(folder) / WEIGHTS_FILE, framework="pt") as file:
+            return "description" not in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return True  # whoever reads it says what is wrong
 
 
 def read_peft_folder(folder: str | Path) -> PeftFolder:
