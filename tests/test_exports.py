@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from small_encoders import stock_model, whisper_model
 from small_models import batch, shake, small_model
 
@@ -275,5 +276,9 @@ def test_damaged_folders_of_peft(tmp_path):
     made = small_model("wav2vec2", "post-norm", "ia3")
     made.save_adapter("a", tmp_path / "ia3")
     (tmp_path / "ia3" / "adapter.json").unlink()
+    with pytest.raises(CheckpointError, match="adapter.json: no such file"):  # the weights say that they had one
+        model.load_adapter(tmp_path / "ia3")
+    weights = tmp_path / "ia3" / "adapter_model.safetensors"
+    save_file(load_file(weights), weights)
     with pytest.raises(CheckpointError, match="holds 'IA3' of peft; LoRA is what can be taken over"):
         model.load_adapter(tmp_path / "ia3")
