@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 from small_models import METHODS, batch, shake, small_model
 
 from speech_adapters.adapters import Bottleneck, preset
@@ -271,3 +272,17 @@ def test_cards_keep_odd_but_plain_values(tmp_path):
     model.save_adapter("a", tmp_path, seeds={9: 0.1, 10: float("nan")}, none=None, words=("a", "ü"))
     description, _ = load_part(tmp_path, "adapter")
     assert description["card"]["seeds"].keys() == {"9", "10"} and description["card"]["words"] == ["a", "ü"]
+
+
+def test_the_same_part_is_the_same_bytes(tmp_path):
+    """Safetensors orders metadata at random: twenty saves would differ in about half."""
+    tensors = {"b": torch.randn(2, 3), "a": torch.randn(3), "ä": torch.zeros(0)}
+    saved = {
+        save_part(tmp_path / str(n), "adapter", {}, tensors).joinpath("adapter_model.safetensors").read_bytes()
+        for n in range(20)
+    }
+    assert len(saved) == 1
+    assert load_part(tmp_path / "0", "adapter")[1]["b"].equal(tensors["b"])
+    with safe_open(tmp_path / "0" / "adapter_model.safetensors", "pt") as file:
+        assert file.metadata() == {"description": "adapter.json", "format": "pt"}
+        assert torch.equal(file.get_tensor("ä"), tensors["ä"])

@@ -53,14 +53,9 @@ def save_part(
         CheckpointError: a tensor with values that are not finite, a description that JSON cannot hold.
         InputError: a folder or disk that cannot be written.
     """
-    from safetensors.torch import save
-
     folder = Path(folder)
     check_finite(tensors, f"{folder}: not saved")
-    weights = save(
-        {k: v.detach().cpu().contiguous() for k, v in tensors.items()},
-        metadata={"format": "pt", "description": f"{kind}.json"},
-    )
+    weights = _serialised(tensors, {"description": f"{kind}.json", "format": "pt"})
     described = {"format": FORMAT, **description, "weights_sha256": _sha256(weights)}
     try:
         text = _text(described, _sha256(_text(described, "")))
@@ -84,6 +79,18 @@ def save_part(
                 f"{folder}: cannot be written ({error.strerror or error}); choose another place."
             ) from error
     return folder
+
+
+def _serialised(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """The bytes of a safetensors file: the same for the same part. safetensors writes metadata of more than one key in
+    a random order, which checksums and copies would take for other weights; they are put in the order given."""
+    from safetensors.torch import save
+
+    data = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, metadata=dict(metadata))
+    end = 8 + int.from_bytes(data[:8], "little")  # the file: the header's length, the header in JSON, the tensors
+    header = {**json.loads(data[8:end]), "__metadata__": dict(metadata)}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    return data[:8] + text.ljust(end - 8) + data[end:]
 
 
 def load_part(folder: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
