@@ -79,7 +79,11 @@ def _checkpoints() -> str:
         "from speech_adapters import SpeechAdapterModel",
         "",
         'model = SpeechAdapterModel.from_pretrained("facebook/mms-1b-all", target_lang="fra")',
+        'model = SpeechAdapterModel.from_pretrained("facebook/mms-1b-all@main:fra")  # the same in one word',
         "```",
+        "",
+        "Recipes, the command line and the server take that word wherever they take an encoder: "
+        "`--encoder facebook/mms-1b-all:fra`, `--encoder microsoft/wavlm-base-plus@<commit>`.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -13,10 +13,12 @@ from public_checkpoints import CHECKPOINTS, LANGUAGES, LETTERS, LOWER, TOKENIZER
 from small_models import batch, parameters
 
 from speech_adapters.encoders import load_encoder
+from speech_adapters.encoders.sources import Source
 from speech_adapters.errors import CheckpointError, ConfigError, TextError
 from speech_adapters.heads.ctc import CTCHead
 from speech_adapters.model import SpeechAdapterModel
-from speech_adapters.tasks.asr import use_own_ctc_head
+from speech_adapters.tasks.asr import SpeechRecognition, use_own_ctc_head
+from speech_adapters.text import Vocabulary
 
 ADAPTERS = ("lora", "houlsby")
 BY_FOLDER = {checkpoint.folder: checkpoint for checkpoint in CHECKPOINTS}
@@ -156,7 +158,7 @@ def test_languages_differ_and_what_is_not_there_is_named(folders, tmp_path):
     assert {key: len(encoder.ctc.bias) for key, encoder in encoders.items()} == {
         None: 33, **{language: len(tokens) for language, tokens in LANGUAGES.items()}
     }  # fmt: skip
-    with pytest.raises(ConfigError, match="holds 3 languages and it has no 'deu': target_lang=..., one of eng, fra"):
+    with pytest.raises(ConfigError, match="holds 3 languages and it has no 'deu': .*NAME:LANGUAGE.*eng, fra"):
         load_encoder(folders / MMS.folder, target_lang="deu")
     with pytest.raises(ConfigError, match="target_lang='fra' has no adapter.fra.safetensors .* no folder of MMS"):
         load_encoder(folders / BASE_960H.folder, target_lang="fra")
@@ -264,3 +266,22 @@ def test_an_output_adapter_runs_and_padding_does_not_reach_it(family, changes):
         torch.testing.assert_close(alone, stock(encoder.normalized(one)).last_hidden_state, atol=1e-5, rtol=0)
         found = together.last_hidden_state[row, : alone.shape[1]]
         torch.testing.assert_close(found, alone[0], atol=1e-4, rtol=0)
+
+
+def test_a_language_and_a_revision_are_part_of_the_name(folders: Path, tmp_path: Path) -> None:
+    """Recipes and command lines have one word for an encoder."""
+    place = folders / MMS.folder
+    named, given = load_encoder(f"{place}:fra"), load_encoder(place, target_lang="fra")
+    assert (named.name, named.language, named.fingerprint) == (given.name, "fra", given.fingerprint)
+    assert load_encoder(f"{place}:fra", target_lang="fra").language == "fra"
+    with pytest.raises(ConfigError, match=r"says 'fra', and target_lang='eng' was given beside it"):
+        load_encoder(f"{place}:fra", target_lang="eng")
+    with pytest.raises(ConfigError, match="it has no 'xxx'.*NAME:LANGUAGE"):
+        load_encoder(f"{place}:xxx")
+    (odd := tmp_path / "model:fra").symlink_to(place)
+    assert load_encoder(odd).language == "eng", "a folder of this very name is meant"
+    asked = Source.read("facebook/mms-1b-all@c0ffee:uzb-script_cyrillic")
+    assert asked == Source("facebook/mms-1b-all", "c0ffee", "uzb-script_cyrillic")
+    assert Source.read("C:\\encoders\\mms") == Source("C:\\encoders\\mms")
+    task = SpeechRecognition(vocabulary="checkpoint", encoder=f"{place}:fra")
+    assert task.vocabulary == Vocabulary.load(place, language="fra")

@@ -42,8 +42,8 @@ def spoken(folder: Path, target_lang: str | None) -> str | None:
     if known and language not in known:
         asked = "say which one" if language is None else f"it has no {language!r}"
         raise ConfigError(
-            f"{folder}: holds {len(known)} languages and {asked}: target_lang=..., one of {', '.join(known[:20])}"
-            f"{' ...' if len(known) > 20 else ''}."
+            f"{folder}: holds {len(known)} languages and {asked}: target_lang=... (or NAME:LANGUAGE), one of "
+            f"{', '.join(known[:20])}{' ...' if len(known) > 20 else ''}."
         )
     return language
 

@@ -24,7 +24,7 @@ from speech_adapters.encoders.json_files import read_json
 from speech_adapters.encoders.language import language_tensors, speak, spoken
 from speech_adapters.encoders.preprocessing import read_normalize
 from speech_adapters.encoders.quantization import Quantization
-from speech_adapters.encoders.sources import find_folder
+from speech_adapters.encoders.sources import Source, find_folder
 from speech_adapters.encoders.tensors import check_finite
 from speech_adapters.encoders.weights import read_tensors, stored_shapes
 from speech_adapters.errors import CheckpointError, ConfigError
@@ -43,7 +43,7 @@ def load_encoder(
 
     Args:
         name_or_path: a packaged name ("tiny-wavlm"), a local folder in Hugging Face format, or a hub id
-            ("microsoft/wavlm-base-plus").
+            ("microsoft/wavlm-base-plus"); ``NAME@REVISION:LANGUAGE`` says the next and the last argument too.
         revision: branch, tag or commit on the hub.
         dtype: of the frozen weights, e.g. ``torch.bfloat16`` on a GPU. The fingerprint is taken before the cast.
         quantize: "int8", "int4" or "nf4": hold the frozen weights in so many bits; adapters stay as they are.
@@ -56,7 +56,8 @@ def load_encoder(
         CheckpointError: a checkpoint cut short, without weights, with weights that are not finite or do not fit its
             configuration, or without a word on how its waveforms are prepared.
     """
-    name, device = str(name_or_path), usable_device(device)
+    device, source = usable_device(device), Source.read(str(name_or_path), revision, target_lang)
+    name, revision, target_lang = source.name, source.revision, source.target_lang
     folder = find_folder(name, revision, target_lang)
     try:
         family = family_named(read_json(folder / "config.json").get("model_type"))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import re
+from dataclasses import dataclass
 from pathlib import Path
 
 from speech_adapters.encoders.hub import fetch
@@ -12,8 +14,40 @@ from speech_adapters.errors import ConfigError
 
 def checkpoint_file(name_or_path: str | Path, file: str) -> Path | None:
     """A file of a checkpoint, such as ``vocab.json``, or None where it has none; errors as of :func:`find_folder`."""
-    path = find_folder(str(name_or_path)) / file
+    source = Source.read(str(name_or_path))
+    path = find_folder(source.name, source.revision, source.target_lang) / file
     return path if path.is_file() else None
+
+
+@dataclass(frozen=True)
+class Source:
+    """What an encoder is called: its name, the revision on the hub, the language of an MMS checkpoint."""
+
+    name: str
+    revision: str | None = None
+    target_lang: str | None = None
+
+    @classmethod
+    def read(cls, text: str, revision: str | None = None, target_lang: str | None = None) -> Source:
+        """Take ``NAME[@REVISION][:LANGUAGE]`` apart, as recipes and command lines write it; a folder of just this name
+        is meant where there is one.
+
+        Args:
+            revision, target_lang: said beside it.
+
+        Raises:
+            ConfigError: said twice, and not the same.
+        """
+        match = None if Path(text).expanduser().is_dir() else _NAME.fullmatch(text)
+        if match is None:
+            return cls(text, revision, target_lang)
+        for key, beside in (("revision", revision), ("target_lang", target_lang)):
+            if None not in (beside, match[key]) and beside != match[key]:
+                raise ConfigError(f"{text}: says {match[key]!r}, and {key}={beside!r} was given beside it; drop one.")
+        return cls(match["name"], revision or match["revision"], target_lang or match["target_lang"])
+
+
+_NAME = re.compile(r"(?P<name>[^@:]+)(@(?P<revision>[\w./-]+))?(:(?P<target_lang>[\w-]+))?")
 
 
 def find_folder(name: str, revision: str | None = None, target_lang: str | None = None) -> Path:

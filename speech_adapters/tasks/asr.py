@@ -10,7 +10,7 @@ from typing import Any
 from speech_adapters.data.manifest import Manifest
 from speech_adapters.data.transcripts import write_transcripts
 from speech_adapters.encoders.encoder import Encoder
-from speech_adapters.encoders.sources import checkpoint_file
+from speech_adapters.encoders.sources import Source, checkpoint_file
 from speech_adapters.errors import ConfigError
 from speech_adapters.files import write_json
 from speech_adapters.heads.base import HeadConfig
@@ -221,7 +221,7 @@ def _given_vocabulary(vocabulary: str, encoder: str | None) -> Vocabulary:
             raise ConfigError(
                 f"vocabulary=checkpoint: {encoder or 'no encoder'} brings no vocab.json; choose another."
             )
-        return Vocabulary.load(file)
+        return Vocabulary.load(file, language=Source.read(str(encoder)).target_lang)
     if Path(vocabulary).suffix == ".json" or Path(vocabulary).is_dir():
         return Vocabulary.load(vocabulary)
     raise ConfigError(
