@@ -123,9 +123,9 @@ for module in pkgutil.walk_packages(speech_adapters.__path__, "speech_adapters."
 model = speech_adapters.SpeechAdapterModel.from_pretrained("tiny-wavlm")
 model.add_adapter("a", "elp")
 model.eval()
-print(model(torch.randn(1, 8000)).features.shape[-1])
+print(model(torch.randn(1, 8000)).features.shape[-1], "torch._dynamo" in sys.modules)
 """
-    assert in_a_fresh_process(code).strip() == "512"
+    assert in_a_fresh_process(code).split() == ["512", "False"], "the compiler takes as long to import as torch"
 
 
 def reads_that_run_code(text: str) -> list[int]:
