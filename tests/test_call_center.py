@@ -86,7 +86,10 @@ def test_the_command_line_leaves_a_matrix_a_report_and_everything_that_was_train
     }
     assert set(cells) == methods
     for method, row in cells.items():
-        assert set(row) == {*DOMAINS, *(["dev"] if method != "oracle-routing" else [])} and all(c["low"] <= c["value"] <= c["high"] for c in row.values())
+        assert set(row) == {*DOMAINS, *(["dev"] if method != "oracle-routing" else [])}
+        assert all(c["low"] <= c["value"] <= c["high"] for c in row.values())
+            c["low"] <= c["value"] <= c["high"] for c in row.values()
+        )
     assert cells["oracle-routing"] == {domain: cells[domain][domain] for domain in DOMAINS}
     assert results["adapter"] == "fusion" and set(results["baselines"]) == methods - {"fusion"}
     assert results["baselines"]["oracle-routing"]["relative_to_oracle"] == 0
@@ -102,7 +105,11 @@ def test_the_command_line_leaves_a_matrix_a_report_and_everything_that_was_train
     assert "average" in capsys.readouterr().out
 
     saved = [f"--start-adapter={run / 'adapters/noisy-seed1'}", f"--start-head={run / 'heads/asr-seed1'}"]
-    recipe.main(configure(recipe, data, *saved, f"--output={tmp_path / 'next'}", "full=false", "training.updates=1", "--merges=tsv"))
+    recipe.main(
+        configure(
+            recipe, data, *saved, f"--output={tmp_path / 'next'}", "full=false", "training.updates=1", "--merges=tsv"
+        )
+    )
     trained = {path.name for path in (tmp_path / "next" / "tensorboard").iterdir()}
     assert trained == {*DOMAINS, "fusion", "router", "posterior", "pooled"}  # and no "start"
     head = "heads/{}/head_model.safetensors"
@@ -155,20 +162,22 @@ def test_what_cannot_be_compared_is_refused(recipe, data, tmp_path):
 
 
 def test_what_cannot_be_merged_or_read_and_voices_from_training_are_refused_before_training(recipe, data):
-    for arguments, error, message in (
-        (("--adapter=lora+l",), ConfigError, "method='tsv' is for LoRA and rsLoRA"),
-        (("--posterior-layer=2",), ConfigError, "posterior_layer=2: the encoder's layers are 0 to 1"),
-        ((f"outside.noisy={data / 'test.jsonl'}",), ConfigError, "outside.noisy: a domain that is trained on has"),
-        ((f"outside.other={data / 'train.jsonl'}",), ManifestError, "speaker"),
-        (("--density=0",), ConfigError, "density=0.0: must be a number"),
-        (("--merges=mean",), ConfigError, "merges"),
+    def prepare(*arguments):
+        config = configure(recipe, data, "full=false", *arguments)
+        domains, encoder = recipe.find_domains(config), load_encoder(config.encoder)
+        outside = recipe.find_outside(config, domains)
+        return DomainsRun(config, domains, encoder, domains_head(config, domains), 0, outside)
+
+    for argument, error, message in (
+        ("--adapter=lora+l", ConfigError, "method='tsv' is for LoRA and rsLoRA"),
+        ("--posterior-layer=2", ConfigError, "posterior_layer=2: the encoder's layers are 0 to 1"),
+        (f"outside.noisy={data / 'test.jsonl'}", ConfigError, "outside.noisy: a domain that is trained on has"),
+        (f"outside.other={data / 'train.jsonl'}", ManifestError, "speaker"),
+        ("--density=0", ConfigError, "density=0.0: must be a number"),
+        ("--merges=mean", ConfigError, "merges"),
     ):
         with pytest.raises(error, match=message):
-            config = configure(recipe, data, "full=false", *arguments)
-            domains, encoder = recipe.find_domains(config), load_encoder(config.encoder)
-            DomainsRun(
-                config, domains, encoder, domains_head(config, domains), 0, recipe.find_outside(config, domains)
-            )
+            prepare(argument)
 
 
 def test_forgetting_is_read_off_the_matrix():

@@ -281,7 +281,10 @@ def test_fusion_refuses_lora_and_what_is_missing():
         (lambda: model.add_fusion(Stack("a")), r"Fuse and Route have weights of their own, Stack\('a'\) has none"),
         (lambda: model.add_fusion(Fuse("c"), RouterConfig()), "takes a FusionConfig, not RouterConfig"),
         (lambda: model.add_fusion(Route("a", "b"), RouterConfig(top_k=3)), "top_k=3 of 2 members"),
-        (lambda: model.add_fusion(Route("a", "b"), RouterConfig(layer=9)), "layer=9, but the encoder's layers are 0 to"),
+        (
+            lambda: model.add_fusion(Route("a", "b"), RouterConfig(layer=9)),
+            "layer=9, but the encoder's layers are",
+        ),
         (lambda: RouterConfig(layer=0), "layer=0: must be a whole number, at least 1"),
         (lambda: model.add_fusion(Route("c", "d")), "a member acts inside the CNN, whose output the gate reads"),
         (lambda: FusionConfig(rank=0), "FusionConfig: rank=0: must be a whole number, at least 1"),

@@ -89,7 +89,7 @@ def activation(task: str) -> str:
     return ACTIVATIONS.get(task, ACTIVATIONS[FALLBACK])
 
 
-def ELP(task: str = "asr", *, e_size: int = 256, l_size: int = 512, frames: int = 5) -> Combine:
+def ELP(task: str = "asr", *, e_size: int | tuple[int, ...] = 256, l_size: int = 512, frames: int = 5) -> Combine:
     """E-, L- and P-adapters with the encoder's LayerNorms: EL (below) with pseudo frames at the CNN's output."""
     combined = EL(task, e_size=e_size, l_size=l_size)
     return Combine(
@@ -98,7 +98,7 @@ def ELP(task: str = "asr", *, e_size: int = 256, l_size: int = 512, frames: int 
     )
 
 
-def EL(task: str = "asr", *, e_size: int = 256, l_size: int = 512) -> Combine:
+def EL(task: str = "asr", *, e_size: int | tuple[int, ...] = 256, l_size: int = 512) -> Combine:
     """E-adapters in all layers but the last, L-adapters from all, LayerNorms (Otake et al., 2023: "proposed").
 
     The last layer needs no E-adapter: its output reaches the head through its L-adapter only.
@@ -141,7 +141,7 @@ def varan(task: str = "asr", *, l_size: int = 512) -> Combine:
     return Combine(parts=(weighed, norms), head_learning_rate=rates("l", task)["head"])
 
 
-def E(task: str = "asr", *, e_size: int = 256) -> Combine:
+def E(task: str = "asr", *, e_size: int | tuple[int, ...] = 256) -> Combine:
     """E-adapters in all layers and LayerNorms (Otake et al., 2023: "E-adapters only")."""
     rate = rates("e", task)
     return Combine(
@@ -153,7 +153,7 @@ def E(task: str = "asr", *, e_size: int = 256) -> Combine:
     )
 
 
-def houlsby_speech(task: str = "asr", *, size: int = 256) -> Combine:
+def houlsby_speech(task: str = "asr", *, size: int | tuple[int, ...] = 256) -> Combine:
     """Two bottlenecks of 256 a layer with LayerNorm inside, and LayerNorms: "conventional" in Otake et al. (2023)."""
     rate = rates("houlsby-speech", task)
     return Combine(

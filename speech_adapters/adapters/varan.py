@@ -4,10 +4,10 @@
     q   = softmax_l(u_l . m_l + s_l)          the posterior over layers
     z   = sum_l q_l a_l,   a_l = LN(act(W_l h_l + b_l))      as in an L-adapter; the head reads z alone
 
-``u`` and ``s`` start at zero: at first all layers weigh the same, as in an L-adapter. Parameters: those of an L-adapter
-and ``L D``. Use it where recordings differ in kind (noise, channel, emotion), so that no one mixture of layers fits all
-of them; the paper's best results are beside LoRA (``lora+varan``). As with L-adapters nothing is computed backwards
-through the encoder.
+``u`` and ``s`` start at zero: at first all layers weigh the same, as in an L-adapter. Parameters: those of an
+L-adapter and ``L D``. Use it where recordings differ in kind (noise, channel, emotion), so that no one mixture of
+layers fits all of them; the paper's best results are beside LoRA (``lora+varan``). As with L-adapters nothing is
+computed backwards through the encoder.
 
 Source: Diatlova et al., "VARAN: Variational Inference for Self-Supervised Speech Models Fine-Tuning on Downstream
 Tasks" (arXiv 2508.12061): probing heads of their own for the layers, weighed by data. There each layer has a head, the

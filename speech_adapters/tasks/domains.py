@@ -7,9 +7,10 @@ What is trained, on the same updates:
 2. one adapter per domain, from that start;
 3. AdapterFusion, a router and one that reads the posterior of a layer, over them, on equal shares of all domains'
    data, the adapters frozen (they are not told the domain when scored);
-4. beside them: one adapter on such a pool with as many updates as a domain's, the domain adapters' uniform average and
-   merges of their weights (one adapter, untrained), oracle routing (each domain's own adapter), and full fine-tuning on
-   one domain after the other (from the bare encoder, also where a start is given: what it shows is forgetting).
+4. beside them: one adapter on such a pool with as many updates as a domain's, the domain adapters' uniform average
+   and merges of their weights (one adapter, untrained), oracle routing (each domain's own adapter), and full
+   fine-tuning on one domain after the other (from the bare encoder, also where a start is given: what it shows is
+   forgetting).
 
 A domain without training data is out of domain: all are scored on it, and no figure over domains holds it.
 """
