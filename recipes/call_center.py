@@ -6,8 +6,8 @@
 
 Trained on the same updates: an adapter and a shared head on the first domain (or --start-adapter and --start-head),
 from there one adapter per domain, AdapterFusion and routers over them; beside these one adapter on all domains, the
-average of the domain adapters and merges of their weights, oracle routing, and full fine-tuning on one domain after the
-other. See speech_adapters/tasks/domains.py. With outside.NAME=test.jsonl all are scored on speech of another kind too.
+average of the domain adapters and merges of their weights, oracle routing, and full fine-tuning on one domain after
+the other. See speech_adapters/tasks/domains.py. With outside.NAME=test.jsonl all are scored on other speech too.
 
 The report shows the matrix of WERs. Down a column: what each method makes of a domain. Along a row: transfer. An
 adapter forgets nothing when the next one comes, since its weights are its own; what full fine-tuning forgets is the

@@ -16,9 +16,9 @@ from small_encoders import small_encoder
 from speech_adapters.config import parse_cli
 from speech_adapters.data.audio import write_audio
 from speech_adapters.data.manifest import Manifest, Utterance
+from speech_adapters.encoders import load_encoder
 from speech_adapters.errors import ConfigError, ManifestError
 from speech_adapters.model import SpeechAdapterModel
-from speech_adapters.encoders import load_encoder
 from speech_adapters.tasks.domains import MERGES, DomainsRun, domains_head, forgetting
 
 PATH = Path(__file__).parents[1] / "recipes" / "call_center.py"
@@ -88,8 +88,6 @@ def test_the_command_line_leaves_a_matrix_a_report_and_everything_that_was_train
     for method, row in cells.items():
         assert set(row) == {*DOMAINS, *(["dev"] if method != "oracle-routing" else [])}
         assert all(c["low"] <= c["value"] <= c["high"] for c in row.values())
-            c["low"] <= c["value"] <= c["high"] for c in row.values()
-        )
     assert cells["oracle-routing"] == {domain: cells[domain][domain] for domain in DOMAINS}
     assert results["adapter"] == "fusion" and set(results["baselines"]) == methods - {"fusion"}
     assert results["baselines"]["oracle-routing"]["relative_to_oracle"] == 0

@@ -28,6 +28,6 @@ from speech_adapters.adapters.weighted_sum import WeightedSum
 __all__ = [
     "ADAPTER_METHODS", "ALIASES", "EL", "ELP", "IA3", "PRESETS", "VARAN", "AdaLoRA", "AdapterBias",
     "AdapterConfig", "AdapterModule", "AdapterPlan", "BitFit", "Bottleneck", "CNNAdapter", "Combine", "Compacter",
-    "ConvAdapter", "DeepPrompts", "E", "EAdapter", "FineTuning", "HeadOnly", "L", "LAdapter", "LayerNorms", "LoRA", "LoRAXS",
-    "PAdapter", "PiSSA", "Prefix", "VeRA", "WeightedSum", "adapter_config", "preset",
+    "ConvAdapter", "DeepPrompts", "E", "EAdapter", "FineTuning", "HeadOnly", "L", "LAdapter", "LayerNorms", "LoRA",
+    "LoRAXS", "PAdapter", "PiSSA", "Prefix", "VeRA", "WeightedSum", "adapter_config", "preset",
 ]  # fmt: skip
