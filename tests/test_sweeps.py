@@ -21,7 +21,8 @@ from speech_adapters.cli.recipes import load_recipe
 from speech_adapters.data.audio import write_audio
 from speech_adapters.data.manifest import Manifest, Utterance
 from speech_adapters.errors import ConfigError, InputError
-from speech_adapters.reports.sweep_report import Finished, pareto_front
+from speech_adapters.files import write_json
+from speech_adapters.reports.sweep_report import Finished, pareto_front, sweep_table, write_sweep_report
 from speech_adapters.sweeps.settings import SweepConfig
 from speech_adapters.sweeps.space import Space, with_values
 from speech_adapters.sweeps.study import Sweep
@@ -184,7 +185,7 @@ def test_a_sweep_finds_its_finalists_on_dev_and_tests_them_when_asked(data, tmp_
     tested = json.loads((folder / "test.json").read_text())
     assert tested["data"]["sha256"] != results["data"]["dev"]["sha256"] and tested["metrics"]["wer"]["low"] >= 0
     page = (output / "report.html").read_text()
-    assert "No other is better and smaller" in page and "By rank" in page and "layers that get an adapter" in page
+    assert "No other is better and smaller" in page and "By rates.head" in page and "Finalists" in page
     with pytest.raises(SystemExit):
         command_line([*command, "training.warmup=0.3"])
     assert "was begun with other settings (config; see sweep.json)" in capsys.readouterr().err
@@ -235,6 +236,39 @@ def test_a_killed_sweep_ends_as_one_that_was_not_and_two_processes_share_one(dat
 
 
 # --- report --------------------------------------------------------------------------------------------------------
+
+
+def found_trials() -> dict:
+    """What a sweep leaves: LoRA of three ranks and two depths, sizes by layer, and a trial that was pruned."""
+    made = []
+    for number, (rank, layers, rate) in enumerate([(2, None, 0.5), (8, None, 0.4), (32, "top-1", 0.45)]):
+        values = {
+            "adapter": "lora",
+            "options.lora.rank": rank,
+            "options.lora.layers": layers,
+            "rates.head": 1e-3 * rank,
+        }
+        figures = {"metrics": {"wer": {"value": rate, "low": rate - 0.1, "high": rate + 0.1}}}
+        made.append({"number": number, "state": "complete", "values": values, **figures})
+    values = {"adapter": "el", "options.el.e_size": [16, 64], "rates.head": 0.005}
+    made.append({"number": 3, "state": "complete", "values": values, "metrics": {"wer": {"value": 0.3}}})
+    made.append({"number": 4, "state": "pruned", "values": {**values, "options.el.e_size": [16, 16]}, "pruned": 20})
+    for trial in made:
+        trial["parameters"] = {"trainable": 1000 * 4 ** trial["number"]}
+    facts = {"task": "asr", "encoder": "tiny-wavlm", "adapter": "elp", "metric": "wer", "updates": 100, "layers": 4}
+    return {**facts, "data": {}, "over": {}, "trials": made}
+
+
+def test_the_page_shows_each_setting_against_figures_and_parameters(tmp_path):
+    write_json(tmp_path / "trials.json", found_trials())
+    page = write_sweep_report(tmp_path).read_text()
+    for title in ("By adapter", "By rank", "By layers", "By e_size", "By rates.head"):
+        assert f"<h2>{title}</h2>" in page
+    assert "layers that get an adapter" in page and "16/64" in page and "5, of which 4 to their end, 1 pruned" in page
+    assert page.count("<svg") - page.count('aria-hidden="true"') == 1 + 2 + 2 + 1  # front, rank, layers, rate
+    assert "trial 3, el: 30.0 %, 64,000 parameters" in page
+    text = sweep_table(tmp_path, most=2)
+    assert text.splitlines()[1].split()[:3] == ["3", "30.0", "64,000"] and len(text.splitlines()) == 3
 
 
 def test_the_front_holds_what_nothing_beats():

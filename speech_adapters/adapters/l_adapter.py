@@ -41,7 +41,7 @@ class LAdapter(AdapterConfig):
     layers: Layers = None
     """Layers with a path; None means all."""
 
-    def build(self, encoder: Encoder) -> LAdapterModule:
+    def build(self, encoder: Encoder) -> LayerPaths:
         return LAdapterModule(self, encoder)
 
 

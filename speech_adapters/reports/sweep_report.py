@@ -163,7 +163,7 @@ def _trial_table(found: _Found, trials: Sequence[Finished]) -> Table:
         ]
         for trial in trials
     ]
-    return Table(["trial", f"dev {found.title}", "parameters", "adapter", "settings"], rows, [True] * 3 + [False] * 2)
+    return Table(["trial", f"dev {found.title}", "parameters", "adapter", "settings"], rows, [False, True, True, False, False])
 
 
 # ---------------------------------------------------------------------- by setting
@@ -286,7 +286,7 @@ def _finalists(found: _Found) -> Table | None:
     if not rows:
         return None
     titles = ["trial", "adapter", f"dev {found.title}", "by seed", f"test {found.title}", "parameters"]
-    return Table(titles, rows, [True, False, True, True, True, True])
+    return Table(titles, rows, [False, False, True, True, True, True])
 
 
 def _rate(entry: Any) -> Cell:

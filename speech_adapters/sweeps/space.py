@@ -130,7 +130,7 @@ class Space:
         adapter = self.adapters[0]
         values: Values = {}
         if "adapter" in self.dimensions:
-            adapter = values["adapter"] = self.dimensions["adapter"].suggest(trial, "adapter")
+            adapter = values["adapter"] = str(self.dimensions["adapter"].suggest(trial, "adapter"))
         for key, dimension in self.active(adapter).items():
             if key != "adapter":
                 values[key] = dimension.suggest(trial, key)

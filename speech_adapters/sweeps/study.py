@@ -222,8 +222,8 @@ class Sweep:
                     return Round(run, [Trial(self.study, trial._trial_id) for trial in trials])
             wanted = min(self.settings.at_once, self.settings.trials - kept)
             drawn = [self._draw(kept + place) for place in range(wanted)]
-            for trial in drawn:
-                trial.set_user_attr("round", drawn[0].number)
+            for new in drawn:
+                new.set_user_attr("round", drawn[0].number)
             run = self._free(drawn[0].number) if drawn else None
             return None if run is None else Round(run, drawn)
 
