@@ -1,6 +1,6 @@
 """Search a recipe's settings: trials pruned on dev data, finalists over seeds, ablation tables.
 
-  speech-adapters sweep asr --trials 30 --output sweeps/asr --train train.jsonl --dev dev.jsonl --test test.jsonl \
+  speech-adapters sweep asr --trials 30 --output sweeps/asr --train train.jsonl --dev dev.jsonl --test test.jsonl \\
       training.updates=600 training.evaluate_every=60
   speech-adapters sweep asr --space space.yaml --output sweeps/mine ...
   speech-adapters sweep emotion 'over.adapter=[l,lora]' 'over.options.lora.rank=[2,8,32]' --output sweeps/emotion ...
