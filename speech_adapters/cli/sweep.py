@@ -61,7 +61,7 @@ def run(name: str, arguments: argparse.Namespace, others: Sequence[str]) -> None
         raise ConfigError("sweep needs optuna: pip install 'speech-adapters[sweep]'")
     from speech_adapters.config import load_config, parse_cli
     from speech_adapters.reports.sweep_report import sweep_table
-    from speech_adapters.sweeps.finalists import run_finalists, test_finalists
+    from speech_adapters.sweeps.finalists import run_finalists, score_finalists
     from speech_adapters.sweeps.settings import SweepConfig
     from speech_adapters.sweeps.study import Sweep
 
@@ -87,7 +87,7 @@ def run(name: str, arguments: argparse.Namespace, others: Sequence[str]) -> None
     if arguments.finalists is not None:
         run_finalists(sweep, recipe.experiment, arguments.finalists)
     if arguments.score_test:
-        test_finalists(sweep, recipe.experiment)
+        score_finalists(sweep, recipe.experiment)
     print(f"\n{sweep_table(sweep.folder)}\n\nreport  {sweep.write()}")
 
 

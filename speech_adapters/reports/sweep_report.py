@@ -163,7 +163,9 @@ def _trial_table(found: _Found, trials: Sequence[Finished]) -> Table:
         ]
         for trial in trials
     ]
-    return Table(["trial", f"dev {found.title}", "parameters", "adapter", "settings"], rows, [False, True, True, False, False])
+    return Table(
+        ["trial", f"dev {found.title}", "parameters", "adapter", "settings"], rows, [False, True, True, False, False]
+    )
 
 
 # ---------------------------------------------------------------------- by setting

@@ -49,7 +49,7 @@ def run_finalists(sweep: Sweep, make: Make, count: int) -> list[Path]:
     return folders
 
 
-def test_finalists(sweep: Sweep, make: Make) -> dict[str, dict[str, Any]]:
+def score_finalists(sweep: Sweep, make: Make) -> dict[str, dict[str, Any]]:
     """Score the finalists that were trained on the test set: figures by folder.
 
     Raises:
