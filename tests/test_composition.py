@@ -367,6 +367,8 @@ def test_a_shared_adapter_below_and_experts_above_take_one_pass():
         gate.weight.zero_()
         gate.bias.fill_(-200.0)[number] = 0.0
         torch.testing.assert_close(features(model, stack), features(model, Stack("a", name)), atol=1e-5, rtol=0)
+    model.train_adapter(stack)
+    assert set(model.parameter_groups()) == {"lora", "router"}  # the shared adapter, and the gate
     model.set_active(stack, skip_layers=1)
     with pytest.raises(ConfigError, match="its gate reads the input of layer 1, which skip_layers leaves out"):
         model(*batch())

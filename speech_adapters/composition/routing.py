@@ -13,8 +13,9 @@ With ``layer`` the gate is the model's own posterior, read in the same pass wher
 
 The guide loss makes it the posterior of domains (languages in the paper). Layers below k are shared: there the members
 act in equal parts, which is the one adapter that they have in common where they were trained so, as in
-``Stack("shared", Route("a", "b"))`` with members that act from layer k on, the published form. ``Stack`` trains the
-shared adapter with the gate; members were trained before (all are trained together in the paper).
+``Stack("shared", Route("a", "b"))`` with members that act from layer k on, the published form.
+``train_adapter(Stack(...))`` trains the shared adapter with the gate; members were trained before (in the paper all
+are trained together).
 
 The load-balance loss of Fedus et al., "Switch Transformers" (JMLR 2022, equation 4), ``N sum_n f_n p_n`` with ``f_n``
 the share of inputs whose largest weight is n and ``p_n`` the mean weight, keeps all experts in use. Experts: adapters
