@@ -209,10 +209,10 @@ def _verbs(group: object, prog: str, level: str) -> list[str]:
             lines += ["```text", rest.strip("\n"), "```", ""]
         if hasattr(verb, "VERBS"):
             lines += _verbs(verb, called, level + "#")
-        elif hasattr(verb, "RECIPES"):
+        if hasattr(verb, "RECIPES"):
             rows = [f"| `{key}` | {_cell(summary(recipe))} |" for key, recipe in verb.RECIPES.items()]
             lines += ["| name | |", "|---|---|", *rows, ""]
-        elif hasattr(verb, "add_arguments"):
+        if hasattr(verb, "add_arguments"):
             lines += _arguments(verb)
     return lines
 

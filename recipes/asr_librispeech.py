@@ -14,12 +14,15 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from speech_adapters.config import option, parse_cli, run_main
 from speech_adapters.errors import ConfigError
 from speech_adapters.ranges import Positive, Size
 from speech_adapters.tasks.base import Corpus, ExperimentConfig
+
+if TYPE_CHECKING:
+    from speech_adapters.tasks.experiment import Experiment
 
 PRESETS = {path.stem: path for path in (Path(__file__).parent / "asr_librispeech").glob("*.yaml")}
 HINT = """LibriSpeech was not found (give --librispeech-root or set LIBRISPEECH_ROOT; to get it:
@@ -78,9 +81,10 @@ def find_corpus(config: Config) -> Corpus:
     return corpus.check_speakers()
 
 
-def main(config: Config) -> Any:
+def experiment(config: Config) -> Experiment:
+    """What is trained and scored."""
     from speech_adapters.tasks.asr import SpeechRecognition
-    from speech_adapters.tasks.experiment import run_experiment
+    from speech_adapters.tasks.experiment import Experiment
 
     task = SpeechRecognition(
         vocabulary=config.vocabulary,
@@ -90,7 +94,13 @@ def main(config: Config) -> Any:
         hidden_size=config.head_hidden_size,
         encoder=config.encoder,
     )
-    return run_experiment("asr_librispeech", config, task, lambda: [find_corpus(config)])
+    return Experiment("asr_librispeech", config, task, lambda: [find_corpus(config)])
+
+
+def main(config: Config) -> Any:
+    from speech_adapters.tasks.experiment import run_experiment
+
+    return run_experiment(*experiment(config))
 
 
 if __name__ == "__main__":

@@ -5,9 +5,9 @@
     python recipes/call_center.py --config my_domains.yaml               # manifests by domain; see recipes/call_center
 
 Trained on the same updates: an adapter and a shared head on the first domain (or --start-adapter and --start-head),
-from there one adapter per domain, AdapterFusion and a router over them; beside these one adapter on all domains, the
-average of the domain adapters, oracle routing, and full fine-tuning on one domain after the other. See
-speech_adapters/tasks/domains.py.
+from there one adapter per domain, AdapterFusion and routers over them; beside these one adapter on all domains, the
+average of the domain adapters and merges of their weights, oracle routing, and full fine-tuning on one domain after
+the other. See speech_adapters/tasks/domains.py. With outside.NAME=test.jsonl all are scored on other speech too.
 
 The report shows the matrix of WERs. Down a column: what each method makes of a domain. Along a row: transfer. An
 adapter forgets nothing when the next one comes, since its weights are its own; what full fine-tuning forgets is the
@@ -46,6 +46,8 @@ class Config(DomainsConfig):
 
     domains: dict[str, DomainFiles] = field(default_factory=dict)
     """Manifests by domain, the first one the start of the others: ``{studio: {train: a.jsonl, test: b.jsonl}}``."""
+    outside: dict[str, Path] = field(default_factory=dict)
+    """Test manifests by name, of domains that nothing is trained on: ``{meetings: meetings_test.jsonl}``."""
     train: Path | None = option(None, "one manifest for all domains, told apart by `domain`; then --test too")
     dev: Path | None = option(None, "the same for dev losses")
     test: Path | None = option(None, "the same for scoring")
@@ -94,6 +96,22 @@ def find_domains(config: Config) -> list[Domain]:
     return sorted(domains, key=lambda domain: domain.name != (config.first or names[0]))
 
 
+def find_outside(config: Config, domains: list[Domain]) -> dict[str, Manifest]:
+    """The test sets out of domain; their speakers are in no training set.
+
+    Raises:
+        ConfigError, ManifestError: a name that a domain has, a speaker that a training set has.
+    """
+    names = {domain.name for domain in domains}
+    if taken := sorted(names & set(config.outside)):
+        raise ConfigError(f"outside.{taken[0]}: a domain that is trained on has this name; give another.")
+    found = {name: _read(path, config.channel).map(partial(_of_domain, name)) for name, path in config.outside.items()}
+    for test in found.values():
+        for domain in domains:
+            check_disjoint(domain.train, test)
+    return found
+
+
 def _of_domain(name: str, utterance: Utterance) -> Utterance:
     """A corpus and its telephone-coded copy have the same ids; pooled, each needs its own."""
     return replace(utterance, domain=name, id=f"{name}-{utterance.id}")
@@ -135,13 +153,17 @@ def main(config: Config) -> None:
 
     started = time.perf_counter()
     encoder, domains = load_encoder(config.encoder), find_domains(config)
+    outside = find_outside(config, domains)
     head = domains_head(config, domains)
     for domain in domains:
         for manifest in (domain.train, domain.dev, domain.test):
             if manifest is not None:
                 head.check(manifest, encoder)
-    seeds = [DomainsRun(config, domains, encoder, head, seed) for seed in config.seeds]
+    for test in outside.values():
+        head.check(test, encoder)
+    seeds = [DomainsRun(config, domains, encoder, head, seed, outside) for seed in config.seeds]
     data = {f"{d.name} {s}": getattr(d, s).describe() for d in domains for s in ("train", "test")}
+    data |= {f"{name} test": test.describe() for name, test in outside.items()}
     run = RunFolder.open("call_center", config, config.output, resume=config.resume)
     facts = [f"{domain.name:12s} train {domain.train.summary()}, test {domain.test.summary()}" for domain in domains]
     print("\n".join([f"{encoder!r}", *facts, f"run {run.path}\n"]))
@@ -166,7 +188,7 @@ def main(config: Config) -> None:
         },
     )
     results.write(run.results_file)
-    write_json(run.path / "domains.json", {"metric": "wer", "cells": cells})
+    write_json(run.path / "domains.json", {"metric": "wer", "cells": cells, "outside": list(outside)})
     write_json(run.path / "attention.json", seeds[0].attention)
     report = write_report(run.path)
     table = summary_table(method_rows(results.to_dict()))

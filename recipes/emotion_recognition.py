@@ -14,12 +14,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from speech_adapters.config import option, parse_cli, run_main
 from speech_adapters.data.manifest import Manifest
 from speech_adapters.errors import ConfigError
 from speech_adapters.tasks.base import Corpus, ExperimentConfig
+
+if TYPE_CHECKING:
+    from speech_adapters.tasks.experiment import Experiment
 
 PRESETS = {path.stem: path for path in (Path(__file__).parent / "emotion_recognition").glob("*.yaml")}
 
@@ -94,9 +97,10 @@ def make_folds(config: Config, manifest: Manifest, protocol: str) -> list[Corpus
     return corpora if protocol == "otake2023" else [corpus.check_speakers() for corpus in corpora]
 
 
-def main(config: Config) -> Any:
+def experiment(config: Config) -> Experiment:
+    """What is trained and scored."""
     from speech_adapters.tasks.classification import Classification
-    from speech_adapters.tasks.experiment import run_experiment
+    from speech_adapters.tasks.experiment import Experiment
 
     task = Classification(
         "emotion",
@@ -105,7 +109,13 @@ def main(config: Config) -> Any:
         pooling=config.pooling,
         class_weights=config.class_weights,
     )
-    return run_experiment("emotion_recognition", config, task, lambda: find_corpora(config))
+    return Experiment("emotion_recognition", config, task, lambda: find_corpora(config))
+
+
+def main(config: Config) -> Any:
+    from speech_adapters.tasks.experiment import run_experiment
+
+    return run_experiment(*experiment(config))
 
 
 if __name__ == "__main__":

@@ -13,11 +13,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from speech_adapters.config import option, parse_cli, run_main
 from speech_adapters.errors import ConfigError
 from speech_adapters.tasks.base import Corpus, ExperimentConfig
+
+if TYPE_CHECKING:
+    from speech_adapters.tasks.experiment import Experiment
 
 PRESETS = {path.stem: path for path in (Path(__file__).parent / "intent_classification").glob("*.yaml")}
 
@@ -55,10 +58,11 @@ def find_corpus(config: Config) -> Corpus:
     return Corpus.demo(keys).check_speakers()
 
 
-def main(config: Config) -> Any:
+def experiment(config: Config) -> Experiment:
+    """What is trained and scored."""
     from speech_adapters.tasks.base import Task
     from speech_adapters.tasks.classification import Classification
-    from speech_adapters.tasks.experiment import run_experiment
+    from speech_adapters.tasks.experiment import Experiment
     from speech_adapters.tasks.slots import SlotFilling
 
     if config.slots:
@@ -72,7 +76,13 @@ def main(config: Config) -> Any:
             pooling=config.pooling,
             class_weights=False,
         )
-    return run_experiment("intent_classification", config, task, lambda: [find_corpus(config)])
+    return Experiment("intent_classification", config, task, lambda: [find_corpus(config)])
+
+
+def main(config: Config) -> Any:
+    from speech_adapters.tasks.experiment import run_experiment
+
+    return run_experiment(*experiment(config))
 
 
 if __name__ == "__main__":

@@ -11,12 +11,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from speech_adapters.config import option, parse_cli, run_main
 from speech_adapters.ranges import Rate
 from speech_adapters.tasks.base import Corpus, ExperimentConfig
 from speech_adapters.training.settings import TrainingConfig
+
+if TYPE_CHECKING:
+    from speech_adapters.tasks.experiment import Experiment
 
 
 @dataclass(kw_only=True)
@@ -49,9 +52,10 @@ class Config(ExperimentConfig):
     )
 
 
-def main(config: Config) -> Any:
+def experiment(config: Config) -> Experiment:
+    """What is trained and scored."""
     from speech_adapters.tasks.classification import Classification
-    from speech_adapters.tasks.experiment import run_experiment
+    from speech_adapters.tasks.experiment import Experiment
 
     key = config.label_field or ("label" if config.train else "domain")
     task = Classification(
@@ -67,7 +71,13 @@ def main(config: Config) -> Any:
         given = Corpus.given(config.train, config.dev, config.test, (key,), config.channel)
         return [(given or Corpus.demo((key,))).check_speakers()]
 
-    return run_experiment("keyword_spotting", config, task, find)
+    return Experiment("keyword_spotting", config, task, find)
+
+
+def main(config: Config) -> Any:
+    from speech_adapters.tasks.experiment import run_experiment
+
+    return run_experiment(*experiment(config))
 
 
 if __name__ == "__main__":

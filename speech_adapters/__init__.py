@@ -16,7 +16,7 @@ _PUBLIC = {
     "speech_adapters.adapters": [
         "AdaLoRA", "AdapterBias", "BitFit", "Bottleneck", "CNNAdapter", "Combine", "Compacter", "ConvAdapter",
         "DeepPrompts", "E", "EAdapter", "EL", "ELP", "FineTuning", "HeadOnly", "IA3", "L", "LAdapter", "LayerNorms",
-        "LoRA", "LoRAXS", "PAdapter", "PiSSA", "Prefix", "VeRA", "WeightedSum",
+        "LoRA", "LoRAXS", "PAdapter", "PiSSA", "Prefix", "VARAN", "VeRA", "WeightedSum",
     ],
     "speech_adapters.composition": [
         "Average", "Fuse", "FusionConfig", "Parallel", "Route", "RouterConfig", "Stack",

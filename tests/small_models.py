@@ -44,6 +44,7 @@ METHODS: dict[str, str | AdapterConfig] = {
         sites=("attention",), placement="parallel", activation="gelu", layers=(0, -1), dropout=0.1
     ),
     "between-layers": Bottleneck(sites=("layer",), activation="swish", size=8),
+    "sizes-by-layer": Bottleneck(size=(4, 12), layers=(0, -1)),
     "near-zero": Bottleneck(init_std=0.02, activation="tanh", size=8),
 }
 

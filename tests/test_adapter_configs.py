@@ -35,6 +35,7 @@ BASE_SIZES = {
     "e": ("e", 4_786_176),
     "l": ("l", 4_737_036 + 36_864),
     "l-alone": (LAdapter(), 4_737_036),
+    "varan": ("varan", 4_737_036 + 12 * 768 + 36_864),
     "norms": (LayerNorms(), 36_864),
     "houlsby-speech": ("houlsby-speech", 9_535_488),
     "full": ("full", 85_054_464),

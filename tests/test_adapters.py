@@ -7,7 +7,7 @@ import torch
 from small_encoders import FAMILIES, STYLES, small_encoder, stock_model
 from small_models import batch, shake, small_model
 
-from speech_adapters.adapters import EL, Bottleneck, EAdapter, LAdapter, LayerNorms, LoRA, PAdapter, WeightedSum
+from speech_adapters.adapters import EL, VARAN, Bottleneck, EAdapter, LAdapter, LayerNorms, LoRA, PAdapter, WeightedSum
 from speech_adapters.adapters.bottleneck import BottleneckLayer
 
 # --- formulas ------------------------------------------------------------------------------------------------------
@@ -100,6 +100,26 @@ def test_readers_follow_their_formulas(style):
     fresh = LAdapter().build(small_encoder("wavlm", style))
     assert torch.equal(fresh.layer_weights, torch.full((3,), 1 / 3))
     assert 0.9e-3 < fresh.paths[0].weight.std() < 1.1e-3
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_varan_weighs_layers_by_what_each_utterance_holds(style):
+    waveforms, lengths = batch()
+    model = small_model("wavlm", style)
+    model.add_adapter("v", VARAN(size=24, activation="relu", layers=(-2, 0)))
+    shake(model, 0.5)
+    with torch.no_grad():
+        read = model(waveforms, lengths)
+        norm = model.encoder.model.encoder.layer_norm if style == "pre-norm" else torch.nn.Identity()
+        adapter, posteriors = model.adapters["v"], []
+        for row, frames in enumerate(read.frame_lengths.tolist()):
+            states = [norm(read.hidden_states[layer + 1][row, :frames]) for layer in (0, 1)]
+            logits = torch.stack([u @ h.mean(0) for u, h in zip(adapter.gate, states, strict=True)]) + adapter.offset
+            posteriors.append(logits.softmax(0))
+            parts = zip(posteriors[-1], states, adapter.paths, adapter.norms, strict=True)
+            expected = sum(q * layer_norm(torch.relu(path(h))) for q, h, path, layer_norm in parts)
+            torch.testing.assert_close(read.features[row, :frames], expected)
+    assert not torch.allclose(*posteriors, atol=1e-3)
 
 
 @pytest.mark.parametrize("scale", [0.05, 0.5, 5.0])

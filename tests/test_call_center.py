@@ -16,9 +16,10 @@ from small_encoders import small_encoder
 from speech_adapters.config import parse_cli
 from speech_adapters.data.audio import write_audio
 from speech_adapters.data.manifest import Manifest, Utterance
+from speech_adapters.encoders import load_encoder
 from speech_adapters.errors import ConfigError, ManifestError
 from speech_adapters.model import SpeechAdapterModel
-from speech_adapters.tasks.domains import forgetting
+from speech_adapters.tasks.domains import MERGES, DomainsRun, domains_head, forgetting
 
 PATH = Path(__file__).parents[1] / "recipes" / "call_center.py"
 DOMAINS = ("studio", "telephone", "noisy")
@@ -66,7 +67,8 @@ def configure(recipe, data, *arguments):
 
 @pytest.mark.slow
 def test_the_command_line_leaves_a_matrix_a_report_and_everything_that_was_trained(recipe, data, tmp_path, capsys):
-    config = configure(recipe, data, f"--output={tmp_path / 'run'}", "--seeds=0,1")
+    outside = f"outside.dev={data / 'dev.jsonl'}"
+    config = configure(recipe, data, f"--output={tmp_path / 'run'}", "--seeds=0,1", outside)
     recipe.main(config)
     run = tmp_path / "run"
     results = json.loads((run / "results.json").read_text())
@@ -77,29 +79,37 @@ def test_the_command_line_leaves_a_matrix_a_report_and_everything_that_was_train
         "oracle-routing",
         "fusion",
         "router",
+        "posterior",
+        *(f"merge-{merge}" for merge in MERGES),
         "pooled",
         *(f"full-after-{d}" for d in DOMAINS),
     }
     assert set(cells) == methods
-    for row in cells.values():
-        assert set(row) == set(DOMAINS) and all(c["low"] <= c["value"] <= c["high"] for c in row.values())
+    for method, row in cells.items():
+        assert set(row) == {*DOMAINS, *(["dev"] if method != "oracle-routing" else [])}
+        assert all(c["low"] <= c["value"] <= c["high"] for c in row.values())
     assert cells["oracle-routing"] == {domain: cells[domain][domain] for domain in DOMAINS}
     assert results["adapter"] == "fusion" and set(results["baselines"]) == methods - {"fusion"}
     assert results["baselines"]["oracle-routing"]["relative_to_oracle"] == 0
     assert set(results["forgetting"]["full"]) == {"studio", "noisy"}
     page = (run / "report.html").read_text()
+    assert "dev, not trained on" in page and results["data"]["dev test"]["utterances"] == 12
     assert "full-after-telephone" in page and "fusion.feed_forward_0" in page
     model = SpeechAdapterModel.from_pretrained(data / "encoder")
     for domain in DOMAINS:  # saved under "<domain>-seed0"; the fusion knows the adapters by the domain's name
         model.load_adapter(run / "adapters" / f"{domain}-seed0", domain)
-    for name in ("fusion", "router"):
+    for name in ("fusion", "router", "posterior"):
         assert model.load_fusion(run / "fusions" / f"{name}-seed0") == name
     assert "average" in capsys.readouterr().out
 
     saved = [f"--start-adapter={run / 'adapters/noisy-seed1'}", f"--start-head={run / 'heads/asr-seed1'}"]
-    recipe.main(configure(recipe, data, *saved, f"--output={tmp_path / 'next'}", "full=false", "training.updates=1"))
+    recipe.main(
+        configure(
+            recipe, data, *saved, f"--output={tmp_path / 'next'}", "full=false", "training.updates=1", "--merges=tsv"
+        )
+    )
     trained = {path.name for path in (tmp_path / "next" / "tensorboard").iterdir()}
-    assert trained == {*DOMAINS, "fusion", "router", "pooled"}  # and no "start"
+    assert trained == {*DOMAINS, "fusion", "router", "posterior", "pooled"}  # and no "start"
     head = "heads/{}/head_model.safetensors"
     assert (tmp_path / "next" / head.format("asr")).read_bytes() == (run / head.format("asr-seed1")).read_bytes()
 
@@ -147,6 +157,25 @@ def test_what_cannot_be_compared_is_refused(recipe, data, tmp_path):
     ):
         with pytest.raises(error, match=message):
             recipe.find_domains(configure(recipe, data, *arguments))
+
+
+def test_what_cannot_be_merged_or_read_and_voices_from_training_are_refused_before_training(recipe, data):
+    def prepare(*arguments):
+        config = configure(recipe, data, "full=false", *arguments)
+        domains, encoder = recipe.find_domains(config), load_encoder(config.encoder)
+        outside = recipe.find_outside(config, domains)
+        return DomainsRun(config, domains, encoder, domains_head(config, domains), 0, outside)
+
+    for argument, error, message in (
+        ("--adapter=lora+l", ConfigError, "method='tsv' is for LoRA and rsLoRA"),
+        ("--posterior-layer=2", ConfigError, "posterior_layer=2: the encoder's layers are 0 to 1"),
+        (f"outside.noisy={data / 'test.jsonl'}", ConfigError, "outside.noisy: a domain that is trained on has"),
+        (f"outside.other={data / 'train.jsonl'}", ManifestError, "speaker"),
+        ("--density=0", ConfigError, "density=0.0: must be a number"),
+        ("--merges=mean", ConfigError, "merges"),
+    ):
+        with pytest.raises(error, match=message):
+            prepare(argument)
 
 
 def test_forgetting_is_read_off_the_matrix():

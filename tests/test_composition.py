@@ -205,6 +205,7 @@ def test_the_expert_that_adds_nothing_can_leave_the_base():
     (Fuse("a", "b"), FusionConfig(rank=4, guide_weight=0.5, none_expert=True, dropout=0.1, scaled=True), "fusion"),
     (Route("a", "b"), RouterConfig(guide_weight=1.0), "router"),
     (Route("a", "b"), RouterConfig(top_k=1), "router"),
+    (Route("a", "b"), RouterConfig(layer=1, guide_weight=1.0), "router"),
     (Fuse(Stack("a", "c"), "b"), FusionConfig(), "fusion"),
 ])  # fmt: skip
 def test_the_second_stage_trains_the_fusion_alone_and_it_learns(value, config, group):
@@ -239,6 +240,7 @@ def test_the_guide_leads_each_utterance_to_its_adapter():
     for value, config in (
         (Fuse("a", "b"), FusionConfig(guide_weight=10.0)),
         (Route("a", "b"), RouterConfig(guide_weight=10.0)),
+        (Route("a", "b", name="posterior"), RouterConfig(guide_weight=10.0, layer=1)),
     ):
         model.add_fusion(value, config)
         model.train_fusion(value, train_head=False)
@@ -279,6 +281,11 @@ def test_fusion_refuses_lora_and_what_is_missing():
         (lambda: model.add_fusion(Stack("a")), r"Fuse and Route have weights of their own, Stack\('a'\) has none"),
         (lambda: model.add_fusion(Fuse("c"), RouterConfig()), "takes a FusionConfig, not RouterConfig"),
         (lambda: model.add_fusion(Route("a", "b"), RouterConfig(top_k=3)), "top_k=3 of 2 members"),
+        (
+            lambda: model.add_fusion(Route("a", "b"), RouterConfig(layer=9)),
+            "layer=9, but the encoder's layers are",
+        ),
+        (lambda: RouterConfig(layer=0), "layer=0: must be a whole number, at least 1"),
         (lambda: model.add_fusion(Route("c", "d")), "a member acts inside the CNN, whose output the gate reads"),
         (lambda: FusionConfig(rank=0), "FusionConfig: rank=0: must be a whole number, at least 1"),
         (lambda: RouterConfig(per="word"), "per='word': must be one of utterance, frame"),
@@ -326,9 +333,66 @@ def test_top_k_keeps_the_largest_and_frames_have_gates_of_their_own():
         model(*batch())
 
 
-def test_a_routed_utterance_does_not_hear_the_padding():
+@pytest.mark.parametrize("kind", ["el", "lora-all", "prefix", "p-append", "layer-norms", "cnn-adapter"])
+@torch.no_grad()
+def test_a_posterior_decides_from_its_layer_on_and_below_it_members_are_shared(kind):
+    model = drawer(kind, kind)
+    name = model.add_fusion(Route("a", "b"), RouterConfig(layer=1))
+    even = features(model, Average("a", "b"))
+    torch.testing.assert_close(features(model, Route("a", "b")), even, atol=1e-5, rtol=0)
+    lower = model(*batch()).hidden_states[1]
+    model.fusions[name].gate.bias.copy_(torch.tensor([-200.0, 0.0]))
+    output = model(*batch())
+    assert torch.equal(output.hidden_states[1], lower) and output.attention[f"{name}.gate"].shape == (2, 1, 2)
+    differs = kind not in ("p-append", "cnn-adapter")  # which have acted when the posterior is read
+    assert torch.allclose(output.features, even, atol=1e-5) != differs
+
+
+@torch.no_grad()
+def test_a_shared_adapter_below_and_experts_above_take_one_pass():
+    shared, expert = LoRA(rank=2, layers=(0,)), LoRA(rank=2, layers=(1,))
+    model = drawer(shared, expert, expert)
+    route = Route("b", "c")
+    model.add_fusion(route, RouterConfig(layer=1))
+    stack = Stack("a", route)
+    features(model, stack)
+    gate = model.fusions[route.name].gate
+    gate.weight.normal_(std=2.0)
+    read = model(*batch())
+    state = read.hidden_states[1]
+    posterior = gate(model.fusions[route.name].norm(state)).softmax(-1) * read.mask.unsqueeze(-1)
+    mean = posterior.sum(1) / read.mask.sum(1, keepdim=True)
+    torch.testing.assert_close(read.attention[f"{route.name}.gate"][:, 0], mean)
+    for number, name in enumerate("bc"):
+        gate.weight.zero_()
+        gate.bias.fill_(-200.0)[number] = 0.0
+        torch.testing.assert_close(features(model, stack), features(model, Stack("a", name)), atol=1e-5, rtol=0)
+    model.train_adapter(stack)
+    assert set(model.parameter_groups()) == {"lora", "router"}  # the shared adapter, and the gate
+    model.set_active(stack, skip_layers=1)
+    with pytest.raises(ConfigError, match="its gate reads the input of layer 1, which skip_layers leaves out"):
+        model(*batch())
+
+
+def test_recomputed_layers_are_routed_as_they_were():
+    model = drawer("el", "el", head=True)
+    model.add_fusion(Route("a", "b"), RouterConfig(layer=1))
+    with torch.no_grad():
+        model.fusions["route-a-b"].gate.weight.normal_(std=2.0)
+    model.train_fusion("route-a-b", head="asr")
+    gradients = []
+    for model.gradient_checkpointing in (False, True):
+        model.zero_grad()
+        torch.manual_seed(5)  # dropout
+        model(*batch(), targets=TARGETS).loss.backward()
+        gradients.append([p.grad for p in parameters(model)])
+    torch.testing.assert_close(gradients[1], gradients[0], atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("config", [RouterConfig(), RouterConfig(layer=1)])
+def test_a_routed_utterance_does_not_hear_the_padding(config):
     model = drawer("houlsby", "houlsby")
-    model.add_fusion(Route("a", "b"))
+    model.add_fusion(Route("a", "b"), config)
     with torch.no_grad():
         model.fusions["route-a-b"].gate.weight.normal_()
         waveforms, lengths = batch()
@@ -506,7 +570,7 @@ def test_a_mixed_batch_gives_the_embeddings_of_its_heads_and_keeps_few_stacks():
 def test_a_fusion_comes_back_bit_for_bit_and_refuses_changed_adapters(value, tmp_path):
     model = drawer("el", "el", "el", head=True)
     for inner in trainable_in(value):
-        model.add_fusion(inner)
+        model.add_fusion(inner, RouterConfig(layer=1) if isinstance(inner, Route) and "c" in names_of(value) else None)
         for parameter in model.fusions[inner.name].parameters():
             parameter += 0.05 * torch.randn_like(parameter)
     expected = model(*batch()).logits

@@ -34,6 +34,7 @@ FLOORS = (
     ("objectives",),
     ("tasks",),
     ("active",),
+    ("sweeps",),
     ("bank",),
     ("serving",),
     ("cli",),

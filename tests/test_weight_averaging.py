@@ -8,6 +8,7 @@ from small_models import METHODS, batch, small_model
 from test_composition import drawer, features
 
 from speech_adapters.adapters import Bottleneck, LoRA
+from speech_adapters.composition import task_singular_vectors
 from speech_adapters.composition.weight_averaging import AVERAGING_METHODS, average, fixed_start
 from speech_adapters.errors import ConfigError
 from speech_adapters.heads.ctc import CTCHead
@@ -30,7 +31,7 @@ def test_every_kind_averages_and_copies(kind):
         torch.testing.assert_close(tensor, 0.25 * a[key] + 0.75 * b[key])
 
 
-@pytest.mark.parametrize("method", [m for m in AVERAGING_METHODS if m != "svd"])
+@pytest.mark.parametrize("method", [m for m in AVERAGING_METHODS if m not in ("svd", "tsv")])
 @pytest.mark.parametrize("kind", ["el", "lora", "full"])
 def test_methods_act_on_the_change_from_the_start(kind, method):
     model = drawer(kind, kind)
@@ -75,21 +76,75 @@ def test_dare_follows_its_seed_and_leaves_the_global_one_alone():
 def test_svd_is_the_best_low_rank_sum_of_updates():
     model = drawer(LoRA(rank=2, alpha=4), LoRA(rank=2, alpha=4))
     weights = {"a": 0.7, "b": 0.3}
-
-    def updates(name):
-        own = tensors(model, name)
-        scale = model.adapters[name].config.alpha / model.adapters[name].config.rank
-        return [scale * own[k.replace("lora_A", "lora_B")] @ own[k] for k in own if "lora_A" in k]
-
-    expected = [0.7 * a + 0.3 * b for a, b in zip(updates("a"), updates("b"), strict=True)]
+    expected = [0.7 * a + 0.3 * b for a, b in zip(updates(model, "a"), updates(model, "b"), strict=True)]
     model.average_adapters("whole", weights, "svd", rank=4)
-    for one, other in zip(updates("whole"), expected, strict=True):
+    for one, other in zip(updates(model, "whole"), expected, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
     model.average_adapters("cut", weights, "svd")
     assert model.adapters["cut"].config.rank == 2
-    for one, other in zip(updates("cut"), expected, strict=True):
+    for one, other in zip(updates(model, "cut"), expected, strict=True):
         tail = torch.linalg.svdvals(other)[2:]
         torch.testing.assert_close((one - other).norm(), tail.norm(), atol=1e-5, rtol=1e-3)
+
+
+def updates(model, name):
+    own, config = tensors(model, name), model.adapters[name].config
+    return [config.alpha / config.rank * own[k.replace("lora_A", "lora_B")] @ own[k] for k in own if "lora_A" in k]
+
+
+def whitened(matrix):
+    """``X (X' X)^-1/2`` by eigenvalues."""
+    values, vectors = torch.linalg.eigh(matrix.T @ matrix)
+    return matrix @ vectors @ torch.diag(values.rsqrt()) @ vectors.T
+
+
+def test_tsv_of_matrices_is_its_formula():
+    generator = torch.Generator().manual_seed(0)
+    changes = [torch.randn(8, 12, generator=generator, dtype=torch.float64) for _ in range(3)]
+    parts = [torch.linalg.svd(change, full_matrices=False) for change in changes]
+    left = torch.cat([u[:, :2] for u, _, _ in parts], 1)  # min(8, 12) / 3 of each
+    right = torch.cat([v[:2] for _, _, v in parts])
+    values = torch.cat([3 * w * s[:2] for w, (_, s, _) in zip((0.5, 0.25, 0.25), parts, strict=True)])
+    expected = whitened(left) @ torch.diag(values) @ whitened(right.T).T
+    torch.testing.assert_close(task_singular_vectors.merge(changes, (0.5, 0.25, 0.25)), expected)
+    torch.testing.assert_close(task_singular_vectors.merge(changes[:1], [1.0]), changes[0])
+    assert not task_singular_vectors.merge([torch.zeros(3, 3)] * 2, (0.5, 0.5)).any()
+
+
+def test_tsv_gives_each_lora_its_strength_and_what_does_not_overlap_stays():
+    model = drawer(LoRA(rank=2, alpha=4), LoRA(rank=2, alpha=4))
+    for name, start in (("a", 0), ("b", 2)):  # rows and columns of their own
+        for key, tensor in model.adapters[name].tensors().items():
+            axis = tensor if "lora_A" in key else tensor.T
+            with torch.no_grad():
+                axis[:, :start] = axis[:, start + 2 :] = 0
+    model.average_adapters("tsv", {"a": 0.5, "b": 0.5}, "tsv")
+    assert model.adapters["tsv"].config.rank == 4
+    for merged, a, b in zip(*(updates(model, name) for name in ("tsv", "a", "b")), strict=True):
+        torch.testing.assert_close(merged, a + b, atol=1e-5, rtol=1e-4)
+    model.average_adapters("cut", {"a": 0.5, "b": 0.5}, "tsv", rank=2)
+    assert model.adapters["cut"].config.rank == 2 and model.adapters["cut"].config.alpha == 4
+    model.average_adapters("late", {"a": 0.5, "b": 0.5}, "tsv", base="a")  # a has not moved from its start
+    for merged, a, b in zip(*(updates(model, name) for name in ("late", "a", "b")), strict=True):
+        torch.testing.assert_close(merged, a + (b - a), atol=1e-5, rtol=1e-4)
+
+
+def test_tsv_of_any_adapter_merges_changes_and_comes_back_bit_for_bit(tmp_path):
+    model = drawer("el", "el")
+    start = fixed_start(model.adapters["a"].config, model.encoder)
+    model.average_adapters("c", {"a": 0.5, "b": 0.5}, "tsv")
+    merged, a, b = (tensors(model, name) for name in "cab")
+    for key, tensor in merged.items():
+        base = start.get(key, torch.zeros_like(tensor))
+        if tensor.dim() == 2:
+            changes = [a[key] - base, b[key] - base]
+            torch.testing.assert_close(tensor - base, task_singular_vectors.merge(changes, (0.5, 0.5)).float())
+        else:
+            torch.testing.assert_close(tensor, (a[key] + b[key]) / 2)
+    expected = features(model, "c")
+    model.save_adapter("c", tmp_path / "c")
+    model.load_adapter(tmp_path / "c", "d")
+    assert torch.equal(features(model, "d"), expected)
 
 
 def test_task_arithmetic_from_a_common_start_adds_what_was_learnt():
@@ -134,7 +189,9 @@ def test_what_cannot_be_averaged_is_refused():
         ({"a": 1.0}, {"method": "ties"}, "need density, a share above 0 and up to 1"),
         ({"a": 1.0}, {"density": 0.5}, "the others take none"),
         ({"a": 1.0}, {"method": "ties", "density": 0.0}, "need density"),
-        ({"a": 1.0}, {"rank": 2}, "it belongs to method='svd'"),
+        ({"a": 1.0}, {"rank": 2}, "it belongs to 'svd', and to 'tsv' of LoRA"),
+        ({"a": 1.0}, {"method": "tsv", "rank": 2}, "it belongs to 'svd', and to 'tsv' of LoRA"),
+        ({"e": 1.0}, {"method": "tsv"}, "method='tsv' is for LoRA and rsLoRA"),
         ({"a": 1.0}, {"method": "svd"}, "method='svd' is for LoRA and rsLoRA"),
         ({"e": 1.0}, {"method": "svd"}, "method='svd' is for LoRA and rsLoRA"),
         ({"c": 1.0}, {"method": "svd", "rank": 65}, "rank=65 is above the projections' own 64"),

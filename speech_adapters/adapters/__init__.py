@@ -21,12 +21,13 @@ from speech_adapters.adapters.p_adapter import PAdapter
 from speech_adapters.adapters.pissa import PiSSA
 from speech_adapters.adapters.prefix import Prefix
 from speech_adapters.adapters.presets import ALIASES, EL, ELP, PRESETS, E, L, preset
+from speech_adapters.adapters.varan import VARAN
 from speech_adapters.adapters.vera import VeRA
 from speech_adapters.adapters.weighted_sum import WeightedSum
 
 __all__ = [
-    "ADAPTER_METHODS", "ALIASES", "EL", "ELP", "IA3", "PRESETS", "AdaLoRA", "AdapterBias", "AdapterConfig",
-    "AdapterModule", "AdapterPlan", "BitFit", "Bottleneck", "CNNAdapter", "Combine", "Compacter", "ConvAdapter",
-    "DeepPrompts", "E", "EAdapter", "FineTuning", "HeadOnly", "L", "LAdapter", "LayerNorms", "LoRA", "LoRAXS",
-    "PAdapter", "PiSSA", "Prefix", "VeRA", "WeightedSum", "adapter_config", "preset",
+    "ADAPTER_METHODS", "ALIASES", "EL", "ELP", "IA3", "PRESETS", "VARAN", "AdaLoRA", "AdapterBias",
+    "AdapterConfig", "AdapterModule", "AdapterPlan", "BitFit", "Bottleneck", "CNNAdapter", "Combine", "Compacter",
+    "ConvAdapter", "DeepPrompts", "E", "EAdapter", "FineTuning", "HeadOnly", "L", "LAdapter", "LayerNorms", "LoRA",
+    "LoRAXS", "PAdapter", "PiSSA", "Prefix", "VeRA", "WeightedSum", "adapter_config", "preset",
 ]  # fmt: skip

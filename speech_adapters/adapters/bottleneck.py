@@ -20,6 +20,7 @@ Atypical and Accented Speech" (EMNLP 2021). Defaults: the configurations of the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -42,8 +43,9 @@ class Bottleneck(AdapterConfig):
     method: ClassVar[str] = "bottleneck"
     group: ClassVar[str] = "bottleneck"
 
-    size: Size | None = None
-    """Bottleneck width b; None takes the encoder's width divided by ``reduction_factor``."""
+    size: Size | tuple[Size, ...] | None = None
+    """Bottleneck width b, one for all layers or one for each that gets an adapter, from the lowest up; None takes the
+    encoder's width divided by ``reduction_factor``."""
     reduction_factor: Size = 16
     """As in Pfeiffer et al. and Houlsby et al. in the `adapters` library."""
     sites: tuple[str, ...] = ("feed_forward",)
@@ -67,9 +69,17 @@ class Bottleneck(AdapterConfig):
     def build(self, encoder: Encoder) -> BottleneckModule:
         return BottleneckModule(self, encoder)
 
-    def width(self, encoder: Encoder) -> int:
-        """The bottleneck b on this encoder."""
-        return self.size if self.size is not None else max(1, encoder.hidden_size // self.reduction_factor)
+    def widths(self, encoder: Encoder, layers: Sequence[int]) -> tuple[int, ...]:
+        """The bottleneck b of each of these layers. Raises ConfigError for another number of sizes than of layers."""
+        if not isinstance(self.size, tuple):
+            one = self.size if self.size is not None else max(1, encoder.hidden_size // self.reduction_factor)
+            return (one,) * len(layers)
+        if len(self.size) != len(layers):
+            raise ConfigError(
+                f"{self.method}: size={self.size} has {len(self.size)} sizes for {len(layers)} layers; give one for "
+                "each, or one number for all."
+            )
+        return self.size
 
 
 class BottleneckLayer(nn.Module):
@@ -117,16 +127,16 @@ class BottleneckModule(AdapterModule):
             )
         if config.placement == "pfeiffer" and config.sites != ("feed_forward",):
             raise ConfigError("placement='pfeiffer' belongs to the feed-forward alone; use sites=('feed_forward',).")
-        size, eps = config.width(encoder), encoder.layer_norm_eps
-        top = encoder.num_layers - config.skip_top
+        eps, top = encoder.layer_norm_eps, encoder.num_layers - config.skip_top
         self.layer_indices = [i for i in choose_layers(config.layers, encoder.num_layers, config.method) if i < top]
         if not self.layer_indices:
             raise ConfigError(f"{config.method}: skip_top={config.skip_top} leaves none of the chosen layers.")
         self.first_layer = self.layer_indices[0]
+        widths = dict(zip(self.layer_indices, config.widths(encoder, self.layer_indices), strict=True))
         self.sites = ModuleDict(
             {
                 site: ModuleDict(
-                    {str(i): BottleneckLayer(encoder.hidden_size, config, size, eps) for i in self.layer_indices}
+                    {str(i): BottleneckLayer(encoder.hidden_size, config, b, eps) for i, b in widths.items()}
                 )
                 for site in config.sites
             }
@@ -150,12 +160,13 @@ class BottleneckModule(AdapterModule):
         return site.output
 
     def describe(self) -> list[str]:
-        layer = next(iter(next(iter(self.sites.values())).values()))
-        down, up = tuple(layer.down.weight.shape), tuple(layer.up.weight.shape)
-        norm = " + LayerNorm" if layer.norm is not None else ""
+        layers = list(next(iter(self.sites.values())).values())
+        width = layers[0].down.in_features
+        inner = "/".join(map(str, dict.fromkeys(layer.down.out_features for layer in layers)))
+        norm = " + LayerNorm" if self.config.layer_norm else ""
         return [
             f"{self.config.group}: {self.config.placement} after {site}, layers {_span(self.layer_indices)}: "
-            f"{down[1]} -> {down[0]} -> {up[0]} {self.config.activation}{norm}"
+            f"{width} -> {inner} -> {width} {self.config.activation}{norm}"
             for site in self.sites
         ]
 
@@ -179,7 +190,7 @@ class EAdapter(Bottleneck):
     method: ClassVar[str] = "e"
     group: ClassVar[str] = "e"
 
-    size: Size | None = 256
+    size: Size | tuple[Size, ...] | None = 256
     activation: str = "gelu"
     layer_norm: bool = True
     init_std: NotNegative | None = 1e-3

@@ -13,6 +13,7 @@ its official code: size 512, s starting at 1/L, weights N(0, 1e-3), no up-projec
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -40,23 +41,26 @@ class LAdapter(AdapterConfig):
     layers: Layers = None
     """Layers with a path; None means all."""
 
-    def build(self, encoder: Encoder) -> LAdapterModule:
+    def build(self, encoder: Encoder) -> LayerPaths:
         return LAdapterModule(self, encoder)
 
 
-class LAdapterModule(AdapterModule):
-    """A linear map and a LayerNorm a layer, and the layer weights."""
+class LayerPaths(AdapterModule):
+    """A linear map and a LayerNorm from each chosen layer to the head; how they are weighed is the subclass's.
+
+    Attributes:
+        layer_indices: the layers, lowest first.
+    """
 
     config: LAdapter
 
     def __init__(self, config: LAdapter, encoder: Encoder) -> None:
         super().__init__(config)
         self.layer_indices = choose_layers(config.layers, encoder.num_layers, config.method)
-        count, eps = len(self.layer_indices), encoder.layer_norm_eps
-        paths = [nn.Linear(encoder.hidden_size, config.size) for _ in range(count)]
+        eps = encoder.layer_norm_eps
+        paths = [nn.Linear(encoder.hidden_size, config.size) for _ in self.layer_indices]
         self.paths = nn.ModuleList(paths)
-        self.norms = nn.ModuleList(nn.LayerNorm(config.size, eps=eps) for _ in range(count))
-        self.layer_weights = nn.Parameter(torch.full((count,), 1.0 / count))
+        self.norms = nn.ModuleList(nn.LayerNorm(config.size, eps=eps) for _ in self.layer_indices)
         self.activation = activation(config.activation)
         self.output_size, self.first_layer = config.size, self.layer_indices[0]
         self.states = [index + 1 for index in self.layer_indices]
@@ -64,14 +68,32 @@ class LAdapterModule(AdapterModule):
             nn.init.normal_(path.weight, std=config.init_std)
             nn.init.zeros_(path.bias)
 
+    def heard(self, encoder: Encoder, output: EncoderOutput) -> Iterator[Tensor]:
+        """``h_l`` (B, T, D) of each chosen layer."""
+        for index in self.layer_indices:
+            hidden = output.hidden_states[index - encoder.num_layers]  # from the top: the run may start above layer 0
+            yield hidden if encoder.final_norm is None else encoder.final_norm(hidden)
+
+    def describe(self) -> list[str]:
+        path = f"{self.paths[0].in_features} -> {self.paths[0].out_features} {self.config.activation} + LayerNorm"
+        return [f"{self.config.method}: {len(self.paths)} paths from layers to the head, {path}"]
+
+
+class LAdapterModule(LayerPaths):
+    """The paths and the layer weights."""
+
+    def __init__(self, config: LAdapter, encoder: Encoder) -> None:
+        super().__init__(config, encoder)
+        count = len(self.layer_indices)
+        self.layer_weights = nn.Parameter(torch.full((count,), 1.0 / count))
+
     def read(self, encoder: Encoder, output: EncoderOutput) -> Tensor:
-        final_norm = encoder.final_norm
         # Of one dimension each: numbers of none would leave sum and gradient in bf16, too coarse to tell layers apart.
         weights = self.layer_weights.softmax(0).split(1)
         total: Tensor | None = None
-        for weight, index, path, norm in zip(weights, self.layer_indices, self.paths, self.norms, strict=True):
-            hidden = output.hidden_states[index - encoder.num_layers]  # from the top: the run may start above layer 0
-            hidden = hidden if final_norm is None else final_norm(hidden)
+        for weight, hidden, path, norm in zip(
+            weights, self.heard(encoder, output), self.paths, self.norms, strict=True
+        ):
             assert isinstance(norm, nn.LayerNorm)
             # The weight scales the LayerNorm's own factors rather than every frame.
             factor, shift = norm.weight * weight, norm.bias * weight
@@ -79,7 +101,3 @@ class LAdapterModule(AdapterModule):
             total = part.float() if total is None else total + part
         assert total is not None  # an adapter has at least one layer
         return total
-
-    def describe(self) -> list[str]:
-        path = f"{self.paths[0].in_features} -> {self.paths[0].out_features} {self.config.activation} + LayerNorm"
-        return [f"l: {len(self.paths)} paths from layers to the head, {path}"]

@@ -30,6 +30,7 @@ from speech_adapters.adapters.p_adapter import PAdapter
 from speech_adapters.adapters.pissa import PiSSA
 from speech_adapters.adapters.prefix import Prefix
 from speech_adapters.adapters.projections import FEED_FORWARD
+from speech_adapters.adapters.varan import VARAN
 from speech_adapters.adapters.vera import VeRA
 from speech_adapters.adapters.weighted_sum import WeightedSum
 from speech_adapters.errors import ConfigError
@@ -88,7 +89,7 @@ def activation(task: str) -> str:
     return ACTIVATIONS.get(task, ACTIVATIONS[FALLBACK])
 
 
-def ELP(task: str = "asr", *, e_size: int = 256, l_size: int = 512, frames: int = 5) -> Combine:
+def ELP(task: str = "asr", *, e_size: int | tuple[int, ...] = 256, l_size: int = 512, frames: int = 5) -> Combine:
     """E-, L- and P-adapters with the encoder's LayerNorms: EL (below) with pseudo frames at the CNN's output."""
     combined = EL(task, e_size=e_size, l_size=l_size)
     return Combine(
@@ -97,7 +98,7 @@ def ELP(task: str = "asr", *, e_size: int = 256, l_size: int = 512, frames: int 
     )
 
 
-def EL(task: str = "asr", *, e_size: int = 256, l_size: int = 512) -> Combine:
+def EL(task: str = "asr", *, e_size: int | tuple[int, ...] = 256, l_size: int = 512) -> Combine:
     """E-adapters in all layers but the last, L-adapters from all, LayerNorms (Otake et al., 2023: "proposed").
 
     The last layer needs no E-adapter: its output reaches the head through its L-adapter only.
@@ -132,7 +133,15 @@ def L_frozen(task: str = "asr", *, l_size: int = 512) -> Combine:
     return Combine(parts=combined.parts[:1], head_learning_rate=combined.head_learning_rate)
 
 
-def E(task: str = "asr", *, e_size: int = 256) -> Combine:
+def varan(task: str = "asr", *, l_size: int = 512) -> Combine:
+    """L-adapters weighed by what they hear, and LayerNorms. Rates and activation are those of :func:`L`."""
+    paths, norms = L(task, l_size=l_size).parts
+    assert isinstance(paths, LAdapter)
+    weighed = VARAN(size=paths.size, activation=paths.activation, learning_rate=paths.learning_rate)
+    return Combine(parts=(weighed, norms), head_learning_rate=rates("l", task)["head"])
+
+
+def E(task: str = "asr", *, e_size: int | tuple[int, ...] = 256) -> Combine:
     """E-adapters in all layers and LayerNorms (Otake et al., 2023: "E-adapters only")."""
     rate = rates("e", task)
     return Combine(
@@ -144,7 +153,7 @@ def E(task: str = "asr", *, e_size: int = 256) -> Combine:
     )
 
 
-def houlsby_speech(task: str = "asr", *, size: int = 256) -> Combine:
+def houlsby_speech(task: str = "asr", *, size: int | tuple[int, ...] = 256) -> Combine:
     """Two bottlenecks of 256 a layer with LayerNorm inside, and LayerNorms: "conventional" in Otake et al. (2023)."""
     rate = rates("houlsby-speech", task)
     return Combine(
@@ -172,6 +181,7 @@ PRESETS: dict[str, Callable[..., AdapterConfig]] = {
     "el": EL,
     "l": L,
     "l-frozen": L_frozen,
+    "varan": varan,
     "e": E,
     "houlsby": _published(Bottleneck, sites=SITES, activation="swish"),
     "houlsby-speech": houlsby_speech,

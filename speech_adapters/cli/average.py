@@ -4,7 +4,7 @@
   speech-adapters average A B C --weights 0.5,0.3,0.2 --method ties --density 0.3 -o D
 
 Their heads, where each has its own: --heads HEAD_A HEAD_B --head-output DIR. The methods: linear, svd (LoRA), ties,
-dare_linear, dare_ties, magnitude_prune.
+dare_linear, dare_ties, magnitude_prune, tsv (task singular vectors, at full strength with the default weights).
 """
 
 from __future__ import annotations

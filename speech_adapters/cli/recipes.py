@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 
 import speech_adapters
 from speech_adapters.errors import ConfigError
@@ -61,6 +62,21 @@ def run_recipe(recipe: str, argv: list[str]) -> None:
         spec.loader.exec_module(module)
     finally:
         sys.argv, sys.path, sys.modules["__main__"] = before
+
+
+def load_recipe(recipe: str) -> ModuleType:
+    """A recipe as a module, to take its parts from."""
+    script = recipes_folder() / f"{recipe}.py"
+    spec = spec_from_file_location(recipe, script)
+    assert spec is not None and spec.loader is not None, "a file that ends in .py"
+    module = module_from_spec(spec)
+    sys.modules[recipe], before = module, sys.path  # dataclasses look their module up
+    sys.path = [str(script.parent), *sys.path]
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path = before
+    return module
 
 
 def files_of(recipe: str) -> list[Path]:

@@ -220,10 +220,11 @@ class MixedHooks(Hooks):
         rows: list[Tensor] = []
         for group in self.groups:
 
-            def read(hooks: Hooks, last: Tensor, *states: Tensor) -> Tensor | None:
-                return hooks.read(encoder, EncoderOutput(last, states, None, None, None))
+            def read(hooks: Hooks, last: Tensor, mask: Tensor | None, *states: Tensor) -> Tensor | None:
+                return hooks.read(encoder, EncoderOutput(last, states, None, mask, None))
 
-            found = group.run(("read",), read, output.last_hidden_state, *output.hidden_states)
+            inputs = (output.last_hidden_state, output.mask, *output.hidden_states)
+            found = group.run(("read", output.mask is None), read, *inputs)
             rows.extend(output.last_hidden_state[group.start : group.stop] if found is None else found)
         return [*rows, *output.last_hidden_state[self._used :]]
 

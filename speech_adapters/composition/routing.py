@@ -1,4 +1,4 @@
-"""Routing: a mixture of experts whose gate reads what the CNN heard, and weighs whole adapters by it.
+"""Routing: a mixture of experts whose gate weighs whole adapters by what the CNN heard, or by what a layer made of it.
 
     s = [mean_t c_t; std_t c_t]  (a gate per utterance)   or   s_t = c_t  (per frame)     c the CNN's output, (T, C)
     g = softmax(W LN(s) + b)
@@ -7,9 +7,24 @@ and at every site ``sum_n g_n d_n`` (see ``composition.average``): the same gate
 member alone is that adapter, exactly. W starts at zero, the uniform average. With ``top_k`` the k largest weights are
 kept and renormalised; for k = 1 the gradient passes straight through.
 
+With ``layer`` the gate is the model's own posterior, read in the same pass where layer k begins::
+
+    p_t = softmax(W LN(h_t) + b)     h the input of layer k, (T, D)      g = mean_t p_t  (utterance)  or  g_t = p_t
+
+The guide loss makes it the posterior of domains (languages in the paper). Layers below k are shared: there the members
+act in equal parts, which is the one adapter that they have in common where they were trained so, as in
+``Stack("shared", Route("a", "b"))`` with members that act from layer k on, the published form.
+``train_adapter(Stack(...))`` trains the shared adapter with the gate; members were trained before (in the paper all
+are trained together).
+
 The load-balance loss of Fedus et al., "Switch Transformers" (JMLR 2022, equation 4), ``N sum_n f_n p_n`` with ``f_n``
 the share of inputs whose largest weight is n and ``p_n`` the mean weight, keeps all experts in use. Experts: adapters
-trained before, as in fusion. Parameters: ``2 C N + 4 C + N`` (utterance), ``C N + 2 C + N`` (frame).
+trained before, as in fusion. Parameters: ``2 C N + 4 C + N`` (utterance), ``C N + 2 C + N`` (frame), ``D N + 2 D + N``
+(with ``layer``).
+
+Source of ``layer``: Zheng et al., "A Language-Agnostic Hierarchical LoRA-MoE Architecture for CTC-based Multilingual
+ASR" (HLoRA, arXiv 2601.00557): lower layers with a shared LoRA, a classifier behind them, and above them one LoRA a
+language, weighed by its posterior.
 """
 
 from __future__ import annotations
@@ -30,8 +45,9 @@ from speech_adapters.composition.fusion_base import (
     TrainableHooks,
     guide_loss,
 )
+from speech_adapters.encoders.attention import AttentionPrefix
 from speech_adapters.encoders.encoder import Encoder
-from speech_adapters.encoders.plan import Frames
+from speech_adapters.encoders.plan import Frames, Norm, Projection, Site
 from speech_adapters.errors import ConfigError
 from speech_adapters.ranges import Count, NotNegative, Rate
 
@@ -42,6 +58,8 @@ class RouterConfig(CompositionConfig):
 
     per: Literal["utterance", "frame"] = "utterance"
     """A recording has one channel and one speaker: one decision for all its frames is steadier than one per frame."""
+    layer: Count | None = None
+    """The layer whose input the gate reads, 1 for the second; None reads the CNN's output."""
     top_k: Count | None = None
     """Members kept for each decision; None keeps all."""
     balance: NotNegative = 0.01
@@ -53,7 +71,7 @@ class RouterConfig(CompositionConfig):
 
 
 class RouterModule(CompositionModule):
-    """CNN frames (B, T, C) and their mask -> weights (B, 1 or T, N)."""
+    """The CNN's or a layer's frames (B, T, C) and their mask -> weights (B, 1 or T, N)."""
 
     group = "router"
 
@@ -66,20 +84,32 @@ class RouterModule(CompositionModule):
         if config.top_k is not None and config.top_k > len(members):
             raise ConfigError(f"{composition!r}: top_k={config.top_k} of {len(members)} members; choose fewer.")
         check_members(members, repr(composition), encoder.num_layers)
-        if min(member.first_layer for member in members) < -1:
+        if config.layer is not None and config.layer >= encoder.num_layers:
+            raise ConfigError(
+                f"{composition!r}: layer={config.layer}, but the encoder's layers are 0 to {encoder.num_layers - 1}; "
+                "read the input of one of them."
+            )
+        if config.layer is None and min(member.first_layer for member in members) < -1:
             raise ConfigError(
                 f"{composition!r}: a member acts inside the CNN, whose output the gate reads; use Average or Fuse."
             )
-        size = encoder.cnn_width * (2 if config.per == "utterance" else 1)
+        if config.layer is not None:
+            size = encoder.hidden_size
+        else:
+            size = encoder.cnn_width * (2 if config.per == "utterance" else 1)
         self.norm, self.gate = nn.LayerNorm(size), nn.Linear(size, len(members))
         nn.init.zeros_(self.gate.weight)
         nn.init.zeros_(self.gate.bias)
 
     def forward(self, frames: Tensor, mask: Tensor | None) -> Tensor:
-        frames = frames.float()
-        if self.config.per == "utterance":
+        frames, utterance = frames.float(), self.config.per == "utterance"
+        if utterance and self.config.layer is None:
             frames = statistics(frames, mask).unsqueeze(1)
-        return self.gate(self.norm(frames)).softmax(-1)
+        posterior = self.gate(self.norm(frames)).softmax(-1)
+        if utterance and self.config.layer is not None:
+            real = torch.ones_like(posterior[..., :1]) if mask is None else mask.unsqueeze(-1).to(posterior.dtype)
+            posterior = (posterior * real).sum(1, keepdim=True) / real.sum(1, keepdim=True)
+        return posterior
 
     def kept(self, gate: Tensor) -> Tensor:
         """The ``top_k`` largest weights, renormalised; the others zero."""
@@ -95,7 +125,8 @@ class RouterModule(CompositionModule):
 
     def describe(self) -> list[str]:
         top = "" if self.config.top_k is None else f", top {self.config.top_k}"
-        return [f"router: one gate per {self.config.per}{top}"]
+        place = "the CNN's output" if self.config.layer is None else f"the input of layer {self.config.layer}"
+        return [f"router: one gate per {self.config.per}{top}, reads {place}"]
 
 
 class RoutedHooks(WeightedHooks, TrainableHooks):
@@ -103,19 +134,48 @@ class RoutedHooks(WeightedHooks, TrainableHooks):
 
     def __init__(self, members: Sequence[Hooks], module: RouterModule, layers: int) -> None:
         super().__init__(members, (), repr(module.composition), layers)
-        self.module, self.name, self.first_layer = module, module.composition.name, -1
+        self.module, self.name, self.layer_read = module, module.composition.name, module.config.layer
+        self.shared = WeightedHooks(members, [1 / len(members)] * len(members), self.label, layers)
+        self.first_layer = -1 if self.layer_read is None else min(self.first_layer, self.layer_read - 1)
         self.attention = {}
         self.gate: Tensor | None = None
         self.mask: Tensor | None = None
 
+    def _undecided(self, index: int) -> bool:
+        return self.layer_read is not None and index < self.layer_read
+
     def pseudo_frames(self, where: str, frames: Tensor, mask: Tensor | None) -> Frames | None:
+        if self.layer_read is not None:
+            return self.shared.pseudo_frames(where, frames, mask)
         if where == "cnn_out":
-            self.gate, self.mask = self.module(frames, mask), mask
-            self.attention = {"gate": self.module.kept(self.gate)}
+            self._decide(frames, mask)
         return super().pseudo_frames(where, frames, mask)
 
+    def norm(self, index: int, name: str, norm: Norm) -> Norm | None:
+        return self.shared.norm(index, name, norm) if self._undecided(index) else super().norm(index, name, norm)
+
+    def prefix(self, index: int, project: Projection) -> AttentionPrefix | None:
+        return self.shared.prefix(index, project) if self._undecided(index) else super().prefix(index, project)
+
+    def delta(self, name: str, index: int, site: Site) -> Tensor | None:
+        if self.layer_read is None or (name != "cnn" and index >= self.layer_read):  # CNN blocks are numbered too
+            return super().delta(name, index, site)
+        added = self.shared.delta(name, index, site)
+        if name == "layer" and index + 1 == self.layer_read:  # what enters the next one
+            self._decide(site.output if added is None else site.output + added.to(site.output.dtype), site.mask)
+        return added
+
+    def _decide(self, frames: Tensor, mask: Tensor | None) -> None:
+        self.gate, self.mask = self.module(frames, mask), mask
+        self.attention = {"gate": self.module.kept(self.gate)}
+
     def weights(self, frames: int | None = None) -> Weights:
-        gate = self.attention["gate"]  # the front-end ran: first_layer is -1
+        if self.gate is None:
+            raise ConfigError(
+                f"{self.label}: its gate reads the input of layer {self.layer_read}, which skip_layers leaves out; "
+                "skip fewer layers."
+            )
+        gate = self.attention["gate"]
         if gate.shape[1] not in (1, frames):
             raise ConfigError(
                 f"{self.label}: a gate per frame cannot weigh pseudo frames or prefixes; use per='utterance'."

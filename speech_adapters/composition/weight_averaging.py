@@ -8,8 +8,10 @@ With ``t_n`` a tensor of member n and ``w_n`` its weight::
     dare_linear       drop at random, rescale by 1 / density, then linear
     dare_ties         drop at random, rescale, then ties
     magnitude_prune   trim to the largest ``density``, then linear
+    tsv               singular vectors made orthogonal (``composition.task_singular_vectors``); vectors are averaged
 
-``linear`` of LoRA averages A and B one by one, which is not the average of the updates; ``svd`` is. Tensors that start
+``linear`` of LoRA averages A and B one by one, which is not the average of the updates; ``svd`` is, and ``tsv`` too
+merges the updates. Tensors that start
 elsewhere than at zero (copies of the base's LayerNorms, or everything, when the members were trained on from one
 adapter) are averaged as differences from that start: what is pruned or subtracted is a change, not a weight.
 
@@ -27,6 +29,7 @@ import torch
 from torch import Tensor
 
 from speech_adapters.adapters.base import AdapterConfig, AdapterModule
+from speech_adapters.composition import task_singular_vectors
 from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.errors import ConfigError
 from speech_adapters.heads.base import HeadModule
@@ -34,7 +37,7 @@ from speech_adapters.heads.base import HeadModule
 Member = AdapterModule | HeadModule
 
 PRUNING_METHODS = ("ties", "dare_linear", "dare_ties", "magnitude_prune")
-AVERAGING_METHODS = ("linear", "svd", *PRUNING_METHODS)
+AVERAGING_METHODS = ("linear", "svd", *PRUNING_METHODS, "tsv")
 
 
 @dataclass(frozen=True)
@@ -60,9 +63,10 @@ def average(
     Args:
         members: modules by name, all of the same configuration (learning rates may differ).
         weights: a weight for each; nothing is normalised.
-        method: "linear", "svd", "ties", "dare_linear", "dare_ties" or "magnitude_prune".
+        method: "linear", "svd", "ties", "dare_linear", "dare_ties", "magnitude_prune" or "tsv".
         density: share of values kept by the pruning methods, above 0 and at most 1.
-        rank: for "svd", of the new adapter; by default that of the members.
+        rank: of the new adapter, for "svd" by default that of the members, for "tsv" of LoRA that of all of them
+            together, which loses nothing of what is merged.
         seed: of what DARE drops.
         base: the tensors that members started from, by name, where these are not zero.
 
@@ -77,15 +81,16 @@ def average(
         raise ConfigError(
             f"average: {', '.join(PRUNING_METHODS)} need density, a share above 0 and up to 1; the others take none."
         )
-    if rank is not None and (method != "svd" or rank < 1):
-        raise ConfigError(f"average: rank={rank}; it belongs to method='svd' and is at least 1.")
     config = _shared_config(members)
+    lora = getattr(config, "method", None) == "lora"
+    if rank is not None and not (rank > 0 and (method == "svd" or (method == "tsv" and lora))):
+        raise ConfigError(f"average: rank={rank}; it belongs to 'svd', and to 'tsv' of LoRA, and is at least 1.")
     factors = torch.tensor([float(weights[name]) for name in members])
     tensors = [_tensors(module) for module in members.values()]
     if method == "linear" and abs(float(factors.sum()) - 1) < 1e-6:
         base = None  # it cancels; without it a weight of one gives the member's own bits
-    if method == "svd":
-        return _svd(config, list(members.values()), factors, rank)
+    if method == "svd" or (method == "tsv" and any("lora_A" in key for key in tensors[0])):
+        return _of_updates(method, config, tensors, factors, rank, base or {})
     combine = _function(method, density)
     averaged = {}
     with torch.random.fork_rng():  # peft's functions draw from the global generator
@@ -109,6 +114,8 @@ def _function(method: str, density: float | None) -> Callable[[list[Tensor], Ten
 
     if method == "linear":
         return merge_utils.task_arithmetic
+    if method == "tsv":
+        return _tsv
     function = getattr(merge_utils, method)
     if density == 1:  # peft warns that nothing is pruned, which is what was asked for
         return merge_utils.task_arithmetic if method in ("dare_linear", "magnitude_prune") else _ties_of_all
@@ -151,22 +158,46 @@ def shape_of(config: Any) -> Any:
     return [shape_of(item) for item in config] if isinstance(config, list) else config
 
 
-def _svd(config: Any, modules: list[Member], factors: Tensor, rank: int | None) -> Averaged:
-    """``sum_n w_n B_n A_n = U S V'``, cut to rank r: ``A = sqrt(S) V'``, ``B = U sqrt(S)``."""
+def _tsv(parts: list[Tensor], factors: Tensor) -> Tensor:
+    if parts[0].dim() != 2:
+        return sum((factor * part for factor, part in zip(factors, parts, strict=True)), torch.zeros_like(parts[0]))
+    return task_singular_vectors.merge(parts, factors.tolist())
+
+
+def _of_updates(
+    method: str,
+    config: Any,
+    tensors: list[dict[str, Tensor]],
+    factors: Tensor,
+    rank: int | None,
+    base: Mapping[str, Tensor],
+) -> Averaged:
+    """LoRA by its updates: ``svd`` of ``sum_n w_n B_n A_n``, or ``tsv`` of what each differs from the start's, added
+    to that; ``U S V'`` of the sum, cut to rank r, is ``A = sqrt(S) V'``, ``B = U sqrt(S)``."""
     if getattr(config, "method", None) != "lora" or config.variant == "dora":
-        raise ConfigError("average: method='svd' is for LoRA and rsLoRA, whose update is a product B A; use 'linear'.")
-    rank = rank or config.rank
+        raise ConfigError(
+            f"average: method={method!r} is for LoRA and rsLoRA, whose update is a product B A; use 'linear'."
+        )
     averaged: dict[str, Tensor] = {}
-    tensors = [_tensors(module) for module in modules]
-    for key in tensors[0]:
-        if ".lora_A." not in key:
-            continue
-        other = key.replace(".lora_A.", ".lora_B.")
-        update = sum(w * own[other].float() @ own[key].float() for w, own in zip(factors, tensors, strict=True))
-        if rank > min(update.shape):
-            raise ConfigError(f"average: rank={rank} is above the projections' own {min(update.shape)}.")
+    pairs = [(key, key.replace(".lora_A.", ".lora_B.")) for key in tensors[0] if ".lora_A." in key]
+    started = any(a in base for a, _ in pairs)  # a fresh A is drawn at random, and so no fixed start
+    ranks = 2 * len(tensors) + 1 if started else len(tensors)  # of each a change and what it started from, and that
+    smallest = min(min(tensors[0][b].shape[0], tensors[0][a].shape[1]) for a, b in pairs)
+    if rank is None:
+        rank = config.rank if method == "svd" else min(ranks * config.rank, smallest)
+    if rank > smallest:
+        raise ConfigError(f"average: rank={rank} is above the projections' own {smallest}.")
+    for a, b in pairs:
+        updates = [own[b].float() @ own[a].float() for own in tensors]
+        if method == "svd":
+            update = sum((w * one for w, one in zip(factors, updates, strict=True)), torch.zeros_like(updates[0]))
+        else:
+            start = torch.zeros_like(updates[0])
+            if started:
+                start = base[b].to(start) @ base[a].to(start)
+            update = start + task_singular_vectors.merge([one - start for one in updates], factors.tolist()).float()
         left, values, right = torch.linalg.svd(update, full_matrices=False)
         root = values[:rank].sqrt()
-        averaged[key], averaged[other] = root[:, None] * right[:rank], left[:, :rank] * root
+        averaged[a], averaged[b] = root[:, None] * right[:rank], left[:, :rank] * root
     scale = (rank / config.rank) ** (0.5 if config.variant == "rslora" else 1.0)
     return Averaged(replace(config, rank=rank, alpha=config.alpha * scale), averaged)

@@ -133,6 +133,52 @@ def scatter_chart(
     return _svg(parts, x_label, y_label)
 
 
+@dataclass(frozen=True)
+class Dots:
+    """Points of one kind; ``joined`` by a line in the order of x, with ``tips`` for the pointer, one each."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    color: int = 0
+    joined: bool = False
+    tips: Sequence[str] = ()
+
+
+def dot_chart(kinds: Sequence[Dots], x_label: str, y_label: str) -> Markup:
+    """Dots over a shared x axis, logarithmic where its values are positive and span more than a factor of 8."""
+    kinds = [kind for kind in kinds if kind.points]
+    if not kinds:
+        return Markup()
+    xs, ys = ([point[axis] for kind in kinds for point in kind.points] for axis in (0, 1))
+    logarithmic = min(xs) > 0 and max(xs) / min(xs) > 8
+    x_ticks, y_ticks = (_log_ticks if logarithmic else ticks)(min(xs), max(xs)), ticks(min(ys), max(ys))
+    scale = math.log if logarithmic else float
+    x_low, x_high = scale(x_ticks[0]), scale(x_ticks[-1])
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        right, up = (scale(x) - x_low) / (x_high - x_low), (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
+        return _LEFT + right * (_WIDTH - _LEFT - _RIGHT), _HEIGHT - _BOTTOM - up * (_HEIGHT - _TOP - _BOTTOM)
+
+    parts = [_horizontal(place(x_ticks[0], y)[1], number(y)) for y in y_ticks]
+    parts += [_below(place(x, y_ticks[0])[0], number(x)) for x in x_ticks]
+    for kind in kinds:
+        places = [place(x, y) for x, y in kind.points]
+        if kind.joined:
+            path = " ".join(f"{x:.1f},{y:.1f}" for x, y in sorted(places))
+            parts.append(
+                f'<polyline points="{path}" fill="none" style="stroke:{ink(kind.color)}" stroke-width="1.4" '
+                'stroke-dasharray="5 4"/>'
+            )
+            continue
+        for (x, y), tip in zip(places, kind.tips or [kind.name] * len(places), strict=True):
+            parts.append(
+                f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" style="fill:{ink(kind.color)}" fill-opacity="0.75">'
+                f"<title>{escape(tip)}</title></circle>"
+            )
+    entries = [(kind.name, ink(kind.color), "5 4" if kind.joined else "") for kind in kinds]
+    return _svg(parts, x_label, y_label) + _legend(entries)
+
+
 def histogram(
     edges: Sequence[float],
     kinds: Mapping[str, Sequence[float]],

@@ -4,8 +4,8 @@ Made from the run folder's ``results.json`` and, where they are there, ``config.
 ``worst.json`` (:class:`~speech_adapters.reports.run_files.Mistake`), ``layer_weights.json``
 (``{"adapter": [weight of layer 1, ...]}``, or ``{"adapter": {"name": weight}}``) and ``detection.json``
 (``{"system": what`` :func:`~speech_adapters.reports.detection_charts.chart_data` ``gives}``). A run over domains
-adds ``domains.json`` (``metric`` and ``cells``: method -> domain -> ``{value, low, high}``) and ``attention.json``
-(domain -> place -> member -> mean weight).
+adds ``domains.json`` (``metric``, ``cells``: method -> domain -> ``{value, low, high}``, ``outside``: the domains that
+nothing was trained on) and ``attention.json`` (domain -> place -> member -> mean weight).
 """
 
 from __future__ import annotations
@@ -241,7 +241,8 @@ def _domains(matrix: Domains) -> Table | None:
     for method, row in matrix.cells.items():
         rates = [row.get(name, Rate(None)) for name in names]
         rows.append([Cell(method), *(_rate(rate, _share(rate.value, values)) for rate in rates)])
-    return Table([f"{matrix.metric.upper()} %", *names], rows, [False, *[True] * len(names)], corner="tested on")
+    titles = [f"{name}, not trained on" if name in matrix.outside else name for name in names]
+    return Table([f"{matrix.metric.upper()} %", *titles], rows, [False, *[True] * len(names)], corner="tested on")
 
 
 def _attention(attention: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> list[tuple[str, Table]]:

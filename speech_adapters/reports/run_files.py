@@ -62,6 +62,7 @@ class Domains:
 
     metric: str = ""
     cells: dict[str, dict[str, Rate]] = field(default_factory=dict)
+    outside: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

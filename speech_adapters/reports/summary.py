@@ -14,6 +14,11 @@ _WRITTEN = {"min dcf": "minDCF", "act dcf": "actDCF", "min cllr": "minCllr", "cl
 _COUNTS = {"substitutions": "sub", "deletions": "del", "insertions": "ins"}
 
 
+def higher_is_better(metric: str) -> bool:
+    """Whether more of a rate is better."""
+    return metric.lower() in _HIGHER_IS_BETTER
+
+
 def method_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The run's own adapter and its baselines as rows for :func:`summary_table`, from a ``results.json`` mapping."""
     own = {"method": results.get("adapter") or "this run", **results}
@@ -81,7 +86,7 @@ def columns_of(rows: Sequence[Mapping[str, Any]]) -> list[Column]:
 
 def _best(name: str, entries: Sequence[Any]) -> int | None:
     """The row whose whole interval is better than every other row's; none where two overlap or one is not known."""
-    if name.lower() in _HIGHER_IS_BETTER:
+    if higher_is_better(name):
         sign = -1
     elif name.lower().startswith(_LOWER_IS_BETTER):
         sign = 1

@@ -5,20 +5,23 @@ What is trained, on the same updates:
 1. an adapter and the head on the first domain, or those that are given: the start of everything below; from here on
    the head is shared, frozen;
 2. one adapter per domain, from that start;
-3. AdapterFusion and a router over them, on equal shares of all domains' data, the adapters frozen (they are not told
-   the domain when scored);
-4. beside them: one adapter on such a pool with as many updates as a domain's, the domain adapters' uniform average,
-   oracle routing (each domain's own adapter), and full fine-tuning on one domain after the other (from the bare
-   encoder, also where a start is given: what it shows is forgetting).
+3. AdapterFusion, a router and one that reads the posterior of a layer, over them, on equal shares of all domains'
+   data, the adapters frozen (they are not told the domain when scored);
+4. beside them: one adapter on such a pool with as many updates as a domain's, the domain adapters' uniform average
+   and merges of their weights (one adapter, untrained), oracle routing (each domain's own adapter), and full
+   fine-tuning on one domain after the other (from the bare encoder, also where a start is given: what it shows is
+   forgetting).
+
+A domain without training data is out of domain: all are scored on it, and no figure over domains holds it.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 
@@ -33,7 +36,7 @@ from speech_adapters.heads.base import head_from_dict
 from speech_adapters.heads.ctc import CTCHead
 from speech_adapters.metrics.wer import WERResult, pooled_metrics
 from speech_adapters.model import SpeechAdapterModel
-from speech_adapters.ranges import NotNegative, Rate, Seed, Size, check_values
+from speech_adapters.ranges import Count, NotNegative, Range, Rate, Seed, Size, check_values
 from speech_adapters.runs.folder import RunFolder
 from speech_adapters.runs.results import MethodResults
 from speech_adapters.saving.parts import load_part
@@ -54,6 +57,17 @@ class Domain:
     test: Manifest
 
 
+#: How the weights of the domains' adapters are merged, and how much each counts: equal parts of one where the method
+#: sums, one where it elects signs and takes the mean of what agrees, as published.
+MERGES: dict[str, Callable[[int], float]] = {
+    "linear": lambda count: 1 / count,
+    "ties": lambda count: 1.0,
+    "dare_linear": lambda count: 1 / count,
+    "dare_ties": lambda count: 1.0,
+    "tsv": lambda count: 1 / count,
+}
+
+
 @dataclass(kw_only=True)
 class DomainsConfig:
     """What is trained in each domain, and how they are combined."""
@@ -72,6 +86,15 @@ class DomainsConfig:
     rank: Size | None = option(16, "rank of the fusion's matrices; null for full ones, as published")
     guide: NotNegative = option(
         1.0, "weight of the guide loss: fusion and router learn which adapter is the domain's own"
+    )
+    posterior_layer: Count | None = option(
+        None, "layer whose input the posterior is read from; the middle one by default"
+    )
+    merges: tuple[Literal["linear", "ties", "dare_linear", "dare_ties", "tsv"], ...] = option(
+        tuple(MERGES), "ways to merge the weights of the domains' adapters into one"
+    )
+    density: Annotated[float, Range(0, 1, above=True)] = option(
+        0.2, "share of each change that TIES and DARE keep; 0.2 in TIES"
     )
     full: bool = option(True, "also fine-tune all layers, one domain after the other")
     rates: dict[str, Rate] = field(default_factory=dict)
@@ -128,8 +151,10 @@ class DomainsRun:
         encoder: Encoder,
         head: CTCHead,
         seed: int,
+        outside: Mapping[str, Manifest] | None = None,
     ) -> None:
         self.config, self.domains, self.encoder, self.seed = config, domains, encoder, seed
+        self.tests = {domain.name: domain.test for domain in domains} | dict(outside or {})
         self.names = [domain.name for domain in domains]
         self.head = head
         self.scores: dict[str, dict[str, WERResult]] = {}
@@ -143,8 +168,15 @@ class DomainsRun:
             model = self.model(method)
             model.train_adapter("start", head="asr")
             groups[method or config.adapter] = set(model.parameter_groups())
+            for merge in config.merges if method is None else ():
+                self.merge(model, ["start"], merge)  # an adapter that cannot be merged so is refused here
+                model.delete_adapter("merged")
         chosen_rates(config.rates, config.training.learning_rates, groups)
         chosen_rates({}, config.combination.learning_rates, {"fusion": {"fusion"}, "router": {"router"}})
+        if config.posterior_layer is not None and config.posterior_layer >= encoder.num_layers:
+            raise ConfigError(
+                f"posterior_layer={config.posterior_layer}: the encoder's layers are 0 to {encoder.num_layers - 1}."
+            )
 
     def all(self, run: RunFolder) -> None:
         """Every stage, into a run folder."""
@@ -202,11 +234,11 @@ class DomainsRun:
         }
 
     def score(self, model: SpeechAdapterModel, method: str) -> None:
-        """Score the active composition on every domain."""
+        """Score the active composition on every test set."""
         row = self.scores.setdefault(method, {})
-        for domain in self.domains:
-            row[domain.name] = evaluate_asr(model, domain.test, **self._options).result
-            row[domain.name].save_trn(self.run.trn(f"{method}{self.suffix}-on-{domain.name}"))
+        for name, test in self.tests.items():
+            row[name] = evaluate_asr(model, test, **self._options).result
+            row[name].save_trn(self.run.trn(f"{method}{self.suffix}-on-{name}"))
         self.costs.setdefault(method, {"parameters": model.count_parameters()})
         shown = "  ".join(f"{name} {result.wer.value:.1%}" for name, result in row.items())
         print(f"{method:28s} {shown}", flush=True)
@@ -224,29 +256,43 @@ class DomainsRun:
             self.train(model, domain.train, domain.dev, domain.name, config.training)
             model.save_adapter(domain.name, self.run.adapter(domain.name + self.suffix), domain=domain.name)
             self.score(model, domain.name)
+        one_adapter = {"parameters": self.costs[self.names[0]]["parameters"]}
+        for method in config.merges:
+            self.merge(model, self.names, method)
+            self.costs[f"merge-{method}"] = one_adapter
+            self.score(model, f"merge-{method}")
+            model.delete_adapter("merged")
         model.delete_adapter("start")
         model.set_active(Average(*self.names))
-        self.costs["average"] = {"parameters": self.costs[self.names[0]]["parameters"]}  # averaged: one adapter
+        self.costs["average"] = one_adapter
         self.score(model, "average")
         self.scores["oracle-routing"] = {name: self.scores[name][name] for name in self.names}
         self.costs["oracle-routing"] = self.costs[self.names[0]]
         return model
 
+    def merge(self, model: SpeechAdapterModel, names: Sequence[str], method: str) -> None:
+        """Add adapter "merged" and make it active: what ``names`` have learnt since the start."""
+        options = {} if method in ("linear", "tsv") else {"density": self.config.density, "seed": self.seed}
+        weights = dict.fromkeys(names, MERGES[method](len(names)))
+        model.average_adapters("merged", weights, method, base="start", **options)
+
     def combine(self, model: SpeechAdapterModel) -> None:
         """Stage 3."""
         guide, settings = self.config.guide, self.config.combination
+        layer = self.config.posterior_layer or max(1, self.encoder.num_layers // 2)
         for method, value, config in (
             ("fusion", Fuse(*self.names, name="fusion"), FusionConfig(rank=self.config.rank, guide_weight=guide)),
             ("router", Route(*self.names, name="router"), RouterConfig(guide_weight=guide)),
+            ("posterior", Route(*self.names, name="posterior"), RouterConfig(guide_weight=guide, layer=layer)),
         ):
             model.add_fusion(value, config)
             model.train_fusion(value, head="asr", train_head=False)
             self.train(model, self.all_train(settings), self.all_dev, method, settings)
             model.save_fusion(method, self.run.path / "fusions" / f"{method}{self.suffix}")
             self.score(model, method)
-            for domain in self.domains:
-                found = mean_attention(model, domain.test, **self._options)
-                self.attention.setdefault(domain.name, {}).update(found)
+            for name, test in self.tests.items():
+                found = mean_attention(model, test, **self._options)
+                self.attention.setdefault(name, {}).update(found)
 
     def baselines(self) -> None:
         """Stage 4."""
@@ -279,15 +325,16 @@ Cells = dict[str, dict[str, dict[str, Any]]]
 
 
 def summarise(seeds: Sequence[DomainsRun]) -> tuple[dict[str, MethodResults], Cells]:
-    """The figures of each method over all seeds and domains, and its WER on each domain."""
+    """The figures of each method over all seeds and domains, and its WER on each test set."""
     cells: Cells = {}
+    names = seeds[0].names
     figures = {}
     for method in seeds[0].scores:
         rows = [seed.scores[method] for seed in seeds]
         cells[method] = {name: pooled_metrics([row[name] for row in rows])["wer"] for name in rows[0]}
-        values = [cell["value"] for cell in cells[method].values()]
+        values = [cells[method][name]["value"] for name in names]
         figures[method] = MethodResults(
-            metrics=pooled_metrics([result for row in rows for result in row.values()]),
+            metrics=pooled_metrics([row[name] for row in rows for name in names]),
             more={"mean_wer": sum(values) / len(values)},
             **seeds[0].costs[method],
         )

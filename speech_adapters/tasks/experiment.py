@@ -10,7 +10,7 @@ import copy
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from accelerate import PartialState
@@ -27,15 +27,24 @@ from speech_adapters.runs.folder import RunFolder
 from speech_adapters.runs.results import MethodResults, Results
 from speech_adapters.tasks.base import Corpus, ExperimentConfig, Task
 from speech_adapters.tasks.start import Start
-from speech_adapters.training.loop import TrainingResult
+from speech_adapters.training.loop import TrainingResult, Watcher
 from speech_adapters.training.settings import TrainingConfig
 from speech_adapters.training.together import Member, train_together
 
 R = TypeVar("R")
 
 
+class Experiment(NamedTuple):
+    """What a recipe trains and scores: the arguments of :func:`run_experiment`."""
+
+    recipe: str
+    config: ExperimentConfig
+    task: Task[Any]
+    find: Callable[[], Iterable[Corpus]]
+
+
 @dataclass(frozen=True)
-class _Training:
+class Training:
     """One method to train on one corpus with one seed; ``name`` is that of its files in the run folder."""
 
     name: str
@@ -45,13 +54,15 @@ class _Training:
     fold: int
     seed: int
     start: Start = field(default_factory=Start)
+    groups: frozenset[str] = frozenset()
+    """Its parameter groups."""
 
 
 @dataclass(frozen=True)
 class _Scored(Generic[R]):
     """What came of a training."""
 
-    training: _Training
+    training: Training
     result: R
     parameters: dict[str, float]
     cost: TrainingResult
@@ -82,7 +93,7 @@ def run_experiment(
     task.start_head = start.head_config
     for corpus in corpora:
         task.check(corpus, encoder)
-    trainings = _plan(config, task, corpora, encoder, start)
+    trainings = plan(config, task, corpora, encoder, start)
     data = _describe(corpora)
     run = RunFolder.open(recipe, config, config.output, resume=config.resume)
     facts = [f"{s:5s} {manifest.summary()}" for s, manifest in corpora[0].splits.items() if s != "dev"]
@@ -98,7 +109,7 @@ def run_experiment(
         print(_line(method, task, entry))
     trained: dict[str, tuple[SpeechAdapterModel, TrainingResult]] = {}
     for pass_name, members in _passes(trainings).items() if config.together else ():
-        trained |= _train_together(task, corpora[members[0].fold], encoder, members, run, pass_name)
+        trained |= train_in_one_pass(task, corpora[members[0].fold], encoder, members, run, pass_name)
     for method in config.trained_methods:
         scored = []
         for training in (one for one in trainings if one.method == method):
@@ -141,9 +152,9 @@ def run_experiment(
     return results
 
 
-def _plan(
+def plan(
     config: ExperimentConfig, task: Task[Any], corpora: Sequence[Corpus], encoder: Encoder, start: Start
-) -> list[_Training]:
+) -> list[Training]:
     """All that is to be trained, each method tried on the encoder: settings that do not fit are found here."""
     for method, options in config.options.items():
         preset(method, task.name, **options)  # a name that is no preset is a mistake, also where it is not used
@@ -163,7 +174,9 @@ def _plan(
                 name += f"-fold{fold + 1}" if len(corpora) > 1 else ""
                 name += f"-seed{seed}" if len(config.seeds) > 1 else ""
                 settings = replace(config.training, seed=seed, learning_rates=rates[method])
-                trainings.append(_Training(name, method, adapter, settings, fold, seed, starts[method]))
+                trainings.append(
+                    Training(name, method, adapter, settings, fold, seed, starts[method], frozenset(groups[method]))
+                )
     return trainings
 
 
@@ -187,7 +200,7 @@ def _model_on(
 
 
 def _train(
-    task: Task[Any], corpus: Corpus, encoder: Encoder, training: _Training, run: RunFolder
+    task: Task[Any], corpus: Corpus, encoder: Encoder, training: Training, run: RunFolder
 ) -> tuple[SpeechAdapterModel, TrainingResult]:
     """Train and save; a finished training is read back."""
     name = training.name
@@ -197,18 +210,24 @@ def _train(
     return model, cost
 
 
-def _passes(trainings: Sequence[_Training]) -> dict[str, list[_Training]]:
+def _passes(trainings: Sequence[Training]) -> dict[str, list[Training]]:
     """Trainings that hear the same batches: those of one fold and seed, by the pass's name."""
-    passes: dict[str, list[_Training]] = {}
+    passes: dict[str, list[Training]] = {}
     for training in trainings:
         passes.setdefault(f"together-fold{training.fold + 1}-seed{training.seed}", []).append(training)
     return passes
 
 
-def _train_together(
-    task: Task[Any], corpus: Corpus, encoder: Encoder, trainings: Sequence[_Training], run: RunFolder, name: str
+def train_in_one_pass(
+    task: Task[Any],
+    corpus: Corpus,
+    encoder: Encoder,
+    trainings: Sequence[Training],
+    run: RunFolder,
+    name: str,
+    watcher: Watcher | None = None,
 ) -> dict[str, tuple[SpeechAdapterModel, TrainingResult]]:
-    """Train in one pass on one encoder, and save; by the trainings' names."""
+    """Train on one encoder, and save; by the trainings' names. ``watcher`` may stop any of them."""
     shared, head, settings = copy.deepcopy(encoder), task.chosen_head(corpus), trainings[0].settings
     data, dev = task.data(corpus, head, settings)
     members = [
@@ -221,7 +240,7 @@ def _train_together(
         )
         for training in trainings
     ]
-    costs, made = train_together(members, run, name), {}
+    costs, made = train_together(members, run, name, watcher), {}
     for member in members:
         further = task.further(member.model, corpus, member.config, run, member.name)
         cost = costs[member.name] if further is None else costs[member.name] + further
@@ -240,7 +259,7 @@ def _score(
     task: Task[R],
     corpus: Corpus,
     model: SpeechAdapterModel,
-    training: _Training,
+    training: Training,
     cost: TrainingResult,
     run: RunFolder,
     options: dict[str, Any],

@@ -16,7 +16,7 @@ import math
 import signal
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -36,6 +36,10 @@ from speech_adapters.runs.environment import peak_memory_bytes, reset_peak_memor
 from speech_adapters.runs.folder import RunFolder
 from speech_adapters.training.meters import EnergyMeter, FlopCounter
 from speech_adapters.training.settings import LoopConfig, settings_of_updates
+
+Watcher = Callable[[str, int, Mapping[str, float]], bool]
+"""Told of each evaluation: the part's name, updates made, figures on held-out data. Where it returns True the part
+stops, its best state kept: others show that it is not worth going on with."""
 
 SKIPPED_IN_A_ROW = {"fp32": 3, "bf16": 3, "fp16": 25}
 """Updates in a row whose gradients are not finite before a training gives up; fp16 finds its loss scale so."""
@@ -218,11 +222,14 @@ class _PartProgress:
     """Turns whose tensors were seen to learn."""
 
 
-def fit(learner: Learner, config: LoopConfig, run: RunFolder, name: str) -> TrainingResult:
+def fit(
+    learner: Learner, config: LoopConfig, run: RunFolder, name: str, watcher: Watcher | None = None
+) -> TrainingResult:
     """Train ``learner`` as ``config`` says; in a run folder that holds ``name`` already, go on, or return at once.
 
     Args:
         name: of this training in the run folder, its log and its checkpoint; once per run.
+        watcher: told of each evaluation, and may stop the training.
 
     Raises:
         ConfigError: nothing to train, a name that this run has used, a checkpoint of other settings.
@@ -230,12 +237,14 @@ def fit(learner: Learner, config: LoopConfig, run: RunFolder, name: str) -> Trai
         TrainingError: losses or gradients that stay other than finite; it names the batch.
         Interrupted: Ctrl-C or SIGTERM came; what was trained is in the checkpoint.
     """
-    return next(iter(fit_parts(learner, config, run, name).values()))
+    return next(iter(fit_parts(learner, config, run, name, watcher).values()))
 
 
-def fit_parts(learner: Learner, config: LoopConfig, run: RunFolder, name: str) -> dict[str, TrainingResult]:
+def fit_parts(
+    learner: Learner, config: LoopConfig, run: RunFolder, name: str, watcher: Watcher | None = None
+) -> dict[str, TrainingResult]:
     """:func:`fit` of a learner with several parts: the result of each."""
-    return _Training(learner, config, run, name).run()
+    return _Training(learner, config, run, name, watcher).run()
 
 
 class _Part:
@@ -322,8 +331,11 @@ class _Part:
 
 
 class _Training:
-    def __init__(self, learner: Learner, config: LoopConfig, folder: RunFolder, name: str) -> None:
+    def __init__(
+        self, learner: Learner, config: LoopConfig, folder: RunFolder, name: str, watcher: Watcher | None
+    ) -> None:
         self.learner, self.config, self.folder, self.name = learner, config, folder, name
+        self.watcher = watcher
         self.parts = {key: _Part(part, config) for key, part in learner.parts.items()}
         self.total = config.updates * learner.turns
         self.accelerator = Accelerator(
@@ -574,6 +586,9 @@ class _Training:
         for name, found in evaluations.items():
             self._log(name or self.name, {f"eval_{key}": value for key, value in found.items()})
             self.parts[name].watch(found["loss"])
+            done = self.progress.done // learner.turns
+            if self.watcher is not None and self.watcher(name, done, found):
+                self.parts[name].progress.stopped = True
 
     def _bar(self) -> Any:
         turns = self.learner.turns

@@ -27,7 +27,7 @@ from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.runs.folder import RunFolder
 from speech_adapters.training.cache import CachedDataset
 from speech_adapters.training.frozen import Frozen, Tap, batch_taps, compute_taps, frozen_part
-from speech_adapters.training.loop import Learner, Loss, Position, TrainingResult, fit_parts, seed_update
+from speech_adapters.training.loop import Learner, Loss, Position, TrainingResult, Watcher, fit_parts, seed_update
 from speech_adapters.training.settings import TrainingConfig
 from speech_adapters.training.supervised import Supervised, check, constant
 
@@ -50,8 +50,13 @@ class Member:
     dev: SpeechDataset | None = None
 
 
-def train_together(members: Sequence[Member], run: RunFolder, name: str = "together") -> dict[str, TrainingResult]:
+def train_together(
+    members: Sequence[Member], run: RunFolder, name: str = "together", watcher: Watcher | None = None
+) -> dict[str, TrainingResult]:
     """Train all members in one pass; what each costs is the pass's.
+
+    Args:
+        watcher: told of each member's evaluations, and may stop it; the others go on.
 
     Raises:
         ConfigError: no members, two of one name, several encoders, or settings that differ in more than the seed and
@@ -73,7 +78,7 @@ def train_together(members: Sequence[Member], run: RunFolder, name: str = "toget
     encoder.to(PartialState(cpu=not torch.cuda.is_available()).device)
     for member in members:
         member.model.to(encoder.device)
-    return fit_parts(_Together(members), shared, run, name)
+    return fit_parts(_Together(members), shared, run, name, watcher)
 
 
 def _alike(config: TrainingConfig) -> dict[str, Any]:
