@@ -1,6 +1,8 @@
 """CMA-ES: minimise a function of many numbers from its values alone.
 
-    x_k ~ m + sigma N(0, C),  k = 1 .. population;  the better half moves m, and the paths of m's moves shape sigma and C
+    x_k ~ m + sigma N(0, C),  k = 1 .. population
+
+The better half of the candidates moves ``m``; how ``m`` has moved shapes ``sigma`` and ``C``.
 
 Source: Hansen, "The CMA Evolution Strategy: A Tutorial" (arXiv 1604.00772), figure 6 and table 1, with the positive
 weights only.

@@ -1,6 +1,6 @@
 """A speaker code, found from a speaker's unlabelled speech by the conditional entropy of whole hypotheses.
 
-    L = mean over utterances x of  H(W | x) = -sum_{w in beam} q(w) log q(w),    q(w) = p(w | x) / sum_{v in beam} p(v | x)
+    L = mean over utterances x of   -sum_{w in beam} q(w) log q(w)        q(w) = p(w | x) / sum_{v in beam} p(v | x)
 
 ``p(w | x)`` is CTC's own probability of the text ``w``, over all alignments; the beam holds the most probable texts
 and is searched anew at each step. What changes is one vector on the CNN's output
