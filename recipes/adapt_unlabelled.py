@@ -179,6 +179,8 @@ class Listener:
                     texts = write(recordings)
                 more = {"first_loss": done.losses[0], "last_loss": done.losses[-1]} if done.losses else {}
             for utterance, text in zip(unit, texts, strict=True):
+                if (key, utterance.id) in self.texts:  # a speaker's, of whom a stopped run had written some
+                    continue
                 self.texts[key, utterance.id] = text
                 self.run.log_metrics({"method": key, "utterance": utterance.id, "text": text, **more})
         return word_error_rate(

@@ -110,7 +110,9 @@ def test_it_changes_what_it_says_and_nothing_else() -> None:
         changed = {name for name in now if not torch.equal(now[name], before[name])}
         mine = {name for part in change for name in parts[part]}
         assert changed and all(any(name.startswith(f"{place}.") for place in mine) for name in changed), change
-        if change == ("norms",):  # an E-adapter's preset has copies of the layers' norms, which stand in for the base's
+        if change == (
+            "norms",
+        ):  # an E-adapter's preset has copies of the layers' norms, which stand in for the base's
             assert any(name.startswith("adapters.") for name in changed)
             assert not any(".conv_layers." in name for name in changed)
 
@@ -231,8 +233,9 @@ def test_what_cannot_be_adapted_says_so() -> None:
     with pytest.raises(ConfigError, match="several outputs"), model.adapted(speech(), SpeakerCode()):
         pass
     model.set_active()
-    with pytest.raises(ConfigError, match="no adapter is active"), model.adapted(
-        speech(), Entropy(change=("adapters",))
+    with (
+        pytest.raises(ConfigError, match="no adapter is active"),
+        model.adapted(speech(), Entropy(change=("adapters",))),
     ):
         pass
     with pytest.raises(ConfigError, match="change is empty"):

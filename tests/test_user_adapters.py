@@ -15,7 +15,12 @@ from speech_adapters.tasks.user_adapters import UserAdapters
 from speech_adapters.training.settings import TrainingConfig
 
 TRAINING = TrainingConfig(
-    updates=4, schedule="constant", warmup=0.0, precision="fp32", trackers=("none",), learning_rates={"bottleneck": 0.01}
+    updates=4,
+    schedule="constant",
+    warmup=0.0,
+    precision="fp32",
+    trackers=("none",),
+    learning_rates={"bottleneck": 0.01},
 )
 
 
