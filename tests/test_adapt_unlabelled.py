@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ from speech_adapters import CTCHead, SpeechAdapterModel
 from speech_adapters.data.audio import write_audio
 from speech_adapters.data.manifest import Manifest, Utterance
 from speech_adapters.errors import ConfigError, ManifestError
+from speech_adapters.tasks.downstream import Downstream
+from speech_adapters.training.settings import TrainingConfig
 
 ROOT = Path(__file__).parents[1]
 
@@ -95,6 +98,27 @@ def test_it_compares_and_goes_on_where_it_stopped(recipe, place, tmp_path) -> No
     again = [json.loads(line) for line in log.read_text().splitlines()]
     assert {(line["method"], line["utterance"]): line["text"] for line in again} == said and len(again) == len(lines)
     assert json.loads((tmp_path / "run" / "results.json").read_text())["metrics"] == results["metrics"]
+
+
+def test_without_data_an_adapter_is_trained_on_the_demo(recipe, place, tmp_path, monkeypatch) -> None:
+    def tagged(split: str, domains: tuple[str, ...]) -> Path:
+        manifest = Manifest.read(place / f"{split}.jsonl")
+        lines = [replace(u, domain=domains[i % len(domains)]) for i, u in enumerate(manifest)]
+        Manifest(lines).write(tmp_path / f"{split}.jsonl")
+        return tmp_path / f"{split}.jsonl"
+
+    both = ("studio", "noisy")
+    demo = SimpleNamespace(train=tagged("source", ("studio",)), dev=tagged("dev", both), test=tagged("test", both))
+    monkeypatch.setattr("speech_adapters.corpora.demo.prepare_demo", lambda: demo)
+    task = Downstream(training=TrainingConfig(updates=2, precision="fp32", trackers=("none",)))
+    config = recipe.Config(
+        encoder=str(place / "encoder"), methods=("speaker-code",), options={"speaker-code": {"steps": 1, "beam": 2}},
+        training=task, precision="fp32", output=tmp_path / "run",
+    )  # fmt: skip
+    recipe.main(config)
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert set(results["by_domain"]) == {"all", "noisy"}
+    assert (tmp_path / "run" / "adapters" / "source" / "adapter.json").is_file()
 
 
 def test_what_it_refuses(recipe, place, tmp_path) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from small_models import small_model
 
@@ -18,7 +19,7 @@ from speech_adapters.errors import AudioError, ConfigError
 from speech_adapters.heads import ClassificationHead
 from speech_adapters.inference.recordings import recordings_of
 from speech_adapters.model import SpeechAdapterModel
-from speech_adapters.unlabelled import Entropy, Prompt, SpeakerCode, source_statistics
+from speech_adapters.unlabelled import Entropy, Prompt, SpeakerCode, source_statistics, transcribe_adapted
 from speech_adapters.unlabelled.cma_es import CMAES
 from speech_adapters.unlabelled.entropy import entropy_loss
 from speech_adapters.unlabelled.speaker_code import conditional_entropy
@@ -220,6 +221,17 @@ def test_bad_input_is_refused_and_leaves_no_trace() -> None:
         pass
     assert list(model.adapters) == names and model.active == "a"
     assert all(torch.equal(tensor, before[name]) for name, tensor in everything(model).items())
+
+
+def test_a_call_is_adapted_to_by_channel(tmp_path) -> None:
+    model = model_of()
+    soundfile.write(tmp_path / "call.wav", np.stack([speech(), speech(seed=1)], 1), 16000)
+    both = recordings_of([tmp_path / "call.wav"], speakers=("agent", "customer"))
+    with pytest.raises(ConfigError, match="2 channels are several voices"):
+        next(transcribe_adapted(model, both, SpeakerCode()))
+    one = recordings_of([tmp_path / "call.wav"], channel=1)
+    said = next(transcribe_adapted(model, one, Entropy(steps=1)))
+    assert said.duration == 1.0
 
 
 def test_what_cannot_be_adapted_says_so() -> None:

@@ -4,7 +4,7 @@
 
 Parameters: ``C``, the CNN's width. The smallest adapter there is: use it for a speaker or a channel of which there is
 a minute, since so few numbers need little data. It learns from labels like any other, from speech alone as a speaker
-code, or without gradients as a prompt (:mod:`speech_adapters.unlabelled`).
+code, or without gradients as a prompt: see docs/unlabelled.md.
 
 Sources: speaker codes, Abdel-Hamid and Jiang (ICASSP 2013) and van Dalen et al., "Robust Unsupervised Adaptation of a
 Speech Recogniser Using Entropy Minimisation and Speaker Codes" (Interspeech 2025), who train the recogniser together

@@ -162,6 +162,11 @@ def transcribe_adapted(
     """The transcript of each file by the model adapted to it alone; arguments and errors of
     :func:`~speech_adapters.inference.transcripts.transcribe`, and of :func:`adapted`."""
     for file in files:
+        if len(file) > 1:
+            raise ConfigError(
+                f"{file[0].name}: its {len(file)} channels are several voices; adapt to one at a time (channel=, "
+                "--channel)."
+            )
         with adapted(model, file, method, windows, precision=precision):
             transcript = next(transcribe(model, [file], windows, precision=precision, **options))
         yield transcript
