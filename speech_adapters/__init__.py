@@ -14,9 +14,9 @@ _PUBLIC = {
     "speech_adapters.model": ["SpeechAdapterModel"],
     "speech_adapters.model_output": ["ModelOutput"],
     "speech_adapters.adapters": [
-        "AdaLoRA", "AdapterBias", "BitFit", "Bottleneck", "CNNAdapter", "Combine", "Compacter", "ConvAdapter",
-        "DeepPrompts", "E", "EAdapter", "EL", "ELP", "FineTuning", "HeadOnly", "IA3", "L", "LAdapter", "LayerNorms",
-        "LoRA", "LoRAXS", "PAdapter", "PiSSA", "Prefix", "VARAN", "VeRA", "WeightedSum",
+        "AdaLoRA", "AdapterBias", "BitFit", "Bottleneck", "CNNAdapter", "CodeAdapter", "Combine", "Compacter",
+        "ConvAdapter", "DeepPrompts", "E", "EAdapter", "EL", "ELP", "FineTuning", "HeadOnly", "IA3", "L",
+        "LAdapter", "LayerNorms", "LoRA", "LoRAXS", "PAdapter", "PiSSA", "Prefix", "VARAN", "VeRA", "WeightedSum",
     ],
     "speech_adapters.composition": [
         "Average", "Fuse", "FusionConfig", "Parallel", "Route", "RouterConfig", "Stack",

@@ -38,6 +38,8 @@ from speech_adapters.composition.mixed_batch import (
 )
 from speech_adapters.composition.parallel import parallel_forward
 from speech_adapters.composition.registry import Registry, check_new
+from speech_adapters.data.audio import SAMPLE_RATE
+from speech_adapters.data.windows import Windows
 from speech_adapters.deprecation import renamed, renamed_attribute
 from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.encoders.forward import EncoderOutput, encode
@@ -45,6 +47,7 @@ from speech_adapters.encoders.loading import load_encoder
 from speech_adapters.errors import CheckpointError, ConfigError, shown
 from speech_adapters.heads.base import HeadConfig, HeadModule
 from speech_adapters.inference.methods import Inference
+from speech_adapters.inference.recordings import Audio, recordings_of
 from speech_adapters.model_output import ModelOutput
 from speech_adapters.saving.adapters import read_adapter, save_adapter
 from speech_adapters.saving.finding import find_parts
@@ -54,6 +57,7 @@ from speech_adapters.saving.heads import Features, features_of, read_head, save_
 from speech_adapters.saving.onnx_graph import save_onnx, save_onnx_adapter
 from speech_adapters.saving.peft_files import save_peft
 from speech_adapters.saving.stock import save_stock
+from speech_adapters.unlabelled.adaptation import Adaptation, Method, adapted
 
 __all__ = ["ModelOutput", "SpeechAdapterModel"]
 
@@ -523,6 +527,33 @@ class SpeechAdapterModel(Inference, nn.Module):
         """
         adapter = self.registry.adapter(name)
         return save_onnx_adapter(self.encoder, adapter, file, None if head is None else self.registry.head(head))
+
+    # ------------------------------------------------------------------ adaptation without labels
+
+    def adapted(
+        self,
+        audio: Audio | Sequence[Audio],
+        method: Method,
+        *,
+        windows: Windows | None = None,
+        channel: int | str | None = None,
+        sample_rate: int = SAMPLE_RATE,
+    ) -> AbstractContextManager[Adaptation]:
+        """This model adapted to recordings without their texts, for a while; afterwards every weight is what it was.
+
+        >>> with model.adapted("call.wav", Entropy()):
+        ...     transcript = model.transcribe("call.wav")
+
+        Args:
+            audio: a path, samples, or a list of them, to which it is adapted together.
+            method: of :mod:`speech_adapters.unlabelled`.
+            windows, channel, sample_rate: as for :meth:`transcribe`.
+
+        Raises:
+            ConfigError, AudioError, CheckpointError: see :func:`~speech_adapters.unlabelled.adaptation.adapted`.
+        """
+        files = recordings_of(audio, channel=channel, sample_rate=sample_rate)
+        return adapted(self, [file[0] for file in files], method, windows)
 
     # ------------------------------------------------------------------ training
 

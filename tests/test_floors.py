@@ -26,6 +26,7 @@ FLOORS = (
     ("saving",),
     ("inputs", "model_output"),
     ("inference",),
+    ("unlabelled",),
     ("model",),
     ("corpora",),
     ("runs",),

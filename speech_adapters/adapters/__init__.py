@@ -6,6 +6,7 @@ from speech_adapters.adapters.base import ADAPTER_METHODS, AdapterConfig, Adapte
 from speech_adapters.adapters.bitfit import BitFit
 from speech_adapters.adapters.bottleneck import Bottleneck, EAdapter
 from speech_adapters.adapters.cnn_adapter import CNNAdapter
+from speech_adapters.adapters.code import CodeAdapter
 from speech_adapters.adapters.combine import Combine
 from speech_adapters.adapters.compacter import Compacter
 from speech_adapters.adapters.conv_adapter import ConvAdapter
@@ -26,8 +27,8 @@ from speech_adapters.adapters.vera import VeRA
 from speech_adapters.adapters.weighted_sum import WeightedSum
 
 __all__ = [
-    "ADAPTER_METHODS", "ALIASES", "EL", "ELP", "IA3", "PRESETS", "VARAN", "AdaLoRA", "AdapterBias",
-    "AdapterConfig", "AdapterModule", "AdapterPlan", "BitFit", "Bottleneck", "CNNAdapter", "Combine", "Compacter",
+    "ADAPTER_METHODS", "ALIASES", "EL", "ELP", "IA3", "PRESETS", "VARAN", "AdaLoRA", "AdapterBias", "AdapterConfig",
+    "AdapterModule", "AdapterPlan", "BitFit", "Bottleneck", "CNNAdapter", "CodeAdapter", "Combine", "Compacter",
     "ConvAdapter", "DeepPrompts", "E", "EAdapter", "FineTuning", "HeadOnly", "L", "LAdapter", "LayerNorms", "LoRA",
     "LoRAXS", "PAdapter", "PiSSA", "Prefix", "VeRA", "WeightedSum", "adapter_config", "preset",
 ]  # fmt: skip

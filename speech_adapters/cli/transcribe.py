@@ -3,6 +3,7 @@
   speech-adapters transcribe --adapter runs/asr_librispeech/latest call.wav
   speech-adapters transcribe --adapter DIR calls/ --format srt,json --output transcripts
   speech-adapters transcribe --adapter DIR call.wav --speakers agent,customer --format vtt
+  speech-adapters transcribe --adapter DIR noisy.wav --adapt entropy
   speech-adapters transcribe --encoder facebook/wav2vec2-base-960h --beam 50 --lm 4-gram.arpa.gz talk.mp3
 
 The adapter's folder tells its base and its head. Without --output, one format is printed as each recording ends; as
@@ -32,6 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", "-o", help="folder for a file per recording and format")
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there already")
     add_model(parser, "without an adapter, the checkpoint's own CTC head")
+    parser.add_argument(
+        "--adapt",
+        choices=["entropy", "speaker-code"],
+        help="adapt the model to each recording before it is written down, and forget it after it "
+        "(docs/unlabelled.md says when that helps): entropy, SUTA; speaker-code, a code of the speaker",
+    )
     group = parser.add_argument_group("decoding")
     group.add_argument("--beam", type=int, metavar="SIZE", help="beam search; without it, the best path")
     group.add_argument("--lm", help="word n-gram model for the beam search: ARPA, also gzipped, or KenLM binary")
@@ -66,7 +73,14 @@ def run(arguments: argparse.Namespace) -> None:
             use_own_ctc_head(model)
         beam = _beam(arguments, model)
         with hearing(arguments, files) as options:
-            for transcript in transcribe(model, files, windows, beam=beam, **options):
+            if arguments.adapt is None:
+                found = transcribe(model, files, windows, beam=beam, **options)
+            else:
+                from speech_adapters.unlabelled import Entropy, SpeakerCode, transcribe_adapted
+
+                method = {"entropy": Entropy, "speaker-code": SpeakerCode}[arguments.adapt]()
+                found = transcribe_adapted(model, files, method, windows, beam=beam, **options)
+            for transcript in found:
                 if arguments.output is None:
                     said = f"{transcript.name}\t{transcript.text}\n" if formats == ["text"] else None
                     print(said or WRITERS[formats[0]][1](transcript), end="", flush=True)
