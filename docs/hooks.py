@@ -18,11 +18,15 @@ ELSEWHERE = {
 }
 
 
+#: Rooms that nobody imports from: the command line has a page of its own, the others are inner works.
+INNER = {"cli", "deprecation", "files", "flags", "inputs", "ranges", "schema"}
+
+
 def rooms() -> list[str]:
-    """Modules and folders of the package with something public, by name."""
+    """The rooms of the package, by name."""
     found = (ROOT / "speech_adapters").iterdir()
     names = {path.stem for path in found if path.suffix == ".py" or (path / "__init__.py").is_file()}
-    return sorted(name for name in names - {"cli"} if not name.startswith("_"))
+    return sorted(name for name in names - INNER if not name.startswith("_"))
 
 
 def on_files(files: Files, config: Any) -> None:
