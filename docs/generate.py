@@ -74,7 +74,7 @@ def _checkpoints() -> str:
         "positional convolution, data2vec's stack of them, output adapters), it does not here: padded batches equal "
         "each utterance alone, which equals `transformers`.",
         "",
-        "<!-- not run: asks the hub -->",
+        "<!-- not run: asks the hub; tests/test_public_checkpoints.py builds this checkpoint -->",
         "```python",
         "from speech_adapters import SpeechAdapterModel",
         "",

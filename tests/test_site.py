@@ -71,6 +71,17 @@ def test_tutorials_print_what_they_say(
                 assert execute.without_numbers(printed) == execute.without_numbers(said), f"{page.name}: {code}"
 
 
+def test_every_tutorial_has_been_run() -> None:
+    for page in execute.PAGES:
+        asked = [match for match in execute.BLOCK.finditer(page.read_text(encoding="utf-8")) if match["word"]]
+        assert asked, page.name
+        for match in asked:
+            assert match["said"].strip() and bool(match["key"]) == (match["word"] != "output"), (
+                page.name,
+                match["code"],
+            )
+
+
 def test_a_tutorial_whose_output_is_stale_is_found(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("```python\nprint(1 + 1, 'is it')\n```\n\n<!-- output -->\n```text\n3 is it\n```\n")

@@ -209,6 +209,14 @@ def test_commands_run(block: Block, workplace: Path, monkeypatch: pytest.MonkeyP
         run_command(words, monkeypatch)
 
 
+def test_what_does_not_run_names_what_runs_in_its_place() -> None:
+    reasons = [block.reason for page in (*PAGES, *EXECUTED) for block in blocks(page) if block.reason]
+    assert len(reasons) > 10
+    for reason in reasons:
+        named = re.search(r"\b(?:tests|docs)/[\w/]+\.(?:py|md)\b", reason)
+        assert named and (ROOT / named[0]).is_file(), reason
+
+
 def test_blocks_are_found_with_their_reasons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(globals(), "ROOT", tmp_path)
     page = tmp_path / "page.md"
