@@ -11,7 +11,7 @@ READY := .venv/.ready
 unexport PYTHONDONTWRITEBYTECODE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test lint format docs constraints clean
+.PHONY: help demo test lint format docs tutorials constraints clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -33,8 +33,12 @@ format: $(READY)  ## mend style and formatting
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(READY)  ## write docs/methods.md, the methods' pages and docs/command_line.md
+docs: $(READY)  ## write the pages that are made from the code, and build the site into build/site, offline
 	$(BIN)/python docs/generate.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+tutorials: $(READY)  ## run the tutorials in full and write what they print into their pages (ARGS="docs/start.md" for some)
+	$(BIN)/python docs/execute.py $(ARGS)
 
 constraints: $(READY)  ## renew constraints.txt from pyproject.toml (then run the tests before committing it)
 	$(BIN)/uv pip compile -q --upgrade --no-annotate --no-header --extra dev --extra gpu -o .venv/pins pyproject.toml

@@ -74,7 +74,7 @@ def _checkpoints() -> str:
         "positional convolution, data2vec's stack of them, output adapters), it does not here: padded batches equal "
         "each utterance alone, which equals `transformers`.",
         "",
-        "<!-- not run: asks the hub -->",
+        "<!-- not run: asks the hub; tests/test_public_checkpoints.py builds this checkpoint -->",
         "```python",
         "from speech_adapters import SpeechAdapterModel",
         "",
@@ -144,32 +144,89 @@ def _method(config: type[AdapterConfig], sizes: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
+#: What a method changes -> presets: what one chooses between before one looks at sizes.
+CHOICES = {
+    "paths from every layer to the head (`l` also the LayerNorms)": ("l", "l-frozen", "weighted-sum"),
+    "bottlenecks in the layers, also several fused": ("houlsby", "pfeiffer", "parallel", "e", "compacter"),
+    "bottlenecks and paths": ("el", "elp"),
+    "updates of the projections, which fold into the base": (
+        "lora",
+        "dora",
+        "rslora",
+        "pissa",
+        "adalora",
+        "vera",
+        "ia3",
+    ),
+    "learnt frames, keys and values": ("prefix", "prompt", "deep-prompts", "ipet"),
+    "convolutions, in the layers or in the CNN": ("conv-adapter", "cnn-adapter", "chapter"),
+    "the few numbers that are there already": ("bitfit", "layer-norms", "adapter-bias"),
+    "baselines": ("head-only", "last-2", "full", "gradual", "hybrid"),
+}
+
+
 def _index(sizes: dict) -> str:
     cells = len(ROWS) * len(PROMISES)
     lines = [
         GENERATED,
         "# Methods",
         "",
-        "Every preset, with the parameters that it trains on a Base (12 x 768) and a Large (24 x 1024) encoder, its "
-        "share of a Base WavLM, and the page of its method.",
+        "Which to take for what, by what was measured: [which method when](choosing.md). By what they change:",
         "",
-        *_table(list(PRESETS), sizes, folder="methods/"),
-        "",
-        "Names that carry the paper: " + ", ".join(f"`{alias}` is `{name}`" for alias, name in ALIASES.items()) + ".",
+        "| what learns | presets | % of a Base encoder |",
+        "|---|---|---|",
+        *(
+            f"| {what} | {', '.join(f'`{name}`' for name in names)} | {_span(names, sizes)} |"
+            for what, names in CHOICES.items()
+        ),
         "",
         'Every method with layers takes `layers=`: indices, `"top-4"`, or `"every-2"`. '
-        "`model.set_active(name, skip_layers=4)` leaves the adapters of the lowest layers out at run time.",
+        "`model.set_active(name, skip_layers=4)` leaves the adapters of the lowest layers out at run time. Presets "
+        "joined by `+` are one adapter: `lora+l`.",
+        "",
+        "## All presets",
+        "",
+        "The parameters that each trains on a Base (12 x 768) and a Large (24 x 1024) encoder, its share of a Base "
+        "WavLM, and the page of its method.",
+        "",
+        *_folded(f"{len(PRESETS)} presets", _table(list(PRESETS), sizes, folder="methods/")),
+        "",
+        "Names that carry the paper: " + ", ".join(f"`{alias}` is `{name}`" for alias, name in ALIASES.items()) + ".",
         "",
         "## What is tested",
         "",
         f"{len(ROWS)} rows x {len(PROMISES)} promises, each on {', '.join(FAMILIES)} in {' and '.join(STYLES)} "
         f"layers, and on {' and '.join(family for family, _ in OTHERS)}: "
         f"{cells * (len(FAMILIES) * len(STYLES) + len(OTHERS)):,} tests (`pytest tests/test_matrix.py`). "
-        f"Refused with a reason: {', '.join(f'`{method}` on {family}' for family, method in REFUSED)}.",
+        f"Refused with a reason: {', '.join(f'`{method}` on {family}' for family, method in REFUSED)}. "
+        "Everything else is a yes.",
         "",
-        *(f"- **{name}**: {_markdown(inspect.getdoc(check))}" for name, check in PROMISES.items()),
+        *_folded(
+            "The promises", [f"- **{name}**: {_markdown(inspect.getdoc(check))}" for name, check in PROMISES.items()]
+        ),
+        "",
+        *_folded("Every method on every family", _support()),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _span(names: tuple[str, ...], sizes: dict) -> str:
+    shares = sorted(sizes[name][2] for name in names)
+    return " to ".join(dict.fromkeys(f"{share:.2f}" for share in (shares[0], shares[-1])))
+
+
+def _support() -> list[str]:
+    families = [*FAMILIES, *(family for family, _ in OTHERS)]
+    lines = [f"| row | {' | '.join(families)} |", f"|---|{'---|' * len(families)}"]
+    for name in ROWS:
+        cells = ("no" if (family, name) in REFUSED else "yes" for family in families)
+        lines.append(f"| `{name}` | {' | '.join(cells)} |")
+    return lines
+
+
+def _folded(summary: str, lines: list[str]) -> list[str]:
+    """Lines that open with a click, here and on code hosts."""
+    return ['<details markdown="1">', f"<summary>{summary}</summary>", "", *lines, "", "</details>"]
 
 
 def _command_line() -> str:

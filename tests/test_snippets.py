@@ -31,7 +31,10 @@ from speech_adapters.data.manifest import Manifest, Utterance
 from speech_adapters.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "manifests" / "README.md", *ROOT.glob("docs/**/*.md")]
+#: tests/test_site.py runs these whole, trainings and all.
+EXECUTED = {ROOT / "docs" / "start.md", *ROOT.glob("docs/tutorials/*.md")}
+DOCS = [page for page in ROOT.glob("docs/**/*.md") if page not in EXECUTED]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "manifests" / "README.md", *DOCS]
 FENCE = re.compile(
     r"(?:<!-- not run: (?P<reason>.+?) -->\n+)?^```(?P<kind>python|bash)\n(?P<code>.*?)^```$", re.M | re.S
 )
@@ -204,6 +207,14 @@ def test_python_blocks_run(page: str, workplace: Path, monkeypatch: pytest.Monke
 def test_commands_run(block: Block, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for words in commands(block.code):
         run_command(words, monkeypatch)
+
+
+def test_what_does_not_run_names_what_runs_in_its_place() -> None:
+    reasons = [block.reason for page in (*PAGES, *EXECUTED) for block in blocks(page) if block.reason]
+    assert len(reasons) > 10
+    for reason in reasons:
+        named = re.search(r"\b(?:tests|docs)/[\w/]+\.(?:py|md)\b", reason)
+        assert named and (ROOT / named[0]).is_file(), reason
 
 
 def test_blocks_are_found_with_their_reasons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
