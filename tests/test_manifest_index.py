@@ -135,7 +135,7 @@ VALUES = st.one_of(st.none(), st.text(min_size=1, max_size=5).filter(str.isprint
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.tuples(st.floats(0.01, 1e4), VALUES, VALUES), min_size=1, max_size=20))
+@given(lines=st.lists(st.tuples(st.floats(0.01, 1e4), VALUES, VALUES), min_size=1, max_size=20))
 def test_any_manifest_is_the_same_with_an_index(lines: list[tuple], tmp_path: Path) -> None:
     path = tmp_path / "m.jsonl"
     path.with_name("m.jsonl.index").unlink(missing_ok=True)

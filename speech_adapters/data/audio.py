@@ -445,7 +445,7 @@ def _check_header(path: Path | Member, file: soundfile.SoundFile, size: int) -> 
             f"{path}: its header promises {file.frames} samples, but {size} bytes hold at most {most}; "
             f"it is cut short or damaged: {_AGAIN}"
         )
-    if _is_cut(path, file.format):
+    if _is_cut(path, file.format, size):
         raise AudioError(f"{path}: cut short: its header promises more bytes; {_AGAIN}")
 
 
@@ -523,9 +523,8 @@ _CHUNKS = {
 length for the bytes after the two, and what they are padded to."""
 
 
-def _is_cut(path: Path, format_name: str) -> bool:
+def _is_cut(path: Path | Member, format_name: str, size: int) -> bool:
     """Whether a file ends before its own structure says so; libsndfile reads such files without a word."""
-    size = path.stat().st_size
     with path.open("rb") as file:
         if format_name in _CHUNKS:
             position, layout, samples, added, padding = _CHUNKS[format_name]

@@ -84,9 +84,8 @@ def _check(piece: Piece) -> str:
 
 
 def _hash(_: str, path: Path) -> str:
-    member = member_of(path)
     try:
-        with path.open("rb") if member is None else member.open() as file:
+        with (member_of(path) or path).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except (OSError, ValueError):
         return "missing"

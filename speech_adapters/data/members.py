@@ -11,7 +11,7 @@ import io
 import os
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 _NAME = re.compile(r"(?P<archive>.+\.(?:tar|zip)):(?P<first>\d{1,18}):(?P<size>\d{1,18})", re.DOTALL)
 
@@ -26,8 +26,8 @@ class Member(NamedTuple):
     def __str__(self) -> str:
         return f"{self.archive}:{self.first}:{self.size}"
 
-    def open(self) -> io.BufferedReader:
-        """A file of these bytes alone. Raises OSError."""
+    def open(self, mode: Literal["rb"] = "rb") -> io.BufferedReader:
+        """A file of these bytes alone, as ``Path.open`` gives one of a whole file. Raises OSError."""
         return io.BufferedReader(_Range(self), 1 << 16)
 
 

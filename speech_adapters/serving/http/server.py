@@ -161,7 +161,7 @@ def _models(arguments: argparse.Namespace) -> list[SpeechAdapterModel]:
     if name is None:
         if not arguments.adapters:
             raise ConfigError("name what to serve: --adapters FOLDER, or --encoder NAME, or both.")
-        name, revision = _base_of(arguments.adapters[0])
+        name, revision = base_of(arguments.adapters[0])
     auto = "cuda" if torch.cuda.is_available() else "cpu"
     devices = [auto if device == "auto" else device for device in arguments.device.split(",")]
     try:
@@ -170,7 +170,7 @@ def _models(arguments: argparse.Namespace) -> list[SpeechAdapterModel]:
         raise ConfigError(f"--device {arguments.device}: {str(error).splitlines()[0]}") from error
 
 
-def _base_of(place: str) -> tuple[str, str | None]:
+def base_of(place: str) -> tuple[str, str | None]:
     """The base that the first part in a place names; of a bank, the one base that it has."""
     folder = folder_of(place)
     if (folder / "bank.json").is_file():
