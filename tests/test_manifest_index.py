@@ -156,9 +156,9 @@ def test_training_from_indexed_shards_ends_with_the_same_bits_after_a_kill(plain
     write(whole, tmp_path / "shards")
     read(tmp_path / "shards").write(tmp_path / "sharded.jsonl")
     sharded = Manifest.make_index(tmp_path / "sharded.jsonl")
-    options = {"updates": 6, "save_minutes": 0}
+    options = {"updates": 8, "save_minutes": 0}
     expected, _, _ = run_training(whole, tmp_path / "expected", **options)
-    for killed_at in (3, 8):
+    for killed_at in (3, 4):
         model = make_model()
         kill_at(model, killed_at)
         with pytest.raises(Killed):

@@ -24,6 +24,15 @@ ray = pytest.importorskip("ray", reason="needs speech-adapters[ray]")
 EXAMPLES = Path(__file__).parents[1] / "examples" / "ray"
 
 
+TIMEOUTS = {
+    "RAY_raylet_start_wait_time_s": "300",
+    "RAY_agent_register_timeout_ms": "300000",
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "300",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "300",
+}
+"""Of a busy machine; Ray's own are of seconds."""
+
+
 def example(name: str) -> Any:
     spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
     assert spec is not None and spec.loader is not None
@@ -48,8 +57,9 @@ def local_ray() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "disabled")  # it would leave a token in the home folder
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("RAY_raylet_start_wait_time_s", "300")  # a busy machine
-        patch.setenv("RAY_agent_register_timeout_ms", "300000")
+        patch.setenv("RAY_worker_niceness", "0")
+        for name, seconds in TIMEOUTS.items():
+            patch.setenv(name, seconds)
         ray.init(num_cpus=2, num_gpus=0, include_dashboard=False, log_to_driver=False, runtime_env=environment)
         yield
         ray.shutdown()

@@ -208,6 +208,7 @@ class LengthBatches(Sampler[list[int]]):
         self.batch_seconds, self.shuffle, self.seed = batch_seconds, shuffle, seed
         self.rank, self.world_size = rank, world_size
         self.epoch = 0
+        self._drawn: tuple[int, Batches] | None = None  # the latest epoch's
         # Every epoch has as many batches as the first, whatever the jitter: schedulers count on it.
         self._count = len(self._batches(0))
         update = world_size * accumulation
@@ -220,6 +221,11 @@ class LengthBatches(Sampler[list[int]]):
             )
 
     def _batches(self, epoch: int) -> Batches:
+        if self._drawn is None or self._drawn[0] != epoch:
+            self._drawn = epoch, self._draw(epoch)
+        return self._drawn[1]
+
+    def _draw(self, epoch: int) -> Batches:
         rng = np.random.default_rng((self.seed, epoch))
         key = self.durations
         if self.shuffle:

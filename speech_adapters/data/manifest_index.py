@@ -158,7 +158,7 @@ def write_index(
     Raises:
         ManifestError: no lines, or an id that two of them have.
     """
-    starts, sizes, durations, ids = array("q"), array("q"), array("d"), array("q")
+    starts, sizes, durations, ids = array("q"), array("i"), array("d"), array("q")
     codes: dict[str, array[int]] = {}
     tables: dict[str, dict[str, int]] = {}
     keys: Counter[str] = Counter()
