@@ -297,7 +297,7 @@ class Manifest(Sequence[Utterance]):
         """
         digest = hashlib.sha256()
         if isinstance(self._utterances, IndexedLines):
-            digest.update(self._utterances.index.sha256.encode())
+            digest.update(self._utterances.source.sha256.encode())
             if self._utterances.places is not None:
                 digest.update(self._utterances.places.tobytes())
             return digest.hexdigest()
@@ -335,7 +335,7 @@ class Manifest(Sequence[Utterance]):
         if channel is None:
             return self
         if isinstance(lines := self._utterances, IndexedLines):
-            return Manifest(IndexedLines(lines.index, partial(lines.parse, channel=channel), lines.places), self.name)
+            return Manifest(IndexedLines(lines.source, partial(lines.parse, channel=channel), lines.places), self.name)
         return self.map(lambda u: u if u.channel is not None else replace(u, channel=channel))
 
     def need_channel(self) -> dict[Path, int]:

@@ -101,11 +101,11 @@ class IndexedLines(Sequence[T], Generic[T]):
         places: (lines,) those of the index that are meant, in this order; all by default.
     """
 
-    def __init__(self, index: ManifestIndex, parse: Callable[[bytes], T], places: np.ndarray | None = None) -> None:
-        self.index, self.parse, self.places = index, parse, places
+    def __init__(self, source: ManifestIndex, parse: Callable[..., T], places: np.ndarray | None = None) -> None:
+        self.source, self.parse, self.places = source, parse, places
 
     def __len__(self) -> int:
-        return len(self.index if self.places is None else self.places)
+        return len(self.source if self.places is None else self.places)
 
     @overload
     def __getitem__(self, index: int) -> T: ...
@@ -115,7 +115,7 @@ class IndexedLines(Sequence[T], Generic[T]):
         if isinstance(index, slice):
             return self.take(np.arange(len(self))[index])
         place = range(len(self))[index]
-        return self.parse(self.index.line(place if self.places is None else int(self.places[place])))
+        return self.parse(self.source.line(place if self.places is None else int(self.places[place])))
 
     def __iter__(self) -> Iterator[T]:
         return (self[place] for place in range(len(self)))
@@ -123,25 +123,25 @@ class IndexedLines(Sequence[T], Generic[T]):
     def take(self, places: Sequence[int] | np.ndarray) -> IndexedLines[T]:
         """The lines at these places."""
         chosen = np.asarray(places, dtype=np.int64)
-        return IndexedLines(self.index, self.parse, chosen if self.places is None else self.places[chosen])
+        return IndexedLines(self.source, self.parse, chosen if self.places is None else self.places[chosen])
 
     @property
     def durations(self) -> np.ndarray:
         """(lines,) seconds."""
-        return self.index.durations if self.places is None else self.index.durations[self.places]
+        return self.source.durations if self.places is None else self.source.durations[self.places]
 
     def counts(self, key: str) -> dict[str, int] | None:
         """How many lines have each value of a column; None for a key that is no column."""
-        if key not in self.index.values:
+        if key not in self.source.values:
             return None
-        codes = self.index.codes(key) if self.places is None else self.index.codes(key)[self.places]
-        values = self.index.values[key]
+        codes = self.source.codes(key) if self.places is None else self.source.codes(key)[self.places]
+        values = self.source.values[key]
         found = np.bincount(codes[codes >= 0], minlength=len(values))
         return {value: int(count) for value, count in zip(values, found, strict=True) if count}
 
     def all_have(self, keys: Iterable[str]) -> bool:
         """Whether every line of the whole manifest has these keys, and so every line here."""
-        return all(self.index.keys.get(key) == len(self.index) for key in keys)
+        return all(self.source.keys.get(key) == len(self.source) for key in keys)
 
 
 def write_index(

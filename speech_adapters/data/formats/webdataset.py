@@ -104,7 +104,7 @@ def _samples(shard: Path) -> Iterator[tuple[str, dict[str, Member]]]:
                         yield current
                     current = key, {}
                 current[1][extension.lower()] = Member(shard, info.offset_data, info.size)
-                tar.members = []  # it would keep all of them
+                tar.members = []  # type: ignore[attr-defined]  # it would keep all of them
     except (tarfile.TarError, OSError) as error:
         raise ManifestError(f"{shard}: no tar file that can be read ({error}); unpack a compressed one") from error
     if current is not None:

@@ -137,6 +137,7 @@ class Server(uvicorn.Server):
         self.app, self.config.port = app, port
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and say where, and who may ask."""
         await super().startup(sockets)
         if not self.started or not sockets:
             return
@@ -149,6 +150,7 @@ class Server(uvicorn.Server):
             log.warning("other machines can reach it on %s, unencrypted; %s", host, who)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take no more, and finish what was taken."""
         for server in self.servers:
             server.close()  # no new connections
         await self.app.end_sessions()  # uvicorn itself would cut them off
