@@ -210,10 +210,17 @@ def _own_host(host: str) -> Sequence[str]:
 def _with_names(keys: Keys, catalog: Catalog) -> Keys:
     """The keys with their adapters by the names under which these are served."""
 
-    def named(key: ApiKey) -> ApiKey:
+    def named(key: ApiKey, name: str) -> str:
         try:
-            return replace(key, adapters=key.adapters and tuple(catalog.find(name).name for name in key.adapters))
+            return catalog.find(name).name
         except UnknownModel as error:
-            raise ConfigError(f"key {key.name!r}: {error}; or remove it from the key's adapters") from error
+            raise ConfigError(
+                f"key {key.name!r}: there is no model {name!r}; remove it from the key's adapters."
+            ) from error
 
-    return Keys(tuple(map(named, keys.keys)))
+    return Keys(
+        tuple(
+            key if key.adapters is None else replace(key, adapters=tuple(named(key, name) for name in key.adapters))
+            for key in keys.keys
+        )
+    )
