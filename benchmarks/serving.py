@@ -183,8 +183,8 @@ def switch(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
     model = SpeechAdapterModel.from_pretrained(arguments.encoder)
     catalog = Catalog(model.encoder)
     started = time.perf_counter()
-    for served, call in read_folder(folder, model.encoder):
-        catalog.add(served, call)
+    for served, calls in read_folder(folder, model.encoder):
+        catalog.add(served, *calls)
     reading = time.perf_counter() - started
     adapters = [served for served in catalog if served.adapter is not None]
     total = sum(served.size for served in adapters)

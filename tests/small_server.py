@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import uvicorn
 from small_encoders import stock_model
 
 from speech_adapters.data.audio import SAMPLE_RATE, write_audio
@@ -20,11 +19,11 @@ from speech_adapters.heads.ctc import CTCHead
 from speech_adapters.heads.speaker import SpeakerHead
 from speech_adapters.metrics.calibration import Calibration
 from speech_adapters.model import SpeechAdapterModel
-from speech_adapters.serving.catalog import Catalog, read_folder
+from speech_adapters.serving.catalog import Catalog, read_place
 from speech_adapters.serving.engine import Engine, EngineSettings
 from speech_adapters.serving.http.app import create_app
 from speech_adapters.serving.http.keys import Keys
-from speech_adapters.serving.http.server import configuration
+from speech_adapters.serving.http.server import Server
 from speech_adapters.serving.http.settings import HttpSettings
 
 METHODS = ("lora", "houlsby", "elp", "prefix")
@@ -72,18 +71,15 @@ def engine_of(encoder: Path, *folders: Path, **settings: Any) -> Engine:
     model = SpeechAdapterModel.from_pretrained(encoder)
     catalog = Catalog(model.encoder)
     for folder in folders:
-        for served, call in read_folder(folder, model.encoder):
-            catalog.add(served, call)
+        for served, calls in read_place(folder, model.encoder):
+            catalog.add(served, *calls)
     return Engine([model], catalog, EngineSettings(**settings))
 
 
 @contextmanager
 def running(engine: Engine, settings: HttpSettings | None = None, keys: Keys | None = None) -> Iterator[str]:
     """A server on a free port of loopback, in a thread; its address."""
-    settings = settings or HttpSettings()
-    config = configuration(create_app(engine, settings, keys), settings.timeout)
-    config.port = 0
-    server = uvicorn.Server(config)
+    server = Server(create_app(engine, settings or HttpSettings(), keys), port=0)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     deadline = time.monotonic() + 60

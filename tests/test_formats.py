@@ -25,6 +25,7 @@ FILES = {
     "nemo": "n.jsonl",
     "speechbrain": "s.csv",
     "huggingface": "hf",
+    "webdataset": "shards",
     "csv": "t.csv",
 }
 

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_server import engine_of, make_adapters, make_encoder, shake, tone
 
-from speech_adapters.composition import Fuse
+from speech_adapters.bank.bank import Bank
+from speech_adapters.composition import Fuse, Route
 from speech_adapters.data.windows import Window, Windows
 from speech_adapters.errors import CheckpointError, ConfigError
 from speech_adapters.heads.classification import ClassificationHead
@@ -23,8 +24,9 @@ from speech_adapters.heads.ctc import CTCHead
 from speech_adapters.inference.recordings import Recording, recordings_of
 from speech_adapters.inference.utterances import stitched as library_stitched
 from speech_adapters.model import SpeechAdapterModel
+from speech_adapters.model_output import ModelOutput
 from speech_adapters.serving.answers import classify, embed, stitched, transcribe, whole_transcript
-from speech_adapters.serving.catalog import Served, UnknownModel, read_folder
+from speech_adapters.serving.catalog import Served, UnknownModel, read_folder, read_place
 from speech_adapters.serving.engine import Engine, Source
 from speech_adapters.serving.queue import BatchQueue, Waiting
 from speech_adapters.serving.residents import Loaded
@@ -157,12 +159,12 @@ def test_adapters_come_and_go_within_their_memory(encoder: Path, folder: Path, s
         found = []
         for served in (*adapters, *adapters[:4]):
             found.append(await output(engine, served, "embedding", sounds[1]))
-            seen.append((engine.shelf.bytes, len(engine._workers[0].model.adapters)))
+            seen.append((engine.shelf.kept.bytes, len(engine._workers[0].model.adapters)))
         return found
 
     answers = run(engine, ask)
     assert max(size for size, _ in seen) <= budget and max(attached for _, attached in seen) <= 2
-    assert engine.shelf.misses > 16  # what had to go was read again
+    assert engine.shelf.kept.misses > 16  # what had to go was read again
     for served, answer in zip((*adapters, *adapters[:4]), answers, strict=True):
         assert difference(answer, alone(encoder, served, "embedding", sounds[1])) < 1e-5
 
@@ -199,23 +201,29 @@ def test_segments_come_as_they_are_final(encoder: Path, folder: Path, tmp_path: 
     assert len(parts) > 2 and [s for part in parts for s in part] == list(transcript.segments)
 
 
+def save_composition(
+    encoder: Path, folder: Path, composition: Fuse | Route, sound: Recording
+) -> tuple[SpeechAdapterModel, ModelOutput]:
+    """A composition of ``folder``'s adapters, with a head, saved there as "both"; its model, and what that hears."""
+    model = SpeechAdapterModel.from_pretrained(encoder)
+    for name in ("houlsby-0", "houlsby-1"):
+        model.load_adapter(folder / "adapters" / name, name)
+    model.add_fusion(composition)
+    with torch.no_grad():
+        for parameter in model.fusions.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    model.save_fusion(next(iter(model.fusions)), folder / "fusions" / "both")
+    model.add_head("asr", CTCHead())
+    model.save_head("asr", folder / "heads" / "both")
+    (heard,) = library_stitched(model.eval(), [sound])
+    return model, heard
+
+
 def test_compositions_and_whole_layers_are_served_beside_the_others(
     encoder: Path, sounds: list[Recording], tmp_path: Path
 ) -> None:
     make_adapters(encoder, tmp_path, 2, ("houlsby",))
-    model = SpeechAdapterModel.from_pretrained(encoder)
-    for name in ("houlsby-0", "houlsby-1"):
-        model.load_adapter(tmp_path / "adapters" / name, name)
-        model.save_adapter(name, tmp_path / "adapters" / name)  # under the name that the fusion calls it
-    model.add_fusion(Fuse("houlsby-0", "houlsby-1"))
-    with torch.no_grad():
-        for parameter in model.fusions.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    model.save_fusion("fuse-houlsby-0-houlsby-1", tmp_path / "fusions" / "both")
-    model.add_head("asr", CTCHead())
-    model.save_head("asr", tmp_path / "heads" / "both")
-    model.eval()
-    (fused,) = library_stitched(model, [sounds[2]])
+    model, fused = save_composition(encoder, tmp_path, Fuse("houlsby-0", "houlsby-1"), sounds[2])
     model.add_adapter("full", "full")
     shake(model, "full")
     model.save_adapter("full", tmp_path / "adapters" / "full")
@@ -239,6 +247,52 @@ def test_compositions_and_whole_layers_are_served_beside_the_others(
     assert difference(answers[3], alone(encoder, names[3], "embedding", sounds[2])) < 1e-5
     with pytest.raises(ConfigError, match="part of 'both'"):
         engine.catalog.remove("houlsby-0")
+
+
+def test_a_bank_is_served_with_its_versions_tags_and_a_router(
+    encoder: Path, sounds: list[Recording], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_adapters(encoder, tmp_path, 3, ("houlsby",))
+    _, routed = save_composition(encoder, tmp_path, Route("houlsby-0", "houlsby-1"), sounds[2])
+    bank = Bank.create(tmp_path / "bank")
+    head = "heads/houlsby-{}-transcription"
+    for number in range(3):  # the third is newer than production
+        bank.add(tmp_path / "adapters" / f"houlsby-{number}", "client/asr", head=tmp_path / head.format(number))
+    bank.promote("client/asr@1")
+    bank.add(tmp_path / "fusions" / "both", "client/routed", head=tmp_path / "heads" / "both")
+    other = make_encoder(tmp_path / "other", "post-norm")
+    make_adapters(other, tmp_path / "others", 1)
+    lone = tmp_path / "others"
+    bank.add(lone / "adapters" / "lora-0", "other/asr", head=lone / "heads" / "lora-0-transcription")
+
+    engine = engine_of(encoder, bank.folder)
+    find = engine.catalog.find
+    newest, production, route = find("client/asr"), find("client/asr@production"), find("client/routed")
+    assert [one.name for one in engine.catalog] == ["base", "client/asr@1", "client/asr", "client/routed"]
+    assert find("client/asr@3") is find("bank:client/asr@latest") is newest and route.method == "route"
+    assert production.name == "client/asr@1" and production.fingerprint != newest.fingerprint
+
+    async def ask() -> list[Any]:
+        asked = (output(engine, one, "transcription", sounds[2]) for one in (newest, production, route))
+        return await asyncio.gather(*asked)
+
+    answers = run(engine, ask)
+    assert difference(answers[0], alone(encoder, newest, "transcription", sounds[2])) < 1e-5
+    assert difference(answers[1], alone(encoder, production, "transcription", sounds[2])) < 1e-5
+    assert float((answers[2][0] - routed.logits).abs().max()) < 1e-5
+
+    monkeypatch.setenv("SPEECH_ADAPTERS_BANK", str(bank.folder))
+    ((served, calls),) = read_place("bank:client/asr@production", engine.encoder)
+    assert served.name == "client/asr@production" and served.key == production.key and calls == ()
+    with pytest.raises(CheckpointError, match=r"nothing in this bank is for .*base; what it holds is for .*other"):
+        list(read_place(_only(bank, "other/asr", tmp_path), engine.encoder))
+
+
+def _only(bank: Bank, name: str, folder: Path) -> Path:
+    """A bank that holds the newest version of one name."""
+    chosen = Bank.create(folder / "chosen")
+    chosen.add(bank.path(name), name)
+    return chosen.folder
 
 
 def test_a_broken_model_fails_its_own_requests_alone(

@@ -6,7 +6,9 @@ import asyncio
 import base64
 import hashlib
 import json
+import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +218,33 @@ def test_silent_clients_are_let_go(encoder: Path, folder: Path) -> None:
         assert client.receive("error")["error"]["code"] == "session_idle"
         with pytest.raises(websockets.exceptions.ConnectionClosed):
             client.socket.recv(timeout=30)
+
+
+def test_what_was_heard_is_answered_when_the_server_stops(encoder: Path, folder: Path, sound: Path) -> None:
+    data = pcm(sound)[:128_000]
+    with ExitStack() as stack:
+        address = stack.enter_context(running(engine_of(encoder, folder)))
+        with Client(address.replace("http", "ws")) as client, Client(address.replace("http", "ws")) as idle:
+            client.send(update(**RATE), append(data))
+            client.receive("session.updated")
+            client.send({"type": "input_audio_buffer.unknown"})  # answered after the audio has been taken in
+            while client.receive("error", f"{PREFIX}.delta")["type"] != "error":
+                pass
+            stopping = threading.Thread(target=stack.close)
+            stopping.start()
+            while (event := client.receive(f"{PREFIX}.delta", "input_audio_buffer.committed"))["type"].endswith(
+                "delta"
+            ):
+                pass
+            done = client.receive(f"{PREFIX}.completed")
+            assert done["item_id"] == event["item_id"] and done["usage"]["seconds"] == 4.0 and done["transcript"]
+            for each in (client, idle):
+                assert each.receive("error")["error"]["code"] == "stopping"
+                with pytest.raises(websockets.exceptions.ConnectionClosed) as closed:
+                    each.socket.recv(timeout=30)
+                assert closed.value.rcvd is not None and closed.value.rcvd.code == 1012
+            stopping.join(60)
+            assert not stopping.is_alive()
 
 
 def test_a_live_item_told_nothing_wrong_of_itself(encoder: Path, folder: Path, sound: Path, expected: str) -> None:

@@ -19,12 +19,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import numpy as np
 import soundfile
 import soxr
 
+from speech_adapters.data.members import Member, member_of
 from speech_adapters.errors import AudioError
 
 if TYPE_CHECKING:  # a million lines are read and checked without it
@@ -83,8 +84,8 @@ def read_audio(
     """Read a file (wav, flac, ogg/opus, mp3) or a piece of it as a float32 tensor of shape ``(samples,)``.
 
     Args:
-        path: the file. A name with accents is found in either Unicode form (composed, as Linux and Windows write it,
-            or decomposed, as Macs do).
+        path: the file, or a member of a tar (:mod:`~speech_adapters.data.members`). A name with accents is found in
+            either Unicode form (composed, as Linux and Windows write it, or decomposed, as Macs do).
         sample_rate: rate in Hz of what is returned.
         offset: where to start, in seconds.
         duration: how much to read, in seconds; all that follows ``offset`` by default.
@@ -356,7 +357,7 @@ class _Stream(soundfile.SoundFile):  # type: ignore[misc]  # soundfile has no ty
     and fails at the end of a FLAC of unknown length. :meth:`seek` itself works as ever. ``head`` are its first bytes,
     by which the terminal is kept clean while it is decoded."""
 
-    def __init__(self, path: Path | bytes, head: bytes) -> None:
+    def __init__(self, path: Path | bytes | BinaryIO, head: bytes) -> None:
         self.head = head
         with _silent_mp3(head):
             super().__init__(path)
@@ -371,7 +372,11 @@ class _Stream(soundfile.SoundFile):  # type: ignore[misc]  # soundfile has no ty
 
 @contextmanager
 def _open(path: str | os.PathLike[str]) -> Iterator[soundfile.SoundFile]:
-    """The opened file, its header checked."""
+    """The opened file, or member of an archive, its header checked."""
+    if (member := member_of(path)) is not None:
+        with _open_member(member._replace(archive=_existing(member.archive))) as file:
+            yield file
+        return
     path = _existing(Path(path))
     if not os.path.exists(path):
         raise AudioError(f"{path}: no such audio file; check the path (manifest paths are relative to the manifest)")
@@ -389,23 +394,45 @@ def _open(path: str | os.PathLike[str]) -> Iterator[soundfile.SoundFile]:
             head = start.read(4)
         if head[:2] == b"\xf0\x7e":  # libsndfile reads these, but prints what is wrong with them
             raise AudioError(f"{path}: a MIDI sample dump; export it again as wav, flac, ogg/opus or mp3")
-        try:
-            file = _Stream(os.fsencode(path) if os.name == "posix" else path, head)  # names need not be UTF-8
-        except (soundfile.SoundFileError, RuntimeError, TypeError, ValueError) as error:
-            raise AudioError(
-                f"{path}: corrupt, or not audio that libsndfile reads ({_reason(error)}); "
-                "export it again as wav, flac, ogg/opus or mp3"
-            ) from error
-        with file:
-            _check_header(path, file)
+        # names need not be UTF-8
+        with _stream(path, os.fsencode(path) if os.name == "posix" else path, head, path.stat().st_size) as file:
             yield file
     except OSError as error:
         raise AudioError(f"{path}: cannot be read ({error.strerror or error}); check its permissions") from error
 
 
-def _check_header(path: Path, file: soundfile.SoundFile) -> None:
+@contextmanager
+def _open_member(member: Member) -> Iterator[soundfile.SoundFile]:
+    try:
+        if member.archive.stat().st_size < member.first + member.size:
+            raise AudioError(f"{member}: the archive ends before; it is cut short: {_AGAIN}, or import it anew")
+        with member.open() as part:
+            head = part.read(4)
+            part.seek(0)
+            with _stream(member, part, head, member.size) as file:
+                yield file
+    except OSError as error:
+        raise AudioError(f"{member}: cannot be read ({error.strerror or error}); check its path") from error
+
+
+@contextmanager
+def _stream(
+    name: Path | Member, source: Path | bytes | BinaryIO, head: bytes, size: int
+) -> Iterator[soundfile.SoundFile]:
+    try:
+        file = _Stream(source, head)
+    except (soundfile.SoundFileError, RuntimeError, TypeError, ValueError) as error:
+        raise AudioError(
+            f"{name}: corrupt, or not audio that libsndfile reads ({_reason(error)}); "
+            "export it again as wav, flac, ogg/opus or mp3"
+        ) from error
+    with file:
+        _check_header(name, file, size)
+        yield file
+
+
+def _check_header(path: Path | Member, file: soundfile.SoundFile, size: int) -> None:
     """Refuse what no recording's header says, before anything is allocated for it."""
-    size = path.stat().st_size
     if file.frames == 0:
         raise AudioError(f"{path}: holds 0 samples; leave it out or export it again")
     if not RATES[0] <= file.samplerate <= RATES[1]:
@@ -418,7 +445,7 @@ def _check_header(path: Path, file: soundfile.SoundFile) -> None:
             f"{path}: its header promises {file.frames} samples, but {size} bytes hold at most {most}; "
             f"it is cut short or damaged: {_AGAIN}"
         )
-    if _is_cut(path, file.format):
+    if _is_cut(path, file.format, size):
         raise AudioError(f"{path}: cut short: its header promises more bytes; {_AGAIN}")
 
 
@@ -496,9 +523,8 @@ _CHUNKS = {
 length for the bytes after the two, and what they are padded to."""
 
 
-def _is_cut(path: Path, format_name: str) -> bool:
+def _is_cut(path: Path | Member, format_name: str, size: int) -> bool:
     """Whether a file ends before its own structure says so; libsndfile reads such files without a word."""
-    size = path.stat().st_size
     with path.open("rb") as file:
         if format_name in _CHUNKS:
             position, layout, samples, added, padding = _CHUNKS[format_name]

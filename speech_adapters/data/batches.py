@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import signal
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import torch
@@ -42,9 +43,9 @@ class UtteranceDataset(Dataset[Item]):
     epoch: int = 0
 
     @property
-    def durations(self) -> list[float]:
+    def durations(self) -> Sequence[float] | np.ndarray:
         """Seconds of each utterance, as it will be heard."""
-        return [utterance.duration for utterance in self.manifest]
+        return self.manifest.durations
 
     def __len__(self) -> int:
         return len(self.manifest)
@@ -75,10 +76,10 @@ class SpeechDataset(UtteranceDataset):
         self._kept: dict[int, tuple[Tensor, float]] | None = {} if keep_in_memory else None
 
     @property
-    def durations(self) -> list[float]:
+    def durations(self) -> np.ndarray:
         """Seconds of each utterance, or of its crop."""
-        longest = self.crop_seconds or float("inf")
-        return [min(utterance.duration, longest) for utterance in self.manifest]
+        durations = self.manifest.durations
+        return durations if self.crop_seconds is None else np.minimum(durations, self.crop_seconds)
 
     @property
     def kept(self) -> bool:
@@ -157,6 +158,34 @@ def collate(items: Sequence[Item]) -> Item:
     return batch
 
 
+class Batches(Sequence[list[int]]):
+    """Batches as lists of places, in two arrays: millions of utterances take 16 bytes each.
+
+    Args:
+        order: (utterances,) places, batch after batch.
+        starts: (batches + 1,) where each begins in ``order``.
+        chosen: those that are meant, in this order; all by default.
+    """
+
+    def __init__(self, order: np.ndarray, starts: np.ndarray, chosen: np.ndarray | None = None) -> None:
+        self.order, self.starts = order, starts
+        self.chosen = np.arange(len(starts) - 1) if chosen is None else chosen
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    @overload
+    def __getitem__(self, index: int) -> list[int]: ...
+    @overload
+    def __getitem__(self, index: slice) -> Batches: ...
+    def __getitem__(self, index: int | slice) -> list[int] | Batches:
+        if isinstance(index, slice):
+            return Batches(self.order, self.starts, self.chosen[index])
+        batch = self.chosen[index]
+        places: list[int] = self.order[self.starts[batch] : self.starts[batch + 1]].tolist()
+        return places
+
+
 class LengthBatches(Sampler[list[int]]):
     """Batches of like length, at most ``batch_seconds`` of audio each, padding included.
 
@@ -167,7 +196,7 @@ class LengthBatches(Sampler[list[int]]):
 
     def __init__(
         self,
-        durations: Sequence[float],
+        durations: Sequence[float] | np.ndarray,
         batch_seconds: float,
         shuffle: bool = True,
         seed: int = 0,
@@ -179,6 +208,7 @@ class LengthBatches(Sampler[list[int]]):
         self.batch_seconds, self.shuffle, self.seed = batch_seconds, shuffle, seed
         self.rank, self.world_size = rank, world_size
         self.epoch = 0
+        self._drawn: tuple[int, Batches] | None = None  # the latest epoch's
         # Every epoch has as many batches as the first, whatever the jitter: schedulers count on it.
         self._count = len(self._batches(0))
         update = world_size * accumulation
@@ -190,27 +220,39 @@ class LengthBatches(Sampler[list[int]]):
                 f"({world_size} process(es) x {accumulation}); lower training.batch_seconds or training.accumulation."
             )
 
-    def _batches(self, epoch: int) -> list[list[int]]:
+    def _batches(self, epoch: int) -> Batches:
+        if self._drawn is None or self._drawn[0] != epoch:
+            self._drawn = epoch, self._draw(epoch)
+        return self._drawn[1]
+
+    def _draw(self, epoch: int) -> Batches:
         rng = np.random.default_rng((self.seed, epoch))
         key = self.durations
         if self.shuffle:
             key = key * rng.uniform(1 - JITTER, 1 + JITTER, len(key))
-        batches: list[list[int]] = []
-        longest = 0.0
-        for index in np.argsort(key, kind="stable"):
-            longest = max(longest, self.durations[index])
-            if not batches or longest * (len(batches[-1]) + 1) > self.batch_seconds:
-                batches.append([])
-                longest = self.durations[index]
-            batches[-1].append(int(index))
+        order = np.argsort(key, kind="stable")
+        starts, longest = array("q"), 0.0
+        for first in range(0, len(order), _CHUNK):
+            for place, seconds in enumerate(self.durations[order[first : first + _CHUNK]].tolist(), first):
+                longest = max(longest, seconds)
+                if not starts or longest * (place - starts[-1] + 1) > self.batch_seconds:
+                    starts.append(place)
+                    longest = seconds
+        starts.append(len(order))
+        chosen = np.arange(len(starts) - 1)
         if self.shuffle:
-            rng.shuffle(batches)
-        return batches
+            rng.shuffle(chosen)
+        return Batches(order, np.asarray(starts), chosen)
+
+    def of_epoch(self) -> Batches:
+        """This process's batches of the epoch."""
+        batches = self._batches(self.epoch)
+        if self.shuffle:
+            batches = Batches(batches.order, batches.starts, np.resize(batches.chosen, self._count))
+        return batches[self.rank :: self.world_size]
 
     def __iter__(self) -> Iterator[list[int]]:
-        batches = self._batches(self.epoch)
-        batches = (batches * 2)[: self._count] if self.shuffle else batches
-        return iter(batches[self.rank :: self.world_size])
+        return iter(self.of_epoch())
 
     def __len__(self) -> int:
         return len(range(self.rank, self._count, self.world_size))
@@ -218,6 +260,10 @@ class LengthBatches(Sampler[list[int]]):
     def set_epoch(self, epoch: int) -> None:
         """Draw the batches of this epoch from now on."""
         self.epoch = epoch
+
+
+_CHUNK = 65_536
+"""Utterances that become Python numbers at once."""
 
 
 def training_loader(
@@ -228,7 +274,7 @@ def training_loader(
     dataset.epoch = epoch
     return DataLoader(
         dataset,
-        batch_sampler=list(batches)[start:],
+        batch_sampler=batches.of_epoch()[start:],
         collate_fn=collate,
         num_workers=workers,
         worker_init_fn=ignore_interrupts,

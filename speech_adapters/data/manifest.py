@@ -23,16 +23,20 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
+from operator import eq
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from speech_adapters.data.audio import audio_info, read_audio
 from speech_adapters.data.audio_files import Piece, audio_hashes, check_pieces, identity
+from speech_adapters.data.manifest_index import IndexedLines, ManifestIndex, index_file, write_index
 from speech_adapters.errors import AudioError, ManifestError
 from speech_adapters.files import atomic
 from speech_adapters.ranges import Count
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 TEXT_KEYS = ("text", "speaker", "emotion", "label", "domain", "lang")
@@ -103,12 +107,16 @@ Utterance.audio_filepath = _PathField(Utterance.audio_filepath)  # type: ignore[
 class Manifest(Sequence[Utterance]):
     """An immutable list of utterances; every change returns a new manifest.
 
+    One that was read from a file with an index beside it (:mod:`~speech_adapters.data.manifest_index`) holds no
+    utterances: each is read when it is asked for, and :meth:`filter` and :meth:`subset` choose lines. :meth:`map`
+    alone makes utterances of all of them.
+
     >>> train = Manifest.read("train.jsonl", require=("text", "speaker"))     # doctest: +SKIP
     >>> train.filter(lambda u: u.duration < 20).subset(hours=1, seed=0).write("train_1h.jsonl")   # doctest: +SKIP
     """
 
     def __init__(self, utterances: Iterable[Utterance], name: str = "manifest") -> None:
-        self._utterances = tuple(utterances)
+        self._utterances = utterances if isinstance(utterances, IndexedLines) else tuple(utterances)
         self.name = name
         """Where it came from; opens error messages."""
 
@@ -128,10 +136,10 @@ class Manifest(Sequence[Utterance]):
         return iter(self._utterances)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Manifest) and self._utterances == other._utterances
+        return isinstance(other, Manifest) and len(self) == len(other) and all(map(eq, self, other))
 
     def __hash__(self) -> int:
-        return hash(self._utterances)
+        return hash(tuple(self))
 
     def __add__(self, other: Manifest) -> Manifest:
         """Both lists as one; an id that is in both is an error."""
@@ -149,7 +157,7 @@ class Manifest(Sequence[Utterance]):
         check_files: bool = False,
         channel: Channel | None = None,
     ) -> Manifest:
-        """Read and check a ``.jsonl`` manifest.
+        """Read and check a ``.jsonl`` manifest. Lines of one with an index were checked when that was made.
 
         Args:
             path: the manifest; its folder is where relative audio paths start.
@@ -161,43 +169,51 @@ class Manifest(Sequence[Utterance]):
             ManifestError: with ``file:line`` of each bad line; see ``manifests/README.md`` for the list.
         """
         path = Path(path)
-        utterances: list[Utterance] = []
-        ids: set[str] = set()
-        lines = array("q")  # of the utterances
-        problems = Problems(str(path))
-        parse, root, shared = _decoder().decode, os.path.abspath(path.parent), _Shared()
-        with _no_collection():
-            for number, raw in _raw_lines(path):
-                try:
-                    line = raw.decode()
-                    if not line.strip():
-                        continue
-                    entry = parse(line)
-                    if not isinstance(entry, dict):
-                        raise ManifestError(f"a {type(entry).__name__}; each line must be one JSON object {{...}}")
-                    utterance = _utterance(entry, root, shared)
-                    if b"\\" in raw or b"\x7f" in raw:  # JSON escapes control characters, UTF-8 has no surrogates
-                        _check_names(utterance)
-                    if require:
-                        _require(utterance, require)
+        if index_file(path).exists():
+            lines = IndexedLines(ManifestIndex(path), partial(_utterance_of, root=os.path.abspath(path.parent)))
+            manifest = cls(lines, str(path)).require(*require)
+        else:
+            utterances: list[Utterance] = []
+            ids: set[str] = set()
+            numbers = array("q")  # of the utterances' lines
+            problems = Problems(str(path))
+            with _no_collection():
+                for number, _, _, utterance in _lines(path, problems, require):
                     if utterance.id in ids:
-                        first = lines[[u.id for u in utterances].index(utterance.id)] if problems.open else "?"
-                        raise ManifestError(f"id {utterance.id!r} repeats that of line {first}; {_UNIQUE}")
-                except ManifestError as error:
-                    problems.add(f":{number}: {error}")
-                except UnicodeDecodeError as error:
-                    problems.add(f":{number}: not UTF-8 text ({error.reason}); convert the manifest to UTF-8")
-                except (ValueError, RecursionError) as error:
-                    problems.add(f":{number}: not JSON ({error}); each line must be one JSON object")
-                else:
+                        first = numbers[[u.id for u in utterances].index(utterance.id)] if problems.open else "?"
+                        problems.add(f":{number}: id {utterance.id!r} repeats that of line {first}; {_UNIQUE}")
+                        continue
                     utterances.append(utterance)
                     ids.add(utterance.id)
-                    lines.append(number)
-        problems.raise_any()
-        if not utterances:
-            raise ManifestError(f"{path}:1: empty manifest; write one JSON object a line")
-        manifest = cls(utterances, str(path)).with_channel(channel)
+                    numbers.append(number)
+            problems.raise_any()
+            if not utterances:
+                raise ManifestError(f"{path}:1: empty manifest; write one JSON object a line")
+            manifest = cls(utterances, str(path))
+        manifest = manifest.with_channel(channel)
         return manifest.check_audio() if check_files else manifest
+
+    @classmethod
+    def make_index(cls, path: str | os.PathLike[str]) -> Manifest:
+        """Check all lines of a ``.jsonl`` manifest, and write its index, which :meth:`read` finds beside it.
+
+        Raises:
+            ManifestError: see :meth:`read`.
+        """
+        path = Path(path)
+        problems = Problems(str(path))
+
+        def rows() -> Iterator[tuple[int, int, str, float, dict[str, str | None], list[str]]]:
+            for _, start, size, utterance in _lines(path, problems):
+                columns = {key: getattr(utterance, key) for key in TEXT_KEYS if key != "text"}
+                known = [key for key in (*TEXT_KEYS, "channel") if getattr(utterance, key) is not None]
+                keys = [*known, *(key for key, value in utterance.extra.items() if value is not None)]
+                yield start, size, utterance.id, utterance.duration, columns, keys
+            problems.raise_any()
+
+        root = os.path.abspath(path.parent)
+        write_index(path, rows(), lambda line: _utterance_of(line, root).id)
+        return cls.read(path)
 
     @classmethod
     def from_entries(
@@ -244,9 +260,18 @@ class Manifest(Sequence[Utterance]):
                 file.write(json.dumps(_entry(utterance, folder), ensure_ascii=False, allow_nan=False).encode() + b"\n")
 
     @property
+    def durations(self) -> np.ndarray:
+        """(utterances,) seconds, float64."""
+        import numpy as np
+
+        if isinstance(self._utterances, IndexedLines):
+            return self._utterances.durations
+        return np.fromiter((utterance.duration for utterance in self), float, len(self))
+
+    @property
     def hours(self) -> float:
         """Total duration in hours."""
-        return sum(utterance.duration for utterance in self) / 3600
+        return math.fsum(self.durations) / 3600
 
     @property
     def speakers(self) -> tuple[str, ...]:
@@ -255,16 +280,27 @@ class Manifest(Sequence[Utterance]):
 
     def values(self, key: str) -> tuple[str, ...]:
         """Distinct values of a key, sorted; lines without it do not count."""
-        return tuple(sorted({value for utterance in self if (value := utterance.get(key)) is not None}))
+        return tuple(sorted(self._counts(key)))
+
+    def _counts(self, key: str) -> Mapping[Any, int]:
+        """How many utterances have each value of a key."""
+        counts = self._utterances.counts(key) if isinstance(self._utterances, IndexedLines) else None
+        return Counter(v for u in self if (v := u.get(key)) is not None) if counts is None else counts
 
     @property
     def sha256(self) -> str:
         """Hash of the lines and of the bytes of their audio, wherever both lie: equal on every machine.
 
         The hash of each audio file is remembered (:mod:`~speech_adapters.data.audio_files`), so that only the first
-        call reads the audio; a file that cannot be read counts as missing.
+        call reads the audio; a file that cannot be read counts as missing. Of an indexed manifest the file's hash and
+        the choice of its lines count, and no audio: it would take hours to read.
         """
         digest = hashlib.sha256()
+        if isinstance(self._utterances, IndexedLines):
+            digest.update(self._utterances.source.sha256.encode())
+            if self._utterances.places is not None:
+                digest.update(self._utterances.places.tobytes())
+            return digest.hexdigest()
         for utterance, audio in zip(self, audio_hashes([u.audio_filepath for u in self]), strict=True):
             entry = _entry(utterance, None) | {"audio_filepath": utterance.audio_filepath.name, "audio_sha256": audio}
             digest.update(json.dumps(entry, sort_keys=True).encode() + b"\n")
@@ -298,6 +334,8 @@ class Manifest(Sequence[Utterance]):
         """The same, hearing ``channel`` of the files whose line names none: a number from 0, or "mix" for the mean."""
         if channel is None:
             return self
+        if isinstance(lines := self._utterances, IndexedLines):
+            return Manifest(IndexedLines(lines.source, partial(lines.parse, channel=channel), lines.places), self.name)
         return self.map(lambda u: u if u.channel is not None else replace(u, channel=channel))
 
     def need_channel(self) -> dict[Path, int]:
@@ -307,7 +345,13 @@ class Manifest(Sequence[Utterance]):
 
     def filter(self, keep: Callable[[Utterance], bool]) -> Manifest:
         """The utterances for which ``keep`` is true."""
-        return Manifest(filter(keep, self), self.name)
+        return self._take([place for place, utterance in enumerate(self) if keep(utterance)])
+
+    def _take(self, places: Sequence[int]) -> Manifest:
+        """The utterances at these places."""
+        if isinstance(self._utterances, IndexedLines):
+            return Manifest(self._utterances.take(places), self.name)
+        return Manifest((self._utterances[place] for place in places), self.name)
 
     def map(self, change: Callable[[Utterance], Utterance]) -> Manifest:
         """Every utterance changed, for example with :func:`dataclasses.replace`."""
@@ -320,6 +364,8 @@ class Manifest(Sequence[Utterance]):
             ManifestError: names the utterances that lack one.
         """
         problems = Problems(self.name)
+        if isinstance(self._utterances, IndexedLines) and self._utterances.all_have(keys):
+            return self
         for utterance in self:
             try:
                 _require(utterance, keys)
@@ -342,15 +388,15 @@ class Manifest(Sequence[Utterance]):
         order = list(range(len(self)))
         random.Random(seed).shuffle(order)
         if hours is not None:
-            seconds, count = 0.0, 0
+            seconds, count, durations = 0.0, 0, self.durations
             for index in order:
-                if (seconds := seconds + self[index].duration) > hours * 3600:
+                if (seconds := seconds + float(durations[index])) > hours * 3600:
                     break
                 count += 1
             if count == 0:
                 raise ManifestError(f"{self.name}: no utterance fits into hours={hours}; ask for more")
             size = count
-        return Manifest((self[index] for index in sorted(order[:size])), self.name)
+        return self._take(sorted(order[:size]))
 
     def audio_problems(self, channel: int | str | None = None) -> Iterator[tuple[Utterance, str]]:
         """The utterances whose audio cannot be used, each with what is wrong; see :meth:`check_audio`."""
@@ -392,7 +438,7 @@ class Manifest(Sequence[Utterance]):
         if self.speakers:
             parts.append(f"{len(self.speakers)} speakers")
         for key in ("domain", "emotion", "label"):
-            counts = Counter(value for utterance in self if (value := utterance.get(key)) is not None)
+            counts = self._counts(key)
             if 0 < len(counts) <= 12:
                 parts.append(f"{key}: " + ", ".join(f"{value} {count}" for value, count in sorted(counts.items())))
         return "; ".join(parts)
@@ -482,6 +528,50 @@ def read_utf8(path: Path, what: str) -> str:
         raise ManifestError(f"{path}: the {what} cannot be read ({reason}); check the path") from error
 
 
+def _lines(path: Path, problems: Problems, require: Sequence[str] = ()) -> Iterator[tuple[int, int, int, Utterance]]:
+    """Of each sound line its number from 1, its first byte, its size, its utterance; ``problems`` gets the others."""
+    parse, root, shared = _decoder().decode, os.path.abspath(path.parent), _Shared()
+    start = 0
+    for number, raw in _raw_lines(path):
+        size = len(raw)
+        try:
+            line = raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw
+            if (utterance := _parsed(line, root, parse, shared)) is not None:
+                if require:
+                    _require(utterance, require)
+                yield number, start, size, utterance
+        except ManifestError as error:
+            problems.add(f":{number}: {error}")
+        start += size
+
+
+def _parsed(raw: bytes, root: str, parse: Callable[[str], Any], shared: _Shared) -> Utterance | None:
+    """The utterance of a line, None of a blank one. Raises ManifestError."""
+    try:
+        line = raw.decode()
+        if not line.strip():
+            return None
+        entry = parse(line)
+    except UnicodeDecodeError as error:
+        raise ManifestError(f"not UTF-8 text ({error.reason}); convert the manifest to UTF-8") from error
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, ManifestError):
+            raise
+        raise ManifestError(f"not JSON ({error}); each line must be one JSON object") from error
+    if not isinstance(entry, dict):
+        raise ManifestError(f"a {type(entry).__name__}; each line must be one JSON object {{...}}")
+    utterance = _utterance(entry, root, shared)
+    if b"\\" in raw or b"\x7f" in raw:  # JSON escapes control characters, UTF-8 has no surrogates
+        _check_names(utterance)
+    return utterance
+
+
+def _utterance_of(line: bytes, root: str, channel: Channel | None = None) -> Utterance:
+    """The utterance of a line that has been checked; ``channel`` where the line names none."""
+    utterance = _utterance(json.loads(line.removeprefix(codecs.BOM_UTF8)), root, _Shared())
+    return utterance if channel is None or utterance.channel is not None else replace(utterance, channel=channel)
+
+
 def _raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     try:
         with path.open("rb") as file:
@@ -491,7 +581,7 @@ def _raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
                     raise ManifestError(f"{path}:{number}: a line of {LONGEST_LINE:,} bytes or more is no manifest's")
                 if not raw:
                     break
-                yield number, raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw
+                yield number, raw
     except ManifestError:
         raise
     except (OSError, ValueError) as error:

@@ -1,9 +1,10 @@
-"""What is served: every adapter and composition in a folder, with the heads that were trained on it.
+"""What is served: every adapter and composition in a folder or a bank, with the heads that were trained on it.
 
 A folder is a run (``adapters/NAME``, ``heads/NAME``, ``fusions/NAME``) or any other that holds these. Clients call an
-adapter by its folder's name, or as ``base:NAME``; a fusion by its folder's name, or as ``fuse:a+b``. Which head reads
-which adapter stands in the head's file: the fingerprints of the adapters that it was trained on. A head of classes
-serves classifications, a CTC head transcriptions, a speaker head embeddings and verifications.
+adapter by its folder's name, or as ``base:NAME``; a fusion by its folder's name, or as ``fuse:a+b``. What comes from a
+bank is called as it is everywhere: ``client-a/asr``, ``client-a/asr@production``, with ``bank:`` before it or without.
+Which head reads which adapter stands in the head's file: the fingerprints of the adapters that it was trained on. A
+head of classes serves classifications, a CTC head transcriptions, a speaker head embeddings and verifications.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
+from speech_adapters.bank.bank import Bank
+from speech_adapters.bank.index import Found
 from speech_adapters.composition.blocks import TrainableComposition, composition_from_dict, names_of
 from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.encoders.tensors import fingerprint
@@ -29,8 +31,11 @@ from speech_adapters.heads.ctc import CTCHead
 from speech_adapters.heads.slots import SlotsHead
 from speech_adapters.heads.speaker import SpeakerHead
 from speech_adapters.saving.adapters import SavedAdapter, read_adapter
+from speech_adapters.saving.bank_layout import PREFIX
+from speech_adapters.saving.base import Base
 from speech_adapters.saving.heads import SavedHead, method_of, read_head
 from speech_adapters.saving.parts import load_part
+from speech_adapters.saving.places import folder_of
 
 TASKS: dict[str, tuple[type[HeadConfig], ...]] = {
     "transcription": (CTCHead,),
@@ -40,7 +45,7 @@ TASKS: dict[str, tuple[type[HeadConfig], ...]] = {
 """What a head serves -> its configurations."""
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
-"""What a served name may be: no separators of paths or of ``base:adapter``."""
+"""What a folder's name must be to be served: no separators of paths or of ``base:adapter``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +93,7 @@ class Catalog:
         self.encoder = encoder
         self.base = Path(encoder.name).name
         self._served: dict[str, Served] = {}
-        self._calls: dict[str, str] = {}  # "fuse:a+b" -> name
+        self._calls: dict[str, str] = {}  # "fuse:a+b", "client-a/asr@production" -> name
         heads = {"transcription": None} if encoder.ctc is not None and encoder.ctc.vocabulary is not None else {}
         key = encoder.fingerprint
         self.add(Served(name=self.base, key=key, fingerprint=key, method="base", size=0, created=0, heads=heads))
@@ -103,7 +108,7 @@ class Catalog:
         return name in self._served
 
     def find(self, model: str, allowed: Iterable[str] | None = None) -> Served:
-        """The model that a request names: ``NAME``, ``base:NAME`` or ``fuse:a+b``.
+        """The model that a request names: ``NAME``, ``base:NAME``, ``bank:NAME@TAG`` or ``fuse:a+b``.
 
         Args:
             allowed: the names that this client may know of; all by default.
@@ -114,24 +119,21 @@ class Catalog:
         known = self._served.keys() if allowed is None else [name for name in allowed if name in self._served]
         name = model
         if name not in known:
-            base, colon, rest = model.partition(":")
-            if colon and base in (self.base, self.encoder.name):
-                name = rest
-            elif model in self._calls:
-                name = self._calls[model]
+            before, colon, rest = model.partition(":")
+            name = rest if colon and before in (self.base, self.encoder.name, PREFIX[:-1]) else model
+            name = self._calls.get(name, name)
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {close[0]!r}?" if close else "GET /v1/models lists those that there are"
             raise UnknownModel(f"the model {model!r} does not exist here; {hint}")
         return self._served[name]
 
-    def add(self, served: Served, call: str | None = None) -> None:
-        """Serve a model, in place of one of the same name."""
+    def add(self, served: Served, *calls: str) -> None:
+        """Serve a model, in place of one of the same name; ``calls`` are what else it goes by."""
         if served.fusion is None and served.method != "base" and served.name == self.base:
             raise ConfigError(f"{served.name!r} is the base's own name; call the adapter something else.")
         self._served[served.name] = served
-        if call is not None:
-            self._calls[call] = served.name
+        self._calls |= dict.fromkeys(calls, served.name)
 
     def remove(self, name: str) -> Served:
         """Serve a model no more. Raises UnknownModel, or ConfigError for the base or what a composition needs."""
@@ -149,12 +151,80 @@ class UnknownModel(InputError):
     """A request for a model that is not served."""
 
 
-def read_folder(folder: str | Path, encoder: Encoder) -> Iterator[tuple[Served, str | None]]:
-    """Everything in a folder that can be served, and what else it can be called; each part is read and held against
-    the encoder.
+Entry = tuple[Served, tuple[str, ...]]
+"""A model, and what else it can be called."""
+
+
+def read_place(place: str | Path, encoder: Encoder) -> Iterator[Entry]:
+    """Everything that can be served in a folder, a bank, or one version of the bank that the environment names
+    (``bank:client-a/asr@production``); each part is read and held against the encoder.
+
+    Raises:
+        CheckpointError: see :func:`read_folder` and :func:`read_bank`.
+        ConfigError: a reference that can be none, or no bank.
+    """
+    if str(place).startswith(PREFIX):
+        reference = str(place).removeprefix(PREFIX)
+        return _of_bank(Bank(), [(reference, Bank().find(reference), ())], encoder)
+    folder = folder_of(place)
+    return read_bank(Bank(folder), encoder) if (folder / "bank.json").is_file() else read_folder(folder, encoder)
+
+
+def read_bank(bank: Bank, encoder: Encoder) -> Iterator[Entry]:
+    """Of every name in a bank the newest version, called by the name, and those with tags, called ``NAME@NUMBER``;
+    tags and numbers are further calls. What was made for another base, and heads without their adapter, are left out.
+
+    Raises:
+        CheckpointError: nothing there for this encoder, a damaged entry or part.
+    """
+    index = bank.index()
+    for fault in index.damaged.values():
+        raise CheckpointError(fault)
+    wanted, bases = [], set()
+    for found in index.versions():
+        bases.add(found.facts.base)
+        if found.facts.fingerprint != encoder.fingerprint or _needs_another(bank, found):
+            continue
+        newest = found.number == index.entries[found.name].numbers[-1]
+        tags = [f"{found.name}@{tag}" for tag in (*found.tags, *(["latest"] if newest else []))]
+        wanted.append((found.name, found, (str(found), *tags)) if newest else (str(found), found, tuple(tags)))
+    if not wanted:
+        there = f"what it holds is for {', '.join(sorted(bases))}" if bases else "it is empty"
+        raise CheckpointError(f"{bank.folder}: nothing in this bank is for {encoder.name}; {there}.")
+    return _of_bank(bank, wanted, encoder)
+
+
+def _needs_another(bank: Bank, found: Found) -> bool:
+    """Whether it is a head that stands without the adapter that it was trained on."""
+    if found.facts.kind != "head":
+        return False
+    features = read_head(bank.path(str(found))).features
+    return features is None or bool(features.adapters)
+
+
+def _of_bank(bank: Bank, wanted: Iterable[tuple[str, Found, tuple[str, ...]]], encoder: Encoder) -> Iterator[Entry]:
+    members: dict[str, Path] | None = None  # of all fusions: adapters by their fingerprint
+    for name, found, calls in wanted:
+        folder = bank.path(str(found))
+        heads = [read_head(path) for path in _having(folder, "heads", "head.json")]
+        if found.facts.kind == "fusion":
+            if members is None:
+                adapters = (one for one in bank.search(every=True) if one.facts.kind == "adapter")
+                folders = [bank.path(str(one)) for one in adapters if one.facts.fingerprint == encoder.fingerprint]
+                members = {fingerprint(load_part(path, "adapter")[1]): path for path in folders}
+            yield _of_fusion(name, folder, members, heads, encoder)[0], calls
+        elif found.facts.kind == "adapter":
+            yield of_adapter(name, folder, read_adapter(folder, encoder), heads, encoder), calls
+        else:
+            yield _on_base(name, heads[0], encoder), calls
+
+
+def read_folder(folder: str | Path, encoder: Encoder) -> Iterator[Entry]:
+    """Everything in a folder that can be served; each part is read and held against the encoder.
 
     Raises:
         CheckpointError: nothing to serve, a damaged part, one of another base, a head that fits none of the adapters.
+        ConfigError: a part whose folder's name cannot be served.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -165,22 +235,20 @@ def read_folder(folder: str | Path, encoder: Encoder) -> Iterator[tuple[Served, 
     if not adapters and not fusions and not heads:
         raise CheckpointError(f"{folder}: holds no adapters/NAME, fusions/NAME or heads/NAME; give a run's folder.")
     used: set[Path] = set()
-    prints: dict[str, tuple[Path, str]] = {}
+    prints: dict[str, Path] = {}
     for path in adapters:
-        saved = read_adapter(path, encoder)
-        served = of_adapter(path, saved, heads, encoder)
-        prints[saved.name] = path, served.fingerprint
+        served = of_adapter(_name(path), path, read_adapter(path, encoder), heads, encoder)
+        prints[served.fingerprint] = path
         used |= {place for place in served.heads.values() if place is not None}
-        yield served, None
+        yield served, ()
     for path in fusions:
-        served, call = _of_fusion(path, prints, heads, encoder)
+        served, call = _of_fusion(_name(path), path, prints, heads, encoder)
         used |= {place for place in served.heads.values() if place is not None}
-        yield served, call
+        yield served, (call,)
     alone = [head for head in heads if head.folder not in used and head.features is not None]
     on_base = [head for head in alone if not head.features.adapters]  # type: ignore[union-attr]
     for head in on_base:
-        head.features.base.check(_base(encoder), f"{head.folder}: this head")  # type: ignore[union-attr]
-        yield _served(head.folder.name, encoder.fingerprint, "head-only", {}, [head], head.folder / "head.json"), None
+        yield _on_base(_name(head.folder), head, encoder), ()
     left = [head.folder for head in heads if head.folder not in used and head not in on_base]
     if left:
         raise CheckpointError(
@@ -189,39 +257,57 @@ def read_folder(folder: str | Path, encoder: Encoder) -> Iterator[tuple[Served, 
         )
 
 
-def of_adapter(folder: Path, saved: SavedAdapter, heads: Sequence[SavedHead], encoder: Encoder) -> Served:
-    """An adapter in ``folder``, under its name, with those of ``heads`` that were trained on it."""
+def _name(folder: Path) -> str:
+    if not NAME.fullmatch(folder.name):
+        raise ConfigError(f"{folder}: {folder.name!r} cannot be served; use letters, digits, '_', '-' and '.'.")
+    return folder.name
+
+
+def of_adapter(name: str, folder: Path, saved: SavedAdapter, heads: Sequence[SavedHead], encoder: Encoder) -> Served:
+    """An adapter in ``folder``, served as ``name``, with those of ``heads`` that were trained on it."""
     own = fingerprint(saved.tensors)
     wanted = {own} if saved.tensors else set()
     fitting = [head for head in heads if _reads(head, wanted, encoder)]
     part = replace(
-        _served(folder.name, own, method_of(saved.config), saved.tensors, fitting, folder / "adapter.json"),
+        _served(name, own, method_of(saved.config), saved.tensors, fitting, folder / "adapter.json"),
         adapter=folder,
     )
     settings = json.dumps(saved.config.to_dict(), sort_keys=True)
     return replace(part, key=hashlib.sha256(f"{part.key} {settings}".encode()).hexdigest())
 
 
+def _on_base(name: str, head: SavedHead, encoder: Encoder) -> Served:
+    assert head.features is not None, "the caller looked"
+    head.features.base.check(Base.of(encoder), f"{head.folder}: this head")
+    return _served(name, encoder.fingerprint, "head-only", {}, [head], head.folder / "head.json")
+
+
 def _of_fusion(
-    folder: Path, adapters: Mapping[str, tuple[Path, str]], heads: Sequence[SavedHead], encoder: Encoder
+    name: str, folder: Path, adapters: Mapping[str, Path], heads: Sequence[SavedHead], encoder: Encoder
 ) -> tuple[Served, str]:
+    """A composition in ``folder``, served as ``name``, and what else it can be called.
+
+    Args:
+        adapters: folder of each adapter that may be part of it, by the fingerprint of its tensors.
+    """
     described, tensors = load_part(folder, "fusion")
     composition = composition_from_dict(described["composition"])
     if not isinstance(composition, TrainableComposition):
         raise CheckpointError(f"{folder}: {composition!r} has no weights of its own.")
+    Base(**described["base"]).check(Base.of(encoder), f"{folder}: this fusion")
     members = {}
-    for name in names_of(composition):
-        if name not in adapters:
-            raise CheckpointError(f"{folder}: {composition!r} needs the adapter {name!r}, which is not there.")
-        members[name], own = adapters[name]
-        if described["parts"].get(name) != own:
-            raise CheckpointError(f"{folder}: {name!r} is not the one that {composition!r} was trained with.")
+    for member in names_of(composition):
+        if (place := adapters.get(described["parts"].get(member))) is None:
+            raise CheckpointError(
+                f"{folder}: {composition!r} needs the adapter {member!r} that it was trained with, which is not there."
+            )
+        members[member] = place
     said = json.dumps(composition.to_dict())
     fitting = [head for head in heads if head.features is not None and json.dumps(head.features.composition) == said]
-    for name, path in members.items():
-        tensors |= {f"{name}.{key}": tensor for key, tensor in load_part(path, "adapter")[1].items()}
+    for member, place in members.items():
+        tensors |= {f"{member}.{key}": tensor for key, tensor in load_part(place, "adapter")[1].items()}
     own = fingerprint(tensors)
-    part = _served(folder.name, own, composition.kind, tensors, fitting, folder / "fusion.json")
+    part = _served(name, own, composition.kind, tensors, fitting, folder / "fusion.json")
     call = f"{composition.kind}:{'+'.join(members)}"
     return replace(part, fusion=folder, members=members), call
 
@@ -229,8 +315,6 @@ def _of_fusion(
 def _served(
     name: str, own: str, method: str, tensors: Mapping[str, Tensor], heads: Sequence[SavedHead], file: Path
 ) -> Served:
-    if not NAME.fullmatch(name):
-        raise ConfigError(f"{file.parent}: {name!r} cannot be served; use letters, digits, '_', '-' and '.'.")
     chosen: dict[str, SavedHead] = {}
     for task, configs in TASKS.items():
         fitting = [head for head in heads if isinstance(head.config, configs)]
@@ -267,12 +351,6 @@ def _reads(head: SavedHead, adapters: set[str], encoder: Encoder) -> bool:
     if features is None or features.base.fingerprint != encoder.fingerprint or isinstance(features.composition, dict):
         return False
     return {identity.fingerprint for identity in features.adapters.values()} == adapters
-
-
-def _base(encoder: Encoder) -> Any:
-    from speech_adapters.saving.base import Base
-
-    return Base.of(encoder)
 
 
 def _having(folder: Path, kind: str, file: str) -> list[Path]:

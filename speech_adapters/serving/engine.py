@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import islice, zip_longest
 from typing import Any, TypeVar
 
 import torch
@@ -125,10 +126,16 @@ class Engine:
         return bool(self._tasks) and not any(task.done() for task in self._tasks)
 
     async def start(self) -> None:
-        """Fill the slots with what is on the shelf, and let the workers run."""
+        """Attach as many adapters as there are slots, some of each method, and let the workers run."""
         loop = asyncio.get_running_loop()
+        alike: dict[str, list[Served]] = {}
+        for served in self.catalog:
+            if served.adapter is not None:
+                alike.setdefault(served.method, []).append(served)
+        turns = (served for turn in zip_longest(*alike.values()) for served in turn if served is not None)
+        loaded = [await self.shelf.get(served) for served in islice(turns, self.settings.adapters)]
         for worker in self._workers:
-            await loop.run_in_executor(worker.thread, worker.warm, self.shelf.some(self.settings.adapters))
+            await loop.run_in_executor(worker.thread, worker.warm, [one for one in loaded if not one.alone])
         self._tasks = [asyncio.create_task(self._work(worker)) for worker in self._workers]
 
     async def stop(self) -> None:

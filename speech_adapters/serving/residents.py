@@ -16,7 +16,6 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from itertools import zip_longest
 from pathlib import Path
 
 from speech_adapters.adapters.fine_tuning import FineTuning
@@ -31,6 +30,7 @@ from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.saving.adapters import SavedAdapter, read_adapter
 from speech_adapters.saving.fusions import read_fusion
 from speech_adapters.saving.heads import read_head
+from speech_adapters.saving.recent import Recent
 from speech_adapters.serving.catalog import Served
 from speech_adapters.text import Vocabulary
 
@@ -92,17 +92,16 @@ def _own_ctc(encoder: Encoder) -> HeadModule:
 
 
 class Shelf:
-    """Loaded models within a budget of bytes; used from the event loop alone."""
+    """Loaded models within a budget of bytes; used from the event loop alone.
+
+    Attributes:
+        kept: the models in memory by key; ``kept.misses`` were read from disk.
+    """
 
     def __init__(self, encoder: Encoder, budget: int, executor: Executor) -> None:
-        self.encoder, self.budget, self.executor = encoder, budget, executor
-        self._loaded: dict[str, Loaded] = {}  # by key, the latest used last
+        self.encoder, self.executor = encoder, executor
+        self.kept: Recent[Loaded] = Recent(budget)
         self._loading: dict[str, asyncio.Future[Loaded]] = {}
-        self.bytes = 0
-        self.hits = self.misses = 0
-
-    def __len__(self) -> int:
-        return len(self._loaded)
 
     async def get(self, served: Served) -> Loaded:
         """The parts of a model, read from disk if need be; requests for the same one share the reading.
@@ -110,12 +109,9 @@ class Shelf:
         Raises:
             CheckpointError: see :func:`load`.
         """
-        if (loaded := self._loaded.pop(served.key, None)) is not None:
-            self._loaded[served.key] = loaded
-            self.hits += 1
-            return loaded
         if served.key not in self._loading:
-            self.misses += 1
+            if (loaded := self.kept.get(served.key)) is not None:
+                return loaded
             reading = asyncio.get_running_loop().run_in_executor(self.executor, load, served, self.encoder)
             self._loading[served.key] = asyncio.ensure_future(self._keep(served, reading))
         return await asyncio.shield(self._loading[served.key])
@@ -123,35 +119,14 @@ class Shelf:
     async def _keep(self, served: Served, reading: asyncio.Future[Loaded]) -> Loaded:
         try:
             loaded = await reading
-            self.put(loaded)
+            self.kept.put(served.key, loaded, served.size)
             return loaded
         finally:
             del self._loading[served.key]
 
-    def some(self, count: int) -> list[Loaded]:
-        """Up to ``count`` of what is here, in turns of its configurations."""
-        alike: dict[str, list[Loaded]] = {}
-        for loaded in self._loaded.values():
-            if loaded.adapter is not None:
-                alike.setdefault(repr(loaded.adapter.config), []).append(loaded)
-        turns = zip_longest(*alike.values())
-        return [loaded for turn in turns for loaded in turn if loaded is not None][:count]
-
-    def put(self, loaded: Loaded) -> None:
-        """Keep a model; the least recently used ones make room, and one beyond the budget is not kept at all."""
-        self.drop(loaded.served)
-        if loaded.served.size > self.budget:
-            return
-        self._loaded[loaded.served.key] = loaded
-        self.bytes += loaded.served.size
-        while self.bytes > self.budget:
-            oldest = self._loaded.pop(next(iter(self._loaded)))
-            self.bytes -= oldest.served.size
-
     def drop(self, served: Served) -> None:
         """Forget a model that is served no more."""
-        if (loaded := self._loaded.pop(served.key, None)) is not None:
-            self.bytes -= loaded.served.size
+        self.kept.drop(served.key)
 
 
 @dataclass(eq=False)

@@ -156,7 +156,7 @@ class CachedDataset(UtteranceDataset):
         _Filling(self, encoder, batch_seconds).run(folder)
 
     @property
-    def durations(self) -> list[float]:
+    def durations(self) -> Sequence[float] | np.ndarray:
         """As without a cache: batches are the same."""
         return self.dataset.durations
 

@@ -138,7 +138,7 @@ class Supervised(Learner):
             inputs["time_mask"] = time_mask(self.model.encoder, inputs, self.config)
         output = self.model(**inputs, targets=batch["targets"])
         ids = [self.dataset.manifest[place].id for place in places]
-        return Loss(output.loss, sum(self.seconds[place] for place in places), ids)
+        return Loss(output.loss, float(sum(self.seconds[place] for place in places)), ids)
 
     def evaluate(self) -> dict[str, float]:
         assert self.dev is not None

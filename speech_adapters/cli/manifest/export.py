@@ -3,7 +3,8 @@
   speech-adapters manifest export kaldi train.jsonl data/train
   speech-adapters manifest export lhotse train.jsonl cuts_train.jsonl.gz
 
-huggingface is an audiofolder: each utterance as a WAV file of its own, with its metadata.
+huggingface is an audiofolder: each utterance as a WAV file of its own, with its metadata. webdataset is a folder of
+tar shards.
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@
   speech-adapters manifest import huggingface emotions/ -o train.jsonl --columns label=class
 
 kaldi: a data folder. lhotse: cuts, or supervisions beside their recordings. speechbrain: a CSV. nemo: a manifest.
-huggingface: an audiofolder; a save_to_disk folder or parquet, whose audio goes to --audio. csv: any table.
+huggingface: an audiofolder; a save_to_disk folder or parquet, whose audio goes to --audio. webdataset: a folder of
+tar shards, where the audio stays. csv: any table.
 """
 
 from __future__ import annotations

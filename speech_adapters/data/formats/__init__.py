@@ -23,6 +23,7 @@ FORMATS = {
     "nemo": "nemo",
     "speechbrain": "speechbrain",
     "huggingface": "huggingface",
+    "webdataset": "webdataset",
     "csv": "tables",
 }
 """The formats by the name that the command line gives them -> the module here, with ``read`` and ``write``."""

@@ -9,7 +9,6 @@ from typing import Any
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
-from starlette.types import ASGIApp
 
 from speech_adapters import __version__
 from speech_adapters.serving.engine import Engine
@@ -37,7 +36,7 @@ def routes(settings: HttpSettings | None = None) -> FastAPI:
     return app
 
 
-def create_app(engine: Engine, settings: HttpSettings, keys: Keys | None = None) -> ASGIApp:
+def create_app(engine: Engine, settings: HttpSettings, keys: Keys | None = None) -> Guard:
     """The server's ASGI application; it starts and stops the engine with its own life."""
     app = routes(settings)
     metrics = Metrics(engine)
@@ -57,7 +56,9 @@ def create_app(engine: Engine, settings: HttpSettings, keys: Keys | None = None)
 
     app.router.lifespan_context = lifespan
     app.state.engine, app.state.settings, app.state.metrics = engine, settings, metrics
-    return Guard(app, engine, settings, keys or Keys(), metrics)
+    guard = Guard(app, engine, settings, keys or Keys(), metrics)
+    app.state.stopping = guard.stopping
+    return guard
 
 
 def openapi() -> dict[str, Any]:

@@ -38,6 +38,7 @@ class Guard:
         self.app, self.engine, self.settings, self.keys, self.metrics = app, engine, settings, keys, metrics
         self.open = 0
         self.sessions = 0
+        self.stopping = asyncio.Event()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -121,6 +122,8 @@ class Guard:
             headers = Headers(scope=scope)
             self._check_origin(headers)
             key = self._key(scope, headers)
+            if self.stopping.is_set():
+                raise ApiError(503, "the server is stopping", code="stopping")
             if self.sessions >= self.settings.max_sessions:
                 raise _busy(f"{self.sessions} live sessions are open, as many as may be", 10)
             self._check_rate(key)
@@ -141,6 +144,13 @@ class Guard:
         finally:
             self.sessions -= 1
             self.metrics.sessions.dec()
+
+    async def end_sessions(self) -> None:
+        """Let live sessions answer what they have heard and end, for as long as a request may take."""
+        self.stopping.set()
+        until = time.monotonic() + self.settings.timeout
+        while self.sessions and time.monotonic() < until:
+            await asyncio.sleep(0.05)
 
     # ------------------------------------------------------------------ checks
 

@@ -49,15 +49,15 @@ class _EngineFigures:
             ("padded_audio_seconds", "audio heard, with the padding of batches", counts.padded_seconds),
             ("busy_seconds", "time that workers spent on batches", counts.busy),
             ("queue_wait_seconds", "time that windows waited for their batch", counts.waited),
-            ("model_loads", "models read from disk", engine.shelf.misses),
-            ("model_hits", "models found in memory", engine.shelf.hits),
+            ("model_loads", "models read from disk", engine.shelf.kept.misses),
+            ("model_hits", "models found in memory", engine.shelf.kept.hits),
         ):
             yield CounterMetricFamily(f"{PREFIX}_{name}", text, value)
         for name, text, number in (
             ("queue_windows", "windows that wait", len(engine.queue)),
             ("queue_audio_seconds", "audio that waits", engine.queue.waiting_seconds),
             ("models", "models served", len(engine.catalog)),
-            ("models_in_memory", "models in memory", len(engine.shelf)),
-            ("models_bytes", "their size", engine.shelf.bytes),
+            ("models_in_memory", "models in memory", len(engine.shelf.kept)),
+            ("models_bytes", "their size", engine.shelf.kept.bytes),
         ):
             yield GaugeMetricFamily(f"{PREFIX}_{name}", text, number)

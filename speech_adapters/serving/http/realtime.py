@@ -117,8 +117,10 @@ class Session:
         }
         while True:
             try:
-                async with asyncio.timeout(self.settings.max_idle):
-                    text = await self.websocket.receive_text()
+                text = await self._next()
+                if text is None:
+                    await self._end()
+                    return
             except TimeoutError:
                 await self._failed(
                     ApiError(408, f"silent for {self.settings.max_idle:g} s", code="session_idle"), None
@@ -139,6 +141,29 @@ class Session:
                 raise
             except Exception as error:
                 await self._failed(errors.of(error), event)
+
+    async def _next(self) -> str | None:
+        """The next message; None when the server stops. Raises TimeoutError for a client that is silent."""
+        stopping = asyncio.ensure_future(self.websocket.app.state.stopping.wait())
+        message = asyncio.ensure_future(self.websocket.receive_text())
+        try:
+            done, _ = await asyncio.wait(
+                (message, stopping), timeout=self.settings.max_idle, return_when=asyncio.FIRST_COMPLETED
+            )
+            if not done:
+                raise TimeoutError
+            return message.result() if message in done else None
+        finally:
+            for waiting in (message, stopping):
+                waiting.cancel()
+
+    async def _end(self) -> None:
+        """The server stops: answer what has been heard as if it had been committed, then close."""
+        if self.item is not None and self.item.samples:
+            await self._commit({})
+        await asyncio.gather(*self._ending)
+        await self._failed(ApiError(503, "the server is stopping; connect again", code="stopping"), None)
+        await self.websocket.close(1012, "the server is stopping")
 
     async def close(self) -> None:
         """Drop what is unfinished."""

@@ -11,6 +11,7 @@ import os
 import socket
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import h11
@@ -19,14 +20,17 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from speech_adapters.bank.bank import Bank
 from speech_adapters.errors import CheckpointError, ConfigError, Interrupted
 from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.saving.parts import load_part
-from speech_adapters.serving.catalog import Catalog, read_folder
+from speech_adapters.saving.places import folder_of
+from speech_adapters.serving.catalog import Catalog, UnknownModel, read_place
 from speech_adapters.serving.engine import Engine, EngineSettings
 from speech_adapters.serving.http import errors
 from speech_adapters.serving.http.app import create_app
-from speech_adapters.serving.http.keys import Keys
+from speech_adapters.serving.http.guard import Guard
+from speech_adapters.serving.http.keys import ApiKey, Keys
 from speech_adapters.serving.http.settings import HttpSettings
 
 log = logging.getLogger("speech_adapters.serving")
@@ -69,27 +73,26 @@ def serve(arguments: argparse.Namespace) -> None:
             max_seconds=arguments.max_seconds,
         ),
     )
-    for folder in _folders(arguments.adapters, settings.uploads):
-        add_folder(engine, folder)
-    _check_keys(keys, engine.catalog)
-    config = configuration(create_app(engine, settings, keys), settings.timeout)
+    for place in (*arguments.adapters, *_added(settings.uploads)):
+        add_place(engine, place)
+    keys = _with_names(keys, engine.catalog)
     with contextlib.suppress(KeyboardInterrupt, Interrupted):  # uvicorn raises the signal again when it has stopped
-        _Server(config, engine, keys).run([listening])
+        Server(create_app(engine, settings, keys)).run([listening])
     log.info("stopped; all that was taken has been answered")
 
 
-def add_folder(engine: Engine, folder: Path) -> None:
-    """Serve all that is in a folder.
+def add_place(engine: Engine, place: str | Path) -> None:
+    """Serve all that is in a folder or a bank, or one version of a bank.
 
     Raises:
-        CheckpointError: see :func:`~speech_adapters.serving.catalog.read_folder`; a name that is taken.
+        CheckpointError: see :func:`~speech_adapters.serving.catalog.read_place`; a name that is taken.
     """
-    for served, call in read_folder(folder, engine.encoder):
+    for served, calls in read_place(place, engine.encoder):
         if served.name in engine.catalog:
-            raise CheckpointError(f"{folder}: {served.name!r} is served already; give one of the two another name.")
+            raise CheckpointError(f"{place}: {served.name!r} is served already; give one of the two another name.")
         if served.size > engine.settings.memory:
-            raise CheckpointError(f"{folder}: {served.name!r} is larger than the memory for adapters (--memory).")
-        engine.catalog.add(served, call)
+            raise CheckpointError(f"{place}: {served.name!r} is larger than the memory for adapters (--memory).")
+        engine.catalog.add(served, *calls)
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -126,32 +129,41 @@ class _Protocol(H11Protocol):
         self.transport.close()
 
 
-class _Server(uvicorn.Server):
-    """Says where it listens."""
+class Server(uvicorn.Server):
+    """Says where it listens, and lets live sessions end before connections do."""
 
-    def __init__(self, config: uvicorn.Config, engine: Engine, keys: Keys) -> None:
-        super().__init__(config)
-        self.engine, self.keys = engine, keys
+    def __init__(self, app: Guard, port: int = 8000) -> None:
+        super().__init__(configuration(app, app.settings.timeout))
+        self.app, self.config.port = app, port
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and say where, and who may ask."""
         await super().startup(sockets)
         if not self.started or not sockets:
             return
+        engine, keys = self.app.engine, self.app.keys.keys
         host, port = sockets[0].getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
-        log.info("%d models on %s: http://%s:%d/", len(self.engine.catalog), self.engine.encoder.name, shown, port)
+        log.info("%d models on %s: http://%s:%d/", len(engine.catalog), engine.encoder.name, shown, port)
         if host not in LOOPBACK:
-            who = f"{len(self.keys.keys)} keys may ask" if self.keys.keys else "and anyone there may ask: see --keys"
+            who = f"{len(keys)} keys may ask" if keys else "and anyone there may ask: see --keys"
             log.warning("other machines can reach it on %s, unencrypted; %s", host, who)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take no more, and finish what was taken."""
+        for server in self.servers:
+            server.close()  # no new connections
+        await self.app.end_sessions()  # uvicorn itself would cut them off
+        await super().shutdown(sockets)
 
 
 def _models(arguments: argparse.Namespace) -> list[SpeechAdapterModel]:
     """A model a device, all of the same base."""
     name, revision = arguments.encoder, None
     if name is None:
-        if arguments.adapters is None:
+        if not arguments.adapters:
             raise ConfigError("name what to serve: --adapters FOLDER, or --encoder NAME, or both.")
-        name, revision = _base_of(Path(arguments.adapters))
+        name, revision = base_of(arguments.adapters[0])
     auto = "cuda" if torch.cuda.is_available() else "cpu"
     devices = [auto if device == "auto" else device for device in arguments.device.split(",")]
     try:
@@ -160,19 +172,25 @@ def _models(arguments: argparse.Namespace) -> list[SpeechAdapterModel]:
         raise ConfigError(f"--device {arguments.device}: {str(error).splitlines()[0]}") from error
 
 
-def _base_of(folder: Path) -> tuple[str, str | None]:
-    """The base that the first part in a folder names."""
-    for kind, place in (("adapter", "adapters"), ("fusion", "fusions")):
-        for path in [folder / f"{kind}.json", *sorted((folder / place).glob(f"*/{kind}.json"))]:
+def base_of(place: str) -> tuple[str, str | None]:
+    """The base that the first part in a place names; of a bank, the one base that it has."""
+    folder = folder_of(place)
+    if (folder / "bank.json").is_file():
+        bank = Bank(folder)
+        found = {one.facts.base: str(one) for one in bank.search() if one.facts.kind == "adapter"}
+        if len(found) > 1:
+            raise CheckpointError(f"{folder}: adapters for {', '.join(sorted(found))}; choose with --encoder.")
+        folder = bank.path(found.popitem()[1]) if found else folder
+    for kind, inside in (("adapter", "adapters"), ("fusion", "fusions")):
+        for path in [folder / f"{kind}.json", *sorted((folder / inside).glob(f"*/{kind}.json"))]:
             if path.is_file():
                 base = load_part(path.parent, kind)[0]["base"]
                 return base["name"], base.get("revision")
     raise CheckpointError(f"{folder}: no adapters/NAME there that would tell the base; name it: --encoder.")
 
 
-def _folders(adapters: str | None, uploads: Path | None) -> Sequence[Path]:
-    own = [] if adapters is None else [Path(adapters)]
-    return [*own, *([] if uploads is None else sorted(path.parent for path in uploads.glob("*/adapter.json")))]
+def _added(uploads: Path | None) -> Sequence[Path]:
+    return [] if uploads is None else sorted(path.parent for path in uploads.glob("*/adapter.json"))
 
 
 def _uploads(folder: str | None) -> Path | None:
@@ -189,8 +207,20 @@ def _own_host(host: str) -> Sequence[str]:
     return [] if host in ("0.0.0.0", "::") else [host]
 
 
-def _check_keys(keys: Keys, catalog: Catalog) -> None:
-    for key in keys.keys:
-        for name in key.adapters or ():
-            if name not in catalog:
-                raise ConfigError(f"key {key.name!r}: there is no model {name!r}; remove it from the key's adapters.")
+def _with_names(keys: Keys, catalog: Catalog) -> Keys:
+    """The keys with their adapters by the names under which these are served."""
+
+    def named(key: ApiKey, name: str) -> str:
+        try:
+            return catalog.find(name).name
+        except UnknownModel as error:
+            raise ConfigError(
+                f"key {key.name!r}: there is no model {name!r}; remove it from the key's adapters."
+            ) from error
+
+    return Keys(
+        tuple(
+            key if key.adapters is None else replace(key, adapters=tuple(named(key, name) for name in key.adapters))
+            for key in keys.keys
+        )
+    )
