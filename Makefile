@@ -11,7 +11,7 @@ READY := .venv/.ready
 unexport PYTHONDONTWRITEBYTECODE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test lint format docs constraints clean
+.PHONY: help demo test lint format docs benchmarks constraints clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -35,6 +35,9 @@ format: $(READY)  ## mend style and formatting
 
 docs: $(READY)  ## write docs/methods.md, the methods' pages and docs/command_line.md
 	$(BIN)/python docs/generate.py
+
+benchmarks: $(READY)  ## measure speed and memory, and write docs/benchmarks.md (ARGS=--quick: a rehearsal, page in runs/)
+	$(BIN)/python benchmarks/run_all.py $(ARGS)
 
 constraints: $(READY)  ## renew constraints.txt from pyproject.toml (then run the tests before committing it)
 	$(BIN)/uv pip compile -q --upgrade --no-annotate --no-header --extra dev --extra gpu -o .venv/pins pyproject.toml
