@@ -4,7 +4,7 @@
 #
 #     benchmarks/gpu.sh FOLDER                       # ten minutes
 #     MINUTES=30 WHEELS=wheels benchmarks/gpu.sh FOLDER
-#     QUICK=1 MINUTES=4 benchmarks/gpu.sh FOLDER     # a rehearsal in tiny sizes, on a CPU too
+#     QUICK=1 MINUTES=8 benchmarks/gpu.sh FOLDER     # a rehearsal in tiny sizes, on a CPU too
 #
 # FOLDER gets log.txt, tests.txt, the records, benchmarks.md and what was trained, in pieces of 15 MB: training.tar.*
 # (the encoder when it is done, else what the next call with the same FOLDER goes on from). No file is larger.
@@ -12,12 +12,14 @@
 #     MINUTES    of all, 10 by default: tests take a quarter at most, benchmarks half
 #     WHEELS     folder of wheels that Python here lacks: installed without a network into an environment of its own
 #     PYTHON     the interpreter, python3 by default
+#     BENCHMARKS names of run_all.py's, all by default
 #     RECIPE     further words for recipes/pretrain_small.py, such as training.updates=1000
 #     SPEECH_ADAPTERS_DATA   speech; without it cache, together and the training are left out
 set -euo pipefail
-[[ $# -eq 1 ]] || { sed -n '2,19s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 2; }
+[[ $# -eq 1 ]] || { sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"; exit 2; }
 mkdir -p "$1"
-folder=$(realpath "$1") && cd "$(dirname "${BASH_SOURCE[0]}")/.."
+folder=$(realpath "$1") wheels=${WHEELS:+$(realpath "$WHEELS")}
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
 work=$(mktemp -d) && trap 'rm -rf "$work"' EXIT
 exec > >(tee -a "$folder/log.txt") 2>&1
 end=$((SECONDS + 60 * ${MINUTES:-10}))
@@ -27,10 +29,10 @@ part=$((15 * ${MINUTES:-10})) # a quarter, in seconds
 python=${PYTHON:-python3}
 export PYTHONPATH=$PWD HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 
-if [[ -n ${WHEELS:-} ]]; then
+if [[ -n $wheels ]]; then
     "$python" -m venv --system-site-packages "$work/environment"
     python=$work/environment/bin/python
-    "$python" -m pip install --quiet --no-index --no-deps "$WHEELS"/*.whl
+    "$python" -m pip install --quiet --no-index --no-deps "$wheels"/*.whl
 fi
 device=$("$python" -c 'import torch; print("cuda" if torch.cuda.is_available() else "cpu")')
 echo "$device, $(nproc) cores, ${MINUTES:-10} minutes"
@@ -41,8 +43,9 @@ timeout -k 10 "$(at_most $part)" "$python" -m pytest -q -m gpu -p no:cacheprovid
 tail -n 1 "$folder/tests.txt"
 
 echo "== benchmarks"
+# shellcheck disable=SC2086
 "$python" benchmarks/run_all.py --folder "$folder" --minutes "$(awk "BEGIN {print $(at_most $((2 * part))) / 60}")" \
-    ${QUICK:+--quick} || echo "benchmarks: exit code $?"
+    ${QUICK:+--quick} ${BENCHMARKS:-} || echo "benchmarks: exit code $?"
 
 echo "== training, $(left) s"
 if [[ -z ${SPEECH_ADAPTERS_DATA:-} ]]; then

@@ -28,6 +28,7 @@ ON_CPU = {
     "step_peft": "step.py --family wav2vec2 --methods peft full lora bottleneck --seconds 6 --rounds 2",
     "step_packaged": "step.py --encoder tiny-wav2vec2 --methods peft full lora bottleneck l-frozen head-only",
     "step_checkpointing": "step.py --methods full lora --seconds 6 --rounds 1 --checkpointing",
+    "step_compiled": "step.py --encoder tiny-wavlm --methods full lora --compile",
     "inference": "inference.py",
     "encoder_forward": "encoder_forward.py --rounds 3",
     "together": "together.py",

@@ -33,7 +33,9 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One benchmark in tiny sizes, run as a user runs it."""
     folder = tmp_path_factory.mktemp("records")
     command = [sys.executable, "benchmarks/run_all.py", "inference", "--quick", "--folder", str(folder)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     assert done.returncode == 0, done.stderr
     return folder
 
