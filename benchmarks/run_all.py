@@ -140,7 +140,7 @@ def page_of(found: Mapping[str, Mapping[str, Any]]) -> str:
         versions = ", ".join(f"{package} {record['versions'][package]}" for package in SHOWN)
         load = " to ".join(str(load) for load in record["load"])
         lines += [f"## {name.replace('_', ' ')}", "", f"`{record['command']}`", ""]
-        lines += [f"{record['date']}, {record['machine']}, load {load}; {versions}", ""]
+        lines += [f"{record['date']}, {record['device']} of {record['machine']}, load {load}; {versions}", ""]
         for table in record["tables"]:
             lines += [table["title"][:1].upper() + table["title"][1:], "", markdown(table), ""]
     return "\n".join(lines).rstrip() + "\n"

@@ -118,7 +118,7 @@ class Record:
             "command": command(sys.argv),
             "quick": arguments.quick,
             "date": datetime.date.today().isoformat(),
-            "machine": machine(device),
+            "machine": machine(),
             "tables": [],
         }
 
@@ -140,11 +140,10 @@ def command(words: Sequence[str]) -> str:
     return re.sub(r" --json[= ]\S+", "", " ".join([f"python benchmarks/{Path(words[0]).name}", *words[1:]]))
 
 
-def machine(device: torch.device) -> str:
-    """The processor and its cores, and the GPU."""
+def machine() -> str:
+    """The processor and its cores."""
     cpu = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.M)
-    name = f"{cpu[1] if cpu else 'unnamed CPU'}, {os.cpu_count()} cores"
-    return f"{torch.cuda.get_device_name(device)}; {name}" if device.type == "cuda" else name
+    return f"{cpu[1] if cpu else 'unnamed CPU'}, {os.cpu_count()} cores"
 
 
 def markdown(table: Mapping[str, Any]) -> str:
