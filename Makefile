@@ -11,7 +11,7 @@ READY := .venv/.ready
 unexport PYTHONDONTWRITEBYTECODE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test lint format docs tutorials constraints clean
+.PHONY: help demo test lint format docs tutorials benchmarks constraints clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -39,6 +39,9 @@ docs: $(READY)  ## write the pages that are made from the code, and build the si
 
 tutorials: $(READY)  ## run the tutorials in full and write what they print into their pages (ARGS="docs/start.md" for some)
 	$(BIN)/python docs/execute.py $(ARGS)
+
+benchmarks: $(READY)  ## measure speed and memory, and write docs/benchmarks.md (ARGS=--quick: a rehearsal, page in runs/)
+	$(BIN)/python benchmarks/run_all.py $(ARGS)
 
 constraints: $(READY)  ## renew constraints.txt from pyproject.toml (then run the tests before committing it)
 	$(BIN)/uv pip compile -q --upgrade --no-annotate --no-header --extra dev --extra gpu -o .venv/pins pyproject.toml

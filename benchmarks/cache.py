@@ -2,15 +2,13 @@
 
     python benchmarks/cache.py                       # packaged encoder, LibriSpeech of $SPEECH_ADAPTERS_DATA
     python benchmarks/cache.py --methods head-only --encoder small-wavlm --minutes 10
-    python benchmarks/cache.py --json cache.json
 
 The other way ("stock") is ``transformers``' own forward with the same head, L-adapters on its hidden states or
 ``peft``'s LoRA in the top layers' feed-forwards, trained as Hugging Face's ``Trainer`` does: a fixed number of
 utterances a batch in random order, padded to the longest, fp32, AdamW; audio is decoded as it is read, as ``datasets``
 does (ours holds it in memory). A step of each holds about the same seconds of audio. "ours" is our loop's step without
 the cache in fp32, "cached" the same with it, "default" with it in the precision that ``training.precision=auto``
-chooses here. Epochs take turns; CPU seconds of the process (``process_time``) are compared, so that other programs
-count little, and wall seconds stand beside them. Losses are those of 50 updates with and without a cache in fp32.
+chooses here. Losses are those of 50 updates with and without a cache in fp32: their greatest relative difference.
 
 PAC (Ouyang et al., arXiv 2408.10746) reports 8.64 times for parallel adapters with cached activations on language
 models: the best published figure.
@@ -21,17 +19,17 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import json
-import os
+import itertools
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
+from material import speech
+from timing import Record, Row, in_turns, parse, parser_of, the_device
 from torch import nn
 
 from speech_adapters import SpeechAdapterModel
@@ -45,27 +43,6 @@ from speech_adapters.training.cache import CachedDataset
 from speech_adapters.training.loop import Position
 from speech_adapters.training.settings import Cache, TrainingConfig
 from speech_adapters.training.supervised import Supervised, constant, train
-
-
-@dataclass
-class Row:
-    """One method: CPU and wall seconds of an epoch by way, and the largest relative difference of 50 losses."""
-
-    method: str
-    kept: str
-    megabytes: float
-    cpu: dict[str, float]
-    wall: dict[str, float]
-    loss_difference: float
-
-    def __str__(self) -> str:
-        cpu, stock = self.cpu, self.cpu["stock"]
-        times = "  ".join(f"{cpu[way]:7.2f} {stock / cpu[way]:6.1f}x" for way in ("ours", "cached", "default"))
-        wall = self.wall["stock"] / self.wall["cached"]
-        return (
-            f"{self.method:24s} {stock:7.2f}  {times}  {wall:7.1f}x  {self.loss_difference:8.1e}  "
-            f"{self.megabytes:7.1f} MB, {self.kept}"
-        )
 
 
 def methods_of(encoder: Encoder) -> dict[str, tuple[AdapterConfig, str]]:
@@ -109,7 +86,7 @@ class Stock(nn.Module):
 
     def forward(self, waveforms: torch.Tensor, lengths: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         encoder = self.encoder
-        mask = (torch.arange(waveforms.shape[1]) < lengths[:, None]).long()
+        mask = (torch.arange(waveforms.shape[1], device=lengths.device) < lengths[:, None]).long()
         output = encoder.model(
             encoder.normalized(waveforms, lengths), attention_mask=mask, output_hidden_states=self.adapter is not None
         )
@@ -127,7 +104,7 @@ def stock_epoch(model: Stock, data: SpeechDataset, batch_seconds: float, seed: i
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-3)
     for start in range(0, len(order), size):
-        batch = collate([data[i] for i in order[start : start + size]])
+        batch = send_to_device(collate([data[i] for i in order[start : start + size]]), model.encoder.device)
         optimizer.zero_grad()
         loss = model(batch["waveforms"], batch["lengths"], batch["targets"])
         loss.backward()
@@ -145,14 +122,10 @@ def ours(encoder: Encoder, adapter: AdapterConfig, head: HeadConfig) -> SpeechAd
     return model
 
 
-def timed(step: Callable[[], Any]) -> tuple[float, float]:
-    """CPU and wall seconds."""
-    cpu, wall = time.process_time(), time.perf_counter()
-    step()
-    return time.process_time() - cpu, time.perf_counter() - wall
-
-
-def measure(name: str, arguments: argparse.Namespace, manifest: Manifest, folder: Path) -> Row:
+def measure(
+    name: str, arguments: argparse.Namespace, manifest: Manifest, folder: Path, device: torch.device
+) -> tuple[str, dict[str, Row]]:
+    """What is kept, and the rows of the ways."""
     adapter, kind = methods_of(load_encoder(arguments.encoder))[name]
     head = head_of(kind, manifest)
     data, read_anew = (SpeechDataset(manifest, head.target, keep_in_memory=kept) for kept in (True, False))
@@ -169,25 +142,28 @@ def measure(name: str, arguments: argparse.Namespace, manifest: Manifest, folder
 
     exact = Cache(folder=folder / "exact", precision="fp32")
     losses = [
-        [line["loss"] for line in run(50, f"{name}-{label}", one).read_metrics()]
+        [line["loss"] for line in run(arguments.updates, f"{name}-{label}", one).read_metrics()]
         for label, one in (("plain", None), ("cached", exact))
     ]
     difference = max(abs(a - b) / abs(a) for a, b in zip(*losses, strict=True))
 
     stock_encoder = load_encoder(arguments.encoder)
-    stock = Stock(stock_encoder, adapter, head).train()
+    stock = Stock(stock_encoder, adapter, head).to(device).train()
     stock_encoder.model.eval()
 
     def epoch(dataset: Any, precision: str) -> Callable[[int], None]:
         config = TrainingConfig(**settings | {"precision": precision})
-        learner = Supervised(ours(load_encoder(arguments.encoder), adapter, head), dataset, config)
+        learner = Supervised(
+            ours(load_encoder(arguments.encoder).to(device), adapter, head).to(device), dataset, config
+        )
         parameters = [p for group, _ in learner.groups().values() for p in group]
         optimizer = torch.optim.AdamW(parameters, lr=1e-3, fused=True)
 
         def once(number: int) -> None:
             for batch in learner.batches(Position(number, 0)):
+                batch = send_to_device(batch, device)
                 optimizer.zero_grad()
-                with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16"):
+                with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
                     loss = learner.loss(batch, 0).loss
                 loss.backward()
                 nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -195,7 +171,7 @@ def measure(name: str, arguments: argparse.Namespace, manifest: Manifest, folder
 
         return once
 
-    model = ours(load_encoder(arguments.encoder), adapter, head)
+    model = ours(load_encoder(arguments.encoder).to(device), adapter, head)
     frozen = constant(model, TrainingConfig(**settings))
     kept = CachedDataset(data, model, cache, 120, frozen=frozen)
     ways: dict[str, Callable[[int], Any]] = {
@@ -204,56 +180,38 @@ def measure(name: str, arguments: argparse.Namespace, manifest: Manifest, folder
         "cached": epoch(kept, "fp32"),
         "default": epoch(kept, "auto"),
     }
-    times: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
-    for number in range(arguments.epochs + 1):
-        for way, once in ways.items():
-            times[way].append(timed(lambda once=once, number=number: once(number)))
-    cpu = {way: statistics.median(c for c, _ in own[1:]) for way, own in times.items()}
-    wall = {way: statistics.median(w for _, w in own[1:]) for way, own in times.items()}
+    numbers = {way: itertools.count() for way in ways}  # each epoch has an order of its own
+    rows = in_turns(
+        {way: (lambda way=way: ways[way](next(numbers[way]))) for way in ways}, arguments.rounds, device, "stock"
+    )
+    for row in rows.values():
+        row["faster"] = 1 / row["ratio"]
     size = sum(path.stat().st_size for tap in kept.taps.values() for path in tap.folder.glob("*.bin"))
-    return Row(name, str(frozen), size / 1e6, cpu, wall, difference)
+    rows["cached"] |= {"megabytes": size / 1e6, "loss_difference": difference}
+    return str(frozen), rows
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, rounds=3)
     parser.add_argument("--encoder", default="tiny-wavlm")
-    parser.add_argument(
-        "--manifest", type=Path, help="labelled speech; by default LibriSpeech's of $SPEECH_ADAPTERS_DATA"
-    )
+    parser.add_argument("--manifest", type=Path, help="labelled speech; by default LibriSpeech's")
     parser.add_argument("--minutes", type=float, default=4.0, help="audio per epoch")
     parser.add_argument("--methods", nargs="+", help="words that names of rows hold; all by default")
     parser.add_argument("--batch-seconds", type=float, default=60.0)
     parser.add_argument("--precision", default="fp16", choices=["fp16", "bf16", "fp32"], help="of the timed cache")
-    parser.add_argument("--epochs", type=int, default=3, help="timed ones, after a first")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", type=Path, help="write the figures there")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    parser.add_argument("--updates", type=int, default=50, help="whose losses are compared")
+    quick = {"minutes": 0.3, "methods": ["head-only, classes"], "batch_seconds": 10.0, "updates": 2}
+    arguments, device = parse(parser, quick), the_device()
+    record = Record(arguments, device)
     manifest = speech(arguments.manifest, arguments.minutes)
-    rows = []
-    print(
-        f"{arguments.encoder}, {60 * manifest.hours:.1f} min of speech, {arguments.batch_seconds:g} s a batch, "
-        f"{arguments.threads} thread(s), CPU seconds an epoch, median of {arguments.epochs}"
-    )
-    ways = "  ".join(f"{way:>7s} {'x stock':>7s}" for way in ("ours", "cached", "default"))
-    print(f"{'method':24s} {'stock':>7s}  {ways}  {'wall':>8s}  {'losses':>8s}  kept")
+    shape = f"{60 * manifest.hours:.1f} min of speech, {arguments.batch_seconds:g} s a batch"
     for name in methods_of(load_encoder(arguments.encoder)):
         if arguments.methods and not any(word in name for word in arguments.methods):
             continue
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-            rows.append(measure(name, arguments, manifest, Path(folder)))
-        print(rows[-1], flush=True)
-    if arguments.json:
-        arguments.json.write_text(json.dumps([asdict(row) for row in rows], indent=2))
-
-
-def speech(path: Path | None, minutes: float) -> Manifest:
-    """So many minutes of labelled speech."""
-    folder = Path(os.environ.get("SPEECH_ADAPTERS_DATA", ".")) / "manifests"
-    manifest = Manifest.read(path or folder / "asr_librispeech_train.jsonl", require=("text", "speaker"))
-    step = max(1, round(60 * manifest.hours / minutes))  # from all over: of several speakers
-    chosen = list(manifest)[::step]
-    return Manifest(chosen, manifest.name)
+            kept, rows = measure(name, arguments, manifest, Path(folder), device)
+        record.add(f"{name}: an epoch, {arguments.encoder}, {shape}; kept: {kept}", rows, "stock")
+    record.write()
 
 
 if __name__ == "__main__":

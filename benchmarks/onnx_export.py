@@ -4,25 +4,22 @@
     python benchmarks/onnx_export.py --adapter runs/asr_librispeech/latest # and the WER of its test set, of each
     python benchmarks/onnx_export.py --adapter RUN --manifest test.jsonl --utterances 100
 
-Forwards take turns in the same process; medians of CPU seconds (``process_time``) and the median over rounds of the
-ratio to torch's forward of the same round: neighbours in time share what else the machine does. WER is of the best
-path, one utterance at a time; with --adapter by default on ``asr_librispeech_test`` of ``$SPEECH_ADAPTERS_DATA``.
+Everything runs on the CPU. WER is of the best path, one utterance at a time; with --adapter by default on
+``asr_librispeech_test`` of ``$SPEECH_ADAPTERS_DATA``.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import onnxruntime as ort
 import torch
-from step import encoder_of
+from material import encoder_of
+from timing import Record, in_turns, parse, parser_of
 
 from speech_adapters import CTCHead, Manifest, SpeechAdapterModel
 from speech_adapters.heads.decoding import greedy_decode
@@ -49,24 +46,6 @@ def in_onnxruntime(path: Path, threads: int) -> Forward:
     return lambda waveforms: torch.from_numpy(session.run(["logits"], {"waveforms": waveforms.numpy()})[0])
 
 
-def timed(forwards: dict[str, Forward], arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Seconds of each, and how many times as fast as torch it is."""
-    waveforms = torch.randn(1, int(arguments.seconds * 16_000))
-    times: dict[str, list[float]] = {name: [] for name in forwards}
-    for _ in range(arguments.runs + 1):
-        for name, forward in forwards.items():
-            started = time.process_time()
-            forward(waveforms)
-            times[name].append(time.process_time() - started)
-    return {
-        name: {
-            "seconds": statistics.median(own[1:]),
-            "speed": statistics.median(base / mine for base, mine in zip(times["torch"][1:], own[1:], strict=True)),
-        }
-        for name, own in times.items()
-    }
-
-
 def recognised(forward: Forward, model: SpeechAdapterModel, manifest: Manifest) -> dict[str, float]:
     """WER of a forward's best paths, and the 95 % interval by speaker."""
     head = model.head.config
@@ -81,18 +60,14 @@ def recognised(forward: Forward, model: SpeechAdapterModel, manifest: Manifest) 
 
 @torch.inference_mode()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, rounds=9)
     parser.add_argument("--encoder", default="base", help="packaged name, folder or hub id, or base")
     parser.add_argument("--adapter", help="folder of an adapter with a CTC head, or of a run, in place of --encoder")
     parser.add_argument("--manifest", type=Path, help="what to take the WER of")
     parser.add_argument("--utterances", type=int, help="no more than so many of it, evenly spread")
     parser.add_argument("--seconds", type=float, default=8.0)
-    parser.add_argument("--runs", type=int, default=9)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", type=Path, help="write the figures there")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    model = model_of(arguments)
+    arguments, device = parse(parser, {"encoder": "tiny-wavlm", "seconds": 1.0}), torch.device("cpu")
+    record, model = Record(arguments, device), model_of(arguments)
     data = os.environ.get("SPEECH_ADAPTERS_DATA")
     manifest = arguments.manifest
     if manifest is None and arguments.adapter and data:
@@ -104,28 +79,23 @@ def main() -> None:
         forwards: dict[str, Forward] = {"torch": lambda waveforms: model(waveforms).logits}
         forwards |= {name: in_onnxruntime(path, arguments.threads) for name, path in files.items()}
         sizes = {name: path.stat().st_size / 1e6 for name, path in files.items()}
-    rows = timed(forwards, arguments)
-    print(
-        f"{arguments.adapter or arguments.encoder}, 1 x {arguments.seconds:g} s, fp32 on the CPU, "
-        f"{arguments.threads} thread(s), median of {arguments.runs} interleaved"
-    )
+    waveforms = torch.randn(1, int(arguments.seconds * 16_000))
+    ways = {name: (lambda own=own: own(waveforms)) for name, own in forwards.items()}
+    rows = in_turns(ways, arguments.rounds, device)
     for name, row in rows.items():
-        row |= {"mb": sizes[name]} if name in sizes else {}
-        size = f"{row['mb']:8.1f} MB" if "mb" in row else ""
-        print(f"  {name:10s} {row['seconds']:7.3f} s  {row['speed']:5.2f} x torch  {size}", flush=True)
+        row["faster"] = 1 / row["ratio"]
+        row |= {"megabytes": sizes[name]} if name in sizes else {}
+    title = f"{arguments.adapter or arguments.encoder}, forward, 1 x {arguments.seconds:g} s, fp32"
     if manifest is not None:
         heard = Manifest.read(manifest)
         step = max(1, len(heard) // (arguments.utterances or len(heard)))
         heard = Manifest(list(heard)[::step][: arguments.utterances])
-        print(f"WER of {len(heard)} utterances of {manifest.name}")
         for name, forward in forwards.items():
             rows[name] |= recognised(forward, model, heard)
-            change = rows[name]["wer"] / rows["torch"]["wer"] - 1
-            print(
-                "  {:10s} {wer:.4f} [{low:.4f}, {high:.4f}]".format(name, **rows[name]), f" {change:+.2%}", flush=True
-            )
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=2))
+            rows[name]["wer_change"] = rows[name]["wer"] / rows["torch"]["wer"] - 1
+        title += f"; WER of {len(heard)} utterances of {manifest.stem}"
+    record.add(title, rows, "torch")
+    record.write()
 
 
 if __name__ == "__main__":

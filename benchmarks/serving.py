@@ -44,6 +44,7 @@ from urllib.parse import urlsplit
 import httpx2 as httpx
 import numpy as np
 import torch
+from timing import Record, Row, parse, parser_of
 
 from speech_adapters.data.audio import SAMPLE_RATE, write_audio
 from speech_adapters.heads.classification import ClassificationHead
@@ -52,6 +53,8 @@ from speech_adapters.heads.speaker import SpeakerHead
 from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.serving.catalog import Catalog, read_folder
 from speech_adapters.serving.residents import Shelf, Slots
+
+Rows = dict[str, Row]
 
 METHODS = ("lora", "houlsby", "l", "prefix")
 ROUTES = {"transcription": "transcriptions", "classification": "classifications", "embedding": "embeddings"}
@@ -141,8 +144,8 @@ async def load_round(address: str, asked: Sequence[tuple[str, str]], audio: byte
     return {"rate": len(asked) / total, "p50": statistics.median(seconds), "p95": seconds[int(0.95 * len(seconds))]}
 
 
-def load(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
-    """Rounds in turns; medians, and ratios of medians."""
+def load(arguments: argparse.Namespace, work: Path) -> Rows:
+    """Rounds in turns; medians, and how many times the rate of the round before it each has."""
     folder, audio = make_adapters(arguments.encoder, work / "load", 16), noise(work, 3.0)
     names = sorted(path.name for path in (folder / "adapters").iterdir())
     tasks = list(ROUTES)
@@ -161,23 +164,20 @@ def load(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
             for name, (asked, clients) in rounds.items():
                 found[name].append(asyncio.run(load_round(address, asked, audio, clients)))
     medians = {
-        name: {key: round(statistics.median(one[key] for one in each), 3) for key in each[0]}
-        for name, each in found.items()
+        name: {key: statistics.median(one[key] for one in each) for key in each[0]} for name, each in found.items()
     }
     rate = {name: figures["rate"] for name, figures in medians.items()}
     # methods cost differently: sixteen adapters of four against as many requests to one adapter of each
     one = statistics.harmonic_mean(rate[f"one adapter, {name}"] for name in one_each)
-    return {
-        **medians,
-        "one adapter / one at a time": round(one / rate["one at a time"], 2),
-        "16 adapters / one adapter": round(rate["16 adapters"] / one, 2),
-    }
+    medians["one adapter, mean"] = {"rate": one, "times_one_at_a_time": one / rate["one at a time"]}
+    medians["16 adapters"]["times_one_adapter"] = rate["16 adapters"] / one
+    return medians
 
 
 # ---------------------------------------------------------------------- switch
 
 
-def switch(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
+def switch(arguments: argparse.Namespace, work: Path) -> Rows:
     """Milliseconds until an adapter that is not attached can be used."""
     folder = make_adapters(arguments.encoder, work / "switch", arguments.adapters, heads=False)
     model = SpeechAdapterModel.from_pretrained(arguments.encoder)
@@ -189,7 +189,7 @@ def switch(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
     adapters = [served for served in catalog if served.adapter is not None]
     total = sum(served.size for served in adapters)
 
-    async def measure() -> dict[str, Any]:
+    async def measure() -> Rows:
         with ThreadPoolExecutor(1) as pool:
             shelf, slots = Shelf(model.encoder, total, pool), Slots(model, 32)
             cold, warm = [], []
@@ -201,11 +201,13 @@ def switch(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
                     begun = time.perf_counter()
                     slots.place([await shelf.get(served)])
                     times.append(1000 * (time.perf_counter() - begun))
-            found: dict[str, Any] = {"adapters": len(adapters), "bytes": total, "seconds to read": round(reading, 1)}
-            for name, times in (("cold", cold), ("warm", warm)):
-                found[f"{name} median ms"] = round(statistics.median(times), 2)
-                found[f"{name} p95 ms"] = round(sorted(times)[-len(times) // 20], 2)
-            return found
+            return {
+                f"{len(adapters)} adapters": {"megabytes": total / 1e6, "seconds_to_read": reading},
+                **{
+                    name: {"median_ms": statistics.median(times), "p95_ms": sorted(times)[-len(times) // 20]}
+                    for name, times in (("cold", cold), ("warm", warm))
+                },
+            }
 
     return asyncio.run(measure())
 
@@ -300,7 +302,7 @@ class Abuse:
         await self._post(http, "route", path="translations", data={"model": "x"})
 
 
-def abuse(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
+def abuse(arguments: argparse.Namespace, work: Path) -> Rows:
     """Good requests with one broken in twenty; memory at a fifth of them and at the end."""
     folder, audio = make_adapters(arguments.encoder, work / "abuse", 8), noise(work, 0.5)
     names = sorted(path.name for path in (folder / "adapters").iterdir())
@@ -330,11 +332,14 @@ def abuse(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
         figures = httpx.get(f"{address}/metrics").text
         alive = process.poll() is None
     still_open = float(re.search(r"^speech_adapters_requests_open (\S+)", figures, re.MULTILINE)[1])  # type: ignore[index]
+    for fault in test.faults[:10]:
+        print(fault)
+    memories = {"mb_at_a_fifth": before / 2**20, "mb_at_the_end": after / 2**20, "growth": after / before - 1}
+    open_ones = still_open - 1  # but for the one that asks for the figure
     return {
-        "answers": dict(test.answered), "faults": test.faults[:10], "alive": alive,
-        "open at the end": still_open - 1,  # but for the one that asks for the figure
-        "MB": [round(before / 2**20), round(after / 2**20)], "growth %": round(100 * (after / before - 1), 1),
-    }  # fmt: skip
+        "server": {"alive": str(alive), "faults": len(test.faults), "open_at_the_end": open_ones, **memories},
+        **{kind: {"answers": count} for kind, count in test.answered.items()},
+    }
 
 
 def memory(pid: int) -> int:
@@ -345,7 +350,7 @@ def memory(pid: int) -> int:
 # ---------------------------------------------------------------------- stop
 
 
-def stop(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
+def stop(arguments: argparse.Namespace, work: Path) -> Rows:
     """SIGTERM while ``--clients`` ask; each request whose body had been sent before must be answered."""
     folder, audio = make_adapters(arguments.encoder, work / "stop", 4), noise(work, 3.0)
     names = sorted(path.name for path in (folder / "adapters").iterdir())
@@ -376,7 +381,7 @@ def stop(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
 
         asyncio.run(run())
         code = process.wait(120)
-    return {**outcomes, "exit code": code}
+    return {f"{arguments.clients} clients": {**outcomes, "exit code": code}}
 
 
 def open_requests(metrics: httpx.Response) -> float:
@@ -394,20 +399,20 @@ PARTS = {"load": load, "switch": switch, "abuse": abuse, "stop": stop}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, rounds=3)
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="(default: all)")
     parser.add_argument("--encoder", default="tiny-wavlm")
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--requests", type=int, default=None, help="of a round (192), or of the abuse (4000)")
-    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--adapters", type=int, default=1000, help="of the switch")
     parser.add_argument("--deadline", type=float, default=10.0, help="of the queue, in ms")
-    arguments = parser.parse_args()
-    wanted = arguments.requests
+    arguments = parse(parser, {"parts": ["switch"], "adapters": 44})
+    record, wanted = Record(arguments, torch.device("cpu")), arguments.requests
     for part in arguments.parts or PARTS:
         arguments.requests = wanted or (4000 if part == "abuse" else 192)
         with tempfile.TemporaryDirectory() as work:
-            print(json.dumps({part: PARTS[part](arguments, Path(work))}, indent=2), flush=True)
+            record.add(f"{part}, {arguments.encoder}", PARTS[part](arguments, Path(work)))
+    record.write()
 
 
 if __name__ == "__main__":

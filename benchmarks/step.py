@@ -1,13 +1,15 @@
 """A training step of each method against full fine-tuning's: time in one run, peak memory in a process of its own.
 
     python benchmarks/step.py                                      # WavLM Base size, random weights, CPU or GPU
-    python benchmarks/step.py --encoder tiny-wavlm --methods lora houlsby elp
-    python benchmarks/step.py --precision bf16 --checkpointing --compile --json step.json
+    python benchmarks/step.py --encoder tiny-wavlm --methods full lora houlsby elp
+    python benchmarks/step.py --family wav2vec2 --methods peft full lora
+    python benchmarks/step.py --precision bf16 --checkpointing --compile
 
-Methods take turns; CPU seconds of the process are compared on a CPU, so that other programs count little, and wall
-seconds on a GPU. "full" trains all transformer layers on a frozen CNN, as is usual; "everything" the CNN too. Memory
-is the process's peak while it makes two steps: in all, and above what the bare model takes. A step is forward,
-backward, clipping and AdamW (fused). Weights are random: speed does not depend on them.
+The first method is the baseline. "full" trains all transformer layers on a frozen CNN, as is usual; "everything" the
+CNN too. "peft" is what a user runs otherwise: ``peft``'s LoRA on the queries and values of stock ``transformers`` with
+a CTC head, the CNN frozen as in Hugging Face's examples, stepped by its ``Trainer``; stock WavLM's attention does not
+run it. Memory is the process's peak while it makes two steps: in all, and above what the bare model takes. A
+step is forward, backward, clipping and AdamW (fused). Weights are random: speed does not depend on them.
 """
 
 from __future__ import annotations
@@ -15,20 +17,21 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import statistics
 import subprocess
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+from material import encoder_of
+from timing import Record, in_turns, parse, parser_of, the_device
 from torch import nn
-from transformers import AutoConfig, AutoModel
 
 from speech_adapters import SpeechAdapterModel
 from speech_adapters.adapters import Bottleneck, LoRA, preset
 from speech_adapters.adapters.bottleneck import SITES
-from speech_adapters.encoders import Encoder, load_encoder
+from speech_adapters.encoders import Encoder
 from speech_adapters.heads import CTCHead
 from speech_adapters.runs.environment import peak_memory_bytes, reset_peak_memory
 from speech_adapters.training.meters import FlopCounter
@@ -47,20 +50,19 @@ METHODS = {
 }
 
 
-def encoder_of(name: str) -> Encoder:
-    """A packaged or local encoder, or "base": WavLM Base+ in size with random weights."""
-    if name != "base":
-        return load_encoder(name)
+def batch_of(arguments: argparse.Namespace, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Waveforms (B, samples) of noise and targets (B, U)."""
     torch.manual_seed(0)
-    return Encoder(AutoModel.from_config(AutoConfig.for_model("wavlm")).eval(), "base")
+    waveforms = torch.randn(arguments.batch, int(arguments.seconds * 16_000), device=device)
+    return waveforms, torch.randint(5, 30, (arguments.batch, max(1, int(10 * arguments.seconds))), device=device)
 
 
 class Step:
     """One method, ready to train on a random batch."""
 
     def __init__(self, arguments: argparse.Namespace, method: str, encoder: Encoder, device: torch.device) -> None:
-        self.arguments, self.device = arguments, device
-        torch.manual_seed(0)
+        self.device, self.bf16 = device, arguments.precision == "bf16"
+        self.waveforms, self.targets = batch_of(arguments, device)
         self.model = SpeechAdapterModel(copy.deepcopy(encoder) if method == "everything" else encoder)
         self.model.add_adapter(method, METHODS[method]())
         self.model.add_head("asr", CTCHead())
@@ -72,53 +74,72 @@ class Step:
             front = [p for block in self.model.encoder.cnn_blocks for p in block.requires_grad_(True).parameters()]
             self.parameters += front
         self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-5, fused=True)
-        samples = int(arguments.seconds * 16_000)
-        self.waveforms = torch.randn(arguments.batch, samples, device=device)
-        self.targets = torch.randint(5, 30, (arguments.batch, int(10 * arguments.seconds)), device=device)
-        self.forward = torch.compile(self.model) if arguments.compile else self.model
+        self.forward: Callable[..., Any] = self.model
 
     def __call__(self) -> None:
         for parameter in self.parameters:  # what stands in the shared base, another method's step has frozen
             parameter.requires_grad_(True)
-        self.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.arguments.precision == "bf16"):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             loss = self.forward(self.waveforms, targets=self.targets).loss
         loss.backward()
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
 
 
-def clock(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        return time.perf_counter()
-    return time.process_time()
+class TrainerStep:
+    """A step of Hugging Face's ``Trainer`` on ``peft``'s LoRA and stock ``transformers``."""
+
+    def __init__(self, arguments: argparse.Namespace, encoder: Encoder, device: torch.device) -> None:
+        from peft import LoraConfig, get_peft_model
+        from transformers import AutoModelForCTC, Trainer, TrainingArguments
+
+        config = copy.deepcopy(encoder.config)
+        config.update({"vocab_size": 32, "layerdrop": 0.0, "ctc_zero_infinity": True})
+        model = AutoModelForCTC.from_config(config)
+        model.freeze_feature_encoder()
+        lora = LoraConfig(r=8, lora_alpha=8, target_modules=["q_proj", "v_proj"], modules_to_save=["lm_head"])
+        settings = TrainingArguments(
+            ".", report_to=[], use_cpu=device.type == "cpu", bf16=arguments.precision == "bf16",
+            gradient_checkpointing=arguments.checkpointing,
+        )  # fmt: skip
+        self.trainer = Trainer(get_peft_model(model, lora), settings)
+        self.trainer.create_optimizer()
+        self.trainer.current_gradient_accumulation_steps = 1  # as its loop sets it
+        self.model = self.trainer.model.to(device).train()
+        waveforms, labels = batch_of(arguments, device)
+        self.batch = {"input_values": waveforms, "labels": labels}
+
+    def __call__(self) -> None:
+        self.trainer.training_step(self.model, dict(self.batch))
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.trainer.optimizer.step()
+        self.model.zero_grad()
 
 
-def times(arguments: argparse.Namespace, device: torch.device) -> dict[str, float]:
-    """Median seconds of a step; the methods take turns, the first round is thrown away."""
-    encoder = encoder_of(arguments.encoder)
-    steps = {method: Step(arguments, method, encoder, device) for method in arguments.methods}
-    found: dict[str, list[float]] = {method: [] for method in steps}
-    for _ in range(arguments.runs + 1):
-        for method, step in steps.items():
-            started = clock(device)
-            step()
-            found[method].append(clock(device) - started)
-            step.optimizer.zero_grad(set_to_none=True)
-    return {method: statistics.median(own[1:]) for method, own in found.items()}
+def compiled(step: Step) -> Step:
+    """The same through ``torch.compile``, whose work is done in the round that does not count."""
+    other = copy.copy(step)
+    other.forward = torch.compile(step.model)
+    return other
 
 
-def memory(arguments: argparse.Namespace, method: str, device: torch.device) -> dict[str, float]:
-    """Peak bytes of two steps in this process: in all, and above the bare model; and a step's operations."""
-    step = Step(arguments, method, encoder_of(arguments.encoder), device)
+def step_of(arguments: argparse.Namespace, method: str, encoder: Encoder, device: torch.device) -> Step | TrainerStep:
+    if method == "peft":
+        return TrainerStep(arguments, encoder, device)
+    return Step(arguments, method, encoder, device)
+
+
+def memory(arguments: argparse.Namespace, device: torch.device) -> dict[str, float]:
+    """Peak GiB of two steps in this process: in all, and above the bare model; and a step's operations."""
+    step = step_of(arguments, arguments.memory_of, encoder_of(arguments.encoder, arguments.family), device)
     before = resident() if device.type == "cpu" else torch.cuda.memory_allocated(device)
     reset_peak_memory(device)
     step()
     with FlopCounter() as counter:
         step()
     peak = peak_memory_bytes(device)
-    return {"peak": peak, "above": peak - before, "flops": counter.flops}
+    return {"peak_gib": peak / 2**30, "above_gib": (peak - before) / 2**30, "gflop": counter.flops / 1e9}
 
 
 def resident() -> int:
@@ -126,49 +147,54 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def memory_of(method: str) -> dict[str, float]:
+    """:func:`memory` in a process of its own."""
+    command = [sys.executable, *sys.argv, "--memory-of", method]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = parser_of(__doc__, rounds=3)
     parser.add_argument("--encoder", default="base", help="packaged name, folder or hub id, or base")
-    parser.add_argument("--methods", nargs="+", default=["full", "lora", "bottleneck", "houlsby"],
-                        choices=list(METHODS))  # fmt: skip
+    parser.add_argument("--family", default="wavlm", choices=["wavlm", "wav2vec2", "hubert"], help="of base")
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=8.0, help="length of each utterance")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     parser.add_argument("--checkpointing", action="store_true", help="recompute layers in the backward pass")
-    parser.add_argument("--compile", action="store_true", help="torch.compile the model")
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", type=Path, help="write the figures there")
-    parser.add_argument("--memory-of", choices=list(METHODS), help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if arguments.memory_of:
-        print(json.dumps(memory(arguments, arguments.memory_of, device)))
-        return
-    rows = {}
-    for method in arguments.methods:
-        command = [sys.executable, *sys.argv, "--memory-of", method]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        rows[method] = json.loads(done.stdout.splitlines()[-1])
-    for method, seconds in times(arguments, device).items():
-        rows[method]["seconds"] = seconds
-    unit = "seconds" if device.type == "cuda" else "CPU seconds"
-    print(
-        f"{arguments.encoder}, {arguments.batch} x {arguments.seconds:g} s, {arguments.precision}, {device.type}, "
-        f"{arguments.threads} thread(s), {unit} a step, median of {arguments.runs} interleaved"
+    parser.add_argument("--compile", action="store_true", help="each of ours through torch.compile too")
+    return parser
+
+
+def main() -> None:
+    own = parser()
+    own.add_argument("--methods", nargs="+", default=["full", "lora", "bottleneck", "houlsby"],
+                     choices=["peft", *METHODS])  # fmt: skip
+    own.add_argument("--memory-of", choices=["peft", *METHODS], help=argparse.SUPPRESS)
+    arguments, device = (
+        parse(own, {"encoder": "tiny-wavlm", "seconds": 1.0, "methods": ["full", "lora"]}),
+        the_device(),
     )
-    base = next(iter(rows.values()))
+    if arguments.memory_of:
+        print(json.dumps(memory(arguments, device)))
+        return
+    record = Record(arguments, device)
+    found: dict[str, Any] = {method: memory_of(method) for method in arguments.methods}
+    encoder = encoder_of(arguments.encoder, arguments.family)
+    steps = {method: step_of(arguments, method, encoder, device) for method in arguments.methods}
+    if arguments.compile:
+        steps |= {f"{method}, compiled": compiled(step) for method, step in steps.items() if isinstance(step, Step)}
+    rows = in_turns(steps, arguments.rounds, device)
+    base = found[arguments.methods[0]]
     for method, row in rows.items():
-        print(
-            f"  {method:16s} {row['seconds']:7.2f} s ({row['seconds'] / base['seconds']:4.0%})  "
-            f"{row['peak'] / 2**30:5.2f} GiB ({row['peak'] / base['peak']:4.0%})  "
-            f"above the model {row['above'] / 2**30:5.2f} GiB ({row['above'] / base['above']:4.0%})  "
-            f"{row['flops'] / 1e9:6.0f} GFLOP ({row['flops'] / base['flops']:4.0%})",
-            flush=True,
-        )
-    if arguments.json:
-        arguments.json.write_text(json.dumps({"settings": vars(arguments) | {"json": None}, "rows": rows}, indent=2))
+        for key, value in found.get(method, {}).items():
+            row[key] = value
+            row[f"{key.partition('_')[0]}_ratio"] = value / base[key]
+    name = f"{arguments.family} Base size" if arguments.encoder == "base" else arguments.encoder
+    options = ["layers recomputed"] if arguments.checkpointing else []
+    shape = f"{arguments.batch} x {arguments.seconds:g} s"
+    record.add(", ".join([name, "a step", shape, arguments.precision, *options]), rows, arguments.methods[0])
+    record.write()
 
 
 if __name__ == "__main__":
