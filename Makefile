@@ -44,7 +44,7 @@ benchmarks: $(READY)  ## measure speed and memory, and write docs/benchmarks.md 
 	$(BIN)/python benchmarks/run_all.py $(ARGS)
 
 constraints: $(READY)  ## renew constraints.txt from pyproject.toml (then run the tests before committing it)
-	$(BIN)/uv pip compile -q --upgrade --no-annotate --no-header --extra dev --extra gpu -o .venv/pins pyproject.toml
+	$(BIN)/uv pip compile -q --upgrade --no-annotate --no-header --extra dev --extra gpu --extra ray -o .venv/pins pyproject.toml
 	{ echo "# The exact versions this project is tested with, extras included (Linux, Python 3.11)."; \
 	  echo "# Renew after a change of dependencies with: make constraints"; cat .venv/pins; } > constraints.txt
 
