@@ -252,7 +252,7 @@ def main(config: Config) -> None:
         for domain, ids in {"all": {u.id for u in test}, **domains}.items():
             parts = [part(result, ids) for result in results]
             by_domain[domain] = {"wer": pooled_metrics(parts)["wer"]}
-            if results != [as_it_is]:
+            if results[0] is not as_it_is:
                 paired = [compare_transcripts(one, part(as_it_is, ids)) for one in parts]
                 by_domain[domain]["less_than_without"] = [
                     {"difference": c.difference.to_dict(), "p_value": c.p_value, "wins": c.wins, "ties": c.ties,
