@@ -252,7 +252,7 @@ def main(config: Config) -> None:
         for domain, ids in {"all": {u.id for u in test}, **domains}.items():
             parts = [part(result, ids) for result in results]
             by_domain[domain] = {"wer": pooled_metrics(parts)["wer"]}
-            if results != [as_it_is]:
+            if results[0] is not as_it_is:
                 paired = [compare_transcripts(one, part(as_it_is, ids)) for one in parts]
                 by_domain[domain]["less_than_without"] = [
                     {"difference": c.difference.to_dict(), "p_value": c.p_value, "wins": c.wins, "ties": c.ties,
@@ -263,6 +263,7 @@ def main(config: Config) -> None:
     started = time.perf_counter()
     as_it_is = listener.hear("without", "without", None, test)
     found = {"without": figures([as_it_is], listening_seconds=time.perf_counter() - started)}
+    heard = {}
     for name in config.methods:
         method, chosen = choose_rate(config, listener, name, make(config, name, model, source, windows), dev)
         started, results = time.perf_counter(), []
@@ -271,6 +272,7 @@ def main(config: Config) -> None:
             key = f"{name}-seed{seed}" if name == "prompt" else name
             results.append(listener.hear(key, name, seeded, test))
             results[-1].save_trn(run.trn(key))
+        heard[name] = results[0]
         found[name] = figures(results, **chosen, listening_seconds=time.perf_counter() - started)
         for domain, numbers in found[name].more["by_domain"].items():
             for paired in numbers["less_than_without"]:
@@ -291,7 +293,7 @@ def main(config: Config) -> None:
         more={"precision": precision},
     )
     results_file.write(run.results_file)
-    write_json(run.worst_file, worst_utterances(results, test) if own == name else worst_utterances(as_it_is, test))
+    write_json(run.worst_file, worst_utterances(heard[own], test))
     report = write_report(run.path)
     print(f"\n{summary_table(method_rows(results_file.to_dict()))}\n\nreport {report}")
 
