@@ -42,7 +42,7 @@ FENCE = re.compile(
 #: Recipes that score what is there already, in a moment: they run whole.
 QUICK = ("evaluate_emotion.py", "evaluate_verification.py")
 #: Verbs that run a recipe that would take its time.
-LONG = ("train", "fuse")
+LONG = ("train", "fuse", "adapt")
 
 #: What the runs that the documents name have trained, on the smallest packaged encoder.
 TRAINED = {

@@ -9,7 +9,7 @@ from speech_adapters.cli.verbs import run_verb
 from speech_adapters.config import run_main
 
 VERBS = {
-    "Train": ("train", "evaluate", "sweep", "compare", "copy-recipe"),
+    "Train": ("train", "evaluate", "sweep", "adapt", "compare", "copy-recipe"),
     "Use what was trained": ("transcribe", "classify", "embed", "verify", "serve"),
     "Combine and ship": ("fuse", "average", "fold", "export"),
     "Keep and share": ("bank", "card", "push", "pull"),
