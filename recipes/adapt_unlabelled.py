@@ -22,7 +22,7 @@ from typing import Any, Literal
 from speech_adapters.config import option, parse_cli, run_main
 from speech_adapters.data.manifest import Channel, Manifest, check_disjoint
 from speech_adapters.data.windows import Windows
-from speech_adapters.errors import ConfigError
+from speech_adapters.errors import ConfigError, shown
 from speech_adapters.ranges import Positive, Rate, Seed, Size
 from speech_adapters.tasks.downstream import Downstream
 
@@ -71,7 +71,7 @@ class Config:
         for key, settings in (("learning_rates", self.learning_rates), ("options", self.options)):
             if unused := sorted(set(settings) - set(self.methods)):
                 raise ConfigError(
-                    f"{key}.{unused[0]}={settings[unused[0]]}: is for none of the methods {', '.join(self.methods)}."
+                    f"{key}.{unused[0]}={shown(settings[unused[0]])}: is for none of the methods {', '.join(self.methods)}."
                 )
         if "prompt" in self.learning_rates:
             raise ConfigError("learning_rates.prompt=: it has none; its search has a step size, options.prompt.sigma.")
