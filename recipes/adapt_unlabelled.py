@@ -70,9 +70,8 @@ class Config:
             raise ConfigError("prompt needs --source, speech like that the adapter was trained on.")
         for key, settings in (("learning_rates", self.learning_rates), ("options", self.options)):
             if unused := sorted(set(settings) - set(self.methods)):
-                raise ConfigError(
-                    f"{key}.{unused[0]}={shown(settings[unused[0]])}: is for none of the methods {', '.join(self.methods)}."
-                )
+                value = shown(settings[unused[0]])
+                raise ConfigError(f"{key}.{unused[0]}={value}: is for none of the methods {', '.join(self.methods)}.")
         if "prompt" in self.learning_rates:
             raise ConfigError("learning_rates.prompt=: it has none; its search has a step size, options.prompt.sigma.")
         if any(len(rates) != 1 for rates in self.learning_rates.values()) and self.test and not self.dev:
