@@ -124,8 +124,10 @@ def outputs(page: Path, reader: Reader) -> Iterator[tuple[re.Match[str], str, st
 
 
 def tidy(printed: str) -> str:
-    """Paths from the working folder, and no space at the ends of lines."""
-    lines = printed.replace(f"{Path.cwd()}/", "").splitlines()
+    """Paths from the working folder or the demo corpus, and no space at the ends of lines."""
+    from speech_adapters.corpora.demo import demo_root
+
+    lines = printed.replace(f"{Path.cwd()}/", "").replace(f"{demo_root()}/", "").splitlines()
     return "".join(f"{line.rstrip()}\n" for line in lines).strip("\n") + "\n"
 
 
