@@ -406,9 +406,9 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=None, help="of a round (192), or of the abuse (4000)")
     parser.add_argument("--adapters", type=int, default=1000, help="of the switch")
     parser.add_argument("--deadline", type=float, default=10.0, help="of the queue, in ms")
-    arguments = parse(parser, {"parts": ["switch"], "adapters": 44})
+    arguments = parse(parser, {"adapters": 44})
     record, wanted = Record(arguments, torch.device("cpu")), arguments.requests
-    for part in arguments.parts or PARTS:
+    for part in arguments.parts or (["switch"] if arguments.quick else PARTS):
         arguments.requests = wanted or (4000 if part == "abuse" else 192)
         with tempfile.TemporaryDirectory() as work:
             record.add(f"{part}, {arguments.encoder}", PARTS[part](arguments, Path(work)))
