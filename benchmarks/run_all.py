@@ -61,7 +61,7 @@ Written by `make benchmarks` from what each command measured, on the machine tha
 took turns in one process. Seconds are medians; a ratio is the median over rounds of a way's seconds to the baseline's
 of the same round: of CPU seconds on a CPU, of wall seconds on a GPU. Load is the number of programs that wanted to run
 when the command began and ended: above the number of cores, wall seconds say little, and CPU seconds grow too, since
-programs share caches and memory. [benchmarks/README.md](../benchmarks/README.md) says what each command does.
+programs share caches and memory. `benchmarks/README.md` says what each command does.
 """
 
 #: Packages whose versions the page tells; records hold more.
