@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +10,7 @@ import pytest
 import soundfile
 import torch
 from small_encoders import stock_model
+from test_recipes import run
 
 from speech_adapters.data.audio import read_audio, write_audio
 from speech_adapters.data.batches import SpeechDataset, evaluation_loader
@@ -22,8 +21,6 @@ from speech_adapters.tasks.asr import SpeechRecognition
 from speech_adapters.tasks.base import Corpus, ExperimentConfig
 from speech_adapters.tasks.experiment import run_experiment
 from speech_adapters.training.settings import TrainingConfig
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -83,11 +80,7 @@ def test_check_says_which_files_need_one(calls):
     assert 'the key "channel" (0, 1 or "mix") to the lines of the manifest, or give --channel' in findings[0]
     assert not check_corpus([manifest.with_channel(0)])
     for arguments, code in (([], 2), (["--channel", "1"], 0), (["--channel", "2"], 2)):
-        done = subprocess.run(
-            [sys.executable, "-m", "speech_adapters.cli", "check", calls / "train.jsonl", *arguments],
-            capture_output=True, text=True, timeout=120,
-        )  # fmt: skip
-        assert done.returncode == code, done.stdout + done.stderr
+        run("-m", "speech_adapters.cli", "check", calls / "train.jsonl", *arguments, expect=code)
 
 
 def test_a_run_on_one_side_of_calls(calls, tmp_path):
@@ -120,10 +113,9 @@ def test_the_recipes_take_channel(calls, tmp_path):
         "training.updates=1",
         "training.cache=null",
     ]
-    command = [sys.executable, ROOT / "recipes" / "asr_librispeech.py", *sets, *small, f"--output={tmp_path / 'run'}"]
+    command = ["recipes/asr_librispeech.py", *sets, *small, f"--output={tmp_path / 'run'}"]
     for extra, code in (([], 2), (["--channel=mix"], 0), (["--channel=left"], 2)):
-        done = subprocess.run([*command, *extra], cwd=tmp_path, capture_output=True, text=True, timeout=300)
-        assert done.returncode == code, done.stdout + done.stderr
+        done = run(*command, *extra, expect=code)
     assert "channel: expected" in done.stderr
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +25,26 @@ ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.slow
 
 
-def run(*command: str, expect: int = 0, **environment: str) -> subprocess.CompletedProcess:
+def run(*command: object, expect: int = 0) -> subprocess.CompletedProcess:
+    """A recipe, or ``-m`` and a module, as the shell runs it, less the seconds of a process that imports torch."""
+    words, out, err, code = [*map(str, command)], io.StringIO(), io.StringIO(), 0
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.chdir(ROOT)
+        patch.syspath_prepend(str(ROOT / "recipes"))
+        patch.setattr(sys, "argv", words[1:] if words[0] == "-m" else words)
+        try:
+            if words[0] == "-m":
+                runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+            else:
+                runpy.run_path(str(ROOT / words[0]), run_name="__main__")
+        except SystemExit as ended:
+            code = ended.code or 0
+    done = subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
+    assert done.returncode == expect, done.stdout[-3000:] + done.stderr[-3000:]
+    return done
+
+
+def run_process(*command: str, expect: int = 0, **environment: str) -> subprocess.CompletedProcess:
     done = subprocess.run(
         [sys.executable, *map(str, command)],
         cwd=ROOT,
@@ -135,7 +157,7 @@ def test_a_beginners_mistake_gets_one_clear_line(arguments, message, corpus):
     if arguments[0].startswith("--adapter"):
         arguments = [*arguments, f"--encoder={corpus / 'encoder'}"]
         arguments += [f"--{split}={corpus / split}.jsonl" for split in ("train", "dev", "test")]
-    done = run("recipes/asr_librispeech.py", *arguments, expect=2, HF_HUB_OFFLINE="1")
+    done = run_process("recipes/asr_librispeech.py", *arguments, expect=2, HF_HUB_OFFLINE="1")
     assert message in done.stderr and "Traceback" not in done.stderr
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from contextlib import aclosing
 from functools import cache
@@ -250,8 +251,9 @@ def test_compositions_and_whole_layers_are_served_beside_the_others(
 
 
 def test_a_bank_is_served_with_its_versions_tags_and_a_router(
-    encoder: Path, sounds: list[Recording], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    encoder: Path, sounds: list[Recording], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
     make_adapters(encoder, tmp_path, 3, ("houlsby",))
     _, routed = save_composition(encoder, tmp_path, Route("houlsby-0", "houlsby-1"), sounds[2])
     bank = Bank.create(tmp_path / "bank")
@@ -266,6 +268,7 @@ def test_a_bank_is_served_with_its_versions_tags_and_a_router(
     bank.add(lone / "adapters" / "lora-0", "other/asr", head=lone / "heads" / "lora-0-transcription")
 
     engine = engine_of(encoder, bank.folder)
+    assert re.search(r"bank: not served: other/asr@1 \(for .*other\)", caplog.text)
     find = engine.catalog.find
     newest, production, route = find("client/asr"), find("client/asr@production"), find("client/routed")
     assert [one.name for one in engine.catalog] == ["base", "client/asr@1", "client/asr", "client/routed"]

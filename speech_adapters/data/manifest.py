@@ -169,7 +169,7 @@ class Manifest(Sequence[Utterance]):
             ManifestError: with ``file:line`` of each bad line; see ``manifests/README.md`` for the list.
         """
         path = Path(path)
-        if index_file(path).exists():
+        if os.path.exists(index_file(path)):  # Path.exists raises for a name that is too long
             lines = IndexedLines(ManifestIndex(path), partial(_utterance_of, root=os.path.abspath(path.parent)))
             manifest = cls(lines, str(path)).require(*require)
         else:

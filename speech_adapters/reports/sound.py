@@ -49,14 +49,15 @@ def sound_of(path: Path, offset: float = 0.0, duration: float | None = None, byt
 
 def log_mel(samples: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Grey values (64 mel bands, frames), highest band first: black is the loudest, white 80 dB below it or less."""
-    import librosa  # takes a second to import: a page with sound alone pays for it
+    from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
 
+    bank = mel_filter_bank(_FFT // 2 + 1, _MELS, 0.0, SAMPLE_RATE / 2, SAMPLE_RATE, norm="slaney", mel_scale="slaney")
     padded = np.pad(samples, (0, max(0, _FFT - len(samples))))
-    power = librosa.feature.melspectrogram(
-        y=padded, sr=SAMPLE_RATE, n_fft=_FFT, hop_length=_FFT * 2 // 5, n_mels=_MELS, power=2.0
+    window = window_function(_FFT, "hann")
+    power = spectrogram(
+        padded, window, _FFT, _FFT * 2 // 5, power=2.0, mel_filters=bank, log_mel="dB", db_range=_RANGE
     )
-    below = -librosa.power_to_db(power, ref=np.max, top_db=_RANGE)  # decibels below the loudest
-    grey: NDArray[np.uint8] = (below[::-1] / _RANGE * 255).astype(np.uint8)
+    grey: NDArray[np.uint8] = np.clip((power.max() - power) / _RANGE * 255, 0, 255)[::-1].astype(np.uint8)
     return grey
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -36,6 +37,8 @@ from speech_adapters.saving.base import Base
 from speech_adapters.saving.heads import SavedHead, method_of, read_head
 from speech_adapters.saving.parts import load_part
 from speech_adapters.saving.places import folder_of
+
+log = logging.getLogger("speech_adapters.serving")
 
 TASKS: dict[str, tuple[type[HeadConfig], ...]] = {
     "transcription": (CTCHead,),
@@ -172,7 +175,8 @@ def read_place(place: str | Path, encoder: Encoder) -> Iterator[Entry]:
 
 def read_bank(bank: Bank, encoder: Encoder) -> Iterator[Entry]:
     """Of every name in a bank the newest version, called by the name, and those with tags, called ``NAME@NUMBER``;
-    tags and numbers are further calls. What was made for another base, and heads without their adapter, are left out.
+    tags and numbers are further calls. What was made for another base, and heads without their adapter, are left out,
+    and the log names them.
 
     Raises:
         CheckpointError: nothing there for this encoder, a damaged entry or part.
@@ -180,10 +184,14 @@ def read_bank(bank: Bank, encoder: Encoder) -> Iterator[Entry]:
     index = bank.index()
     for fault in index.damaged.values():
         raise CheckpointError(fault)
-    wanted, bases = [], set()
+    wanted, bases, left = [], set(), []
     for found in index.versions():
         bases.add(found.facts.base)
-        if found.facts.fingerprint != encoder.fingerprint or _needs_another(bank, found):
+        if found.facts.fingerprint != encoder.fingerprint:
+            left.append(f"{found} (for {found.facts.base})")
+            continue
+        if _needs_another(bank, found):
+            left.append(f"{found} (a head without its adapter)")
             continue
         newest = found.number == index.entries[found.name].numbers[-1]
         tags = [f"{found.name}@{tag}" for tag in (*found.tags, *(["latest"] if newest else []))]
@@ -191,6 +199,8 @@ def read_bank(bank: Bank, encoder: Encoder) -> Iterator[Entry]:
     if not wanted:
         there = f"what it holds is for {', '.join(sorted(bases))}" if bases else "it is empty"
         raise CheckpointError(f"{bank.folder}: nothing in this bank is for {encoder.name}; {there}.")
+    if left:
+        log.warning("%s: not served: %s%s", bank.folder, ", ".join(left[:10]), " ..." if len(left) > 10 else "")
     return _of_bank(bank, wanted, encoder)
 
 
