@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -205,9 +206,10 @@ def test_the_verb_says_which_is_better_and_what_to_listen_to(runs, tmp_path, cap
     assert not ended.value.code
     said = capsys.readouterr().out
     good, same, bad = (f"{run}: lora" for run in runs)
-    assert f"{good}\n  - {same}\n  = no difference beyond chance" in said
-    assert f"{good}\n  - {bad}\n  = {good} is better" in said and f"{same}\n  - {bad}\n  = {same} is better" in said
-    assert "u0 (3 better): ALPHA BRAVO" in said
+    assert f"A  {good}\nB  {same}\n  = no difference beyond chance" in said
+    assert f"A  {good}\nC  {bad}\n  = {good} is better" in said
+    assert f"B  {same}\nC  {bad}\n  = {same} is better" in said
+    assert re.search(r"u0 \(3 better\)\n +said  ALPHA BRAVO.*\n +A     .*\n +C     ", said)
     page = (tmp_path / "page.html").read_text()
     assert (
         page.count("<article>") > 20 and "A better" in page and "A is better" in page and "warning" not in page.lower()

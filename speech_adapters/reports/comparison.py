@@ -110,20 +110,20 @@ def compare_runs(runs: Sequence[Run], *, seed: int = 0) -> list[PairOfRuns]:
 
 def comparison_text(runs: Sequence[Run], pairs: Sequence[PairOfRuns], listen: int = 5) -> str:
     """For the terminal: the table, each pair's verdict, and up to ``listen`` utterances that changed."""
-    lines = [summary_table([run.row for run in runs])]
+    lines, letters = [summary_table([run.row for run in runs])], _letters(runs)
+    wide = max(len("said"), *map(len, letters.values()))
     for pair in pairs:
-        lines += ["", pair.a.name, f"  - {pair.b.name}", f"  = {pair.verdict}"]
+        a, b = letters[pair.a.name], letters[pair.b.name]
+        lines += ["", f"{a}  {pair.a.name}", f"{b}  {pair.b.name}", f"  = {pair.verdict}"]
         if pair.found is not None:
             lines.append(f"    {pair.figures}")
             if pair.found.warning:
                 lines.append(f"    warning: {pair.found.warning}")
             for change in pair.found.changes[:listen]:
                 better = f"{abs(change.gain):g} {'better' if change.gain > 0 else 'worse'}" if change.gain else "other"
-                lines += [
-                    f"    {change.id} ({better}): {change.reference}",
-                    f"      {change.a or '(nothing)'}",
-                    f"      {change.b or '(nothing)'}",
-                ]
+                lines.append(f"    {change.id} ({better})")
+                heard = {"said": change.reference, a: change.a or "(nothing)", b: change.b or "(nothing)"}
+                lines += [f"      {who:{wide}s}  {text}" for who, text in heard.items()]
     return "\n".join(lines)
 
 
