@@ -181,7 +181,13 @@ def main(argv: Sequence[str] | None = None) -> Results:
     if config.teacher is not None:
         model = TeacherStates(config.teacher, config.device)
     else:
-        model = EncoderStates(load_encoder(config.encoder, device=config.device), config.device)
+        encoder = load_encoder(config.encoder, device=config.device)
+        model = EncoderStates(encoder, config.device)
+        if encoder.max_samples is not None:  # Whisper's positions end at 30 s
+            for part, manifest in data.items():
+                data[part] = manifest.filter(lambda u: u.duration * SAMPLE_RATE <= encoder.max_samples)
+                if left := len(manifest) - len(data[part]):
+                    print(f"{part}: {left} of {len(manifest)} utterances are too long for {config.encoder}; left out")
     name = str(config.encoder or config.teacher)
     head = CTCHead()
     targets = [torch.tensor(head.encode(u.text or "", u.id)) for u in data["train"]]

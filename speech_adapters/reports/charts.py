@@ -10,7 +10,7 @@ from html import escape
 from markupsafe import Markup
 
 # Narrow, so that letters stay readable on a phone.
-_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 440, 240, 50, 20, 10, 38  # half of a label such as 50000 stands to the right
+_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 440, 240, 50, 20, 10, 38  # right of the last tick, half its label
 _MOST_POINTS = 400  # a polyline; more cannot be seen at this width
 _INKS = 12
 
