@@ -339,12 +339,11 @@ def a_run(folder: Path, wrong: int, size: int = 40, sha: str = "x", name: str = 
 def test_compare_pairs_what_runs_predicted(sa, tmp_path: Path) -> None:
     a, b, c = a_run(tmp_path / "a", 30), a_run(tmp_path / "b", 6), a_run(tmp_path / "c", 7)
     shown = sa("compare", a, b, c)
-    lines = shown.splitlines()
-    far, near = (next(i for i, line in enumerate(lines) if line == f"{x}: lora" and lines[i + 1] == f"  - {y}: lora")
-                 for x, y in ((a, b), (b, c)))  # fmt: skip
-    assert lines[far + 2] == f"  = {b}: lora is better" and "WER 60.00 % [" in lines[far + 3]
-    assert "won 0, tied 16, lost 24" in lines[far + 3] and "u10 (1 worse): YES" in lines[far + 4]
-    assert lines[near + 2] == "  = no difference beyond chance"
+    pairs = {tuple(lines[:2]): lines[2:] for lines in map(str.splitlines, shown.split("\n\n"))}
+    far = pairs[f"A  {a}: lora", f"B  {b}: lora"]
+    assert far[0] == f"  = {b}: lora is better" and "WER 60.00 % [" in far[1] and "won 0, tied 16, lost 24" in far[1]
+    assert far[2:5] == ["    u10 (1 worse)", "      said  YES", "      A     NO"]
+    assert pairs[f"B  {b}: lora", f"C  {c}: lora"][0] == "  = no difference beyond chance"
     other = a_run(tmp_path / "d", 3, sha="y")
     assert "scored on different test sets" in sa("compare", a, other)
     (b / "predictions" / "lora.jsonl").unlink()
