@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -106,14 +106,7 @@ def scatter_chart(
     xs, ys = [x for x, _ in points.values()], [y for _, y in points.values()]
     x_ticks = _log_ticks(min(xs), max(max(xs), 1.01 * min(xs)))
     y_ticks = ticks(min(ys), max(ys))
-    x_low, x_high = math.log(x_ticks[0]), math.log(x_ticks[-1])
-
-    def place(x: float, y: float) -> tuple[float, float]:
-        right, up = (math.log(x) - x_low) / (x_high - x_low), (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
-        return _LEFT + right * (_WIDTH - _LEFT - _RIGHT), _HEIGHT - _BOTTOM - up * (_HEIGHT - _TOP - _BOTTOM)
-
-    parts = [_horizontal(place(x_ticks[0], y)[1], number(y)) for y in y_ticks]
-    parts += [_below(place(x, y_ticks[0])[0], number(x)) for x in x_ticks]
+    place, parts = _axes(x_ticks, y_ticks, math.log)
     labels: list[tuple[float, float, float]] = []  # left, right and height of those that stand
     for name, (x, y) in sorted(points.items(), key=lambda point: -point[1][1]):  # from the top down
         left, top = place(x, y)
@@ -152,15 +145,7 @@ def dot_chart(kinds: Sequence[Dots], x_label: str, y_label: str) -> Markup:
     xs, ys = ([point[axis] for kind in kinds for point in kind.points] for axis in (0, 1))
     logarithmic = min(xs) > 0 and max(xs) / min(xs) > 8
     x_ticks, y_ticks = (_log_ticks if logarithmic else ticks)(min(xs), max(xs)), ticks(min(ys), max(ys))
-    scale = math.log if logarithmic else float
-    x_low, x_high = scale(x_ticks[0]), scale(x_ticks[-1])
-
-    def place(x: float, y: float) -> tuple[float, float]:
-        right, up = (scale(x) - x_low) / (x_high - x_low), (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
-        return _LEFT + right * (_WIDTH - _LEFT - _RIGHT), _HEIGHT - _BOTTOM - up * (_HEIGHT - _TOP - _BOTTOM)
-
-    parts = [_horizontal(place(x_ticks[0], y)[1], number(y)) for y in y_ticks]
-    parts += [_below(place(x, y_ticks[0])[0], number(x)) for x in x_ticks]
+    place, parts = _axes(x_ticks, y_ticks, math.log if logarithmic else float)
     for kind in kinds:
         places = [place(x, y) for x, y in kind.points]
         if kind.joined:
@@ -259,6 +244,20 @@ def _legend(entries: Iterable[tuple[str, str, str]]) -> Markup:
         for name, color, dash in entries
     ]
     return Markup(f'<p class="legend">{"".join(samples)}</p>')
+
+
+def _axes(
+    x_ticks: Sequence[float], y_ticks: Sequence[float], scale: Callable[[float], float]
+) -> tuple[Callable[[float, float], tuple[float, float]], list[str]]:
+    """Where (x, y) lies between the outer ticks, x on ``scale``; and the lines and labels of both axes."""
+    x_low, x_high = scale(x_ticks[0]), scale(x_ticks[-1])
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        right, up = (scale(x) - x_low) / (x_high - x_low), (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
+        return _LEFT + right * (_WIDTH - _LEFT - _RIGHT), _HEIGHT - _BOTTOM - up * (_HEIGHT - _TOP - _BOTTOM)
+
+    parts = [_horizontal(place(x_ticks[0], y)[1], number(y)) for y in y_ticks]
+    return place, parts + [_below(place(x, y_ticks[0])[0], number(x)) for x in x_ticks]
 
 
 def _horizontal(y: float, label: str) -> str:

@@ -168,7 +168,8 @@ def read_place(place: str | Path, encoder: Encoder) -> Iterator[Entry]:
     """
     if str(place).startswith(PREFIX):
         reference = str(place).removeprefix(PREFIX)
-        return _of_bank(Bank(), [(reference, Bank().find(reference), ())], encoder)
+        bank = Bank()
+        return _of_bank(bank, [(reference, bank.find(reference), ())], encoder)
     folder = folder_of(place)
     return read_bank(Bank(folder), encoder) if (folder / "bank.json").is_file() else read_folder(folder, encoder)
 
