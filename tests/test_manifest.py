@@ -241,7 +241,7 @@ def test_summary_is_one_line():
 def test_real_manifests():
     folder = Path(os.environ["SPEECH_ADAPTERS_DATA"]) / "manifests"
     train, dev, test = (
-        Manifest.read(folder / f"asr_librispeech_{split}.jsonl", require=("text", "speaker"), check_files=True)
+        Manifest.read(folder / f"asr_librispeech_{split}.jsonl", require=("text", "speaker"), check_files=split == "dev")
         for split in ("train", "dev", "test")
     )
     check_disjoint(train, dev)

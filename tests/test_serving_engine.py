@@ -148,6 +148,32 @@ def test_adding_and_replacing_an_adapter_changes_no_bit_of_the_others(
     assert len(replaced) == 2 and not any(torch.equal(a, b) for a, _ in before for b, _ in replaced)
 
 
+def test_a_cpus_workers_share_its_weights_and_answer_alike(
+    encoder: Path, folder: Path, sounds: list[Recording], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)  # this machine's own number is none of this test's
+    engine = engine_of(encoder, folder, batch_seconds=2.0, cpu_workers=2)
+    first, second = (worker.model for worker in engine._workers)
+    assert first.registry is not second.registry
+    for mine, yours in zip(first.encoder.parameters(), second.encoder.parameters(), strict=True):
+        assert mine is yours
+    threads: list[int] = []
+    for worker in engine._workers:
+        monkeypatch.setattr(
+            worker, "hear", lambda batch, count, hear=worker.hear: threads.append(count) or hear(batch, 1)
+        )
+    adapters = [served for served in engine.catalog if served.adapter is not None][:8]
+
+    async def ask() -> list[Any]:
+        lonely = await output(engine, adapters[0], "embedding", sounds[1])
+        return [lonely, *await asyncio.gather(*(output(engine, one, "embedding", sounds[1]) for one in adapters))]
+
+    answers = run(engine, ask)
+    assert threads[0] == 3 and set(threads[1:]) >= {1}  # alone: all of them; else half, at least one
+    for served, answer in zip((adapters[0], *adapters), answers, strict=True):
+        assert difference(answer, alone(encoder, served, "embedding", sounds[1])) < 1e-5
+
+
 def test_adapters_come_and_go_within_their_memory(encoder: Path, folder: Path, sounds: list[Recording]) -> None:
     free = engine_of(encoder, folder)
     sizes = {served.name: served.size for served in free.catalog}

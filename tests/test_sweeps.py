@@ -216,7 +216,7 @@ def start(command: list[str]) -> subprocess.Popen:
 @pytest.mark.slow
 def test_a_killed_sweep_ends_as_one_that_was_not_and_two_processes_share_one(data, tmp_path):
     whole, killed, shared = (tmp_path / name for name in ("whole", "killed", "shared"))
-    more = ("--trials=5", "training.save_minutes=0")
+    more = ("--trials=3", "training.save_minutes=0")
     run(*arguments(data, whole, *more))
     process = start(arguments(data, killed, *more))
     deadline = time.monotonic() + 300
@@ -228,10 +228,10 @@ def test_a_killed_sweep_ends_as_one_that_was_not_and_two_processes_share_one(dat
     run(*arguments(data, killed, *more))
     assert learnt(killed) == learnt(whole)
 
-    processes = [start(arguments(data, shared, "--trials=6")) for _ in range(2)]
+    processes = [start(arguments(data, shared, "--trials=4")) for _ in range(2)]
     assert [process.wait(300) for process in processes] == [0, 0]
     found = trials(shared)
-    assert [trial["number"] for trial in found] == list(range(6))
+    assert [trial["number"] for trial in found] == list(range(4))
     assert {trial["state"] for trial in found} <= {"complete", "pruned"}
 
 

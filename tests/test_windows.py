@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -149,13 +150,26 @@ def test_energy_tells_no_pauses_where_there_are_none():
     assert windows_in(np.zeros(100_000, np.float32), 7_000, Windows()) == []
 
 
+def test_silero_leaves_torch_its_threads(monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("silero_vad", reason="the extra 'vad' is not installed")
+    for name in [name for name in sys.modules if name.split(".")[0] == "silero_vad"]:
+        monkeypatch.delitem(sys.modules, name)  # as at the first use in a process
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        windows_in(np.zeros(16_000, np.float32), 16_000, Windows(voice_activity="silero"))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_silero_finds_speech_and_says_what_it_needs(monkeypatch: pytest.MonkeyPatch):
     silero = pytest.importorskip("silero_vad", reason="the extra 'vad' is not installed")
     threads = torch.get_num_threads()
     samples, _ = speech_of([(1.0, 3.0), (1.0, 0.0)])
     assert windows_in(samples, 16_000, Windows(voice_activity="silero")) == [], "noise is no speech, however loud"
     assert torch.get_num_threads() == threads
-    monkeypatch.setitem(__import__("sys").modules, silero.__name__, None)
+    monkeypatch.setitem(sys.modules, silero.__name__, None)
     with pytest.raises(ConfigError, match=r"speech-adapters\[vad\]"):
         windows_in(samples, 16_000, Windows(voice_activity="silero"))
 

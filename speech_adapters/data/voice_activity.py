@@ -68,6 +68,7 @@ class Silero(VoiceActivity):
     BEGIN, END = 0.5, 0.35
 
     def __init__(self) -> None:
+        threads = torch.get_num_threads()
         try:
             from silero_vad import load_silero_vad
         except ImportError as error:
@@ -75,9 +76,8 @@ class Silero(VoiceActivity):
                 "voice_activity='silero' needs the package silero-vad: pip install speech-adapters[vad]; or choose "
                 "'energy'."
             ) from error
-        threads = torch.get_num_threads()
+        torch.set_num_threads(threads)  # importing the package sets one for the whole process
         self._model = load_silero_vad()
-        torch.set_num_threads(threads)  # the package sets one thread for the whole process
         self._speech = False
 
     @torch.inference_mode()

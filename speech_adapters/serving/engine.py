@@ -2,13 +2,18 @@
 
 A request's recording is cut into windows in a decoding thread, a few ahead of what has been heard, so that a long one
 shares its batches with short ones and takes little memory. Each window waits in the one queue with the adapter and the
-task that it is for; each device has one worker thread, which takes the next batch as soon as it is free: one forward
-of the encoder over all of it, each sample under its own adapter, then each head on its rows.
+task that it is for; each device has a worker thread, which takes the next batch as soon as it is free: one forward of
+the encoder over all of it, each sample under its own adapter, then each head on its rows.
+
+A CPU has two workers on the same frozen weights: under load each takes half of the cores, since two batches side by
+side wait less for one another than the threads of one batch do, for each other and for the threads that decode. A
+batch that is alone gets all cores.
 """
 
 from __future__ import annotations
 
 import asyncio
+import copy
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -49,6 +54,8 @@ class EngineSettings:
     """Windows of one request that wait or are being heard at once."""
     decoders: int = 2
     """Threads that decode audio and write down what was heard."""
+    cpu_workers: int = 2
+    """Batches that a CPU hears at once under load, at most one a core."""
     precision: str = "fp32"
     """"fp32", or "bf16" for autocast."""
     windows: Windows = field(default_factory=Windows)
@@ -57,7 +64,7 @@ class EngineSettings:
     """The longest recording."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_seconds", "adapters", "memory", "ahead", "decoders", "max_seconds"):
+        for name in ("batch_seconds", "adapters", "memory", "ahead", "decoders", "cpu_workers", "max_seconds"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name}={getattr(self, name)}: must be above 0.")
         if not self.deadline >= 0:
@@ -112,12 +119,17 @@ class Engine:
         self.encoder = models[0].encoder
         self.base = SpeechAdapterModel(self.encoder)  # nothing is ever active in it: its frames are the base's
         settings.windows.check(self.encoder.max_samples, self.encoder.name)
-        self.decoders = ThreadPoolExecutor(settings.decoders, "decoder")
+        # one decoder is one thread: torch would spread each check of a waveform over the cores that workers are busy on
+        self.decoders = ThreadPoolExecutor(settings.decoders, "decoder", torch.set_num_threads, (1,))
         self.loader = ThreadPoolExecutor(1, "loader")
         self.shelf = Shelf(self.encoder, settings.memory, self.loader)
         self.queue = BatchQueue(seconds=settings.batch_seconds, deadline=settings.deadline, most=settings.adapters)
         self.counts = Counts()
-        self._workers = [_Worker(model.eval(), settings) for model in models]
+        self._cores = torch.get_num_threads()
+        self._workers = [
+            _Worker(one, settings) for model in models for one in _beside(model.eval(), settings, self._cores)
+        ]
+        self._busy = 0
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -216,7 +228,11 @@ class Engine:
         loop = asyncio.get_running_loop()
         while batch := await self.queue.batch():
             started = time.monotonic()
-            results = await loop.run_in_executor(worker.thread, worker.hear, batch)
+            self._busy += 1
+            alone = self._busy == 1 and not len(self.queue)
+            threads = self._cores if alone else max(self._cores // len(self._workers), 1)
+            results = await loop.run_in_executor(worker.thread, worker.hear, batch, threads)
+            self._busy -= 1
             self._count(batch, started)
             for item, result in zip(batch, results, strict=True):
                 if item.future.done():  # cancelled meanwhile
@@ -237,8 +253,15 @@ class Engine:
         counts.waited += sum(started - item.since for item in batch)
 
 
+def _beside(model: SpeechAdapterModel, settings: EngineSettings, cores: int) -> list[SpeechAdapterModel]:
+    """The model, and on a CPU others beside it that share its frozen weights and have adapters of their own."""
+    more = min(settings.cpu_workers, cores) - 1 if model.encoder.device.type == "cpu" else 0
+    shared = [*model.parameters(), *model.buffers()]
+    return [model, *(copy.deepcopy(model, {id(tensor): tensor for tensor in shared}) for _ in range(more))]
+
+
 class _Worker:
-    """One device: its model, its thread, and what is attached there."""
+    """A model on its device, its thread, and what is attached there."""
 
     def __init__(self, model: SpeechAdapterModel, settings: EngineSettings) -> None:
         self.model, self.settings = model, settings
@@ -249,15 +272,20 @@ class _Worker:
         """Attach adapters before the first request comes."""
         self.slots.place(loaded)
 
-    def hear(self, batch: Sequence[Waiting]) -> list[Heard | Exception]:
-        """What is heard of each window. Where a batch fails, its halves are heard alone, down to the one at fault."""
+    def hear(self, batch: Sequence[Waiting], threads: int) -> list[Heard | Exception]:
+        """What is heard of each window. Where a batch fails, its halves are heard alone, down to the one at fault.
+
+        Args:
+            threads: of this batch on a CPU; torch counts them for each thread that calls it.
+        """
+        torch.set_num_threads(threads)
         try:
             return list(self._hear(batch))
         except Exception as error:
             if len(batch) == 1:
                 return [error]
             half = len(batch) // 2
-        return [*self.hear(batch[:half]), *self.hear(batch[half:])]
+        return [*self.hear(batch[:half], threads), *self.hear(batch[half:], threads)]
 
     def _hear(self, batch: Sequence[Waiting]) -> list[Heard]:
         model, slots = self.model, self.slots
