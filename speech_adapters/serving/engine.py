@@ -119,7 +119,8 @@ class Engine:
         self.encoder = models[0].encoder
         self.base = SpeechAdapterModel(self.encoder)  # nothing is ever active in it: its frames are the base's
         settings.windows.check(self.encoder.max_samples, self.encoder.name)
-        # one decoder is one thread: torch would spread each check of a waveform over the cores that workers are busy on
+        self._frames = {"stride": self.encoder.stride, "receptive_field": self.encoder.receptive_field}
+        # one thread each: torch would spread the check of a waveform over the cores that workers are busy on
         self.decoders = ThreadPoolExecutor(settings.decoders, "decoder", torch.set_num_threads, (1,))
         self.loader = ThreadPoolExecutor(1, "loader")
         self.shelf = Shelf(self.encoder, settings.memory, self.loader)
@@ -170,8 +171,7 @@ class Engine:
             AudioError: a recording that cannot be read, or that is too long.
             CheckpointError: an output that is not finite.
         """
-        encoder, settings = self.encoder, self.settings.windows
-        windows = cut(source.blocks(), settings, stride=encoder.stride, receptive_field=encoder.receptive_field)
+        windows = cut(source.blocks(), self.settings.windows, **self._frames)
         futures: asyncio.Queue[tuple[Window, asyncio.Future[Heard]]] = asyncio.Queue()
         pending = 0
         more = True

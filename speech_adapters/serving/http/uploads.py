@@ -6,8 +6,10 @@ A file is copied to a private folder under a name of our own and opened by libsn
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import tempfile
+import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -33,29 +35,42 @@ async def recordings(
         ApiError: a file that is no audio, too long, or of several channels with none named; a broken one is found
             while it is heard, and becomes an ApiError here too.
     """
-    with tempfile.TemporaryDirectory(prefix="speech-adapters-") as folder:
-        paths = [Path(folder) / f"upload-{number}" for number in range(len(files))]
-        try:
-            for file, path in zip(files, paths, strict=True):
-                await engine.in_decoder(_copy, file, path)
-                await file.close()
-            found = await engine.in_decoder(_open, paths, channel, engine.settings.max_seconds)
-            yield found
-        except AudioError as error:
-            # the library's message names the file where it lies here, and Python's or the command line's remedies
-            message = str(error)
-            for path in paths:
-                message = message.replace(str(path), "the audio")
-            message = message.replace(" (on the command line: --channel, --speakers)", "")
-            raise ApiError(400, message, param=param, code="invalid_audio") from error
-        finally:
-            for file in files:
-                await file.close()
+    folder = Path(tempfile.gettempdir(), f"speech-adapters-{uuid.uuid4().hex}")
+    paths = [folder / f"upload-{number}" for number in range(len(files))]
+    copied = asyncio.ensure_future(engine.in_decoder(_copy, files, paths))
+    try:
+        await asyncio.shield(copied)  # to its end, though the client goes away: a folder in use cannot be removed
+        yield await engine.in_decoder(_open, paths, channel, engine.settings.max_seconds)
+    except AudioError as error:
+        # the library's message names the file where it lies here, and Python's or the command line's remedies
+        message = str(error)
+        for path in paths:
+            message = message.replace(str(path), "the audio")
+        message = message.replace(" (on the command line: --channel, --speakers)", "")
+        raise ApiError(400, message, param=param, code="invalid_audio") from error
+    finally:
+        copied.add_done_callback(lambda _: _forget(engine, files, folder))
 
 
-def _copy(file: UploadFile, path: Path) -> None:
-    with path.open("wb") as target:
-        shutil.copyfileobj(file.file, target)
+def _forget(engine: Engine, files: Sequence[UploadFile], folder: Path) -> None:
+    """Remove a request's files, beside the loop while there is a thread for it."""
+
+    def remove() -> None:
+        for file in files:
+            file.file.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+    try:
+        engine.decoders.submit(remove)
+    except RuntimeError:  # the engine has stopped
+        remove()
+
+
+def _copy(files: Sequence[UploadFile], paths: Sequence[Path]) -> None:
+    paths[0].parent.mkdir(mode=0o700)
+    for file, path in zip(files, paths, strict=True):
+        with path.open("xb") as target:
+            shutil.copyfileobj(file.file, target)
 
 
 def _open(paths: Sequence[Path], channel: str | None, most: float) -> list[Recording]:
