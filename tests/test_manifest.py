@@ -241,8 +241,8 @@ def test_summary_is_one_line():
 def test_real_manifests():
     folder = Path(os.environ["SPEECH_ADAPTERS_DATA"]) / "manifests"
     train, dev, test = (
-        Manifest.read(folder / f"asr_librispeech_{split}.jsonl", require=("text", "speaker"), check_files=split == "dev")
-        for split in ("train", "dev", "test")
+        Manifest.read(folder / f"asr_librispeech_{split}.jsonl", require=("text", "speaker"), check_files=check)
+        for split, check in (("train", False), ("dev", True), ("test", False))  # hours take their time
     )
     check_disjoint(train, dev)
     check_disjoint(train, test)
