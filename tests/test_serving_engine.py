@@ -6,7 +6,6 @@ import asyncio
 import re
 import time
 from contextlib import aclosing
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -468,19 +467,6 @@ def test_batches_are_full_but_not_too_full_and_nobody_starves(lengths: list[tupl
         assert await queue.batch() == []
 
     asyncio.run(drain())
-
-
-def test_windows_as_long_as_the_oldest_and_of_its_method_go_first() -> None:
-    async def check() -> None:
-        queue = BatchQueue(seconds=6.0, deadline=0.0, most=8)
-        items = waiting([(1.9, 0, False), (1.6, 1, False), (0.5, 0, False), (2.0, 0, False), (1.8, 0, False)])
-        items[1].loaded.served = replace(items[1].loaded.served, method="other")
-        for item in items:
-            queue.put(item)
-        assert [items.index(item) for item in await queue.batch()] == [0, 3, 4]
-        assert [items.index(item) for item in await queue.batch()] == [1, 2]
-
-    asyncio.run(check())
 
 
 def test_a_batch_closes_when_it_is_full_or_when_its_oldest_has_waited() -> None:

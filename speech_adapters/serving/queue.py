@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -34,24 +33,13 @@ class Waiting:
         acts on a whole batch has one of its own for each task."""
         return f"{self.loaded.served.key} {self.task}" if self.loaded.alone else ""
 
-    @property
-    def steps(self) -> int:
-        """Its length in half seconds, to a whole number of which batches are padded."""
-        return math.ceil(2 * self.window.seconds)
-
-    @property
-    def method(self) -> str:
-        """What kind of adapter hears it."""
-        return self.loaded.served.method
-
 
 class BatchQueue:
     """Windows in the order in which they came. A batch is closed when it is full, in seconds of audio, or when its
     oldest window has waited for ``deadline`` seconds.
 
     The oldest window is always in the next batch, so that none starves; of the others those come along that are
-    nearest in length, since padding is wasted work, and of these first those of its method: each further method in a
-    batch costs some time, whatever the number of its adapters. Used from the event loop alone.
+    nearest in length, since padding is wasted work. Used from the event loop alone.
 
     Args:
         seconds: of audio in a batch, padding included. A single window may be longer.
@@ -109,7 +97,7 @@ class BatchQueue:
         """What would go into a batch now, and whether it is full: nothing else that waits has room in it."""
         oldest = self._waiting[0]
         others = [item for item in self._waiting[1:] if item.lane == oldest.lane]
-        others.sort(key=lambda item: (abs(item.steps - oldest.steps), item.method != oldest.method, item.since))
+        others.sort(key=lambda item: (abs(item.window.seconds - oldest.window.seconds), item.since))
         chosen, longest, keys = [oldest], oldest.window.seconds, {oldest.loaded.served.key}
         full = longest >= self.seconds
         for item in others:
