@@ -49,27 +49,21 @@ async def recordings(
         message = message.replace(" (on the command line: --channel, --speakers)", "")
         raise ApiError(400, message, param=param, code="invalid_audio") from error
     finally:
-        copied.add_done_callback(lambda _: _forget(engine, files, folder))
+        copied.add_done_callback(lambda _: _forget(engine, folder))
 
 
-def _forget(engine: Engine, files: Sequence[UploadFile], folder: Path) -> None:
+def _forget(engine: Engine, folder: Path) -> None:
     """Remove a request's files, beside the loop while there is a thread for it."""
-
-    def remove() -> None:
-        for file in files:
-            file.file.close()
-        shutil.rmtree(folder, ignore_errors=True)
-
     try:
-        engine.decoders.submit(remove)
+        engine.decoders.submit(shutil.rmtree, folder, ignore_errors=True)
     except RuntimeError:  # the engine has stopped
-        remove()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _copy(files: Sequence[UploadFile], paths: Sequence[Path]) -> None:
     paths[0].parent.mkdir(mode=0o700)
     for file, path in zip(files, paths, strict=True):
-        with path.open("xb") as target:
+        with file.file, path.open("xb") as target:  # closed at once: what was received is not kept twice
             shutil.copyfileobj(file.file, target)
 
 
