@@ -67,6 +67,8 @@ programs share caches and memory. `benchmarks/README.md` says what each command 
 #: Packages whose versions the page tells; records hold more.
 SHOWN = ("torch", "transformers", "peft")
 
+GPU = "gpu_"
+
 NEEDS_SPEECH = ("cache.py", "together.py")
 
 
@@ -83,18 +85,23 @@ def main() -> int:
     folder.mkdir(parents=True, exist_ok=True)
     end, failed = time.monotonic() + 60 * arguments.minutes, []
     for name, command in commands.items():
-        if not run(command, folder / f"{name}.json", end - time.monotonic()):
+        if not run(command, folder / f"{on_gpu()}{name}.json", end - time.monotonic()):
             failed.append(name)
         page.write_text(page_of(records(folder)), encoding="utf-8")
     print(f"{page}: written" + (f"; without {', '.join(failed)}" if failed else ""))
     return int(bool(failed) and arguments.minutes == float("inf"))
 
 
-def chosen(names: Sequence[str], quick: bool, parser: argparse.ArgumentParser) -> dict[str, str]:
-    """The commands to run on this machine."""
+def on_gpu() -> str:
+    """What the names of a GPU's records begin with, so that they stand beside a CPU's."""
     import torch
 
-    commands = ON_GPU if torch.cuda.is_available() else ON_CPU
+    return GPU if torch.cuda.is_available() else ""
+
+
+def chosen(names: Sequence[str], quick: bool, parser: argparse.ArgumentParser) -> dict[str, str]:
+    """The commands to run on this machine."""
+    commands = ON_GPU if on_gpu() else ON_CPU
     if quick:
         commands = {Path(command.split()[0]).stem: f"{command.split()[0]} --quick" for command in commands.values()}
     if unknown := [name for name in names if name not in commands]:
@@ -124,7 +131,7 @@ def run(command: str, record: Path, seconds: float) -> bool:
 
 def records(folder: Path) -> dict[str, dict[str, Any]]:
     """The records of a folder by name, in the order of the commands."""
-    order = [*ON_CPU, *ON_GPU]
+    order = [*(f"{GPU}{name}" for name in ON_GPU), *ON_CPU]
     found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json")}
     return dict(sorted(found.items(), key=lambda pair: (order.index(pair[0]) if pair[0] in order else -1, pair[0])))
 
@@ -139,7 +146,8 @@ def page_of(found: Mapping[str, Mapping[str, Any]]) -> str:
     for name, record in found.items():
         versions = ", ".join(f"{package} {record['versions'][package]}" for package in SHOWN)
         load = " to ".join(str(load) for load in record["load"])
-        lines += [f"## {name.replace('_', ' ')}", "", f"`{record['command']}`", ""]
+        title = f"{name.removeprefix(GPU)} on a GPU" if name.startswith(GPU) else name
+        lines += [f"## {title.replace('_', ' ')}", "", f"`{record['command']}`", ""]
         lines += [f"{record['date']}, {record['device']} of {record['machine']}, load {load}; {versions}", ""]
         for table in record["tables"]:
             lines += [table["title"][:1].upper() + table["title"][1:], "", markdown(table), ""]

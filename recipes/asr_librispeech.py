@@ -54,6 +54,7 @@ class Config(ExperimentConfig):
     )
     accept_letters: str = option("", "letters that the normaliser may change or drop, such as éï; all for any")
     head_hidden_size: Size | None = option(None, "a hidden layer in the CTC head; none by default, as published")
+    head_kernel_size: Size = option(1, "neighbouring frames that this layer joins, an odd number")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -92,6 +93,7 @@ def experiment(config: Config) -> Experiment:
         normalizer=config.normalizer,
         accept_letters=config.accept_letters,
         hidden_size=config.head_hidden_size,
+        kernel_size=config.head_kernel_size,
         encoder=config.encoder,
     )
     return Experiment("asr_librispeech", config, task, lambda: [find_corpus(config)])

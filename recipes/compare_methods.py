@@ -50,6 +50,7 @@ def main(config: Config) -> Any:
         normalizer=config.normalizer,
         accept_letters=config.accept_letters,
         hidden_size=config.head_hidden_size,
+        kernel_size=config.head_kernel_size,
         encoder=config.encoder,
     )
     return run_experiment("compare_methods", config, task, lambda: [find_corpus(config)])

@@ -84,10 +84,25 @@ def test_parameter_counts():
 
     assert count(CTCHead(), 512) == 512 * 32 + 32  # nn.Linear on the L-adapters' sum
     assert count(CTCHead(hidden_size=10), 512) == 512 * 10 + 10 + 10 * 32 + 32
+    assert count(CTCHead(hidden_size=10, kernel_size=7), 512) == 512 * 10 * 7 + 10 + 10 * 32 + 32
+
+
+def test_a_hidden_layer_joins_neighbouring_frames_and_no_padding():
+    torch.manual_seed(0)
+    head = CTCHead(SMALL, hidden_size=6, kernel_size=5, dropout=0.0).build(8)
+    features = torch.randn(2, 12, 8)
+    features[1, 7:] = 1e3  # whatever stands behind an utterance
+    padded = head(features, torch.tensor([12, 7])).logits
+    alone = head(features[1:, :7], torch.tensor([7])).logits
+    torch.testing.assert_close(padded[1:, :7], alone)
+    changed = features.clone()
+    changed[0, 6] += 1.0
+    moved = (head(changed, torch.tensor([12, 7])).logits[0] - padded[0]).abs().amax(-1) > 1e-6
+    assert moved.nonzero().flatten().tolist() == [4, 5, 6, 7, 8]
 
 
 def test_config_round_trip_through_json():
-    config = CTCHead(Vocabulary.from_texts(["grüße"]), normalizer="none", hidden_size=64, dropout=0.2)
+    config = CTCHead(Vocabulary.from_texts(["grüße"]), normalizer="none", hidden_size=64, kernel_size=3, dropout=0.2)
     again = head_from_dict(json.loads(json.dumps(config.to_dict())))
     assert isinstance(again, CTCHead) and again == config
     assert again.encode("grüße") == config.vocabulary.encode("grüße")
@@ -107,6 +122,8 @@ def test_encode_normalises_and_names_the_utterance():
         (lambda: CTCHead(reduction="none"), "reduction='none'"),
         (lambda: CTCHead(dropout=1.5), "dropout=1.5"),
         (lambda: CTCHead(hidden_size=0), "hidden_size=0"),
+        (lambda: CTCHead(hidden_size=8, kernel_size=4), "kernel_size=4: give an odd number"),
+        (lambda: CTCHead(kernel_size=3), "kernel_size=3 is the hidden layer's: set hidden_size"),
         (lambda: CTCHead(normalizer="upper"), "normalizer='upper'"),
         (lambda: CTCHeadModule.from_linear(torch.zeros(5, 8), torch.zeros(5), SMALL), "4 tokens.*5 outputs"),
     ],

@@ -125,7 +125,7 @@ def test_without_an_adapter_the_slots_are_zero_and_the_graph_is_the_base(tmp_pat
 @pytest.mark.parametrize(
     ("method", "head"),
     [
-        ("elp", CTCHead(hidden_size=8)),
+        ("elp", CTCHead(hidden_size=8, kernel_size=5)),
         ("lora+l", ClassificationHead(labels=("a", "b"), pooling="attentive")),
         ("prefix", SpeakerHead(("a", "b"), embedding_size=12)),
     ],

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from speech_adapters.adapters.base import AdapterConfig, AdapterModule, adapter_config
-from speech_adapters.adapters.hooks import StackedHooks
+from speech_adapters.adapters.hooks import Hooks, StackedHooks
 from speech_adapters.adapters.module_dict import ModuleDict
 from speech_adapters.encoders.attention import AttentionPrefix
 from speech_adapters.encoders.encoder import Encoder
@@ -67,16 +67,12 @@ class CombineModule(AdapterModule):
         if repeated:
             raise ConfigError(f"Combine: two parts of group {repeated[0]!r}; keep one, so that each has its own rate.")
         self.parts = ModuleDict({part.group: part.build(encoder) for part in config.parts})
+        self.stack: Hooks = StackedHooks(self.parts.values())  # the parts, acting in order
         readers = [name for name, part in self.parts.items() if part.output_size is not None]
         if len(readers) > 1:
             raise ConfigError(f"Combine: {' and '.join(readers)} both feed the head; keep one.")
         self.output_size = self.parts[readers[0]].output_size if readers else None
         self.first_layer, self.states = self.stack.first_layer, self.stack.states
-
-    @property
-    def stack(self) -> StackedHooks:
-        """The parts, acting in order."""
-        return StackedHooks(self.parts.values())
 
     def pseudo_frames(self, where: str, frames: Tensor, mask: Tensor | None) -> Frames | None:
         return self.stack.pseudo_frames(where, frames, mask)

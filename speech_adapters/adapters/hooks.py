@@ -54,6 +54,11 @@ class Hooks:
         """What to add to the output of a part; of the output's shape."""
         return None
 
+    def added(self, name: str, index: int, site: Site) -> Tensor:
+        """The output of a part with its delta."""
+        delta = self.delta(name, index, site)
+        return site.output if delta is None else site.output + delta.to(site.output.dtype)
+
     def source(self, name: str, index: int, site: Site) -> Tensor | None:
         """What the adapter reads at a site where it acts, if not the sub-layer's output: AdapterFusion's query."""
         return None
@@ -102,13 +107,16 @@ class StackedHooks(Hooks):
         return join_prefixes(found) if found else None
 
     def delta(self, name: str, index: int, site: Site) -> Tensor | None:
-        total, seen = None, site
+        total: Tensor | None = None
+        unseen: Tensor | None = None  # the total, until there is another member to see it
+        seen = site
         for member in self.members:
+            if unseen is not None:
+                seen, unseen = site._replace(output=site.output + unseen), None
             added = member.delta(name, index, seen)
             if added is not None:
                 added = added.to(site.output.dtype)  # adapters compute in float32 on a half-precision base
-                total = added if total is None else total + added
-                seen = site._replace(output=site.output + total)
+                total = unseen = added if total is None else total + added
         return total
 
     def source(self, name: str, index: int, site: Site) -> Tensor | None:
@@ -165,8 +173,7 @@ class AdapterPlan(Plan):
 
     def site(self, name: str, index: int, site: Site) -> Tensor:
         skipped = name != "cnn" and index < self.skip_layers
-        added = None if skipped else self.root.delta(name, index, site)
-        return site.output if added is None else site.output + added.to(site.output.dtype)
+        return site.output if skipped else self.root.added(name, index, site)
 
     def read(self, encoder: Encoder, output: EncoderOutput) -> Tensor:
         """What the head reads: the composition's own features if it gives any, else the last hidden state."""

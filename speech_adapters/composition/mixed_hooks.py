@@ -185,6 +185,25 @@ class MixedHooks(Hooks):
     def delta(self, name: str, index: int, site: Site) -> Tensor | None:
         if self.within is not None:
             return self.within.delta(name, index, site)
+        found = self._deltas(name, index, site)
+        if all(one is None for one in found):
+            return None
+        return self.joined(found, lambda where: torch.zeros_like(site.output[where]))
+
+    def added(self, name: str, index: int, site: Site) -> Tensor:
+        """Without gradients each group's delta goes into its own rows of the output: nothing is joined."""
+        if self.within is not None or torch.is_grad_enabled():
+            return super().added(name, index, site)
+        output, own = site.output, False
+        for group, one in zip(self.groups, self._deltas(name, index, site), strict=True):
+            if one is not None:
+                if not own:  # a module that does nothing hands on its input
+                    output, own = output.clone() if output is site.input or output is site.residual else output, True
+                output[group.start : group.stop] += one.to(output.dtype)
+        return output
+
+    def _deltas(self, name: str, index: int, site: Site) -> list[Tensor | None]:
+        """What each group adds to its rows of a site."""
         base_norm = site.norm.norm if isinstance(site.norm, _MixedNorm) else site.norm
         norm_name = {"attention": "layer_norm", "feed_forward": "final_layer_norm"}.get(name, "")
 
@@ -195,10 +214,7 @@ class MixedHooks(Hooks):
             return hooks.delta(name, index, Site(read, output, mask, residual, own))
 
         tensors = (site.input, site.output, site.mask, site.residual)
-        found = [group.run((name, index, site.mask is None), add, *tensors) for group in self.groups]
-        if all(one is None for one in found):
-            return None
-        return self.joined(found, lambda where: torch.zeros_like(site.output[where]))
+        return [group.run((name, index, site.mask is None), add, *tensors) for group in self.groups]
 
     def joined(self, found: Sequence[Tensor | None], rest: Callable[[slice], Tensor]) -> Tensor:
         """The groups' results in the batch's order, and ``rest`` of the samples that have none."""

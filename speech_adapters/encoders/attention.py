@@ -94,7 +94,8 @@ def _fused(
 ) -> Tensor:
     """PyTorch's fused attention (B, heads, T, D / heads), with the bias as its additive mask."""
     if bias is not None:
-        additive = (bias if gate is None else gate * bias).to(query.dtype)
+        bias = bias.to(query.dtype)  # before it is multiplied: (B, heads, T, T) numbers are written once
+        additive = bias if gate is None else gate * bias
         mask = additive if mask is None else additive.masked_fill(~mask, float("-inf"))
     return scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
 

@@ -3,6 +3,9 @@
 ``logits = W dropout(x) + b`` with one row of ``W`` a symbol, and the CTC loss over all alignments. A single linear
 layer is what wav2vec 2.0, HuBERT and WavLM are fine-tuned with, and what the ELP adapters use on the L-adapters' sum
 (Otake et al., ICASSP 2023: ``nn.Linear(512, 32)``).
+
+A hidden layer may stand below it, ``x = gelu(sum_k W_k x_{t+k} + b)`` over ``kernel_size`` neighbouring frames. A
+frozen encoder puts what a letter needs into several frames; a linear layer reads each alone.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from torch import Tensor, nn
 from speech_adapters.data.audio import SAMPLE_RATE
 from speech_adapters.data.manifest import Manifest, Utterance
 from speech_adapters.encoders.encoder import Encoder
+from speech_adapters.encoders.plan import frame_mask
 from speech_adapters.errors import ConfigError, ManifestError, TextError, shown
 from speech_adapters.heads.base import HeadConfig, HeadModule, HeadOutput, check_audible
 from speech_adapters.heads.decoding import greedy_decode
@@ -52,6 +56,9 @@ class CTCHead(HeadConfig):
     error of :meth:`check`."""
     hidden_size: Size | None = None
     """Width of a GELU layer before the linear one; the published heads have none."""
+    kernel_size: Size = 1
+    """Frames that the hidden layer joins, an odd number: half before and half after. With 7, at 50 frames a second,
+    60 ms to each side."""
     dropout: Dropout = 0.1
     """On the features, while training; ``final_dropout`` of wav2vec 2.0 Base and WavLM Base."""
     reduction: Literal["mean", "sum"] = "mean"
@@ -67,6 +74,10 @@ class CTCHead(HeadConfig):
                 f"CTCHead: vocabulary={shown(self.vocabulary)}: give Vocabulary.from_texts(transcripts), "
                 "Vocabulary.load('vocab.json'), Vocabulary.wav2vec2(), or Vocabulary(tokens)."
             )
+        if self.kernel_size % 2 == 0:
+            raise ConfigError(f"CTCHead: kernel_size={self.kernel_size}: give an odd number, as many before as after.")
+        if self.kernel_size > 1 and self.hidden_size is None:
+            raise ConfigError(f"CTCHead: kernel_size={self.kernel_size} is the hidden layer's: set hidden_size too.")
         normalize("", self.normalizer)  # an unknown name is an error here, not after training
 
     def encode(self, text: str, source: str = "") -> list[int]:
@@ -120,7 +131,7 @@ class CTCHeadModule(HeadModule):
         super().__init__(config, input_size)
         width = config.hidden_size or input_size
         self.dropout = nn.Dropout(config.dropout)
-        self.hidden = nn.Sequential(nn.Linear(input_size, width), nn.GELU()) if config.hidden_size else nn.Identity()
+        self.hidden = _hidden_layer(config, input_size)
         self.linear = nn.Linear(width, len(config.vocabulary))
 
     @classmethod
@@ -140,6 +151,8 @@ class CTCHeadModule(HeadModule):
         return head
 
     def forward(self, features: Tensor, lengths: Tensor) -> HeadOutput:
+        if self.config.kernel_size > 1:  # what pads a batch is no neighbour
+            features = features * frame_mask(lengths, features.shape[1]).unsqueeze(-1)
         return HeadOutput(logits=self.linear(self.hidden(self.dropout(features))), lengths=lengths)
 
     def loss(self, output: HeadOutput, targets: Tensor) -> Tensor:
@@ -164,6 +177,24 @@ class CTCHeadModule(HeadModule):
         """The best path's text of each utterance."""
         assert output.lengths is not None, "a frame-wise head gives them"
         return greedy_decode(output.logits, output.lengths, self.config.vocabulary)
+
+
+class FrameConvolution(nn.Conv1d):
+    """(B, T, D) to (B, T, ``width``): each frame with its neighbours, zeros beyond the ends."""
+
+    def __init__(self, input_size: int, width: int, kernel_size: int) -> None:
+        super().__init__(input_size, width, kernel_size, padding=kernel_size // 2)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return super().forward(features.transpose(1, 2)).transpose(1, 2)
+
+
+def _hidden_layer(config: CTCHead, input_size: int) -> nn.Module:
+    if config.hidden_size is None:
+        return nn.Identity()
+    if config.kernel_size == 1:
+        return nn.Sequential(nn.Linear(input_size, config.hidden_size), nn.GELU())
+    return nn.Sequential(FrameConvolution(input_size, config.hidden_size, config.kernel_size), nn.GELU())
 
 
 def check_ctc_lengths(targets: Sequence[Sequence[int]], frame_lengths: Sequence[int], ids: Sequence[str]) -> None:

@@ -47,6 +47,7 @@ class SpeechRecognition(Task[WERResult]):
         normalizer: how transcripts are written before they are learnt or scored: a name, or a file of replacements.
         accept_letters: letters that the normaliser may change or drop; "all" for any.
         hidden_size: of a hidden layer in the head; None for none, as published.
+        kernel_size: frames that this layer joins.
         encoder: name of the encoder, for "checkpoint".
 
     Raises:
@@ -64,10 +65,11 @@ class SpeechRecognition(Task[WERResult]):
         normalizer: str = "librispeech",
         accept_letters: str = "",
         hidden_size: int | None = None,
+        kernel_size: int = 1,
         encoder: str | None = None,
     ) -> None:
         self.normalizer, self.accept_letters = choose_normalizer(normalizer), accept_letters
-        self.hidden_size, self.subwords = hidden_size, subwords
+        self.hidden_size, self.kernel_size, self.subwords = hidden_size, kernel_size, subwords
         self.learnt = vocabulary if vocabulary in LEARNT else None
         self.vocabulary = None if self.learnt else _given_vocabulary(vocabulary, encoder)
         self._made: tuple[Manifest, CTCHead] | None = None
@@ -95,6 +97,7 @@ class SpeechRecognition(Task[WERResult]):
             normalizer=self.normalizer,
             accept_letters=self.accept_letters,
             hidden_size=self.hidden_size,
+            kernel_size=self.kernel_size,
         )
 
     def _learn(self, texts: Sequence[str]) -> Vocabulary:

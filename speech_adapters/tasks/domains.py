@@ -83,6 +83,8 @@ class DomainsConfig:
     )
     normalizer: str = option("librispeech", "a name or a file of replacements; saved with the head")
     accept_letters: str = option("", "letters that the normaliser may change or drop, such as éï; all for any")
+    head_hidden_size: Size | None = option(None, "a hidden layer in the CTC head; none by default, as published")
+    head_kernel_size: Size = option(1, "neighbouring frames that this layer joins, an odd number")
     rank: Size | None = option(16, "rank of the fusion's matrices; null for full ones, as published")
     guide: NotNegative = option(
         1.0, "weight of the guide loss: fusion and router learn which adapter is the domain's own"
@@ -123,7 +125,11 @@ def domains_head(config: DomainsConfig, domains: Sequence[Domain]) -> CTCHead:
     """
     if config.start_head is None:
         task = SpeechRecognition(
-            vocabulary=config.vocabulary, normalizer=config.normalizer, accept_letters=config.accept_letters
+            vocabulary=config.vocabulary,
+            normalizer=config.normalizer,
+            accept_letters=config.accept_letters,
+            hidden_size=config.head_hidden_size,
+            kernel_size=config.head_kernel_size,
         )
         trains = [domain.train for domain in domains]
         return task.head_for(Manifest((u for manifest in trains for u in manifest), "all domains"))
