@@ -172,12 +172,13 @@ def main(config: Config) -> None:
         seed.all(run)
 
     figures, cells = summarise(seeds)
+    shown = next(iter(config.combinations), "average")
     results = Results(
         task="asr domains",
         encoder=config.encoder,
-        adapter="fusion",
+        adapter=shown,
         data=data,
-        own=figures.pop("fusion"),
+        own=figures.pop(shown),
         baselines=figures,
         seeds=list(config.seeds),
         more={

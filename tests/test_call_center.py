@@ -173,9 +173,20 @@ def test_what_cannot_be_merged_or_read_and_voices_from_training_are_refused_befo
         (f"outside.other={data / 'train.jsonl'}", ManifestError, "speaker"),
         ("--density=0", ConfigError, "density=0.0: must be a number"),
         ("--merges=mean", ConfigError, "merges"),
+        ("--adapter=lora", ConfigError, "LoRA acts inside projections.* leave it out: --combinations router,posterior"),
+        ("--combinations=fuse", ConfigError, "combinations"),
     ):
         with pytest.raises(error, match=message):
             prepare(argument)
+
+
+@pytest.mark.slow
+def test_lora_is_routed_where_it_cannot_be_fused(recipe, data, tmp_path):
+    few = ["--adapter=lora", "--combinations=router", "merges=[linear]", "full=false"]
+    recipe.main(configure(recipe, data, f"--output={tmp_path / 'run'}", *few))
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["adapter"] == "router" and "fusion" not in results["baselines"]
+    assert (tmp_path / "run" / "fusions" / "router").is_dir() and (tmp_path / "run" / "report.html").is_file()
 
 
 def test_forgetting_is_read_off_the_matrix():

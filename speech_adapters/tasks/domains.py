@@ -68,6 +68,10 @@ MERGES: dict[str, Callable[[int], float]] = {
 }
 
 
+COMBINATIONS = ("fusion", "router", "posterior")
+"""What is trained over the domains' adapters: AdapterFusion, a router, and one that reads the posterior of a layer."""
+
+
 @dataclass(kw_only=True)
 class DomainsConfig:
     """What is trained in each domain, and how they are combined."""
@@ -91,6 +95,9 @@ class DomainsConfig:
     )
     posterior_layer: Count | None = option(
         None, "layer whose input the posterior is read from; the middle one by default"
+    )
+    combinations: tuple[Literal["fusion", "router", "posterior"], ...] = option(
+        COMBINATIONS, "what is trained over the domains' adapters; LoRA and its kin have no fusion"
     )
     merges: tuple[Literal["linear", "ties", "dare_linear", "dare_ties", "tsv"], ...] = option(
         tuple(MERGES), "ways to merge the weights of the domains' adapters into one"
@@ -169,6 +176,10 @@ class DomainsRun:
         self.suffix = "" if len(config.seeds) == 1 else f"-seed{seed}"
         dev = [domain.dev for domain in domains if domain.dev is not None]
         self.all_dev = sum(dev[1:], dev[0]) if len(dev) == len(domains) else None
+        if config.posterior_layer is not None and config.posterior_layer >= encoder.num_layers:
+            raise ConfigError(
+                f"posterior_layer={config.posterior_layer}: the encoder's layers are 0 to {encoder.num_layers - 1}."
+            )
         groups = {}
         for method in (None, "full") if config.full else (None,):
             model = self.model(method)
@@ -177,12 +188,32 @@ class DomainsRun:
             for merge in config.merges if method is None else ():
                 self.merge(model, ["start"], merge)  # an adapter that cannot be merged so is refused here
                 model.delete_adapter("merged")
+            if method is None:
+                self.check_combinations(model)
         chosen_rates(config.rates, config.training.learning_rates, groups)
         chosen_rates({}, config.combination.learning_rates, {"fusion": {"fusion"}, "router": {"router"}})
-        if config.posterior_layer is not None and config.posterior_layer >= encoder.num_layers:
-            raise ConfigError(
-                f"posterior_layer={config.posterior_layer}: the encoder's layers are 0 to {encoder.num_layers - 1}."
-            )
+
+    def check_combinations(self, model: SpeechAdapterModel) -> None:
+        """Refuse now what the adapter "start" of the model cannot be a member of."""
+        for name in self.names:
+            model.average_adapters(name, {"start": 1.0})
+        for name, (value, settings) in self.combinations().items():
+            try:
+                model.add_fusion(value, settings)
+            except ConfigError as error:
+                others = ",".join(other for other in self.config.combinations if other != name)
+                raise ConfigError(f"{error} Or leave it out: --combinations {others or '[]'}.") from error
+
+    def combinations(self) -> dict[str, tuple[Fuse | Route, FusionConfig | RouterConfig]]:
+        """What stage 3 trains, by name."""
+        guide, members = self.config.guide, self.names
+        layer = self.config.posterior_layer or max(1, self.encoder.num_layers // 2)
+        known: dict[str, tuple[Fuse | Route, FusionConfig | RouterConfig]] = {
+            "fusion": (Fuse(*members, name="fusion"), FusionConfig(rank=self.config.rank, guide_weight=guide)),
+            "router": (Route(*members, name="router"), RouterConfig(guide_weight=guide)),
+            "posterior": (Route(*members, name="posterior"), RouterConfig(guide_weight=guide, layer=layer)),
+        }
+        return {name: known[name] for name in self.config.combinations}
 
     def all(self, run: RunFolder) -> None:
         """Every stage, into a run folder."""
@@ -284,13 +315,8 @@ class DomainsRun:
 
     def combine(self, model: SpeechAdapterModel) -> None:
         """Stage 3."""
-        guide, settings = self.config.guide, self.config.combination
-        layer = self.config.posterior_layer or max(1, self.encoder.num_layers // 2)
-        for method, value, config in (
-            ("fusion", Fuse(*self.names, name="fusion"), FusionConfig(rank=self.config.rank, guide_weight=guide)),
-            ("router", Route(*self.names, name="router"), RouterConfig(guide_weight=guide)),
-            ("posterior", Route(*self.names, name="posterior"), RouterConfig(guide_weight=guide, layer=layer)),
-        ):
+        settings = self.config.combination
+        for method, (value, config) in self.combinations().items():
             model.add_fusion(value, config)
             model.train_fusion(value, head="asr", train_head=False)
             self.train(model, self.all_train(settings), self.all_dev, method, settings)
