@@ -64,7 +64,14 @@ def load_config(cls: type[C], file: str | os.PathLike[str] | None = None, overri
         if not equals or not key.strip():
             raise ConfigError(f"{where_override}: write key=value, for example training.epochs=3")
         put(cls, mapping, key.strip(), Typed(text.strip(), where_override, partial(_parse, where=where_override)))
-    return from_dict(cls, mapping, where)
+    try:
+        return from_dict(cls, mapping, where)
+    except ConfigError as error:
+        for override in overrides:  # a value that the command line gave is not the file's fault
+            _, found, told = str(error).partition(f"{override.partition('=')[0].strip()}=")
+            if found and str(error).startswith(f"{where}: "):
+                raise ConfigError(f"{found}{told}") from error
+        raise
 
 
 def to_yaml(config: Any) -> str:

@@ -31,7 +31,15 @@ class AudioError(InputError):
 
 
 class ManifestError(InputError):
-    """A manifest or trial list that breaks its schema; the message starts with ``file:line``."""
+    """A manifest or trial list that breaks its schema; the message starts with ``file:line``.
+
+    Attributes:
+        problems: how many there are, the message's last line being "... and so many more" where it shows not all.
+    """
+
+    def __init__(self, message: str, problems: int = 1) -> None:
+        super().__init__(message)
+        self.problems = problems
 
 
 class TextError(InputError):

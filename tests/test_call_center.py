@@ -173,7 +173,11 @@ def test_what_cannot_be_merged_or_read_and_voices_from_training_are_refused_befo
         (f"outside.other={data / 'train.jsonl'}", ManifestError, "speaker"),
         ("--density=0", ConfigError, "density=0.0: must be a number"),
         ("--merges=mean", ConfigError, "merges"),
-        ("--adapter=lora", ConfigError, "LoRA acts inside projections.* leave it out: --combinations router,posterior"),
+        (
+            "--adapter=lora",
+            ConfigError,
+            "LoRA acts inside projections.* leave it out: --combinations router,posterior",
+        ),
         ("--combinations=fuse", ConfigError, "combinations"),
     ):
         with pytest.raises(error, match=message):

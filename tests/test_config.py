@@ -233,6 +233,28 @@ def test_bad_config_names_place_key_and_remedy(
         assert part in str(caught.value)
 
 
+@dataclass(kw_only=True)
+class Checked:
+    updates: int = 3
+
+    def __post_init__(self) -> None:
+        if self.updates < 1:
+            raise ConfigError(f"training.updates={self.updates}: must be at least 1.")
+
+
+@dataclass(kw_only=True)
+class Outer:
+    training: Checked = field(default_factory=Checked)
+
+
+def test_a_value_from_the_command_line_is_not_the_files_fault(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("training: {updates: 0}")
+    with pytest.raises(ConfigError, match="a.yaml: .*updates=0"):
+        load_config(Outer, tmp_path / "a.yaml")
+    with pytest.raises(ConfigError, match=r"^training.updates=-5: must"):
+        load_config(Outer, tmp_path / "a.yaml", ["training.updates=-5"])
+
+
 def test_missing_file_folder_binary_and_required_key(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="none.yaml: no such configuration file"):
         load_config(Recipe, tmp_path / "none.yaml")

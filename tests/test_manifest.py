@@ -234,7 +234,7 @@ def test_check_disjoint_lists_the_leak():
 
 def test_summary_is_one_line():
     summary = make(3, speaker="a", emotion="sad", domain="studio").summary()
-    assert summary == "3 utterances; 0.1 min; 1 speakers; domain: studio 3; emotion: sad 3"
+    assert summary == "3 utterances; 0.1 min; 1 speaker; domain: studio 3; emotion: sad 3"
 
 
 @pytest.mark.skipif("SPEECH_ADAPTERS_DATA" not in os.environ, reason="SPEECH_ADAPTERS_DATA names no real speech")
@@ -341,3 +341,20 @@ def test_check_corpus_lists_everything(tmp_path: Path):
     assert len(findings.split("\n")) == len(expected)
     for finding in expected:
         assert re.search(finding, findings), finding
+
+
+def test_the_folder_one_stands_in_is_no_manifest(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ManifestError, match="Is a directory"):
+        Manifest.read(".")
+
+
+def test_problems_that_are_not_shown_are_counted(tmp_path, capsys):
+    from speech_adapters.cli import main
+
+    (tmp_path / "bad.jsonl").write_text('{"id": 1}\n' * 60)
+    with pytest.raises(ManifestError, match="more: 60 problems") as caught:
+        Manifest.read(tmp_path / "bad.jsonl")
+    assert caught.value.problems == 60
+    assert main(["check", str(tmp_path / "bad.jsonl")]) == 2
+    assert capsys.readouterr().out.strip() == "60 findings"

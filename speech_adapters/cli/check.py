@@ -18,11 +18,13 @@ def run(arguments: argparse.Namespace) -> int:
     """Print what was found; 2 where there is anything."""
     from speech_adapters.data.corpus_check import check_corpus, read_all
 
-    manifests, findings = read_all(arguments.manifests, arguments.channel)
+    manifests, findings, count = read_all(arguments.manifests, arguments.channel)
     for manifest in manifests:
         print(f"{manifest.name}: {manifest.summary()}")
-    findings += check_corpus(manifests)
-    for finding in findings:
+    found = check_corpus(manifests)
+    for finding in [*findings, *found]:
         print(finding, file=sys.stderr)
-    print(f"{len(findings)} findings" if findings else "nothing found: audio decodes, splits share no speaker")
-    return 2 if findings else 0
+    count += len(found)
+    found_all = f"{count:,} finding{'' if count == 1 else 's'}"
+    print(found_all if count else "nothing found: audio decodes, splits share no speaker")
+    return 2 if count else 0

@@ -18,15 +18,17 @@ from speech_adapters.text import utterance_names
 
 def read_all(
     paths: Sequence[str | os.PathLike[str]], channel: Channel | None = None
-) -> tuple[list[Manifest], list[str]]:
-    """The manifests that can be read, and the bad lines of those that cannot; ``channel`` of lines that name none."""
-    manifests, findings = [], []
+) -> tuple[list[Manifest], list[str], int]:
+    """The manifests that can be read, the bad lines of those that cannot, and how many bad lines there are, shown or
+    not; ``channel`` of lines that name none."""
+    manifests, findings, count = [], [], 0
     for path in paths:
         try:
             manifests.append(Manifest.read(path, channel=channel))
         except ManifestError as error:
             findings += str(error).split("\n")
-    return manifests, findings
+            count += error.problems
+    return manifests, findings, count
 
 
 def check_corpus(manifests: Sequence[Manifest]) -> list[str]:

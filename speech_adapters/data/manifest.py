@@ -436,7 +436,7 @@ class Manifest(Sequence[Utterance]):
         length = f"{hours:.2f} h" if hours >= 1 else f"{hours * 60:.1f} min"
         parts = [f"{len(self)} utterances", length]
         if self.speakers:
-            parts.append(f"{len(self.speakers)} speakers")
+            parts.append(f"{len(self.speakers)} speaker{'' if len(self.speakers) == 1 else 's'}")
         for key in ("domain", "emotion", "label"):
             counts = self._counts(key)
             if 0 < len(counts) <= 12:
@@ -511,7 +511,7 @@ class Problems:
         if self.shown:
             more = self.count - len(self.shown)
             tail = [f"... and {more:,} more: {self.count:,} problems in {self.name}"] if more else []
-            raise ManifestError("\n".join([*self.shown, *tail]))
+            raise ManifestError("\n".join([*self.shown, *tail]), self.count)
 
 
 _UNIQUE = "give each line its own id (by default the audio file's stem and the offset)"

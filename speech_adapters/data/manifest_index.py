@@ -32,7 +32,7 @@ ALIGNMENT = 64
 
 def index_file(manifest: Path) -> Path:
     """Where the index of a manifest lies."""
-    return manifest.with_name(f"{manifest.name}.index")
+    return Path(f"{manifest}.index")  # with_name raises for "."
 
 
 class ManifestIndex:

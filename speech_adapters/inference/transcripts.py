@@ -94,8 +94,8 @@ def transcribe(
     head, windows = model.head, windows or Windows()
     if not isinstance(head, CTCHeadModule):
         raise ConfigError(
-            f"transcribing needs a CTC head, and {active_head(model)} is active; load one (load_head, or "
-            "SpeechAdapterModel.from_adapter), or choose one with set_head."
+            f"transcribing needs a CTC head, and {active_head(model)} is active; give an adapter that was "
+            "trained to recognise (in Python: load_head, SpeechAdapterModel.from_adapter or set_head)."
         )
     files = list(recordings)
     channels = [recording for file in files for recording in file]

@@ -80,8 +80,8 @@ def classify(
     head = model.head
     if not isinstance(head, ClassificationHeadModule | SlotsHeadModule):
         raise ConfigError(
-            f"classifying needs a head of classes, and {active_head(model)} is active; load one (load_head, or "
-            "SpeechAdapterModel.from_adapter), or choose one with set_head."
+            f"classifying needs a head of classes, and {active_head(model)} is active; give an adapter that was "
+            "trained to classify (in Python: load_head, SpeechAdapterModel.from_adapter or set_head)."
         )
     for recording, output in zip(recordings, stitched(model, recordings, windows, **options), strict=True):
         yield classification_of(head.config, output, recording)
@@ -116,8 +116,8 @@ def embed(
     """
     if model.head is not None and not isinstance(model.head, SpeakerHeadModule):
         raise ConfigError(
-            f"embedding needs a speaker head, and {active_head(model)} is active; load one, or set_head(None) for the "
-            "mean of the features."
+            f"embedding needs a speaker head, and {active_head(model)} is active; give an adapter that was trained "
+            "to tell speakers (in Python: load_head; or set_head(None) for the mean of the features)."
         )
     for output in stitched(model, recordings, windows, **options):
         yield embedding_of(output)
