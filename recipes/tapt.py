@@ -151,7 +151,6 @@ def main(argv: list[str] | None = None) -> None:
     from speech_adapters import SpeechAdapterModel
     from speech_adapters.adapters import preset
     from speech_adapters.encoders import load_encoder
-    from speech_adapters.reports.card import write_cards
     from speech_adapters.reports.report import method_rows, summary_table, write_report
     from speech_adapters.runs.folder import RunFolder
 
@@ -203,7 +202,6 @@ def main(argv: list[str] | None = None) -> None:
         more=found | {"passes": {name: asdict(one) for name, one in passes.items()}},
     )
     results.write(run.results_file)
-    write_cards(run.path)
     report = write_report(run.path)
     print(f"\n{summary_table(method_rows(results.to_dict()))}\n\nreport  {report}\nadapter {run.adapter('tapt')}")
 
