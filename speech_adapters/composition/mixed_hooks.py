@@ -194,11 +194,10 @@ class MixedHooks(Hooks):
         """Without gradients each group's delta goes into its own rows of the output: nothing is joined."""
         if self.within is not None or torch.is_grad_enabled():
             return super().added(name, index, site)
-        output, own = site.output, False
+        handed_on = site.output is site.input or site.output is site.residual  # by a module that does nothing
+        output = site.output.clone() if handed_on else site.output
         for group, one in zip(self.groups, self._deltas(name, index, site), strict=True):
             if one is not None:
-                if not own:  # a module that does nothing hands on its input
-                    output, own = output.clone() if output is site.input or output is site.residual else output, True
                 output[group.start : group.stop] += one.to(output.dtype)
         return output
 

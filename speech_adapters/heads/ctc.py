@@ -152,7 +152,7 @@ class CTCHeadModule(HeadModule):
 
     def forward(self, features: Tensor, lengths: Tensor) -> HeadOutput:
         if self.config.kernel_size > 1:  # what pads a batch is no neighbour
-            features = features * frame_mask(lengths, features.shape[1]).unsqueeze(-1)
+            features = features.masked_fill(~frame_mask(lengths, features.shape[1]).unsqueeze(-1), 0)
         return HeadOutput(logits=self.linear(self.hidden(self.dropout(features))), lengths=lengths)
 
     def loss(self, output: HeadOutput, targets: Tensor) -> Tensor:
@@ -180,7 +180,7 @@ class CTCHeadModule(HeadModule):
 
 
 class FrameConvolution(nn.Conv1d):
-    """(B, T, D) to (B, T, ``width``): each frame with its neighbours, zeros beyond the ends."""
+    """(B, T, ``input_size``) to (B, T, ``width``): each frame with its neighbours, zeros beyond the ends."""
 
     def __init__(self, input_size: int, width: int, kernel_size: int) -> None:
         super().__init__(input_size, width, kernel_size, padding=kernel_size // 2)
