@@ -150,6 +150,7 @@ def main(config: Config) -> None:
     from speech_adapters.runs.folder import RunFolder
     from speech_adapters.runs.results import Results
     from speech_adapters.tasks.domains import DomainsRun, domains_head, forgetting, summarise
+    from speech_adapters.training.supervised import check_speeds
 
     started = time.perf_counter()
     encoder, domains = load_encoder(config.encoder), find_domains(config)
@@ -159,6 +160,8 @@ def main(config: Config) -> None:
         for manifest in (domain.train, domain.dev, domain.test):
             if manifest is not None:
                 head.check(manifest, encoder)
+        for settings in (config.training, config.combination):
+            check_speeds(domain.train, encoder, settings)
     for test in outside.values():
         head.check(test, encoder)
     seeds = [DomainsRun(config, domains, encoder, head, seed, outside) for seed in config.seeds]

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from small_encoders import small_encoder
 
 from speech_adapters.data.audio import write_audio
+from speech_adapters.data.augmentation import Augmentation
 from speech_adapters.data.batches import LengthBatches, SpeechDataset, collate
 from speech_adapters.data.manifest import Manifest, Utterance
 from speech_adapters.errors import (
@@ -322,6 +323,29 @@ def test_bad_data_is_found_before_training(manifest):
         HEAD.check(Manifest([replace(manifest[3], text="A" * 200)], "m"), encoder)
     with pytest.raises(AudioError, match="receptive field"):
         HEAD.check(Manifest([replace(manifest[3], duration=0.01)], "m"), encoder)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "speeds", "problem"),
+    [(2.9, (0.9, 1.0, 1.1), "longer than the 3.0 s .* at speed 0.9, such as u0"), (0.026, (1.25,), "receptive field")],
+)
+def test_what_a_speed_makes_too_long_or_short_is_found_before_training(
+    manifest, tmp_path, monkeypatch, seconds, speeds, problem
+):
+    model = SpeechAdapterModel(small_encoder("whisper"))
+    model.add_adapter("a", "l-frozen")
+    model.add_head("asr", HEAD)
+    model.train_adapter("a", head="asr")
+    data = SpeechDataset(
+        Manifest([replace(manifest[0], duration=seconds)], "m"), HEAD.target, Augmentation(speeds=speeds)
+    )
+    monkeypatch.setattr("speech_adapters.training.supervised.fit", lambda *_: None)
+    settings, run = TrainingConfig(**QUIET, augmentation=data.augmentation), RunFolder(tmp_path)
+    with pytest.raises(AudioError, match=problem):
+        train(model, data, settings, run)
+    train(model, data, replace(settings, augmentation=Augmentation(speeds=(1.0,))), run)
+    never = Augmentation(speeds=speeds, speed_probability=0.0)
+    train(model, data, replace(settings, augmentation=never), run)
 
 
 TWO_PROCESSES = """

@@ -237,3 +237,14 @@ def test_the_packaged_encoder_is_whisper_tiny_ens_own():
     theirs = stock.eval()(mels).last_hidden_state
     torch.testing.assert_close(encoder(waveforms).last_hidden_state, theirs, atol=1e-4, rtol=1e-4)
     assert Whisper().preprocessor(stock.config, False) == json.loads((folder / "preprocessor_config.json").read_text())
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_attention_under_padding_is_planned_for_no_shape():
+    encoder = small_encoder("whisper").cuda().eval()
+    waveforms, lengths = torch.randn(2, 32000, device="cuda"), torch.tensor([32000, 20000], device="cuda")
+    with torch.profiler.profile() as profile, torch.autocast("cuda", torch.bfloat16):
+        encoder(waveforms, lengths)
+    operations = {event.key for event in profile.key_averages()}
+    assert "aten::scaled_dot_product_attention" in operations
+    assert not any("cudnn_attention" in name for name in operations)

@@ -165,6 +165,11 @@ class Augmentation:
         if self.noise_probability and self.noise_manifest is None:
             raise ConfigError(f"noise_probability={self.noise_probability} needs noise_manifest, a manifest of noises")
 
+    @property
+    def drawn_speeds(self) -> tuple[float, ...]:
+        """The factors that an utterance may be played at, its own speed among them where that may be left alone."""
+        return self.speeds if self.speed_probability == 1 else (*(self.speeds if self.speed_probability else ()), 1.0)
+
     @cached_property
     def noises(self) -> Manifest:
         """The noise manifest, read once, its audio checked."""

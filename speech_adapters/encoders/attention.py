@@ -15,7 +15,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
+
+KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""PyTorch's own. cuDNN's, which Hopper and Blackwell cards prefer, is planned anew for each shape of a batch, 0.2 to
+0.5 s forward and as much backward, and batches of speech seldom have the same shape twice."""
 
 #: Queries (B, heads, T, D / heads) -> the position bias (B, heads, T, T) of the scaled products.
 Relative = Callable[[Tensor], Tensor]
@@ -97,7 +102,10 @@ def _fused(
         bias = bias.to(query.dtype)  # before it is multiplied: (B, heads, T, T) numbers are written once
         additive = bias if gate is None else gate * bias
         mask = additive if mask is None else additive.masked_fill(~mask, float("-inf"))
-    return scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+    if query.device.type != "cuda":
+        return scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+    with sdpa_kernel(KERNELS):
+        return scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
 
 
 def _by_products(

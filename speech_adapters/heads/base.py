@@ -117,21 +117,22 @@ class HeadModule(nn.Module, ABC):
         """One prediction per utterance, on the CPU: a text, probabilities, labels, an embedding; see each head."""
 
 
-def check_audible(manifest: Manifest, encoder: Encoder, any_length: bool = False) -> None:
+def check_audible(manifest: Manifest, encoder: Encoder, any_length: bool = False, speed: float = 1.0) -> None:
     """AudioError that names utterances which are too short for the encoder to make a frame of, or too long for it
-    (with ``any_length``, none is: it will be heard through windows)."""
+    (with ``any_length``, none is: it will be heard through windows or cropped), played at ``speed``."""
+    samples = {utterance.id: round(utterance.duration * SAMPLE_RATE / speed) for utterance in manifest}
+    played = "" if speed == 1 else f" when training.augmentation plays them at speed {speed:g}"
+    remedy = "" if speed == 1 else " or take this speed from training.augmentation.speeds"
     least = encoder.receptive_field
-    short = [utterance.id for utterance in manifest if round(utterance.duration * SAMPLE_RATE) < least]
-    if short:
+    if short := [name for name, size in samples.items() if size < least]:
         raise AudioError(
             f"{manifest.name}: {len(short)} utterance(s) are shorter than the encoder's receptive field of "
-            f"{least / 16:.0f} ms, such as {', '.join(short[:3])}; remove them from the manifest."
+            f"{least / 16:.0f} ms{played}, such as {', '.join(short[:3])}; remove them from the manifest{remedy}."
         )
     most = None if any_length else encoder.max_samples
-    long = [] if most is None else [u.id for u in manifest if round(u.duration * SAMPLE_RATE) > most]
-    if most is not None and long:
+    if most is not None and (long := [name for name, size in samples.items() if size > most]):
+        remedy = remedy or ", or score them through windows"
         raise AudioError(
             f"{manifest.name}: {len(long)} utterance(s) are longer than the {most / SAMPLE_RATE:.1f} s that "
-            f"{encoder.name} has positions for, such as {', '.join(long[:3])}; cut them into pieces, or score them "
-            "through windows."
+            f"{encoder.name} has positions for{played}, such as {', '.join(long[:3])}; cut them into pieces{remedy}."
         )

@@ -28,7 +28,7 @@ from speech_adapters.tasks.base import Corpus, chosen_rates
 from speech_adapters.tasks.classification import Classification
 from speech_adapters.training.cache import CachedDataset
 from speech_adapters.training.settings import TrainingConfig
-from speech_adapters.training.supervised import constant, train
+from speech_adapters.training.supervised import check_speeds, constant, train
 
 ADAPTER, BELOW = "task", "tapt"
 
@@ -88,6 +88,7 @@ class Downstream:
     def check(self, labelled: Manifest, test: Manifest, encoder: Encoder) -> None:
         """Find whatever training and scoring would fail of; raises an InputError that names the utterances."""
         self._task.check(Corpus(labelled, None, test, labelled.name), encoder)
+        check_speeds(labelled, encoder, self.training)
 
     def check_adapter(
         self, encoder: Encoder, start: Path | None = None, use: Literal["continue", "stack"] = "continue"

@@ -29,6 +29,7 @@ from speech_adapters.tasks.base import Corpus, ExperimentConfig, Task
 from speech_adapters.tasks.start import Start
 from speech_adapters.training.loop import TrainingResult, Watcher
 from speech_adapters.training.settings import TrainingConfig
+from speech_adapters.training.supervised import check_speeds
 from speech_adapters.training.together import Member, train_together
 
 R = TypeVar("R")
@@ -93,6 +94,7 @@ def run_experiment(
     task.start_head = start.head_config
     for corpus in corpora:
         task.check(corpus, encoder)
+        check_speeds(corpus.train, encoder, config.training)
     trainings = plan(config, task, corpora, encoder, start)
     data = _describe(corpora)
     run = RunFolder.open(recipe, config, config.output, resume=config.resume)

@@ -18,8 +18,10 @@ from speech_adapters.data.batches import (
     evaluation_loader,
     training_loader,
 )
+from speech_adapters.data.manifest import Manifest
 from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.errors import ConfigError
+from speech_adapters.heads.base import check_audible
 from speech_adapters.heads.ctc import CTCHeadModule
 from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.runs.folder import RunFolder
@@ -49,9 +51,12 @@ def train(
 
     Raises:
         ConfigError: nothing to train, no active head, crops for a CTC head, or evaluations without a dev set.
+        AudioError: an utterance that a speed of the augmentation makes too long for the encoder, or too short.
         RuntimeError, TrainingError, Interrupted: see :func:`~speech_adapters.training.loop.fit`.
     """
     check(model, dataset, config, dev)
+    if isinstance(dataset, SpeechDataset):
+        check_speeds(dataset.manifest, model.encoder, config)
     model.to(PartialState(cpu=not torch.cuda.is_available()).device)
     watched = dev if config.evaluate_every else None
     if config.cache is not None:
@@ -76,6 +81,12 @@ def check(
         raise ConfigError("train: training.evaluate_every needs a dev set.")
     if getattr(dataset, "crop_seconds", None) is not None and isinstance(model.head, CTCHeadModule):
         raise ConfigError("train: training.crop_seconds cuts speech but not its text; a CTC head needs it whole.")
+
+
+def check_speeds(manifest: Manifest, encoder: Encoder, config: TrainingConfig) -> None:
+    """Raise an AudioError that names utterances which the augmentation makes too long or short for the encoder."""
+    for speed in () if config.augmentation is None else config.augmentation.drawn_speeds:
+        check_audible(manifest, encoder, any_length=config.crop_seconds is not None, speed=speed)
 
 
 def constant(model: SpeechAdapterModel, config: TrainingConfig, pooled: bool = True) -> Frozen:
