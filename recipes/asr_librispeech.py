@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from speech_adapters.config import option, parse_cli, run_main
 from speech_adapters.errors import ConfigError
-from speech_adapters.ranges import Positive, Size
+from speech_adapters.ranges import Dropout, Positive, Size
 from speech_adapters.tasks.base import Corpus, ExperimentConfig
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ class Config(ExperimentConfig):
     accept_letters: str = option("", "letters that the normaliser may change or drop, such as éï; all for any")
     head_hidden_size: Size | None = option(None, "a hidden layer in the CTC head; none by default, as published")
     head_kernel_size: Size = option(1, "neighbouring frames that this layer joins, an odd number")
+    head_dropout: Dropout = option(0.1, "share of the features that the head does not see while it is trained")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -94,6 +95,7 @@ def experiment(config: Config) -> Experiment:
         accept_letters=config.accept_letters,
         hidden_size=config.head_hidden_size,
         kernel_size=config.head_kernel_size,
+        dropout=config.head_dropout,
         encoder=config.encoder,
     )
     return Experiment("asr_librispeech", config, task, lambda: [find_corpus(config)])

@@ -51,6 +51,7 @@ def main(config: Config) -> Any:
         accept_letters=config.accept_letters,
         hidden_size=config.head_hidden_size,
         kernel_size=config.head_kernel_size,
+        dropout=config.head_dropout,
         encoder=config.encoder,
     )
     return run_experiment("compare_methods", config, task, lambda: [find_corpus(config)])

@@ -123,9 +123,12 @@ def test_a_recipe_s_help_lists_every_key_of_training(sa) -> None:
             "--columns: means nothing for kaldi",
         ),
         (["manifest", "make", ".", "-o", "x.csv"], "'x.csv': a manifest's name ends in .jsonl"),
+        (["manifest", "make", ".", "-o", "there.jsonl"], "'there.jsonl': exists already; name another file"),
     ],
 )
-def test_mistakes_get_one_line_and_exit_code_2(sa, words: list[str], message: str) -> None:
+def test_mistakes_get_one_line_and_exit_code_2(sa, tmp_path, monkeypatch, words: list[str], message: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("there.jsonl").touch()
     outcome = sa(*words, expect=2)
     assert message in outcome.err and outcome.err.startswith("error: ") and "Traceback" not in outcome.err
 

@@ -114,8 +114,12 @@ def _clusters(stacked: Mapping[str, tuple[Tensor, Tensor]], count: int, seed: in
 def _smallest(
     stacked: Mapping[str, tuple[Tensor, Tensor]], members: list[int], target_error: float, itemsize: int
 ) -> Joint:
-    """The basis of the fewest columns at which no member loses more than asked; that of all columns loses nothing."""
-    own = {name: (b[members], a[members]) for name, (b, a) in stacked.items()}
+    """The basis of the fewest columns at which no member loses more than asked; that of all columns loses nothing.
+
+    It is sought within what the members span together, which for few of them is far less than the layers' widths.
+    """
+    spans = {name: (_span(b[members]), _span(a[members].mT)) for name, (b, a) in stacked.items()}
+    own = {name: (spans[name][0].T @ b[members], a[members] @ spans[name][1]) for name, (b, a) in stacked.items()}
     rank = next(iter(own.values()))[1].shape[1]
     highest = min(rank * len(members), *(min(b.shape[1], a.shape[2]) for b, a in own.values()))
     low, high = 1, highest
@@ -127,7 +131,16 @@ def _smallest(
             high, found = middle, tried
         else:
             low = middle + 1
-    return found if found is not None and found.rank == high else _fit(own, members, high, itemsize)
+    if found is None or found.rank != high:
+        found = _fit(own, members, high, itemsize)
+    up = {name: spans[name][0] @ u for name, u in found.up.items()}
+    down = {name: v @ spans[name][1].T for name, v in found.down.items()}
+    return replace(found, up=up, down=down)
+
+
+def _span(columns: Tensor) -> Tensor:
+    """(N, D, r) -> (D, at most N r), orthonormal: what all columns lie in."""
+    return torch.linalg.qr(columns.permute(1, 0, 2).flatten(1).double())[0].float()
 
 
 def _fit(own: Mapping[str, tuple[Tensor, Tensor]], members: list[int], rank: int, itemsize: int) -> Joint:

@@ -48,6 +48,7 @@ class SpeechRecognition(Task[WERResult]):
         accept_letters: letters that the normaliser may change or drop; "all" for any.
         hidden_size: of a hidden layer in the head; None for none, as published.
         kernel_size: frames that this layer joins.
+        dropout: on the head's features while it is trained.
         encoder: name of the encoder, for "checkpoint".
 
     Raises:
@@ -66,10 +67,11 @@ class SpeechRecognition(Task[WERResult]):
         accept_letters: str = "",
         hidden_size: int | None = None,
         kernel_size: int = 1,
+        dropout: float = 0.1,
         encoder: str | None = None,
     ) -> None:
         self.normalizer, self.accept_letters = choose_normalizer(normalizer), accept_letters
-        self.hidden_size, self.kernel_size, self.subwords = hidden_size, kernel_size, subwords
+        self.hidden_size, self.kernel_size, self.dropout, self.subwords = hidden_size, kernel_size, dropout, subwords
         self.learnt = vocabulary if vocabulary in LEARNT else None
         self.vocabulary = None if self.learnt else _given_vocabulary(vocabulary, encoder)
         self._made: tuple[Manifest, CTCHead] | None = None
@@ -98,6 +100,7 @@ class SpeechRecognition(Task[WERResult]):
             accept_letters=self.accept_letters,
             hidden_size=self.hidden_size,
             kernel_size=self.kernel_size,
+            dropout=self.dropout,
         )
 
     def _learn(self, texts: Sequence[str]) -> Vocabulary:

@@ -36,7 +36,7 @@ from speech_adapters.heads.base import head_from_dict
 from speech_adapters.heads.ctc import CTCHead
 from speech_adapters.metrics.wer import WERResult, pooled_metrics
 from speech_adapters.model import SpeechAdapterModel
-from speech_adapters.ranges import Count, NotNegative, Range, Rate, Seed, Size, check_values
+from speech_adapters.ranges import Count, Dropout, NotNegative, Range, Rate, Seed, Size, check_values
 from speech_adapters.runs.folder import RunFolder
 from speech_adapters.runs.results import MethodResults
 from speech_adapters.saving.parts import load_part
@@ -89,6 +89,7 @@ class DomainsConfig:
     accept_letters: str = option("", "letters that the normaliser may change or drop, such as éï; all for any")
     head_hidden_size: Size | None = option(None, "a hidden layer in the CTC head; none by default, as published")
     head_kernel_size: Size = option(1, "neighbouring frames that this layer joins, an odd number")
+    head_dropout: Dropout = option(0.1, "share of the features that the head does not see while it is trained")
     rank: Size | None = option(16, "rank of the fusion's matrices; null for full ones, as published")
     guide: NotNegative = option(
         1.0, "weight of the guide loss: fusion and router learn which adapter is the domain's own"
@@ -137,6 +138,7 @@ def domains_head(config: DomainsConfig, domains: Sequence[Domain]) -> CTCHead:
             accept_letters=config.accept_letters,
             hidden_size=config.head_hidden_size,
             kernel_size=config.head_kernel_size,
+            dropout=config.head_dropout,
         )
         trains = [domain.train for domain in domains]
         return task.head_for(Manifest((u for manifest in trains for u in manifest), "all domains"))

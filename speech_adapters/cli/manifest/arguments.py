@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 
 def pairs(text: str) -> dict[str, str]:
@@ -24,9 +25,11 @@ def channel(text: str) -> int | str:
 
 
 def manifest(text: str) -> str:
-    """A name that ends in ``.jsonl``, so that no table is written over by mistake."""
+    """A new file's name that ends in ``.jsonl``, so that neither a table nor a manifest is written over by mistake."""
     if not text.endswith(".jsonl"):
         raise argparse.ArgumentTypeError(f"{text!r}: a manifest's name ends in .jsonl")
+    if Path(text).exists():
+        raise argparse.ArgumentTypeError(f"{text!r}: exists already; name another file, or remove it")
     return text
 
 
