@@ -351,7 +351,7 @@ class DomainsRun:
     @property
     def _options(self) -> dict[str, Any]:
         settings = self.config.training
-        return {"batch_seconds": 2 * settings.batch_seconds, "precision": settings.precision}
+        return {"batch_seconds": 2 * settings.batch_seconds, "precision": settings.precision, "cache": settings.cache}
 
 
 Cells = dict[str, dict[str, dict[str, Any]]]
