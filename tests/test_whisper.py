@@ -15,7 +15,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from speech_adapters.adapters import PAdapter
 from speech_adapters.composition import Fuse, Route
 from speech_adapters.encoders import encode, load_encoder
-from speech_adapters.encoders.families.whisper import Whisper, log_mel
+from speech_adapters.encoders.families.whisper import Whisper, log_mel, power_spectrum
 from speech_adapters.encoders.shipped import PACKAGED
 from speech_adapters.errors import AudioError, CheckpointError
 from speech_adapters.model import SpeechAdapterModel
@@ -237,6 +237,14 @@ def test_the_packaged_encoder_is_whisper_tiny_ens_own():
     theirs = stock.eval()(mels).last_hidden_state
     torch.testing.assert_close(encoder(waveforms).last_hidden_state, theirs, atol=1e-4, rtol=1e-4)
     assert Whisper().preprocessor(stock.config, False) == json.loads((folder / "preprocessor_config.json").read_text())
+
+
+def test_a_graph_s_power_spectrum_is_the_fourier_transform_s(monkeypatch):
+    waveforms = torch.randn(2, 4000, dtype=torch.float64)
+    waveforms[1, 1000:3000] *= 1e-4
+    expected = power_spectrum(waveforms)
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+    torch.testing.assert_close(power_spectrum(waveforms), expected, atol=0, rtol=1e-9)
 
 
 @pytest.mark.gpu

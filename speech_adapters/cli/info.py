@@ -41,6 +41,8 @@ def describe(given: str) -> None:
     elif (path / "config.json").is_file():
         _encoder(given)
     elif not path.exists():
+        if given.startswith((".", "/", "~")) or given.count("/") > 1:
+            raise ConfigError(f"{path}: no such file or folder; give that of a run, part, manifest or encoder")
         try:
             _encoder(given)
         except ConfigError as error:
