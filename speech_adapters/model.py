@@ -660,13 +660,16 @@ class SpeechAdapterModel(Inference, nn.Module):
         """Raise if a trainable tensor has no gradient, a zero one or a non-finite one; call it after ``backward``.
 
         In a fresh adapter some gradients are zero in the first step by design (behind a zero-initialised projection):
-        check after the second.
+        check after the second. A module's ``indifferent`` parameters may have a zero gradient always.
         """
+        indifferent = {id(parameter) for module in self.modules() for parameter in getattr(module, "indifferent", ())}
         own = {id(parameter) for parameters in self.parameter_groups().values() for parameter in parameters}
         dead = [
             f"{name} ({'no gradient' if p.grad is None else 'zero' if p.grad.isfinite().all() else 'not finite'})"
             for name, p in self.named_parameters()
-            if id(p) in own and p.requires_grad and (p.grad is None or not p.grad.isfinite().all() or not p.grad.any())
+            if id(p) in own - indifferent
+            and p.requires_grad
+            and (p.grad is None or not p.grad.isfinite().all() or not p.grad.any())
         ]
         if dead:
             raise RuntimeError(

@@ -228,6 +228,14 @@ def test_the_second_stage_trains_the_fusion_alone_and_it_learns(value, config, g
         losses.append(loss.item())
     model.check_alive()
     assert group == "router" or min(losses[1:]) < losses[0]
+    if group == "fusion" and not config.dropout:  # of two members it may be exactly zero, as it is by the formula
+        layer = next(module for module in model.modules() if isinstance(module, FusionLayer))
+        assert layer.key.bias.grad.abs().max() < 1e-4 * layer.query.weight.grad.abs().max()
+        layer.key.bias.grad.zero_()
+        model.check_alive()
+        layer.key.weight.grad.zero_()
+        with pytest.raises(RuntimeError, match=r"1 trainable tensor\(s\) learn nothing: .*key.weight \(zero\)"):
+            model.check_alive()
     after = model.adapters.state_dict()
     assert all(torch.equal(after[key], tensor) for key, tensor in before.items())
     assert model.learning_rates() == {group: config.learning_rate}

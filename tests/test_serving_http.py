@@ -263,6 +263,24 @@ def test_bodies_are_limited_whatever_their_headers_say(encoder: Path, folder: Pa
             assert connection.recv(4096).startswith(b"HTTP/1.1 413")
 
 
+def test_a_client_s_mistakes_are_named(encoder: Path, folder: Path, sound: Path, caplog) -> None:
+    caplog.set_level("INFO")
+    settings = HttpSettings(log_requests=True)
+    with running(engine_of(encoder, folder), settings) as address, httpx.Client(base_url=address, timeout=30) as http:
+        lost = error(http.post("/audio/transcriptions", data={"model": "lora-0"}, files=upload(sound)), 404)
+        assert (
+            "'/audio/transcriptions': no such address" in lost["message"] and "base_url ends in /v1" in lost["message"]
+        )
+        assert "takes POST" in error(http.get(TRANSCRIPTIONS), 405)["message"]
+        text = error(http.post(TRANSCRIPTIONS, data={"model": "lora-0", "file": "call.flac"}), 400)
+        assert "-F file=@call.flac" in text["message"] and "UploadFile" not in text["message"]
+        assert "multipart/form-data" in error(http.post(TRANSCRIPTIONS, json={"model": "lora-0"}), 400)["message"]
+        error(http.get("/a%0Ab"), 404)
+    said = [record.getMessage() for record in caplog.records]
+    assert any(line.startswith("POST /audio/transcriptions 404") for line in said)
+    assert any(line.startswith(r"GET /a\nb 404") for line in said)
+
+
 def test_recordings_are_limited(encoder: Path, folder: Path, sound: Path, tmp_path: Path) -> None:
     engine = engine_of(encoder, folder, max_seconds=2.0)
     with running(engine) as address, httpx.Client(base_url=address, timeout=30) as http:

@@ -96,6 +96,12 @@ class FusionLayer(nn.Module):
             self.value, self.value_up = nn.Linear(size, inner, bias=False), nn.Linear(inner, size, bias=False)
             nn.init.zeros_(self.value_up.weight)
 
+    @property
+    def indifferent(self) -> tuple[nn.Parameter, ...]:
+        """b_k, published all the same: it moves the scores of all members alike, which their softmax does not see. Its
+        gradient is rounding, and of two members exactly zero."""
+        return (self.key.bias,)
+
     def forward(self, read: Tensor, added: Tensor) -> tuple[Tensor, Tensor]:
         # W_k and W_v are linear: applied to the query and to the weighted sum they cost the same for any number of
         # members, q . (W_k u_n + b_k) = (W_k' q) . u_n + q . b_k.

@@ -92,7 +92,7 @@ def prepare_librispeech(
     paths, manifests = {}, {}
     for subset in subsets or present:
         lines = _utterances(corpus / subset, genders)
-        manifest = Manifest(tqdm(lines, desc=f"reading {subset}", unit="utt", mininterval=1, delay=1))
+        manifest = Manifest(tqdm(lines, desc=f"reading {subset}", unit="utt", mininterval=1, delay=1, disable=None))
         if not len(manifest):
             raise InputError(f"{corpus / subset}: no *.trans.txt in it; download {subset} again")
         paths[subset] = output / f"librispeech_{subset}.jsonl"

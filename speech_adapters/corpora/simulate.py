@@ -118,7 +118,7 @@ def simulate(
         {"domain": domain, "seed": seed, "source": manifest.sha256, "channel": settings},
     )
     lines = []
-    for utterance in tqdm(manifest, desc=f"simulating {domain}", unit="utt", mininterval=1):
+    for utterance in tqdm(manifest, desc=f"simulating {domain}", unit="utt", mininterval=1, disable=None):
         rng = np.random.default_rng(list(hashlib.sha256(f"{seed}:{utterance.id}".encode()).digest()))
         drawn, noise = _draw(channel, noises, rng)
         path = output.absolute() / "audio" / name / f"{quote(utterance.id, safe='')}.flac"

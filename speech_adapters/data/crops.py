@@ -53,7 +53,7 @@ class Speech:
 
 
 def _decoded(manifest: Manifest, scales: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    for number, u in enumerate(tqdm(manifest, desc="decoding", unit="utterance", leave=False)):
+    for number, u in enumerate(tqdm(manifest, desc="decoding", unit="utterance", leave=False, disable=None)):
         wave = u.waveform("mix")
         samples, scales[number] = pack(wave)
         yield number, samples.numpy()

@@ -89,7 +89,8 @@ def usable_device(name: str | torch.device) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # an unknown word; no driver, no such card, not compiled in
-        raise ConfigError(f"device {name!r}: cannot be used here ({_reason(error)}); choose cpu or cuda.") from error
+        other = "cpu" if str(name).startswith("cuda") else "cpu or cuda"
+        raise ConfigError(f"device {name!r}: cannot be used here ({_reason(error)}); choose {other}.") from error
     if device.type == "meta":
         raise ConfigError("device 'meta': it holds no values; choose cpu or cuda.")
     return device

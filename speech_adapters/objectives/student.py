@@ -178,7 +178,7 @@ def observe_teacher(
     device = distillation.mean.device
 
     def observed() -> dict[str, Tensor]:
-        for clean in tqdm(waves, desc="teacher's statistics", unit="batch", leave=False):
+        for clean in tqdm(waves, desc="teacher's statistics", unit="batch", leave=False, disable=None):
             with precision:
                 states = teacher(clean.to(device))
             distillation.observe([state.float() for state in states])

@@ -230,6 +230,9 @@ def _of_bank(bank: Bank, wanted: Iterable[tuple[str, Found, tuple[str, ...]]], e
             yield _on_base(name, heads[0], encoder), calls
 
 
+NO_FOLDER = "{}: no such folder; give one that holds adapters/NAME and heads/NAME."
+
+
 def read_folder(folder: str | Path, encoder: Encoder) -> Iterator[Entry]:
     """Everything in a folder that can be served; each part is read and held against the encoder.
 
@@ -239,7 +242,7 @@ def read_folder(folder: str | Path, encoder: Encoder) -> Iterator[Entry]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise CheckpointError(f"{folder}: no such folder; give one that holds adapters/NAME and heads/NAME.")
+        raise CheckpointError(NO_FOLDER.format(folder))
     adapters = _having(folder, "adapters", "adapter.json")
     fusions = _having(folder, "fusions", "fusion.json")
     heads = [read_head(path) for path in _having(folder, "heads", "head.json")]

@@ -10,7 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from speech_adapters.errors import AudioError, CheckpointError, InputError
+from speech_adapters.errors import AudioError, CheckpointError, InputError, shown
 from speech_adapters.serving.catalog import UnknownModel
 
 log = logging.getLogger("speech_adapters.serving")
@@ -74,19 +74,29 @@ def install(app: FastAPI) -> None:
     async def known(_: Request, error: Exception) -> JSONResponse:
         return response(of(error))
 
-    async def plain(_: Request, error: Exception) -> JSONResponse:
+    async def plain(request: Request, error: Exception) -> JSONResponse:
         if isinstance(error, ApiError):
             return response(error)
         assert isinstance(error, HTTPException)
-        return JSONResponse(body(error.status_code, str(error.detail)), error.status_code, error.headers)
+        message = str(error.detail)
+        if error.status_code == 404:
+            path = shown(request.url.path)
+            message = f"{path}: no such address; a client's base_url ends in /v1, and /openapi.json lists all"
+        elif error.status_code == 405:
+            message = f"{shown(request.url.path)}: takes {(error.headers or {}).get('Allow', 'another method')}"
+        return JSONResponse(body(error.status_code, message), error.status_code, error.headers)
 
-    async def invalid(_: Request, error: Exception) -> JSONResponse:
+    async def invalid(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
         first = error.errors()[0]
         param = ".".join(str(part) for part in first["loc"][1:]) or None
         message = str(first["msg"]).removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
             message = "no such field; see /openapi.json for those there are"
+        elif "UploadFile" in message:
+            message = "that is text, not a file; with curl write -F file=@call.flac"
+        elif first["type"] == "missing" and "json" in request.headers.get("content-type", ""):
+            message += ", in a form (multipart/form-data), not in JSON"
         return response(
             ApiError(400, f"{param}: {message}" if param else message, param=param, code="invalid_request")
         )

@@ -83,11 +83,12 @@ class Guard:
             self.metrics.open.dec()
             self.metrics.requests.labels(route, status).inc()
             self.metrics.seconds.labels(route).observe(seconds)
-            said = ""
+            said, place = "", route
             if self.settings.log_requests:
+                place = ascii(scope["path"][:200])[1:-1] if route == "other" else route  # no line ends from outside
                 asked = scope.get("state", {}).get("asked", "")
                 said = f" {getattr(scope.get('state', {}).get('key'), 'name', '-')} {asked}"
-            log.info("%s %s %s %.0f ms%s", scope["method"], route, status, seconds * 1000, said)
+            log.info("%s %s %s %.0f ms%s", scope["method"], place, status, seconds * 1000, said)
 
     async def _limited(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the application within its time, until its client goes away."""

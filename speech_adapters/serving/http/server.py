@@ -25,7 +25,7 @@ from speech_adapters.errors import CheckpointError, ConfigError, Interrupted
 from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.saving.parts import load_part
 from speech_adapters.saving.places import folder_of
-from speech_adapters.serving.catalog import Catalog, UnknownModel, read_place
+from speech_adapters.serving.catalog import NO_FOLDER, Catalog, UnknownModel, read_place
 from speech_adapters.serving.engine import Engine, EngineSettings
 from speech_adapters.serving.http import errors
 from speech_adapters.serving.http.app import create_app
@@ -92,6 +92,8 @@ def add_place(engine: Engine, place: str | Path) -> None:
             raise CheckpointError(f"{place}: {served.name!r} is served already; give one of the two another name.")
         if served.size > engine.settings.memory:
             raise CheckpointError(f"{place}: {served.name!r} is larger than the memory for adapters (--memory).")
+        if served.adapter is not None and not any(served.heads.values()):
+            log.warning("%s: no head near it was trained on it; it serves embeddings and verification", served.adapter)
         engine.catalog.add(served, *calls)
 
 
@@ -101,7 +103,7 @@ def _listen(host: str, port: int) -> socket.socket:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=2048)
     except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
+        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else "ports end at 65535"
         raise ConfigError(f"{host}:{port}: {reason}; choose another --port or --host.") from error
 
 
@@ -175,6 +177,8 @@ def _models(arguments: argparse.Namespace) -> list[SpeechAdapterModel]:
 def base_of(place: str) -> tuple[str, str | None]:
     """The base that the first part in a place names; of a bank, the one base that it has."""
     folder = folder_of(place)
+    if not folder.is_dir():
+        raise CheckpointError(NO_FOLDER.format(folder))
     if (folder / "bank.json").is_file():
         bank = Bank(folder)
         found = {one.facts.base: str(one) for one in bank.search() if one.facts.kind == "adapter"}
