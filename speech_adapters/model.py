@@ -664,12 +664,11 @@ class SpeechAdapterModel(Inference, nn.Module):
         """
         indifferent = {id(parameter) for module in self.modules() for parameter in getattr(module, "indifferent", ())}
         own = {id(parameter) for parameters in self.parameter_groups().values() for parameter in parameters}
+        own -= indifferent
         dead = [
             f"{name} ({'no gradient' if p.grad is None else 'zero' if p.grad.isfinite().all() else 'not finite'})"
             for name, p in self.named_parameters()
-            if id(p) in own - indifferent
-            and p.requires_grad
-            and (p.grad is None or not p.grad.isfinite().all() or not p.grad.any())
+            if id(p) in own and p.requires_grad and (p.grad is None or not p.grad.isfinite().all() or not p.grad.any())
         ]
         if dead:
             raise RuntimeError(

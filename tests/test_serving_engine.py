@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import shutil
 import time
 from contextlib import aclosing
 from functools import cache
@@ -29,6 +30,7 @@ from speech_adapters.model_output import ModelOutput
 from speech_adapters.serving.answers import classify, embed, stitched, transcribe, whole_transcript
 from speech_adapters.serving.catalog import Served, UnknownModel, read_folder, read_place
 from speech_adapters.serving.engine import Engine, Source
+from speech_adapters.serving.http.server import add_place, base_of
 from speech_adapters.serving.queue import BatchQueue, Waiting
 from speech_adapters.serving.residents import Loaded
 
@@ -401,7 +403,20 @@ def test_models_are_found_by_their_names(encoder: Path, folder: Path) -> None:
         catalog.find("other:lora-0")
 
 
+def test_an_adapter_without_a_head_is_warned_of(
+    encoder: Path, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(folder, tmp_path / "served")
+    for head in (tmp_path / "served" / "heads").glob("lora-0-*"):
+        shutil.rmtree(head)
+    add_place(engine_of(encoder), tmp_path / "served")
+    warned = [record.getMessage() for record in caplog.records if "no head near it" in record.getMessage()]
+    assert len(warned) == 1 and warned[0].startswith(str(tmp_path / "served" / "adapters" / "lora-0"))
+
+
 def test_what_cannot_be_served_is_refused_at_the_start(encoder: Path, folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no such folder"):
+        base_of(str(tmp_path / "nowhere"))
     with pytest.raises(CheckpointError, match="no such folder"):
         engine_of(encoder, tmp_path / "nothing")
     (tmp_path / "empty").mkdir()

@@ -79,7 +79,7 @@ def install(app: FastAPI) -> None:
             return response(error)
         assert isinstance(error, HTTPException)
         message = str(error.detail)
-        if error.status_code == 404:
+        if message == "Not Found":
             path = shown(request.url.path)
             message = f"{path}: no such address; a client's base_url ends in /v1, and /openapi.json lists all"
         elif error.status_code == 405:

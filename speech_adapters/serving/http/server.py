@@ -92,7 +92,7 @@ def add_place(engine: Engine, place: str | Path) -> None:
             raise CheckpointError(f"{place}: {served.name!r} is served already; give one of the two another name.")
         if served.size > engine.settings.memory:
             raise CheckpointError(f"{place}: {served.name!r} is larger than the memory for adapters (--memory).")
-        if served.adapter is not None and not any(served.heads.values()):
+        if served.adapter is not None and not served.heads:
             log.warning("%s: no head near it was trained on it; it serves embeddings and verification", served.adapter)
         engine.catalog.add(served, *calls)
 
@@ -103,7 +103,11 @@ def _listen(host: str, port: int) -> socket.socket:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=2048)
     except (OSError, OverflowError) as error:
-        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else "ports end at 65535"
+        number = getattr(error, "errno", None) or 0
+        if isinstance(error, OverflowError):
+            reason = "ports end at 65535"
+        else:  # below zero the number is the resolver's; Python repeats the address behind the reason
+            reason = os.strerror(number) if number > 0 else str(error.strerror).partition(" (")[0]
         raise ConfigError(f"{host}:{port}: {reason}; choose another --port or --host.") from error
 
 
