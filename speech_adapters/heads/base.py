@@ -120,19 +120,23 @@ class HeadModule(nn.Module, ABC):
 def check_audible(manifest: Manifest, encoder: Encoder, any_length: bool = False, speed: float = 1.0) -> None:
     """AudioError that names utterances which are too short for the encoder to make a frame of, or too long for it
     (with ``any_length``, none is: it will be heard through windows or cropped), played at ``speed``."""
-    samples = {utterance.id: round(utterance.duration * SAMPLE_RATE / speed) for utterance in manifest}
+    samples = (manifest.durations * SAMPLE_RATE / speed).round()
+
+    def such_as(found: Any) -> str:
+        return ", ".join(manifest[int(index)].id for index in found.nonzero()[0][:3])
+
     played = "" if speed == 1 else f" when training.augmentation plays them at speed {speed:g}"
     remedy = "" if speed == 1 else " or take this speed from training.augmentation.speeds"
     least = encoder.receptive_field
-    if short := [name for name, size in samples.items() if size < least]:
+    if (short := samples < least).any():
         raise AudioError(
-            f"{manifest.name}: {len(short)} utterance(s) are shorter than the encoder's receptive field of "
-            f"{least / 16:.0f} ms{played}, such as {', '.join(short[:3])}; remove them from the manifest{remedy}."
+            f"{manifest.name}: {short.sum()} utterance(s) are shorter than the encoder's receptive field of "
+            f"{least / 16:.0f} ms{played}, such as {such_as(short)}; remove them from the manifest{remedy}."
         )
     most = None if any_length else encoder.max_samples
-    if most is not None and (long := [name for name, size in samples.items() if size > most]):
+    if most is not None and (long := samples > most).any():
         remedy = remedy or ", or score them through windows"
         raise AudioError(
-            f"{manifest.name}: {len(long)} utterance(s) are longer than the {most / SAMPLE_RATE:.1f} s that "
-            f"{encoder.name} has positions for{played}, such as {', '.join(long[:3])}; cut them into pieces{remedy}."
+            f"{manifest.name}: {long.sum()} utterance(s) are longer than the {most / SAMPLE_RATE:.1f} s that "
+            f"{encoder.name} has positions for{played}, such as {such_as(long)}; cut them into pieces{remedy}."
         )

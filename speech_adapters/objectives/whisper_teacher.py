@@ -14,7 +14,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from speech_adapters.encoders.families.whisper import HOP, WINDOW, Whisper, compress, from_tensors, power_to_log_mel
+from speech_adapters.encoders.families.whisper import (
+    HOP,
+    WINDOW,
+    Whisper,
+    compress,
+    from_tensors,
+    power_spectrum,
+    power_to_log_mel,
+)
 from speech_adapters.encoders.forward import encode
 from speech_adapters.errors import CheckpointError, ConfigError
 
@@ -32,8 +40,6 @@ class WhisperTeacher(nn.Module):
     tensors.
     """
 
-    window: Tensor
-
     def __init__(self, weights: str | Path, receptive_field: int) -> None:
         super().__init__()
         from safetensors.torch import load_file
@@ -43,15 +49,13 @@ class WhisperTeacher(nn.Module):
         self.encoder = from_tensors(load_file(str(weights)))
         self.encoder.eval().requires_grad_(False)
         self.receptive_field, self.family = receptive_field, Whisper()
-        self.register_buffer("window", torch.hann_window(WINDOW))
 
     def log_mel(self, waveforms: Tensor) -> Tensor:
         """(B, samples) -> (B, mels, 2 T), T the student's number of frames."""
         frames = (waveforms.shape[-1] - self.receptive_field) // STRIDE + 1
         start = self.receptive_field // 2 - WINDOW // 2
         padded = nn.functional.pad(waveforms, (max(0, -start), WINDOW + HOP))[:, max(0, start) :]
-        power = torch.stft(padded, WINDOW, HOP, window=self.window, center=False, return_complex=True).abs().square()
-        log = power_to_log_mel(power[..., : 2 * frames], self.encoder.config.num_mel_bins)
+        log = power_to_log_mel(power_spectrum(padded)[..., : 2 * frames], self.encoder.config.num_mel_bins)
         return compress(log, log.amax((1, 2), keepdim=True))
 
     @property

@@ -230,7 +230,10 @@ def _of_bank(bank: Bank, wanted: Iterable[tuple[str, Found, tuple[str, ...]]], e
             yield _on_base(name, heads[0], encoder), calls
 
 
-NO_FOLDER = "{}: no such folder; give one that holds adapters/NAME and heads/NAME."
+def check_folder(folder: Path) -> None:
+    """Raise a CheckpointError where there is no such folder."""
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such folder; give one that holds adapters/NAME and heads/NAME.")
 
 
 def read_folder(folder: str | Path, encoder: Encoder) -> Iterator[Entry]:
@@ -241,8 +244,7 @@ def read_folder(folder: str | Path, encoder: Encoder) -> Iterator[Entry]:
         ConfigError: a part whose folder's name cannot be served.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise CheckpointError(NO_FOLDER.format(folder))
+    check_folder(folder)
     adapters = _having(folder, "adapters", "adapter.json")
     fusions = _having(folder, "fusions", "fusion.json")
     heads = [read_head(path) for path in _having(folder, "heads", "head.json")]

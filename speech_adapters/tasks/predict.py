@@ -99,12 +99,12 @@ def predict(
     reset_peak_memory(device)
     started = time.perf_counter()
     values: list[Any] = [None] * len(manifest)
-    hidden = None if progress else True  # tqdm's None: shown on a terminal alone
+    disable = None if progress else True  # tqdm's None: shown on a terminal alone
     if windows is not None:
         if cache is not None:
             raise ConfigError("cached activations are of whole utterances; leave out the cache, or the windows.")
         with tqdm(total=round(manifest.hours * 3600), desc=f"predicting {manifest.name}", unit="s", leave=False,
-                  disable=hidden) as bar:  # fmt: skip
+                  disable=disable) as bar:  # fmt: skip
             options = {"batch_seconds": batch_seconds, "precision": precision, "train_mode": train_mode}
             outputs = stitched(model, map(Recording.of_utterance, manifest), windows, progress=bar.update, **options)
             values = [read(output)[0] for output in outputs]
@@ -114,7 +114,7 @@ def predict(
         elif cache is not None:
             dataset = CachedDataset(dataset, model, cache, batch_seconds)
         loader = evaluation_loader(dataset, batch_seconds)
-        for batch in tqdm(loader, desc=f"predicting {manifest.name}", unit="batch", leave=False, disable=hidden):
+        for batch in tqdm(loader, desc=f"predicting {manifest.name}", unit="batch", leave=False, disable=disable):
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
                 output = model(**model_inputs(batch, model))
             indices = batch["indices"].tolist()

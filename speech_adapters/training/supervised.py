@@ -55,8 +55,6 @@ def train(
         RuntimeError, TrainingError, Interrupted: see :func:`~speech_adapters.training.loop.fit`.
     """
     check(model, dataset, config, dev)
-    if isinstance(dataset, SpeechDataset):
-        check_speeds(dataset.manifest, model.encoder, config)
     model.to(PartialState(cpu=not torch.cuda.is_available()).device)
     watched = dev if config.evaluate_every else None
     if config.cache is not None:
@@ -72,7 +70,7 @@ def train(
 def check(
     model: SpeechAdapterModel, dataset: UtteranceDataset, config: TrainingConfig, dev: UtteranceDataset | None
 ) -> None:
-    """Raise a ConfigError for what :func:`train` cannot train."""
+    """Raise a ConfigError, or an AudioError of the data, for what :func:`train` cannot train."""
     if model.head is None:
         raise ConfigError("train: no head is active; add_head and train_adapter(name, head=...) first.")
     if not any(parameter.requires_grad for parameter in model.parameters()):
@@ -81,6 +79,8 @@ def check(
         raise ConfigError("train: training.evaluate_every needs a dev set.")
     if getattr(dataset, "crop_seconds", None) is not None and isinstance(model.head, CTCHeadModule):
         raise ConfigError("train: training.crop_seconds cuts speech but not its text; a CTC head needs it whole.")
+    if isinstance(dataset, SpeechDataset):
+        check_speeds(dataset.manifest, model.encoder, config)
 
 
 def check_speeds(manifest: Manifest, encoder: Encoder, config: TrainingConfig) -> None:

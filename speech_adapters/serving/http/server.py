@@ -25,7 +25,7 @@ from speech_adapters.errors import CheckpointError, ConfigError, Interrupted
 from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.saving.parts import load_part
 from speech_adapters.saving.places import folder_of
-from speech_adapters.serving.catalog import NO_FOLDER, Catalog, UnknownModel, read_place
+from speech_adapters.serving.catalog import Catalog, UnknownModel, check_folder, read_place
 from speech_adapters.serving.engine import Engine, EngineSettings
 from speech_adapters.serving.http import errors
 from speech_adapters.serving.http.app import create_app
@@ -102,12 +102,10 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=2048)
-    except (OSError, OverflowError) as error:
-        number = getattr(error, "errno", None) or 0
-        if isinstance(error, OverflowError):
-            reason = "ports end at 65535"
-        else:  # below zero the number is the resolver's; Python repeats the address behind the reason
-            reason = os.strerror(number) if number > 0 else str(error.strerror).partition(" (")[0]
+    except OverflowError as error:
+        raise ConfigError(f"{host}:{port}: ports end at 65535; choose another --port or --host.") from error
+    except OSError as error:  # Python repeats the address behind the reason
+        reason = str(error.strerror or error).partition(" (")[0]
         raise ConfigError(f"{host}:{port}: {reason}; choose another --port or --host.") from error
 
 
@@ -181,8 +179,7 @@ def _models(arguments: argparse.Namespace) -> list[SpeechAdapterModel]:
 def base_of(place: str) -> tuple[str, str | None]:
     """The base that the first part in a place names; of a bank, the one base that it has."""
     folder = folder_of(place)
-    if not folder.is_dir():
-        raise CheckpointError(NO_FOLDER.format(folder))
+    check_folder(folder)
     if (folder / "bank.json").is_file():
         bank = Bank(folder)
         found = {one.facts.base: str(one) for one in bank.search() if one.facts.kind == "adapter"}
