@@ -26,8 +26,10 @@ HERE = Path(__file__).parent
 ON_CPU = {
     "step": "step.py --methods full everything lora bottleneck --seconds 6 --rounds 2",
     "step_peft": "step.py --family wav2vec2 --methods peft full lora bottleneck --seconds 6 --rounds 2",
+    "adapters_library_step": "adapters_library_step.py",
     "step_packaged": "step.py --encoder tiny-wav2vec2 --methods peft full lora bottleneck l-frozen head-only",
     "step_checkpointing": "step.py --methods full lora --seconds 6 --rounds 1 --checkpointing",
+    "step_selective": "step.py --methods full lora bottleneck --batch 4 --seconds 12 --rounds 2 --selective",
     "step_compiled": "step.py --encoder tiny-wavlm --methods full lora --compile",
     "inference": "inference.py",
     "encoder_forward": "encoder_forward.py --rounds 3",
@@ -46,6 +48,7 @@ ON_GPU = {
     "encoder_forward": "encoder_forward.py --seconds 15 --batch 8 --precision bf16",
     "step": "step.py --batch 8 --seconds 15 --precision bf16 --rounds 10",
     "step_peft": "step.py --family wav2vec2 --batch 8 --seconds 15 --precision bf16 --methods peft full lora",
+    "step_selective": "step.py --batch 8 --seconds 15 --precision bf16 --methods full lora bottleneck --selective",
     "step_compiled": "step.py --batch 8 --seconds 15 --precision bf16 --methods full lora --compile",
     "inference": "inference.py --batch 8 --precision bf16 --rounds 20",
     "mixed_batch": "mixed_batch.py --encoder base --seconds 5 --rounds 20",
@@ -69,7 +72,12 @@ SHOWN = ("torch", "transformers", "peft")
 
 GPU = "gpu_"
 
-NEEDS_SPEECH = ("cache.py", "together.py")
+#: Script -> the variable that names what it needs.
+NEEDS = {
+    "cache.py": "SPEECH_ADAPTERS_DATA",
+    "together.py": "SPEECH_ADAPTERS_DATA",
+    "adapters_library_step.py": "ADAPTERS_LIBRARY_PYTHON",
+}
 
 
 def main() -> int:
@@ -112,8 +120,8 @@ def chosen(names: Sequence[str], quick: bool, parser: argparse.ArgumentParser) -
 def run(command: str, record: Path, seconds: float) -> bool:
     """One benchmark in a process of its own; whether it wrote its record."""
     script, *words = command.split()
-    if script in NEEDS_SPEECH and "SPEECH_ADAPTERS_DATA" not in os.environ:
-        print(f"## {command}: not run, it needs speech; set SPEECH_ADAPTERS_DATA\n", flush=True)
+    if script in NEEDS and NEEDS[script] not in os.environ:
+        print(f"## {command}: not run; set {NEEDS[script]}, benchmarks/README.md says to what\n", flush=True)
         return False
     if seconds < 10:
         print(f"## {command}: not run, the time is up\n", flush=True)

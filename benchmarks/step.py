@@ -4,6 +4,7 @@
     python benchmarks/step.py --encoder tiny-wavlm --methods full lora houlsby elp
     python benchmarks/step.py --family wav2vec2 --methods peft full lora
     python benchmarks/step.py --precision bf16 --checkpointing --compile
+    python benchmarks/step.py --batch 4 --seconds 12 --selective    # selective checkpointing against full's plain step
 
 The first method is the baseline. "full" trains all transformer layers on a frozen CNN, as is usual; "everything" the
 CNN too. "peft" is what a user runs otherwise: ``peft``'s LoRA on the queries and values of stock ``transformers`` with
@@ -67,7 +68,8 @@ class Step:
         self.model.add_adapter(method, METHODS[method]())
         self.model.add_head("asr", CTCHead())
         self.model.train_adapter(method, head="asr")
-        self.model.gradient_checkpointing = arguments.checkpointing
+        selective = arguments.selective and method != arguments.methods[0]
+        self.model.gradient_checkpointing = "selective" if selective else arguments.checkpointing
         self.model.to(device)
         self.parameters = [p for group in self.model.parameter_groups().values() for p in group]
         if method == "everything":
@@ -162,6 +164,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=float, default=8.0, help="length of each utterance")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     parser.add_argument("--checkpointing", action="store_true", help="recompute layers in the backward pass")
+    parser.add_argument("--selective", action="store_true", help="recompute parts of layers, but for the first method")
     parser.add_argument("--compile", action="store_true", help="each of ours through torch.compile too")
     return parser
 
@@ -192,6 +195,7 @@ def main() -> None:
             row[f"{key.partition('_')[0]}_ratio"] = value / base[key]
     name = f"{arguments.family} Base size" if arguments.encoder == "base" else arguments.encoder
     options = ["layers recomputed"] if arguments.checkpointing else []
+    options += ["parts of layers recomputed, but for the first"] if arguments.selective else []
     shape = f"{arguments.batch} x {arguments.seconds:g} s"
     record.add(", ".join([name, "a step", shape, arguments.precision, *options]), rows, arguments.methods[0])
     record.write()

@@ -42,7 +42,7 @@ from speech_adapters.data.audio import SAMPLE_RATE
 from speech_adapters.data.windows import Windows
 from speech_adapters.deprecation import renamed, renamed_attribute
 from speech_adapters.encoders.encoder import Encoder
-from speech_adapters.encoders.forward import EncoderOutput, encode
+from speech_adapters.encoders.forward import Checkpointing, EncoderOutput, encode
 from speech_adapters.encoders.loading import load_encoder
 from speech_adapters.errors import CheckpointError, ConfigError, shown
 from speech_adapters.heads.base import HeadConfig, HeadModule
@@ -91,7 +91,7 @@ class SpeechAdapterModel(Inference, nn.Module):
         self.active_head: str | None = None
         self.train_head = True
         self.mixer = Mixer()
-        self.gradient_checkpointing = False
+        self.gradient_checkpointing: Checkpointing = False
         self.register_state_dict_post_hook(_apart)  # type: ignore[no-untyped-call]  # torch has no types for it
 
     @classmethod
@@ -797,7 +797,7 @@ class SpeechAdapterModel(Inference, nn.Module):
         """The encoder under hooks; ``frame_lengths`` are given even where nothing is padded."""
         self._check_start(root, inputs)
         plan = AdapterPlan(root, self.skip_layers)
-        checkpointing = self.gradient_checkpointing and self.training
+        checkpointing = self.training and self.gradient_checkpointing
         output = self.encoder(**inputs, plan=plan, gradient_checkpointing=checkpointing)
         if output.frame_lengths is None:
             last = output.last_hidden_state

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from small_encoders import small_encoder
 from small_models import METHODS, TARGETS, batch, small_model
 from test_training import HEAD, QUIET, manifest  # noqa: F401  (a fixture)
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from speech_adapters.data.batches import SpeechDataset
 from speech_adapters.model import SpeechAdapterModel
@@ -60,6 +63,44 @@ def test_a_run_that_trains_more_keeps_more():
             model(waveforms, lengths, targets=TARGETS)
         sizes[method] = sum(shapes)
     assert sizes["pissa-all"] < 0.8 * sizes["lora"], "one layer of three, all of them"
+
+
+class Alive(TorchDispatchMode):
+    """Bytes that operations made and that are still held."""
+
+    def __init__(self):
+        super().__init__()
+        self.made = {}
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        output = operation(*args, **(kwargs or {}))
+        for tensor in output if isinstance(output, tuple | list) else [output]:
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                self.made[storage.data_ptr()] = (StorageWeakRef(storage), storage.nbytes())
+        return output
+
+    @property
+    def bytes(self):
+        gc.collect()
+        return sum(size for reference, size in self.made.values() if not reference.expired())
+
+
+@pytest.mark.parametrize("method", ["lora", "elp"])
+def test_selective_checkpointing_keeps_less_than_all_and_computes_less_than_whole_layers(method):
+    model = small_model(method=method, head=True).train()
+    waveforms = torch.randn(2, 32_000)
+    kept, operations = {}, {}
+    for model.gradient_checkpointing in (False, True, "selective"):
+        with Alive() as alive:
+            loss = model(waveforms, targets=TARGETS[:2]).loss
+        kept[model.gradient_checkpointing] = alive.bytes
+        with FlopCounter() as counter:
+            loss.backward()
+        operations[model.gradient_checkpointing] = counter.flops
+        del loss
+    assert kept[True] < kept["selective"] < 0.8 * kept[False]
+    assert operations[False] < operations["selective"] < operations[True]
 
 
 def test_operations_are_counted_from_shapes():

@@ -28,7 +28,7 @@ from speech_adapters.inference.utterances import stitched as library_stitched
 from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.model_output import ModelOutput
 from speech_adapters.serving.answers import classify, embed, stitched, transcribe, whole_transcript
-from speech_adapters.serving.catalog import Served, UnknownModel, read_folder, read_place
+from speech_adapters.serving.catalog import Served, UnknownModel, read_folder, read_named, read_place
 from speech_adapters.serving.engine import Engine, Source
 from speech_adapters.serving.http.server import add_place, base_of
 from speech_adapters.serving.queue import BatchQueue, Waiting
@@ -412,6 +412,22 @@ def test_an_adapter_without_a_head_is_warned_of(
     add_place(engine_of(encoder), tmp_path / "served")
     warned = [record.getMessage() for record in caplog.records if "no head near it" in record.getMessage()]
     assert len(warned) == 1 and warned[0].startswith(str(tmp_path / "served" / "adapters" / "lora-0"))
+
+
+def test_two_runs_with_adapters_of_one_name_are_served_under_names_of_their_own(encoder: Path, tmp_path: Path) -> None:
+    for run in ("one", "two"):
+        make_adapters(encoder, tmp_path / run, 2)
+    engine = engine_of(encoder)
+    add_place(engine, f"desk={tmp_path / 'one'}")
+    with pytest.raises(CheckpointError, match="served already; call one of the two otherwise"):
+        add_place(engine, f"desk={tmp_path / 'two'}")
+    add_place(engine, f"phone={tmp_path / 'two'}")
+    own = {served.name for served, _ in read_place(tmp_path / "one", engine.encoder)}
+    names = {model.name for model in engine.catalog} - {engine.catalog.base}
+    assert len(own) == 2 and names == {f"{run}-{name}" for run in ("desk", "phone") for name in own}
+    make_adapters(encoder, tmp_path / "three", 1)
+    ((served, _),) = read_named(f"third={tmp_path / 'three'}", engine.encoder)
+    assert served.name == "third"
 
 
 def test_what_cannot_be_served_is_refused_at_the_start(encoder: Path, folder: Path, tmp_path: Path) -> None:

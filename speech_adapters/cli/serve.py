@@ -2,11 +2,13 @@
 
   speech-adapters serve --encoder tiny-wavlm --adapters runs/asr_librispeech/latest
   speech-adapters serve --adapters FOLDER --port 8000 --keys keys.yaml
+  speech-adapters serve --adapters desk=runs/a phone=runs/b    # runs whose adapters have the same name
   speech-adapters serve --adapters drawer                  # a bank: every name, and each version with a tag
   curl http://127.0.0.1:8000/v1/audio/transcriptions -F model=NAME -F file=@call.wav
 
-FOLDER is a run, any folder that holds adapters/NAME and heads/NAME, a bank, or bank:NAME@TAG. Requests of different
-adapters, heads and tasks share batches. A page to try it is at http://127.0.0.1:8000/. Needs speech-adapters[serve].
+FOLDER is a run, any folder that holds adapters/NAME and heads/NAME, a bank, or bank:NAME@TAG. NAME=FOLDER serves the
+one model in it as NAME, several as NAME-... Requests of different adapters, heads and tasks share batches. A page to
+try it is at http://127.0.0.1:8000/. Needs speech-adapters[serve].
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The models, the address, the limits."""
     group = parser.add_argument_group("models")
     group.add_argument("--adapters", "-a", metavar="FOLDER", nargs="+", default=[], help="runs, folders of "
-                       "adapters/NAME and heads/NAME, banks, or bank:NAME@TAG")  # fmt: skip
+                       "adapters/NAME and heads/NAME, banks, bank:NAME@TAG; NAME=FOLDER to name it")  # fmt: skip
     group.add_argument("--encoder", help="packaged name, local folder or hub id (default: the adapters' base)")
     group.add_argument("--device", default="auto", help=f"{DEVICE}; or several, a worker on each: cuda:0,cuda:1")
     group.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="bf16: autocast")

@@ -10,15 +10,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+    noop_context_fn,
+)
 
 from speech_adapters.encoders.families import family_of
 from speech_adapters.encoders.plan import BASE, Frames, Plan, frame_mask
 from speech_adapters.encoders.stock import StockModel
 from speech_adapters.errors import ConfigError
+
+Checkpointing = bool | Literal["selective"]
+"""What of a layer is computed again in the backward pass rather than kept: nothing (False), all of it (True), or, with
+``"selective"``, what is large and cheap: attention weights, activations, and products that make more numbers than they
+read. What adapters leave frozen keeps no input, so that the rest is mostly queries, keys, values and outputs."""
 
 
 @dataclass
@@ -68,7 +80,7 @@ def encode(
     time_mask: Tensor | None = None,
     mask_embedding: Tensor | None = None,
     plan: Plan = BASE,
-    gradient_checkpointing: bool = False,
+    gradient_checkpointing: Checkpointing = False,
 ) -> EncoderOutput:
     """Run a stock encoder of any family (``WavLMModel``, ...), from any point to any layer.
 
@@ -87,8 +99,8 @@ def encode(
             masked prediction), zero in a family without one.
         mask_embedding: (D,) to use in place of the model's own, which a checkpoint need not have learnt.
         plan: what adapters change on the way.
-        gradient_checkpointing: recompute layers in the backward pass. Always non-reentrant: the reentrant kind
-            exhausts memory on the position bias that WavLM's layers share.
+        gradient_checkpointing: recompute layers, or parts of them, in the backward pass. Always non-reentrant: the
+            reentrant kind exhausts memory on the position bias that WavLM's layers share.
 
     Raises:
         ConfigError: not exactly one input, or ``start_layer`` / ``stop_layer`` outside the encoder.
@@ -154,7 +166,8 @@ def encode(
     for index in range(start_layer, stop):
         arguments = (layers[index], index, hidden, mask, bias, plan, pre_norm)
         if gradient_checkpointing and torch.is_grad_enabled():
-            hidden = checkpoint(family.run_layer, *arguments, use_reentrant=False)
+            kept = _selected if gradient_checkpointing == "selective" else noop_context_fn
+            hidden = checkpoint(family.run_layer, *arguments, use_reentrant=False, context_fn=kept)
         else:
             hidden = family.run_layer(*arguments)
         states.append(hidden)
@@ -162,6 +175,17 @@ def encode(
         states = [extended.real(state, real_frames) for state in states]
     output = EncoderOutput(states[-1], tuple(states), frames, real_mask, cnn_output, frames, real_mask)
     return _finish(model, output) if stop == total else output
+
+
+def _policy(_: Any, operation: Any, *arguments: Any, **options: Any) -> CheckpointPolicy:
+    """Keep the products with a weight (in, out) of which ``out`` is no more than ``in``."""
+    if operation in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default):
+        read, made = arguments[-1].shape
+        return CheckpointPolicy.MUST_SAVE if made <= read else CheckpointPolicy.PREFER_RECOMPUTE
+    return CheckpointPolicy.PREFER_RECOMPUTE
+
+
+_selected = partial(create_selective_checkpoint_contexts, _policy)
 
 
 def _finish(model: StockModel, output: EncoderOutput) -> EncoderOutput:

@@ -174,6 +174,28 @@ def read_place(place: str | Path, encoder: Encoder) -> Iterator[Entry]:
     return read_bank(Bank(folder), encoder) if (folder / "bank.json").is_file() else read_folder(folder, encoder)
 
 
+def split_name(place: str | Path) -> tuple[str, str]:
+    """``NAME=PLACE`` as name and place; any other place, also a folder that is called so, with no name."""
+    name, equals, rest = str(place).partition("=")
+    return (name, rest) if equals and NAME.fullmatch(name) and not Path(place).exists() else ("", str(place))
+
+
+def read_named(place: str | Path, encoder: Encoder) -> Iterator[Entry]:
+    """:func:`read_place`; of ``NAME=PLACE`` its only model as NAME, several as ``NAME-`` and what each is called.
+
+    Raises:
+        CheckpointError, ConfigError: as there.
+    """
+    name, rest = split_name(place)
+    found = read_place(rest, encoder)
+    if not name:
+        yield from found
+        return
+    models = [served for served, _ in found]
+    for served in models:
+        yield replace(served, name=name if len(models) == 1 else f"{name}-{served.name}"), ()
+
+
 def read_bank(bank: Bank, encoder: Encoder) -> Iterator[Entry]:
     """Of every name in a bank the newest version, called by the name, and those with tags, called ``NAME@NUMBER``;
     tags and numbers are further calls. What was made for another base, and heads without their adapter, are left out,

@@ -139,10 +139,10 @@ class Corpus:
             return None
         if not (train and dev):
             raise ConfigError("give --train and --dev, and --test to score other speech, or none of them.")
+        corpus = cls.read(train, dev, test or dev, train.stem, require, check_files=True, channel=channel)
         if test is None:
             print(f"No --test: the figures are of {dev}, which also chose what to keep where training watches it.\n")
-            test = dev
-        return cls.read(train, dev, test, name=train.stem, require=require, check_files=True, channel=channel)
+        return corpus
 
     @classmethod
     def demo(cls, require: Sequence[str], hint: str = "No data was named") -> Corpus:

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from speech_adapters.data.audio_files import cache_folder
 from speech_adapters.data.augmentation import Augmentation
+from speech_adapters.encoders.forward import Checkpointing
 from speech_adapters.errors import ConfigError
 from speech_adapters.ranges import (
     Count,
@@ -153,8 +154,9 @@ class TrainingConfig(LoopConfig):
     augmentation: Augmentation | None = None
     """Speed, noise and telephone augmentation of the waveforms; None for none."""
 
-    gradient_checkpointing: bool = False
-    """Recompute layers in the backward pass: less memory, about a third more time."""
+    gradient_checkpointing: Checkpointing = False
+    """Recompute layers in the backward pass: less memory, about a third more time; ``selective`` recomputes what is
+    large and cheap in them alone, attention weights and activations, for a sixth more time."""
 
     cache: Cache | Path | None = None
     """Activations below the lowest place that trains, computed once for all epochs, methods, seeds and runs: a folder,

@@ -25,7 +25,7 @@ from speech_adapters.errors import CheckpointError, ConfigError, Interrupted
 from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.saving.parts import load_part
 from speech_adapters.saving.places import folder_of
-from speech_adapters.serving.catalog import Catalog, UnknownModel, check_folder, read_place
+from speech_adapters.serving.catalog import Catalog, UnknownModel, check_folder, read_named, split_name
 from speech_adapters.serving.engine import Engine, EngineSettings
 from speech_adapters.serving.http import errors
 from speech_adapters.serving.http.app import create_app
@@ -36,6 +36,7 @@ from speech_adapters.serving.http.settings import HttpSettings
 log = logging.getLogger("speech_adapters.serving")
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+ANY_ADDRESS = ("0.0.0.0", "::")
 
 
 def serve(arguments: argparse.Namespace) -> None:
@@ -82,14 +83,16 @@ def serve(arguments: argparse.Namespace) -> None:
 
 
 def add_place(engine: Engine, place: str | Path) -> None:
-    """Serve all that is in a folder or a bank, or one version of a bank.
+    """Serve all that is in a folder or a bank, or one version of a bank; of ``NAME=FOLDER``, what is in it as NAME.
 
     Raises:
-        CheckpointError: see :func:`~speech_adapters.serving.catalog.read_place`; a name that is taken.
+        CheckpointError: see :func:`~speech_adapters.serving.catalog.read_named`; a name that is taken.
     """
-    for served, calls in read_place(place, engine.encoder):
+    for served, calls in read_named(place, engine.encoder):
         if served.name in engine.catalog:
-            raise CheckpointError(f"{place}: {served.name!r} is served already; give one of the two another name.")
+            raise CheckpointError(
+                f"{place}: {served.name!r} is served already; call one of the two otherwise: --adapters NAME=FOLDER."
+            )
         if served.size > engine.settings.memory:
             raise CheckpointError(f"{place}: {served.name!r} is larger than the memory for adapters (--memory).")
         if served.adapter is not None and not served.heads:
@@ -147,11 +150,12 @@ class Server(uvicorn.Server):
             return
         engine, keys = self.app.engine, self.app.keys.keys
         host, port = sockets[0].getsockname()[:2]
-        shown = f"[{host}]" if ":" in host else host
+        shown = "localhost" if host in ANY_ADDRESS else f"[{host}]" if ":" in host else host
         log.info("%d models on %s: http://%s:%d/", len(engine.catalog), engine.encoder.name, shown, port)
         if host not in LOOPBACK:
             who = f"{len(keys)} keys may ask" if keys else "and anyone there may ask: see --keys"
-            log.warning("other machines can reach it on %s, unencrypted; %s", host, who)
+            where = "every address of this machine" if host in ANY_ADDRESS else host
+            log.warning("other machines can reach it on %s, unencrypted; %s", where, who)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Take no more, and finish what was taken."""
@@ -167,7 +171,7 @@ def _models(arguments: argparse.Namespace) -> list[SpeechAdapterModel]:
     if name is None:
         if not arguments.adapters:
             raise ConfigError("name what to serve: --adapters FOLDER, or --encoder NAME, or both.")
-        name, revision = base_of(arguments.adapters[0])
+        name, revision = base_of(split_name(arguments.adapters[0])[1])
     auto = "cuda" if torch.cuda.is_available() else "cpu"
     devices = [auto if device == "auto" else device for device in arguments.device.split(",")]
     try:
@@ -209,7 +213,7 @@ def _uploads(folder: str | None) -> Path | None:
 
 
 def _own_host(host: str) -> Sequence[str]:
-    return [] if host in ("0.0.0.0", "::") else [host]
+    return [] if host in ANY_ADDRESS else [host]
 
 
 def _with_names(keys: Keys, catalog: Catalog) -> Keys:
