@@ -216,6 +216,24 @@ def test_the_verb_says_which_is_better_and_what_to_listen_to(runs, tmp_path, cap
     )
 
 
+def test_a_single_run_is_compared_with_its_own_baselines(tmp_path, capsys) -> None:
+    speakers = [f"s{i % 8}" for i in range(40)]
+    for name, errors in (("lora+l", [0, 1] * 20), ("head-only", [3, 4] * 20), ("unkept", None)):
+        if errors is not None:
+            file = tmp_path / "predictions" / f"{name.replace('+', '-')}.jsonl"
+            write_transcripts(file, heard(errors, [6] * 40, speakers))
+    figures = {name: MethodResults(metrics={"wer": Interval(0.2, 0.1, 0.3)}) for name in ("head-only", "unkept")}
+    own = MethodResults(metrics={"wer": Interval(0.1, 0.0, 0.2)})
+    results = Results(task="asr", encoder="tiny", adapter="lora+l", data={}, own=own, baselines=figures)
+    results.write(tmp_path / "results.json")
+    with pytest.raises(SystemExit) as ended:
+        main(["compare", str(tmp_path), "--listen", "0"])
+    assert not ended.value.code
+    said = capsys.readouterr().out
+    assert "A  lora+l\nB  head-only\n  = lora+l is better" in said
+    assert "B  head-only\nC  unkept\n  = not paired" in said
+
+
 def test_a_page_plays_what_changed(tmp_path) -> None:
     import torch
 
@@ -236,8 +254,10 @@ def test_a_page_plays_what_changed(tmp_path) -> None:
 
 
 def test_runs_that_cannot_be_compared_are_named(runs, tmp_path, capsys) -> None:
-    with pytest.raises(ConfigError, match="give two runs or more"):
+    with pytest.raises(ConfigError, match="lora is its only method; give two runs or more"):
         read_runs(runs[:1])
+    with pytest.raises(ConfigError, match="give a run whose methods"):
+        read_runs([])
     other = run_of(tmp_path / "other", heard([0], [6], ["s"]), sha256="cd")
     with pytest.raises(SystemExit):
         main(["compare", str(runs[0]), str(other)])

@@ -1,5 +1,6 @@
 """Compare runs: their figures side by side, whether they differ by more than chance, and what to listen to.
 
+  speech-adapters compare runs/a                             the methods of one run: adapter, baselines
   speech-adapters compare runs/a runs/b                      paired where both runs kept what they predicted
   speech-adapters compare runs/a runs/b runs/c --report compared.html
 
@@ -14,7 +15,9 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The runs."""
-    parser.add_argument("runs", nargs="+", type=Path, metavar="run", help="run folders with results.json")
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="run", help="run folders with results.json; one alone: its methods"
+    )
     parser.add_argument("--report", metavar="FILE", help="write a page with players of what changed")
     parser.add_argument("--listen", type=int, default=5, help="utterances that changed, per pair (default: 5)")
 

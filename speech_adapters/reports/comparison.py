@@ -1,6 +1,7 @@
 """Runs side by side: the table of their figures, each pair's difference, and what to listen to.
 
-Of a run its own adapter's predictions are compared, those of all folds and seeds taken together.
+Of a run its own adapter's predictions are compared, those of all folds and seeds taken together; of a run alone, those
+of all its methods.
 """
 
 from __future__ import annotations
@@ -76,19 +77,29 @@ class PairOfRuns:
 
 
 def read_runs(folders: Sequence[str | os.PathLike[str]]) -> list[Run]:
-    """The runs in order, each under a name of its own.
+    """The runs in order, each under a name of its own; of a single one its methods, each as if it were a run.
 
     Raises:
-        ConfigError: fewer than two, or runs of different tasks or test sets.
+        ConfigError: none, a single one with one method, or runs of different tasks.
         InputError: a run that did not finish.
     """
-    if len(folders) < 2:
-        raise ConfigError("give two runs or more")
+    if not folders:
+        raise ConfigError("give a run whose methods are to be compared, or several runs")
+    if len(folders) == 1:
+        return _methods(Path(folders[0]))
     found = [(Path(folder), Results.read(RunFolder(folder).results_file)) for folder in folders]
     tasks = sorted({results.task for _, results in found})
     if len(tasks) > 1:
         raise ConfigError(f"the runs are of different tasks ({', '.join(tasks)}); compare runs of one")
     return [Run(folder, f"{folder}: {results.adapter}", results) for folder, results in found]
+
+
+def _methods(folder: Path) -> list[Run]:
+    results = Results.read(RunFolder(folder).results_file)
+    methods = {results.adapter: results.own, **results.baselines}
+    if len(methods) == 1:
+        raise ConfigError(f"{folder}: {results.adapter} is its only method; give two runs or more")
+    return [Run(folder, name, replace(results, adapter=name, own=own)) for name, own in methods.items()]
 
 
 def same_test_set(runs: Sequence[Run]) -> bool:
@@ -153,7 +164,7 @@ def write_comparison(
     page = render(
         "comparison.html.j2",
         letters=letters,
-        title=f"{runs[0].results.task}: {len(runs)} runs compared",
+        title=f"{runs[0].results.task}: {len(runs)} compared",
         methods=method_table([run.row | {"method": letters[run.name]} for run in runs]),
         pairs=_pair_table(pairs, letters),
         warnings=sorted({pair.found.warning for pair in pairs if pair.found is not None and pair.found.warning}),
