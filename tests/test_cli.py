@@ -116,7 +116,7 @@ def test_a_recipe_s_help_lists_every_key_of_training(sa) -> None:
         (["transcribe", "--adaptr", "x", "a.wav"], "unknown argument '--adaptr'; did you mean '--adapter'?"),
         (["copy-recipe", "asr_libri"], "there is no recipe 'asr_libri'; did you mean 'asr_librispeech'?"),
         (["info", "nothing/here/at/all"], "no such file or folder"),
-        (["compare", "one"], "one/results.json"),
+        (["compare", "one"], "one: no such run folder"),
         (["fuse"], "give --adapters"),
         (
             ["manifest", "import", "kaldi", ".", "--columns", "a=b", "-o", "x.jsonl"],
