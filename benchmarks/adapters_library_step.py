@@ -71,7 +71,7 @@ def our_step(way: str, batch: int, seconds: float) -> Callable[[], None]:
 
     methods = {"full": "full", "bottlenecks": "houlsby"}
     arguments = argparse.Namespace(
-        batch=batch, seconds=seconds, precision="fp32", checkpointing=False, selective=False, methods=[""]
+        batch=batch, seconds=seconds, precision="fp32", checkpointing=False, selective=False
     )
     return Step(arguments, methods[way], encoder_of("base", "wav2vec2"), torch.device("cpu"))
 

@@ -177,12 +177,13 @@ def encode(
     return _finish(model, output) if stop == total else output
 
 
+_PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
+
+
 def _policy(_: Any, operation: Any, *arguments: Any, **options: Any) -> CheckpointPolicy:
-    """Keep the products with a weight (in, out) of which ``out`` is no more than ``in``."""
-    if operation in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default):
-        read, made = arguments[-1].shape
-        return CheckpointPolicy.MUST_SAVE if made <= read else CheckpointPolicy.PREFER_RECOMPUTE
-    return CheckpointPolicy.PREFER_RECOMPUTE
+    """Keep the products with a weight (in, out), the last argument, of which ``out`` is no more than ``in``."""
+    kept = operation in _PRODUCTS and arguments[-1].shape[1] <= arguments[-1].shape[0]
+    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 _selected = partial(create_selective_checkpoint_contexts, _policy)
