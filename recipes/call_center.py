@@ -146,6 +146,7 @@ def _read(path: Path, channel: Channel | None) -> Manifest:
 def main(config: Config) -> None:
     from speech_adapters.encoders import load_encoder
     from speech_adapters.files import write_json
+    from speech_adapters.reports.card import write_cards
     from speech_adapters.reports.report import method_rows, summary_table, write_report
     from speech_adapters.runs.folder import RunFolder
     from speech_adapters.runs.results import Results
@@ -195,6 +196,7 @@ def main(config: Config) -> None:
     write_json(run.path / "domains.json", {"metric": "wer", "cells": cells, "outside": list(outside)})
     write_json(run.path / "attention.json", seeds[0].attention)
     report = write_report(run.path)
+    write_cards(run.path)
     table = summary_table(method_rows(results.to_dict()))
     print(f"\n{table}\n\nreport  {report}\nadapters {run.path / 'adapters'}")
 

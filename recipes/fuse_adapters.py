@@ -1,6 +1,6 @@
 """Train AdapterFusion, or a router, over saved adapters, and score it beside each of them alone.
 
-    python recipes/fuse_adapters.py --adapters adapters/studio,adapters/telephone --head heads/asr \\
+    python recipes/fuse_adapters.py --adapters adapters/studio,adapters/telephone --head heads/studio \\
         --train train.jsonl --dev dev.jsonl --test test.jsonl
     python recipes/fuse_adapters.py --method router ...
 

@@ -13,12 +13,14 @@ import pytest
 import torch
 from small_encoders import small_encoder
 
+from speech_adapters.bank.facts import read_facts
 from speech_adapters.config import parse_cli
 from speech_adapters.data.audio import write_audio
 from speech_adapters.data.manifest import Manifest, Utterance
 from speech_adapters.encoders import load_encoder
 from speech_adapters.errors import ConfigError, ManifestError
 from speech_adapters.model import SpeechAdapterModel
+from speech_adapters.serving.catalog import read_folder
 from speech_adapters.tasks.domains import MERGES, DomainsRun, domains_head, forgetting
 
 PATH = Path(__file__).parents[1] / "recipes" / "call_center.py"
@@ -102,7 +104,19 @@ def test_the_command_line_leaves_a_matrix_a_report_and_everything_that_was_train
         assert model.load_fusion(run / "fusions" / f"{name}-seed0") == name
     assert "average" in capsys.readouterr().out
 
-    saved = [f"--start-adapter={run / 'adapters/noisy-seed1'}", f"--start-head={run / 'heads/asr-seed1'}"]
+    served = {entry.name: entry for entry, _ in read_folder(run, load_encoder(data / "encoder"))}
+    wanted = {*DOMAINS, "start", "pooled", "fusion", "router", "posterior"}
+    assert set(served) == {f"{name}-seed{seed}" for name in wanted for seed in (0, 1)}
+    assert all("transcription" in entry.heads for entry in served.values())  # none has to be told its head
+    noisy = run / "adapters" / "noisy-seed1"
+    card, wer = (noisy / "README.md").read_text(), cells["noisy"]["noisy"]
+    own, other = (results["data"][f"{domain} test"] for domain in ("noisy", "studio"))  # of as many utterances each
+    assert own["sha256"] in card and other["sha256"] not in card and f"{100 * wer['value']:.1f} [" in card
+    assert "full-after-noisy" in card and "adapters of other domains" in card
+    facts = read_facts({"adapter": noisy, "head": run / "heads" / "noisy-seed1"}, 1, {})
+    assert (facts.task, facts.domain, facts.metrics["wer"]) == ("asr", "noisy", wer)
+
+    saved = [f"--start-adapter={run / 'adapters/noisy-seed1'}", f"--start-head={run / 'heads/noisy-seed1'}"]
     recipe.main(
         configure(
             recipe, data, *saved, f"--output={tmp_path / 'next'}", "full=false", "training.updates=1", "--merges=tsv"
@@ -111,7 +125,8 @@ def test_the_command_line_leaves_a_matrix_a_report_and_everything_that_was_train
     trained = {path.name for path in (tmp_path / "next" / "tensorboard").iterdir()}
     assert trained == {*DOMAINS, "fusion", "router", "posterior", "pooled"}  # and no "start"
     head = "heads/{}/head_model.safetensors"
-    assert (tmp_path / "next" / head.format("asr")).read_bytes() == (run / head.format("asr-seed1")).read_bytes()
+    shared = {(tmp_path / "next" / head.format(name)).read_bytes() for name in (*DOMAINS, "fusion", "router")}
+    assert shared == {(run / head.format("noisy-seed1")).read_bytes()}
 
 
 def test_domains_come_from_fields_or_from_files_of_their_own(recipe, data):

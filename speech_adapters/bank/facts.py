@@ -39,7 +39,7 @@ def read_facts(parts: Mapping[str, Path], size: int, labels: Mapping[str, str | 
         raise CheckpointError(f"{parts[kind]}: this {kind} keeps no record of its base; save it again on its base.")
     head = load_part(parts["head"], "head")[0] if "head" in parts else None
     card = described.get("card") or {}
-    run = _of_run(parts[kind])
+    run = _of_run(parts[kind], card.get("domain"))
     said: dict[str, Any] = {"task": None if head is None else _TASKS.get(_head_type(head)), **run}
     said |= {key: str(card[key]) for key in LABELS if card.get(key) is not None}
     said |= {key: value for key, value in labels.items() if value is not None}
@@ -78,9 +78,9 @@ def _figures(card: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _of_run(part: Path) -> dict[str, Any]:
-    """Task, test data and figures of a part that lies in a run."""
-    found = results_of(part)
+def _of_run(part: Path, domain: str | None) -> dict[str, Any]:
+    """Task, test data and figures of a part that lies in a run; the figures in its domain, where it has one."""
+    found = results_of(part, domain)
     if found is None:
         return {}
     results, own = found

@@ -1,6 +1,6 @@
 """Train a fusion (or router) over saved adapters, which stay as they are, and score it beside each of them.
 
-speech-adapters fuse --adapters adapters/studio,adapters/telephone --head heads/asr --train t.jsonl --dev d.jsonl
+speech-adapters fuse --adapters adapters/studio,adapters/telephone --head heads/studio --train t.jsonl --dev d.jsonl
 speech-adapters fuse --method router ...
 """
 

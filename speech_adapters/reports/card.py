@@ -82,8 +82,7 @@ class _Saved:
             raise ConfigError(f"{folder}: a card is of an adapter, and there is a head alone.")
         described, tensors = load_part(parts.adapter, "adapter")
         head = None if parts.head is None else load_part(parts.head, "head")[0]["config"]
-        found = results_of(parts.adapter)
-        results, own = (None, None) if found is None else found
+        results, own = results_of(parts.adapter, (described.get("card") or {}).get("domain")) or (None, None)
         return cls(parts.adapter, described, sum(t.numel() for t in tensors.values()), head, results, own)
 
     @property
@@ -292,11 +291,14 @@ def _table(saved: _Saved) -> str:
 
 
 def _note(saved: _Saved) -> str:
-    test = _split(saved, "test")
+    test, domain = _split(saved, "test"), (saved.described.get("card") or {}).get("domain")
     on = f" on {_plain(test['name'])}" if test.get("name") else ""
     return (
-        f"Rates in percent{on}, 95 % bootstrap intervals by speaker in brackets; bold where no interval overlaps. The "
-        "baselines were trained on the same data with as many updates."
+        f"Rates in percent{on}, 95 % bootstrap intervals by speaker in brackets; bold where no interval overlaps. "
+    ) + (
+        "The baselines were trained on the same data with as many updates."
+        if domain is None
+        else "The others are adapters of other domains, and what was made of all of them."
     )
 
 

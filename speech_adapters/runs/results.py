@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +97,26 @@ class Results:
         """Write the file whole or not at all; figures that are not finite are written as null."""
         write_json(path, self.to_dict())
 
+    def in_domain(self, domain: str) -> Results:
+        """What a run over several domains (``domains`` beside each method's figures) found in one of them: its splits,
+        and the methods that were scored on it, as the run's own was."""
+        methods = {self.adapter: replace(self.own, more=self.more), **self.baselines}
+        figures = {
+            name: replace(entry, metrics=entry.more["domains"][domain], more={})
+            for name, entry in methods.items()
+            if domain in entry.more.get("domains", {})
+        }
+        splits = {split: f"{domain} {split}" for split in ("train", "dev", "test")}
+        data = {split: self.data[name] for split, name in splits.items() if name in self.data}
+        return replace(
+            self,
+            task=self.task.removesuffix(" domains"),
+            data=data,
+            own=figures.pop(self.adapter),
+            baselines=figures,
+            more={},
+        )
+
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Results:
         """The results that :meth:`write` wrote.
@@ -125,9 +145,12 @@ class Results:
         )
 
 
-def results_of(part: str | os.PathLike[str]) -> tuple[Results, MethodResults] | None:
+def results_of(part: str | os.PathLike[str], domain: str | None = None) -> tuple[Results, MethodResults] | None:
     """What the run found of the part that lies in its ``adapters/NAME`` (or ``heads``, ``fusions``): all results, and
     those of the part's method. None where it lies in no finished run, or is none of its methods.
+
+    Args:
+        domain: that the part is for; of a run over several, the results in this one.
 
     Raises:
         InputError: a ``results.json`` that cannot be read.
@@ -137,6 +160,8 @@ def results_of(part: str | os.PathLike[str]) -> tuple[Results, MethodResults] | 
     if folder.parent.name not in ("adapters", "heads", "fusions") or not file.is_file():
         return None
     results = Results.read(file)
+    if domain is not None and domain in results.more.get("domains", {}):
+        results = results.in_domain(domain)
     methods = {results.adapter: results.own, **results.baselines}
     name = method_of(folder.name, list(methods))
     return (results, methods[name]) if name in methods else None

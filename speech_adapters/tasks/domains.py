@@ -272,6 +272,12 @@ class DomainsRun:
             **trained.costs,
         }
 
+    def save(self, model: SpeechAdapterModel, name: str, method: str, **card: Any) -> None:
+        """Save the active adapter, and beside it the head that all share, as what reads its features: each is found,
+        served and shared by itself."""
+        model.save_adapter(name, self.run.adapter(method + self.suffix), **card)
+        model.save_head("asr", self.run.head(method + self.suffix))
+
     def score(self, model: SpeechAdapterModel, method: str) -> None:
         """Score the active composition on every test set."""
         row = self.scores.setdefault(method, {})
@@ -288,12 +294,12 @@ class DomainsRun:
         if config.start_adapter is None:
             model.train_adapter("start", head="asr")
             self.train(model, first.train, first.dev, "start", config.training)
-        model.save_head("asr", self.run.head("asr" + self.suffix))
+            self.save(model, "start", "start")
         for domain in self.domains:
             model.average_adapters(domain.name, {"start": 1.0})
             model.train_adapter(domain.name, head="asr", train_head=False)
             self.train(model, domain.train, domain.dev, domain.name, config.training)
-            model.save_adapter(domain.name, self.run.adapter(domain.name + self.suffix), domain=domain.name)
+            self.save(model, domain.name, domain.name, domain=domain.name)
             self.score(model, domain.name)
         one_adapter = {"parameters": self.costs[self.names[0]]["parameters"]}
         for method in config.merges:
@@ -323,6 +329,7 @@ class DomainsRun:
             model.train_fusion(value, head="asr", train_head=False)
             self.train(model, self.all_train(settings), self.all_dev, method, settings)
             model.save_fusion(method, self.run.path / "fusions" / f"{method}{self.suffix}")
+            model.save_head("asr", self.run.head(method + self.suffix))
             self.score(model, method)
             for name, test in self.tests.items():
                 found = mean_attention(model, test, **self._options)
@@ -336,8 +343,7 @@ class DomainsRun:
         model.train_adapter("start", head="asr")
         pooled = config.training if config.start_adapter else twice
         self.train(model, self.all_train(pooled), self.all_dev, "pooled", pooled)
-        model.save_adapter("start", self.run.adapter("pooled" + self.suffix))
-        model.save_head("asr", self.run.head("pooled" + self.suffix))
+        self.save(model, "start", "pooled")
         self.score(model, "pooled")
         if not config.full:
             return
@@ -365,11 +371,12 @@ def summarise(seeds: Sequence[DomainsRun]) -> tuple[dict[str, MethodResults], Ce
     figures = {}
     for method in seeds[0].scores:
         rows = [seed.scores[method] for seed in seeds]
-        cells[method] = {name: pooled_metrics([row[name] for row in rows])["wer"] for name in rows[0]}
+        by_domain = {name: pooled_metrics([row[name] for row in rows]) for name in rows[0]}
+        cells[method] = {name: metrics["wer"] for name, metrics in by_domain.items()}
         values = [cells[method][name]["value"] for name in names]
         figures[method] = MethodResults(
             metrics=pooled_metrics([row[name] for row in rows for name in names]),
-            more={"mean_wer": sum(values) / len(values)},
+            more={"mean_wer": sum(values) / len(values), "domains": by_domain},
             **seeds[0].costs[method],
         )
     oracle = figures["oracle-routing"].more["mean_wer"]
