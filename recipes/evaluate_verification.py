@@ -103,7 +103,7 @@ class Config:
 def main(config: Config) -> None:
     from speech_adapters.data.embeddings import Embeddings
     from speech_adapters.data.score_files import read_scores, write_scores
-    from speech_adapters.data.trials import read_enrolment, read_trials
+    from speech_adapters.data.trials import read_enrolment, read_trials, write_trials
     from speech_adapters.files import write_json
     from speech_adapters.metrics.calibration import Calibration
     from speech_adapters.metrics.verification import P_TARGETS
@@ -161,6 +161,7 @@ def main(config: Config) -> None:
     result = scored.result
     scores = run.scores(config.trials.stem)
     write_scores(scores, trials, result.scores)
+    write_trials(run.trials_file, trials, scored.speakers)
     if model is not None:
         scored.embeddings.save(run.path / "embeddings.npz")
     write_json(run.detection_file, {name: chart_data(result.curve, P_TARGETS)})

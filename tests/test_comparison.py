@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -15,18 +16,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from speech_adapters.cli import main
+from speech_adapters.data.score_files import write_scores
 from speech_adapters.data.transcripts import write_transcripts
+from speech_adapters.data.trials import read_speakers, read_trials, write_trials
 from speech_adapters.errors import ConfigError
 from speech_adapters.metrics.bootstrap import Interval
 from speech_adapters.metrics.classification import score_classification
 from speech_adapters.metrics.comparison import (
     LEVEL,
     Comparison,
+    ScoredTrials,
     compare_classes,
     compare_transcripts,
+    compare_trials,
     correct,
     sign_flip_test,
 )
+from speech_adapters.metrics.detection import eer
 from speech_adapters.metrics.wer import UtteranceScore, WERResult, word_error_rate
 from speech_adapters.reports.comparison import compare_runs, read_runs, write_comparison
 from speech_adapters.runs.results import MethodResults, Results
@@ -265,3 +271,77 @@ def test_runs_that_cannot_be_compared_are_named(runs, tmp_path, capsys) -> None:
     fewer = run_of(tmp_path / "fewer", heard([0] * 39, [6] * 39, [f"s{i % 8}" for i in range(39)]))
     (pair,) = compare_runs(read_runs([runs[0], fewer]))
     assert pair.found is None and "different or repeated utterance ids" in pair.verdict
+
+
+def trials_of(speakers: int, draw: np.random.Generator, *systems: float) -> list[ScoredTrials]:
+    """All pairs of two utterances of each speaker, scored by systems that hear targets so far above other trials,
+    speakers and pairs of them more or less easy alike."""
+    ends = [(i, j) for i in range(2 * speakers) for j in range(i + 1, 2 * speakers)]
+    first, second = (np.array(side) // 2 for side in zip(*ends, strict=True))
+    labels = first == second
+    ease = draw.normal(0, 0.7, (speakers, speakers))
+    found = []
+    for gap in systems:
+        own = ease[first, second] + draw.normal(0, 0.5, speakers)[first] + draw.normal(0, 1, len(labels))
+        scores = (own + gap * labels)[None]
+        found.append(ScoredTrials(scores, labels, tuple(f"{i} {j}" for i, j in ends), (first, second)))
+    return found
+
+
+def test_trials_are_compared_by_their_equal_error_rates() -> None:
+    good, bad = trials_of(24, np.random.default_rng(0), 4.0, 1.0)
+    found = compare_trials(good, bad, n=200)
+    rates = [eer(one.scores[0], one.labels) for one in (good, bad)]
+    assert found.metric == "eer" and found.difference.value == pytest.approx(rates[0] - rates[1])
+    assert found.differs and found.a_is_better and found.speakers == 24 and found.wins > found.losses
+    assert found.wins + found.ties + found.losses == len(good.labels)
+    assert {found.changes[0].a, found.changes[0].b} == {"accepted", "refused"} and found.changes[0].speaker is None
+    back = compare_trials(bad, good, n=200)
+    assert back.differs and not back.a_is_better and back.difference.value == -found.difference.value
+
+    def differences() -> Iterator[float]:  # the same draws of speakers, in plain loops
+        for _ in range(200):
+            times = np.bincount(random_speakers.integers(0, 24, 24), minlength=24)
+            weights = np.where(good.labels, times[good.speakers[0]], times[good.speakers[0]] * times[good.speakers[1]])
+            repeated = [np.repeat(part, weights) for part in (good.scores[0], bad.scores[0], good.labels)]
+            yield eer(repeated[0], repeated[2]) - eer(repeated[1], repeated[2])
+
+    random_speakers = np.random.default_rng(0)
+    low, high = np.quantile(list(differences()), [0.025, 0.975])
+    assert (found.difference.low, found.difference.high) == pytest.approx((low, high))
+
+
+def test_equal_verification_systems_are_called_different_no_more_often_than_the_level_says() -> None:
+    found = [compare_trials(*trials_of(12, np.random.default_rng(seed), 2.0, 2.0), n=100) for seed in range(100)]
+    assert sum(one.differs for one in found) <= 100 * LEVEL + 2 * (100 * LEVEL * (1 - LEVEL)) ** 0.5
+    one, _ = trials_of(12, np.random.default_rng(0), 2.0, 2.0)
+    same = compare_trials(one, one, n=100)
+    assert (
+        not same.differs and same.p_value == 1 and not same.changes and same.difference == Interval(0, 0, 0, "speaker")
+    )
+
+
+def test_runs_of_verification_are_paired_by_trial(tmp_path, capsys) -> None:
+    systems = dict(zip(("good", "bad", "other"), trials_of(12, np.random.default_rng(0), 5.0, 0.5, 2.0), strict=True))
+    lines = [f"{int(label)} {name}" for label, name in zip(systems["good"].labels, systems["good"].names, strict=True)]
+    (tmp_path / "trials.txt").write_text("\n".join(lines))
+    trials = read_trials(tmp_path / "trials.txt")
+    for name, one in systems.items():
+        folder = tmp_path / name
+        for seed in (0, 1):
+            write_scores(folder / "scores" / f"l-seed{seed}.txt", trials, one.scores[0] + seed)
+        if name != "other":
+            write_trials(folder / "trials.tsv", trials, one.speakers)
+        own, data = MethodResults(metrics={"eer": Interval(0.2, 0.1, 0.3)}), {"test": {"name": "t", "sha256": "ab"}}
+        Results(task="speaker", encoder="tiny", adapter="l", data=data, own=own).write(folder / "results.json")
+    with pytest.raises(SystemExit) as ended:
+        main(["compare", *(str(tmp_path / name) for name in systems), "--report", str(tmp_path / "page.html")])
+    said = capsys.readouterr().out
+    assert not ended.value.code and f"= {tmp_path / 'good'}: l is better\n    EER -" in said and "trials won" in said
+    assert re.search(r"said  (same speaker|two speakers)\n +A     (accepted|refused)\n", said)
+    assert f"{tmp_path / 'other'}: from before runs kept their trials; score them again" in said
+    assert "<dt>truth</dt>" in (tmp_path / "page.html").read_text()
+    assert read_speakers(tmp_path / "good" / "trials.tsv")[1].tolist() == systems["good"].speakers[1].tolist()
+    unknown = tmp_path / "unknown.tsv"
+    write_trials(unknown, trials)
+    assert read_speakers(unknown) is None and list(read_trials(unknown)) == list(trials)

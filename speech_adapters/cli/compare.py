@@ -4,7 +4,7 @@
   speech-adapters compare runs/a runs/b                      paired where both runs kept what they predicted
   speech-adapters compare runs/a runs/b runs/c --report compared.html
 
-Differences are paired by utterance and drawn by speaker; p-values hold for all pairs together.
+Differences are paired by utterance, or by trial, and drawn by speaker; p-values hold for all pairs together.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ import os
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, repeat
 from pathlib import Path, PurePath
 
 import numpy as np
@@ -21,6 +22,7 @@ import numpy as np
 from speech_adapters.data.manifest import Manifest
 from speech_adapters.data.records import Names, is_table, read_records
 from speech_adapters.errors import ManifestError
+from speech_adapters.files import write_text
 
 
 @dataclass(frozen=True)
@@ -158,6 +160,32 @@ def read_trials(
     if not allow_repeats:
         _check_repeats(trials)
     return trials
+
+
+SPEAKERS = ("enrol_speaker", "test_speaker")
+"""Columns of a table of trials whose speakers are known."""
+
+
+def write_trials(
+    path: str | os.PathLike[str], trials: TrialList, speakers: tuple[np.ndarray, np.ndarray] | None = None
+) -> None:
+    """Write a table (TSV) that :func:`read_trials` reads, and :func:`read_speakers` where ``speakers`` are given: of
+    both sides of each trial, as numbers."""
+    names, numbers = ("label", "enrol", "test"), () if speakers is None else speakers
+    header = [*names, *(SPEAKERS if speakers is not None else ())]
+    rows = zip(trials, zip(*numbers, strict=True) if numbers else repeat(()), strict=False)
+    lines = ([trial.label, trial.enrol, trial.test, *both] for trial, both in rows)
+    write_text(path, ("\t".join(map(str, line)) + "\n" for line in chain([header], lines)))
+
+
+def read_speakers(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray] | None:
+    """(n,) the speakers of both sides of each trial of :func:`write_trials`; None where it was given none."""
+    names: Names = dict.fromkeys(SPEAKERS, ())
+    rows = [row for _, row in read_records(Path(path), "the trial list", names, (), None)]
+    if not all(name in row for row in rows for name in SPEAKERS):
+        return None
+    first, second = (np.array([int(row[name]) for row in rows]) for name in SPEAKERS)
+    return first, second
 
 
 def _lines(path: Path) -> Iterator[tuple[int, tuple[str, str, str], str]]:

@@ -4,6 +4,8 @@
 
 - The interval of ``d`` is a paired bootstrap by speaker: both systems are scored on the same draws (Bisani and Ney,
   ICASSP 2004, section 4).
+  Of trials, c_i is the share of a half that an error at the system's own equal error rate takes, and both systems are
+  scored on the same draws of speakers (:mod:`speech_adapters.metrics.trial_bootstrap`).
 - The p-value is a sign-flip permutation test by speaker: if the systems were equal, swapping their outputs on all
   utterances of a speaker would change nothing, so each speaker's sum of ``c_i`` may have either sign. All 2^S patterns
   of up to 12 speakers are counted, 10,000 random ones of more (Good, "Permutation Tests", 2000, chapter 3; the p-value
@@ -18,12 +20,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from speech_adapters.errors import InputError
 from speech_adapters.metrics.bootstrap import Interval
 from speech_adapters.metrics.classification import ClassificationResult, compare_ua
+from speech_adapters.metrics.detection import RankedTrials, detection_curve
+from speech_adapters.metrics.trial_bootstrap import bootstrap_trials
 from speech_adapters.metrics.wer import WERResult, compare
 
 LEVEL = 0.05
@@ -49,10 +55,10 @@ class Comparison:
     """Of system a with system b.
 
     Attributes:
-        metric: "wer" or "ua".
+        metric: "wer", "ua" or "eer".
         difference: of a minus b, as a fraction, with its 95 % interval.
         p_value: of the permutation test, two-sided; after :func:`correct`, for as many comparisons.
-        wins, ties, losses: utterances on which a is better, as good, worse.
+        wins, ties, losses: utterances, or trials, on which a is better, as good, worse.
         speakers: that are known; 0 where utterances were drawn instead.
         changes: the utterances that differ, those that differ most first.
     """
@@ -74,13 +80,19 @@ class Comparison:
     @property
     def a_is_better(self) -> bool:
         """Whether a has fewer errors or more hits; of :attr:`differs` alone a finding."""
-        return (self.difference.value < 0) == (self.metric == "wer")
+        return (self.difference.value < 0) == (self.metric != "ua")
+
+    @property
+    def items(self) -> str:
+        """What wins, ties and losses count."""
+        return "trials" if self.metric == "eer" else "utterances"
 
     @property
     def warning(self) -> str | None:
         """What is to be known before any of it is believed."""
         if self.speakers == 0:
-            return "the speakers are not known: utterances were drawn, and the interval says nothing of other speakers"
+            drawn = f"the speakers are not known: single {self.items} were drawn"
+            return f"{drawn}, and the interval says nothing of other speakers"
         if self.speakers < FEW_SPEAKERS:
             return (
                 f"{self.speakers} speaker{'' if self.speakers == 1 else 's'}: fewer than {FEW_SPEAKERS} say little of "
@@ -136,6 +148,58 @@ def compare_classes(a: ClassificationResult, b: ClassificationResult, *, n: int 
     return _comparison("ua", interval, gained * weights, gained, changes, seed)
 
 
+@dataclass(frozen=True)
+class ScoredTrials:
+    """What one system's trainings said of a list of trials.
+
+    Attributes:
+        scores: (K, n) of K trainings, higher for targets. labels: (n,) true for targets.
+        names: (n,) of the trials. speakers: (n,) numbers of both speakers of each, or None.
+    """
+
+    scores: np.ndarray
+    labels: np.ndarray
+    names: tuple[str, ...]
+    speakers: tuple[np.ndarray, np.ndarray] | None
+
+
+def compare_trials(a: ScoredTrials, b: ScoredTrials, *, n: int = 1000, seed: int = 0) -> Comparison:
+    """The difference in EER of two systems that scored the same trials; several trainings count as their mean.
+
+    In the permutation test a trial belongs to the speaker of its first side, so that p is somewhat too small where the
+    second side's speakers differ much: :attr:`Comparison.differs` asks the interval, which draws both, as well.
+
+    Raises:
+        InputError: other trials in the one than in the other.
+    """
+    if a.names != b.names or not np.array_equal(a.labels, b.labels):
+        raise InputError("the runs scored other trials; a paired comparison needs the same ones")
+    ranked = [[RankedTrials(scores, a.labels) for scores in one.scores] for one in (a, b)]
+
+    def figures(weights: np.ndarray | None) -> dict[str, float] | None:
+        curves = [[trials.curve(weights) for trials in one] for one in ranked]
+        rates = [[curve.eer().value for curve in one if curve is not None] for one in curves]
+        return {"eer": float(np.mean(rates[0]) - np.mean(rates[1]))} if all(rates) else None
+
+    interval = bootstrap_trials(figures, a.labels, a.speakers, n=n, seed=seed)["eer"]
+    accepted = [[s >= detection_curve(s, a.labels).eer().threshold for s in one.scores] for one in (a, b)]
+    right = [np.mean([said == a.labels for said in one], axis=0) for one in accepted]
+    gains = right[0] - right[1]
+    said = [_verdicts(np.array(one)) for one in accepted]
+    truth = np.where(a.labels, "same speaker", "two speakers").tolist()
+    changes = [Change(name, None, *rest) for name, *rest in zip(a.names, truth, *said, gains.tolist(), strict=True)]
+    shares = np.where(a.labels, a.labels.sum(), (~a.labels).sum())
+    speakers = None if a.speakers is None else a.speakers[0].tolist()
+    return _comparison("eer", interval, -gains / (2 * shares), gains, changes, seed, speakers)
+
+
+def _verdicts(accepted: np.ndarray) -> list[str]:
+    """What (K, n) verdicts, each at its training's own threshold, say of each trial."""
+    count, trainings = accepted.sum(axis=0), len(accepted)
+    said = np.where(count == trainings, "accepted", np.where(count == 0, "refused", "now accepted, now refused"))
+    return said.tolist()
+
+
 def _comparison(
     metric: str,
     interval: Interval,
@@ -143,8 +207,9 @@ def _comparison(
     gains: np.ndarray,
     changes: Sequence[Change],
     seed: int,
+    speakers: Sequence[Any] | None = None,
 ) -> Comparison:
-    speakers = [change.speaker for change in changes]
+    speakers = speakers or [change.speaker for change in changes]
     known = set(speakers) if None not in speakers else set()
     different = [change for change in changes if change.gain or change.a != change.b]
     return Comparison(

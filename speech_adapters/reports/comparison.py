@@ -13,15 +13,26 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from speech_adapters.data.manifest import Manifest, Utterance
 from speech_adapters.data.predictions import read_predictions
+from speech_adapters.data.score_files import read_scores
 from speech_adapters.data.transcripts import read_transcripts
+from speech_adapters.data.trials import read_speakers, read_trials
 from speech_adapters.errors import ConfigError, InputError
 from speech_adapters.files import write_text
 from speech_adapters.metrics.classification import ClassificationResult
-from speech_adapters.metrics.comparison import Change, Comparison, compare_classes, compare_transcripts, correct
+from speech_adapters.metrics.comparison import (
+    Change,
+    Comparison,
+    ScoredTrials,
+    compare_classes,
+    compare_transcripts,
+    compare_trials,
+    correct,
+)
 from speech_adapters.metrics.wer import WERResult
 from speech_adapters.reports.page import Cell, Table, render
 from speech_adapters.reports.report import method_table
@@ -71,7 +82,7 @@ class PairOfRuns:
         if found is None:
             return ""
         return (
-            f"{found.metric.upper()} {found.difference.percent(2)}, p = {found.p_value:.3g}, utterances won "
+            f"{found.metric.upper()} {found.difference.percent(2)}, p = {found.p_value:.3g}, {found.items} won "
             f"{found.wins}, tied {found.ties}, lost {found.losses}"
         )
 
@@ -201,25 +212,37 @@ def _letters(runs: Sequence[Run]) -> dict[str, str]:
 
 
 def _predictions(run: Run) -> list[Path]:
-    """The files of the run's own adapter, one per fold and seed."""
+    """The files of the run's own adapter, one per fold and seed: what it said, or its scores of trials."""
     name, folder = run.results.adapter.replace("+", "-"), run.folder
-    every = sorted((folder / "predictions").glob("*.jsonl"))
+    every = sorted([*(folder / "predictions").glob("*.jsonl"), *(folder / "scores").glob("*.txt")])
     own = [file for file in every if file.stem == name or file.stem.startswith((f"{name}-fold", f"{name}-seed"))]
     single = [folder / "predictions.jsonl"] if (folder / "predictions.jsonl").is_file() else []
     if files := own or single or (every if len(every) == 1 else []):
         return files
-    raise InputError(f"{folder}: no predictions were kept")
+    raise InputError(f"{folder}: no predictions of {run.results.adapter} were kept")
 
 
 def _compare(a: list[Path], b: list[Path], seed: int) -> Comparison:
     if len(a) != len(b):
         raise InputError(f"{len(a)} and {len(b)} trainings: give runs of as many folds and seeds")
+    if a[0].suffix == b[0].suffix == ".txt":
+        return compare_trials(_trials(a), _trials(b), seed=seed)
     with a[0].open(encoding="utf-8") as file:
         is_text = '"hypothesis"' in file.readline()
     if is_text:
         return compare_transcripts(_transcripts(a), _transcripts(b), seed=seed)
     one, other = (ClassificationResult.combine([read_predictions(file) for file in files]) for files in (a, b))
     return compare_classes(one, other, seed=seed)
+
+
+def _trials(files: list[Path]) -> ScoredTrials:
+    path = RunFolder(files[0].parent.parent).trials_file
+    if not path.is_file():
+        raise InputError(f"{path.parent}: from before runs kept their trials; score them again")
+    trials = read_trials(path, allow_repeats=True)
+    scores = np.stack([read_scores(file, trials) for file in files])
+    names = tuple(f"{trial.enrol} {trial.test}" for trial in trials)
+    return ScoredTrials(scores, trials.labels, names, read_speakers(path))
 
 
 def _transcripts(files: list[Path]) -> WERResult:

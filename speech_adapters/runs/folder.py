@@ -5,7 +5,7 @@
         metrics.jsonl      one line per logged step
         results.json       figures with intervals, parameters, seconds, versions
         checkpoints/       what a training goes on from when it was stopped
-        adapters/<name>/   heads/<name>/   trn/<name>/   predictions/<name>.jsonl   scores/<name>.txt
+        adapters/<name>/   heads/<name>/   trn/<name>/   predictions/<name>.jsonl   scores/<name>.txt   trials.tsv
         tensorboard/   report.html
     runs/asr_librispeech/latest -> the newest run that began to train
 
@@ -214,6 +214,11 @@ class RunFolder:
     def predictions(self, name: str) -> Path:
         """The predicted classes of one method or test set, in JSON Lines."""
         return self.path / "predictions" / f"{_file_name(name)}.jsonl"
+
+    @property
+    def trials_file(self) -> Path:
+        """The trials that the run's scores are of, with both speakers of each."""
+        return self.path / "trials.tsv"
 
     def scores(self, name: str) -> Path:
         """The scores of one trial list, ``enrol test score`` a line."""

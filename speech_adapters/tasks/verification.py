@@ -17,7 +17,15 @@ import torch
 from speech_adapters.data.embeddings import Embeddings, average_embeddings
 from speech_adapters.data.manifest import Manifest
 from speech_adapters.data.score_files import write_scores
-from speech_adapters.data.trials import Enrolment, ResolvedTrials, TrialList, UtteranceIndex, resolve, trial_speakers
+from speech_adapters.data.trials import (
+    Enrolment,
+    ResolvedTrials,
+    TrialList,
+    UtteranceIndex,
+    resolve,
+    trial_speakers,
+    write_trials,
+)
 from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.errors import ConfigError, InputError
 from speech_adapters.files import read_json, write_json
@@ -105,8 +113,9 @@ class SpeakerVerification(Task[VerificationResult]):
         return f". {REVERSED}" if metrics["eer"]["value"] > 0.5 else ""
 
     def write(self, result: VerificationResult, corpus: Corpus, run: RunFolder, name: str) -> None:
-        """The score of each trial."""
+        """The score of each trial, and the trials."""
         write_scores(run.scores(name), _trials(corpus), result.scores)
+        write_trials(run.trials_file, _trials(corpus), self.speakers)
 
     def show(self, method: str, result: VerificationResult, corpus: Corpus, run: RunFolder) -> None:
         """The DET curve and the histogram of scores."""
@@ -118,6 +127,7 @@ class SpeakerVerification(Task[VerificationResult]):
         device = "cuda" if torch.cuda.is_available() else "cpu"
         model = SpeechAdapterModel(copy.deepcopy(encoder)).to(device)
         scored = self._evaluate(model, corpus, **options)
+        self.write(scored.result, corpus, run, "frozen-mean")
         self.show("frozen-mean", scored.result, corpus, run)
         parameters = model.count_parameters()
         return {
@@ -143,12 +153,13 @@ def _trials(corpus: Corpus) -> TrialList:
 
 @dataclass(frozen=True)
 class VerificationEvaluation:
-    """A result, the embeddings it was made with (None for ready scores), and what it cost (the speed is None where no
-    audio was embedded)."""
+    """A result, the embeddings it was made with (None for ready scores), what it cost (the speed is None where no
+    audio was embedded), and the speakers of both sides of each trial, where they are known."""
 
     result: VerificationResult
     embeddings: Embeddings | None
     cost: Cost
+    speakers: tuple[np.ndarray, np.ndarray] | None
 
 
 def evaluate_verification(
@@ -190,7 +201,8 @@ def evaluate_verification(
     result = verification_result(scores, trials.labels, scored.speakers, llr=is_llr, draws=draws, seed=seed)
     seconds = time.perf_counter() - started
     speed = scored.audio_seconds_per_second
-    return VerificationEvaluation(result, scored.embeddings, Cost(seconds, speed, peak_memory_bytes(device)))
+    cost = Cost(seconds, speed, peak_memory_bytes(device))
+    return VerificationEvaluation(result, scored.embeddings, cost, scored.speakers)
 
 
 @dataclass(frozen=True)
