@@ -16,6 +16,7 @@ from speech_adapters.data.manifest import Utterance
 from speech_adapters.errors import ConfigError, ManifestError, TextError
 from speech_adapters.heads import HEADS, CTCHead, HeadConfig, HeadOutput, check_ctc_lengths, head_from_dict
 from speech_adapters.heads.ctc import CTCHeadModule
+from speech_adapters.metrics.wer import word_error_rate
 from speech_adapters.text import Vocabulary
 
 SMALL = Vocabulary(("<pad>", "|", "A", "B"))
@@ -63,6 +64,23 @@ def test_an_impossible_alignment_is_neither_infinite_nor_harmful():
     loss = head.loss(output, torch.tensor([[2, 2, 2], [2, 3, -100]]))
     loss.backward()
     assert loss.isfinite() and all(p.grad.isfinite().all() for p in head.parameters())
+
+
+def test_mistakes_are_those_of_the_best_path_in_words():
+    said, meant = ["A B AA B", "", "B"], ["A AB AA", "B A", "B"]
+    head = CTCHead(SMALL).build(8)
+    rows = [[symbol for s in SMALL.encode(text) for symbol in (s, 0)] for text in said]
+    logits = torch.full((3, max(map(len, rows)), 4), -5.0)
+    logits[..., 0] = 0.0
+    for row, symbols in enumerate(rows):
+        logits[row, range(len(symbols)), symbols] = 5.0
+    codes = [torch.tensor(SMALL.encode(text)) for text in meant]
+    targets = nn.utils.rnn.pad_sequence(codes, batch_first=True, padding_value=-100)
+    answer = HeadOutput(logits, torch.tensor([logits.shape[1]] * 3))
+    expected = word_error_rate(meant, said, normalizer="none", n=10)
+    assert head.mistakes(answer, targets) == (sum(u.errors for u in expected.utterances), 6) == (4, 6)
+    symbols = CTCHead(Vocabulary(("<pad>", "|", "A", "B"), delimiter=None)).build(8)
+    assert not symbols.config.vocabulary.has_words and symbols.mistakes(answer, targets)[1] > 6
 
 
 def test_training_learns_the_targets():

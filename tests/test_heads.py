@@ -141,6 +141,21 @@ def test_training_lowers_the_loss(name):
 
 
 @pytest.mark.parametrize("name", HEADS)
+def test_mistakes_are_what_the_predictions_get_wrong(name):
+    head = built(name).eval()
+    answer = head(features(), LENGTHS)
+    targets = TARGETS.get(name, torch.tensor([[0], [2], [1]]))
+    found, predicted = head.mistakes(answer, targets), head.predict(answer)
+    if name.startswith("speaker") or name in ("xvector", "ecapa"):
+        assert found is None  # held-out speakers are none of its classes
+    elif name == "slots":
+        labels = [tuple(v[i] for v, i in zip(SLOTS.values(), row, strict=True)) for row in targets.tolist()]
+        assert found == (sum(a != b for a, b in zip(predicted, labels, strict=True)), 3)
+    else:
+        assert found == (sum(int(p.argmax()) != t for p, [t] in zip(predicted, targets.tolist(), strict=True)), 3)
+
+
+@pytest.mark.parametrize("name", HEADS)
 def test_saving_keeps_every_bit(name, tmp_path):
     model = SpeechAdapterModel(small_encoder())
     torch.manual_seed(3)

@@ -30,9 +30,11 @@ from speech_adapters.errors import (
     TextError,
     TrainingError,
 )
-from speech_adapters.heads import CTCHead
+from speech_adapters.heads import ClassificationHead, CTCHead, SpeakerHead
+from speech_adapters.heads.base import HeadConfig
 from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.runs.folder import RunFolder
+from speech_adapters.tasks.classification import evaluate_classification
 from speech_adapters.training.loop import rate_factor
 from speech_adapters.training.settings import TrainingConfig
 from speech_adapters.training.supervised import time_mask, train
@@ -62,11 +64,11 @@ def manifest(tmp_path_factory) -> Manifest:
     return Manifest(utterances, "tones")
 
 
-def make_model(preset: str = "el") -> SpeechAdapterModel:
+def make_model(preset: str = "el", head: HeadConfig = HEAD) -> SpeechAdapterModel:
     torch.manual_seed(0)
     model = SpeechAdapterModel(small_encoder("wavlm", "pre-norm"))
     model.add_adapter("a", preset)
-    model.add_head("asr", HEAD)
+    model.add_head("asr", head)
     model.train_adapter("a", head="asr")
     return model
 
@@ -75,8 +77,9 @@ def run_training(manifest, folder, model=None, dev=None, **changes):
     model = model or make_model()
     run = RunFolder(folder) if Path(folder).is_dir() else RunFolder.create("test", path=folder)
     config = TrainingConfig(**{**QUIET, **changes})
-    dev = dev and SpeechDataset(dev, HEAD.target)
-    result = train(model, SpeechDataset(manifest, HEAD.target), config, run, dev, "m")
+    target = model.head.config.target
+    dev = dev and SpeechDataset(dev, target)
+    result = train(model, SpeechDataset(manifest, target), config, run, dev, "m")
     return model, run, result
 
 
@@ -303,6 +306,49 @@ def test_early_stopping_keeps_the_best(manifest, tmp_path):
     curve = [line["eval_loss"] for line in run.read_metrics() if "eval_loss" in line]
     assert result.best_dev_loss == min(curve)
     assert result.updates < 30 and curve[-1] > min(curve)
+
+
+def test_the_state_with_the_fewest_errors_is_kept_where_that_is_asked_for(manifest, tmp_path):
+    spoken = manifest.map(lambda u: replace(u, emotion=u.text.lower()))
+    # a few false labels in the dev set: sure of the others, the loss rises while errors fall
+    false = {u.id: "no" for u in spoken[:6:3]}
+    dev = spoken.map(lambda u: replace(u, emotion=false.get(u.id, u.emotion)))
+    options = {"dev": dev, "updates": 40, "evaluate_every": 1, "warmup": 0.0, "learning_rates": {"head": 0.3}}
+    head = ClassificationHead(labels=("yes", "no", "maybe"))
+    curves = {}
+    for keep in ("error", "loss"):
+        model, run, result = run_training(spoken, tmp_path / keep, make_model(head=head), keep=keep, **options)
+        curve = [(line["eval_error"], line["eval_loss"]) for line in run.read_metrics() if "eval_loss" in line]
+        curves[keep] = [loss for _, loss in curve].index(result.best_dev_loss)
+        if keep == "error":
+            least = min(error for error, _ in curve)
+            assert result.best_dev_loss == next(loss for error, loss in curve if error == least)
+            scored = evaluate_classification(model, dev, batch_seconds=3.0).result
+            wrong = sum(u.prediction != u.label for u in scored.runs[0]) / len(spoken)
+            assert 0 <= least < curve[0][0] and wrong == pytest.approx(least)
+    assert curves["error"] != curves["loss"]
+    with pytest.raises(ConfigError, match="keep=error: needs evaluations: set evaluate_every"):
+        TrainingConfig(keep="error")
+    speakers = make_model(head=SpeakerHead(speakers=manifest.speakers))
+    with pytest.raises(ConfigError, match="keep=error: this head says nothing of held-out speakers"):
+        run_training(manifest, tmp_path / "speakers", speakers, keep="error", **options | {"dev": manifest})
+
+
+def test_a_checkpoint_from_before_a_setting_goes_on(manifest, tmp_path):
+    options = {"updates": 4, "save_minutes": 0, "evaluate_every": 2, "dev": manifest}
+    whole, _, _ = run_training(manifest, tmp_path / "whole", **options)
+    model = make_model()
+    kill_at(model, 3)
+    with pytest.raises(Killed):
+        run_training(manifest, tmp_path / "run", model, **options)
+    path = RunFolder(tmp_path / "run").checkpoint("m")
+    content = torch.load(path, weights_only=True)
+    assert content["settings"][""].pop("keep") == repr("loss")
+    torch.save(content, path)
+    with pytest.raises(ConfigError, match="keep='loss', not 'error'"):
+        run_training(manifest, tmp_path / "run", keep="error", **options)
+    again, _, _ = run_training(manifest, tmp_path / "run", **options)
+    assert all(torch.equal(t, again.state_dict()[n]) for n, t in whole.state_dict().items())
 
 
 def test_time_mask_hides_about_the_asked_share():

@@ -112,6 +112,11 @@ class HeadModule(nn.Module, ABC):
     def loss(self, output: HeadOutput, targets: Tensor) -> Tensor:
         """A scalar to minimise; each head documents the shape of its ``targets``."""
 
+    def mistakes(self, output: HeadOutput, targets: Tensor) -> tuple[int, int] | None:
+        """Of a batch, how much is wrong and out of how much: words, or utterances. None of a head that held-out data
+        cannot check, as their speakers are others than it was trained on."""
+        return None
+
     @abstractmethod
     def predict(self, output: HeadOutput) -> list[Any]:
         """One prediction per utterance, on the CPU: a text, probabilities, labels, an embedding; see each head."""

@@ -133,6 +133,10 @@ class ClassificationHeadModule(HeadModule):
         weight = None if weights is None else torch.tensor(weights, device=output.logits.device)
         return F.cross_entropy(output.logits.float(), targets[:, 0], weight)
 
+    def mistakes(self, output: HeadOutput, targets: Tensor) -> tuple[int, int]:
+        """Utterances of the batch with a wrong class, and all."""
+        return int((output.logits.argmax(1) != targets[:, 0]).sum()), len(targets)
+
     def predict(self, output: HeadOutput) -> list[Tensor]:
         """(C,) probabilities of each utterance, in the order of ``config.labels``."""
         return list(output.logits.float().softmax(1).cpu())

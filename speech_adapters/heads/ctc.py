@@ -13,10 +13,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
+from rapidfuzz.distance import Levenshtein
 from torch import Tensor, nn
 
 from speech_adapters.data.audio import SAMPLE_RATE
@@ -172,6 +173,15 @@ class CTCHeadModule(HeadModule):
                 reduction=self.config.reduction,
                 zero_infinity=True,
             )
+
+    def mistakes(self, output: HeadOutput, targets: Tensor) -> tuple[int, int]:
+        """Errors of the best path and words of ``targets`` (B, L); of symbols, where the vocabulary has no words."""
+        vocabulary = self.config.vocabulary
+        units: Any = str.split if vocabulary.has_words or vocabulary.separator else list
+        meant = [units(vocabulary.decode(row[row >= 0].tolist())) for row in targets.cpu()]
+        said = [units(text) for text in self.predict(output)]
+        errors = sum(Levenshtein.distance(one, other) for one, other in zip(meant, said, strict=True))
+        return errors, sum(map(len, meant))
 
     def predict(self, output: HeadOutput) -> list[str]:
         """The best path's text of each utterance."""

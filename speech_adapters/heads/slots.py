@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -78,6 +79,11 @@ class SlotsHeadModule(HeadModule):
         slices = output.logits.float().split(self.sizes, dim=1)
         losses = [F.cross_entropy(logits, targets[:, slot]) for slot, logits in enumerate(slices)]
         return sum(losses[1:], losses[0])
+
+    def mistakes(self, output: HeadOutput, targets: Tensor) -> tuple[int, int]:
+        """Utterances of the batch with a wrong label in any slot, and all."""
+        best = torch.stack([logits.argmax(1) for logits in output.logits.split(self.sizes, dim=1)], dim=1)
+        return int((best != targets).any(1).sum()), len(targets)
 
     def predict(self, output: HeadOutput) -> list[tuple[str, ...]]:
         """The best label of each slot, a tuple per utterance."""

@@ -71,12 +71,14 @@ class Learner(ABC):
     Attributes:
         device: where the loop puts batches.
         turns: learners that take turns: so many updates make a round, and ``updates`` counts rounds.
+        kept_by: the figure of :meth:`evaluate` that is lowest in the state to keep.
         watched_from_start: evaluate before the first update too, so that a training that helps nothing changes
             nothing.
     """
 
     device: torch.device
     turns: int = 1
+    kept_by: str = "loss"
     watched_from_start: bool = False
 
     @property
@@ -214,6 +216,7 @@ class _PartProgress:
     audio_seconds: float = 0.0
     last_loss: float = math.nan
     best_loss: float | None = None
+    best_error: float | None = None
     worse: int = 0
     stopped: bool = False
     skipped: int = 0
@@ -288,11 +291,12 @@ class _Part:
             self.scaler.step(self.optimizer)
         self.scaler.update()
 
-    def watch(self, loss: float) -> None:
+    def watch(self, figures: Mapping[str, float]) -> None:
         """Keep the best state, and stop where it was long ago."""
-        progress = self.progress
-        if progress.best_loss is None or loss < progress.best_loss:
-            progress.best_loss, progress.worse = loss, 0
+        progress, kept_by = self.progress, self.learner.kept_by
+        best = progress.best_error if kept_by == "error" else progress.best_loss
+        if best is None or figures[kept_by] < best:
+            progress.best_loss, progress.best_error, progress.worse = figures["loss"], figures.get("error"), 0
             self.best = {key: tensor.detach().clone() for key, tensor in self.learner.tensors().items()}
         else:
             progress.worse += 1
@@ -585,7 +589,7 @@ class _Training:
         learner.train()
         for name, found in evaluations.items():
             self._log(name or self.name, {f"eval_{key}": value for key, value in found.items()})
-            self.parts[name].watch(found["loss"])
+            self.parts[name].watch(found)
             done = self.progress.done // learner.turns
             if self.watcher is not None and self.watcher(name, done, found):
                 self.parts[name].progress.stopped = True
@@ -653,10 +657,11 @@ class _Training:
                 f"{path} was begun with {', '.join(stored)}, not {', '.join(now)}; start a new run folder."
             )
         for part, settings in now.items():
-            before = stored[part]
-            if changed := [key for key in settings if before.get(key) != settings[key]]:
+            # a setting that is younger than the checkpoint had its default's effect
+            before = settings_of_updates(type(self.parts[part].config)()) | dict(stored[part])
+            if changed := [key for key in settings if before[key] != settings[key]]:
                 raise ConfigError(
-                    f"{path} was begun with training.{changed[0]}={before.get(changed[0])}, not "
+                    f"{path} was begun with training.{changed[0]}={before[changed[0]]}, not "
                     f"{settings[changed[0]]}; go on with the former, or start a new run folder."
                 )
 

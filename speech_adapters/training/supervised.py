@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -21,7 +22,7 @@ from speech_adapters.data.batches import (
 from speech_adapters.data.manifest import Manifest
 from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.errors import ConfigError
-from speech_adapters.heads.base import check_audible
+from speech_adapters.heads.base import HeadModule, HeadOutput, check_audible
 from speech_adapters.heads.ctc import CTCHeadModule
 from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.runs.folder import RunFolder
@@ -77,6 +78,8 @@ def check(
         raise ConfigError("train: nothing is trainable; call model.train_adapter(name, head=...) first.")
     if config.evaluate_every and dev is None:
         raise ConfigError("train: training.evaluate_every needs a dev set.")
+    if config.keep == "error" and type(model.head).mistakes is HeadModule.mistakes:
+        raise ConfigError("train: training.keep=error: this head says nothing of held-out speakers; keep by the loss.")
     if getattr(dataset, "crop_seconds", None) is not None and isinstance(model.head, CTCHeadModule):
         raise ConfigError("train: training.crop_seconds cuts speech but not its text; a CTC head needs it whole.")
     if isinstance(dataset, SpeechDataset):
@@ -107,6 +110,7 @@ class Supervised(Learner):
     ) -> None:
         self.model, self.dataset, self.config, self.dev = model, dataset, config, dev
         self.device, self.seconds = model.encoder.device, dataset.durations
+        self.kept_by = config.keep
         model.gradient_checkpointing = config.gradient_checkpointing
 
     def config_of(self, shared: LoopConfig) -> LoopConfig:
@@ -153,14 +157,21 @@ class Supervised(Learner):
 
     def evaluate(self) -> dict[str, float]:
         assert self.dev is not None
-        total = 0.0
+        totals: Counter[str] = Counter()
         for batch in evaluation_loader(self.dev, self.config.batch_seconds):
-            total += self.held_out(model_inputs(batch, self.model), batch)
-        return {"loss": total / len(self.dev)}
+            totals.update(self.held_out(model_inputs(batch, self.model), batch))
+        return held_out_figures(totals)
 
-    def held_out(self, inputs: dict[str, Any], batch: dict[str, Any]) -> float:
-        """The loss summed over the utterances of a batch of the dev set."""
-        return float(self.model(**inputs, targets=batch["targets"].to(self.device)).loss) * len(batch["indices"])
+    def held_out(self, inputs: dict[str, Any], batch: dict[str, Any]) -> dict[str, float]:
+        """Sums over a batch of the dev set, for :func:`held_out_figures`."""
+        targets, head = batch["targets"].to(self.device), self.model.head
+        output = self.model(**inputs, targets=targets)
+        assert head is not None, "check has seen it"
+        sums = {"loss": float(output.loss) * len(targets), "utterances": len(targets)}
+        answer = HeadOutput(output.logits, output.frame_lengths, output.embedding)
+        if (found := head.mistakes(answer, targets)) is not None:
+            sums |= dict(zip(("wrong", "of"), found, strict=True))
+        return sums
 
     def tensors(self) -> dict[str, Tensor]:
         """Parameters, and the running statistics of a head with batch norm."""
@@ -191,6 +202,12 @@ class Supervised(Learner):
     def load_state(self, state: dict[str, Any]) -> None:
         for name in self.model.trained_adapters:
             self.model.registry.adapter(name).load_schedule_state(state[name])
+
+
+def held_out_figures(sums: Mapping[str, float]) -> dict[str, float]:
+    """``loss`` by utterance and, of heads that have one, ``error``: the share of wrong words or utterances."""
+    figures = {"loss": sums["loss"] / sums["utterances"]}
+    return figures | ({"error": sums["wrong"] / max(1, sums["of"])} if "of" in sums else {})
 
 
 def time_mask(encoder: Encoder, inputs: Mapping[str, Any], config: TrainingConfig) -> Tensor:

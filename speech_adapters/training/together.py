@@ -12,6 +12,7 @@ Sources: peft issue 3012 (asked for); Ye et al., "mLoRA" (VLDB 2025) for languag
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,7 +30,7 @@ from speech_adapters.training.cache import CachedDataset
 from speech_adapters.training.frozen import Frozen, Tap, batch_taps, compute_taps, frozen_part
 from speech_adapters.training.loop import Learner, Loss, Position, TrainingResult, Watcher, fit_parts, seed_update
 from speech_adapters.training.settings import TrainingConfig
-from speech_adapters.training.supervised import Supervised, check, constant
+from speech_adapters.training.supervised import Supervised, check, constant, held_out_figures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +172,7 @@ class _Together(Learner):
             seed_update(seed, update, self.process)
 
     def evaluations(self, running: Collection[str]) -> Mapping[str, dict[str, float]]:
-        totals = dict.fromkeys(running, 0.0)
+        totals: dict[str, Counter[str]] = {name: Counter() for name in running}
         for stream in self.dev_streams:
             wanted = [member.name for member in stream.members if member.name in running]
             if not wanted:
@@ -179,10 +180,8 @@ class _Together(Learner):
             for batch in evaluation_loader(stream.data, stream.members[0].config.batch_seconds):
                 for name, inputs in stream.inputs(batch, self.encoder):
                     if name in totals:
-                        totals[name] += self._parts[name].held_out(inputs, batch)
-            for name in wanted:
-                totals[name] /= len(stream.data)
-        return {name: {"loss": total} for name, total in totals.items()}
+                        totals[name].update(self._parts[name].held_out(inputs, batch))
+        return {name: held_out_figures(sums) for name, sums in totals.items()}
 
     def before_update(self, update: int) -> None:
         self._random.clear()
