@@ -25,7 +25,7 @@ from speech_adapters.metrics.classification import score_classification
 from speech_adapters.metrics.comparison import (
     LEVEL,
     Comparison,
-    ScoredTrials,
+    TrialScores,
     compare_classes,
     compare_transcripts,
     compare_trials,
@@ -273,7 +273,7 @@ def test_runs_that_cannot_be_compared_are_named(runs, tmp_path, capsys) -> None:
     assert pair.found is None and "different or repeated utterance ids" in pair.verdict
 
 
-def trials_of(speakers: int, draw: np.random.Generator, *systems: float) -> list[ScoredTrials]:
+def trials_of(speakers: int, draw: np.random.Generator, *systems: float) -> list[TrialScores]:
     """All pairs of two utterances of each speaker, scored by systems that hear targets so far above other trials,
     speakers and pairs of them more or less easy alike."""
     ends = [(i, j) for i in range(2 * speakers) for j in range(i + 1, 2 * speakers)]
@@ -284,7 +284,7 @@ def trials_of(speakers: int, draw: np.random.Generator, *systems: float) -> list
     for gap in systems:
         own = ease[first, second] + draw.normal(0, 0.5, speakers)[first] + draw.normal(0, 1, len(labels))
         scores = (own + gap * labels)[None]
-        found.append(ScoredTrials(scores, labels, tuple(f"{i} {j}" for i, j in ends), (first, second)))
+        found.append(TrialScores(scores, labels, tuple(f"{i} {j}" for i, j in ends), (first, second)))
     return found
 
 
@@ -328,7 +328,7 @@ def test_runs_of_verification_are_paired_by_trial(tmp_path, capsys) -> None:
     trials = read_trials(tmp_path / "trials.txt")
     for name, one in systems.items():
         folder = tmp_path / name
-        for seed in (0, 1):
+        for seed in (0, 1) if name == "good" else (0,):
             write_scores(folder / "scores" / f"l-seed{seed}.txt", trials, one.scores[0] + seed)
         if name != "other":
             write_trials(folder / "trials.tsv", trials, one.speakers)

@@ -149,7 +149,7 @@ def compare_classes(a: ClassificationResult, b: ClassificationResult, *, n: int 
 
 
 @dataclass(frozen=True)
-class ScoredTrials:
+class TrialScores:
     """What one system's trainings said of a list of trials.
 
     Attributes:
@@ -163,7 +163,7 @@ class ScoredTrials:
     speakers: tuple[np.ndarray, np.ndarray] | None
 
 
-def compare_trials(a: ScoredTrials, b: ScoredTrials, *, n: int = 1000, seed: int = 0) -> Comparison:
+def compare_trials(a: TrialScores, b: TrialScores, *, n: int = 1000, seed: int = 0) -> Comparison:
     """The difference in EER of two systems that scored the same trials; several trainings count as their mean.
 
     In the permutation test a trial belongs to the speaker of its first side, so that p is somewhat too small where the

@@ -27,7 +27,7 @@ from speech_adapters.metrics.classification import ClassificationResult
 from speech_adapters.metrics.comparison import (
     Change,
     Comparison,
-    ScoredTrials,
+    TrialScores,
     compare_classes,
     compare_transcripts,
     compare_trials,
@@ -223,10 +223,10 @@ def _predictions(run: Run) -> list[Path]:
 
 
 def _compare(a: list[Path], b: list[Path], seed: int) -> Comparison:
+    if a[0].suffix == b[0].suffix == ".txt":  # means over trainings, of which an untrained system has one
+        return compare_trials(_trials(a), _trials(b), seed=seed)
     if len(a) != len(b):
         raise InputError(f"{len(a)} and {len(b)} trainings: give runs of as many folds and seeds")
-    if a[0].suffix == b[0].suffix == ".txt":
-        return compare_trials(_trials(a), _trials(b), seed=seed)
     with a[0].open(encoding="utf-8") as file:
         is_text = '"hypothesis"' in file.readline()
     if is_text:
@@ -235,14 +235,14 @@ def _compare(a: list[Path], b: list[Path], seed: int) -> Comparison:
     return compare_classes(one, other, seed=seed)
 
 
-def _trials(files: list[Path]) -> ScoredTrials:
+def _trials(files: list[Path]) -> TrialScores:
     path = RunFolder(files[0].parent.parent).trials_file
     if not path.is_file():
         raise InputError(f"{path.parent}: from before runs kept their trials; score them again")
     trials = read_trials(path, allow_repeats=True)
     scores = np.stack([read_scores(file, trials) for file in files])
     names = tuple(f"{trial.enrol} {trial.test}" for trial in trials)
-    return ScoredTrials(scores, trials.labels, names, read_speakers(path))
+    return TrialScores(scores, trials.labels, names, read_speakers(path))
 
 
 def _transcripts(files: list[Path]) -> WERResult:
