@@ -112,6 +112,7 @@ def test_the_command_line_leaves_a_matrix_a_report_and_everything_that_was_train
     card, wer = (noisy / "README.md").read_text(), cells["noisy"]["noisy"]
     own, other = (results["data"][f"{domain} test"] for domain in ("noisy", "studio"))  # of as many utterances each
     assert own["sha256"] in card and other["sha256"] not in card and f"{100 * wer['value']:.1f} [" in card
+    assert str(data / "test.jsonl") not in card and "| test | test.jsonl |" in card  # where files lie stays here
     assert "full-after-noisy" in card and "adapters of other domains" in card
     facts = read_facts({"adapter": noisy, "head": run / "heads" / "noisy-seed1"}, 1, {})
     assert (facts.task, facts.domain, facts.metrics["wer"]) == ("asr", "noisy", wer)

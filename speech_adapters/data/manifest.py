@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from operator import eq
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from speech_adapters.data.audio import audio_info, read_audio
@@ -420,6 +420,11 @@ class Manifest(Sequence[Utterance]):
         problems.raise_any()
         return self
 
+    @property
+    def file_names(self) -> str:
+        """The name without folders, for what is passed on: where files lie is nobody else's business."""
+        return file_names(self.name)
+
     def describe(self) -> dict[str, Any]:
         """What ``results.json`` records of a manifest: name, utterances, hours, speakers, sha256."""
         return {
@@ -442,6 +447,11 @@ class Manifest(Sequence[Utterance]):
             if 0 < len(counts) <= 12:
                 parts.append(f"{key}: " + ", ".join(f"{value} {count}" for value, count in sorted(counts.items())))
         return "; ".join(parts)
+
+
+def file_names(name: str) -> str:
+    """The name of a manifest, or of several that were joined, without folders."""
+    return " + ".join(PurePath(part).name for part in name.split(" + "))
 
 
 def _channels(path: Path) -> int:

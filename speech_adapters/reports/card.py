@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from speech_adapters.data.manifest import file_names
 from speech_adapters.errors import ConfigError
 from speech_adapters.files import write_text
 from speech_adapters.metrics.comparison import FEW_SPEAKERS
@@ -167,6 +168,7 @@ def metadata(folder: str | Path, options: CardOptions, saved: _Saved | None = No
     on_hub = _HUB_ID.fullmatch(base) is not None
     task = saved.pipeline or "feature-extraction"
     test = _split(saved, "test").get("name") or (saved.described.get("card") or {}).get("data") or "own test set"
+    test = file_names(str(test))
     figures = [
         EvalResult(
             task_type=task,
@@ -292,7 +294,7 @@ def _table(saved: _Saved) -> str:
 
 def _note(saved: _Saved) -> str:
     test, domain = _split(saved, "test"), (saved.described.get("card") or {}).get("domain")
-    on = f" on {_plain(test['name'])}" if test.get("name") else ""
+    on = f" on {_plain(file_names(test['name']))}" if test.get("name") else ""
     return (
         f"Rates in percent{on}, 95 % bootstrap intervals by speaker in brackets; bold where no interval overlaps. "
     ) + (
@@ -311,7 +313,8 @@ def _data(saved: _Saved) -> str:
     splits = {} if saved.results is None else {k: v for k, v in saved.results.data.items() if isinstance(v, Mapping)}
     lines = ["| split | name | hours | speakers | utterances | SHA-256 |", "|---|---|---:|---:|---:|---|"]
     for name, entry in splits.items():
-        keys = [entry.get(key) for key in ("name", "hours", "speakers", "utterances")]
+        name_of = file_names(str(entry.get("name") or ""))
+        keys = [name_of, *(entry.get(key) for key in ("hours", "speakers", "utterances"))]
         cells = ["" if value is None else _plain(value) for value in keys]
         lines.append(f"| {_plain(name)} | {' | '.join(cells)} | `{_plain(entry.get('sha256') or 'not recorded')}` |")
     return "\n".join(lines) if splits else ""

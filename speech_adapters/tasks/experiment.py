@@ -270,7 +270,7 @@ def _score(
     name = training.name
     result = task.score(model, corpus, **options)
     task.write(result, corpus, run, name)
-    card = {task.metric: task.metrics([result])[task.metric], "data": corpus.test.name}
+    card = {task.metric: task.metrics([result])[task.metric], "data": corpus.test.file_names}
     model.save_adapter(name, run.adapter(name), **card)
     weights = (p for n, p in model.adapters[name].named_parameters() if "layer_weights" in n)
     layer_weights = next((p.softmax(0).tolist() for p in weights), None)
