@@ -22,7 +22,7 @@ from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.runs.folder import RunFolder
 from speech_adapters.training.loop import Learner, Loss, Position, TrainingResult, fit
 from speech_adapters.training.settings import TrainingConfig
-from speech_adapters.training.supervised import Supervised
+from speech_adapters.training.supervised import Supervised, check_keep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ def train_jointly(
     """Train all tasks together, ``config.updates`` updates each, in turn.
 
     One AdamW over everything, each group at its own learning rate. ``config.evaluate_every`` watches the mean of the
-    tasks' dev losses.
+    tasks' dev losses, or of their errors where ``config.keep`` says so.
 
     Raises:
         ConfigError: no tasks, two of one name, a composition and a head that do not fit, or a task without a dev set
@@ -73,10 +73,11 @@ class _Joint(Learner):
 
     def __init__(self, model: SpeechAdapterModel, tasks: Sequence[JointTask], config: TrainingConfig) -> None:
         self.model, self.tasks, self.config = model, tasks, config
-        self.device, self.turns = model.encoder.device, len(tasks)
+        self.device, self.turns, self.kept_by = model.encoder.device, len(tasks), config.keep
         self.learners = []
         for task in tasks:
             self._activate(task)
+            check_keep(model, config)
             own = {group: rate for group, rate in config.learning_rates.items() if group in model.parameter_groups()}
             self.learners.append(Supervised(model, task.dataset, replace(config, learning_rates=own), task.dev))
 
@@ -118,8 +119,10 @@ class _Joint(Learner):
         for task, part in zip(self.tasks, self.learners, strict=True):
             self._activate(task)
             self.model.eval()
-            found[task.name] = part.evaluate()["loss"]
-        return {"loss": sum(found.values()) / len(found), **found}
+            found[task.name] = part.evaluate()
+        shared = [key for key in ("loss", "error") if all(key in figures for figures in found.values())]
+        means = {key: sum(figures[key] for figures in found.values()) / len(found) for key in shared}
+        return means | {name: figures["loss"] for name, figures in found.items()}
 
     def tensors(self) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = {}

@@ -78,12 +78,17 @@ def check(
         raise ConfigError("train: nothing is trainable; call model.train_adapter(name, head=...) first.")
     if config.evaluate_every and dev is None:
         raise ConfigError("train: training.evaluate_every needs a dev set.")
-    if config.keep == "error" and type(model.head).mistakes is HeadModule.mistakes:
-        raise ConfigError("train: training.keep=error: this head says nothing of held-out speakers; keep by the loss.")
+    check_keep(model, config)
     if getattr(dataset, "crop_seconds", None) is not None and isinstance(model.head, CTCHeadModule):
         raise ConfigError("train: training.crop_seconds cuts speech but not its text; a CTC head needs it whole.")
     if isinstance(dataset, SpeechDataset):
         check_speeds(dataset.manifest, model.encoder, config)
+
+
+def check_keep(model: SpeechAdapterModel, config: TrainingConfig) -> None:
+    """Raise a ConfigError where errors are to choose the state and the head has none on held-out data."""
+    if config.keep == "error" and model.head is not None and type(model.head).mistakes is HeadModule.mistakes:
+        raise ConfigError("training.keep=error: this head says nothing of held-out speakers; keep by the loss.")
 
 
 def check_speeds(manifest: Manifest, encoder: Encoder, config: TrainingConfig) -> None:
