@@ -36,7 +36,7 @@ class Config(ExperimentConfig):
     """An adapter and its baselines for speech recognition."""
 
     train: Path | None = option(None, "manifest to train on; then --dev and --test too")
-    dev: Path | None = option(None, "manifest for early stopping and dev loss")
+    dev: Path | None = option(None, "manifest that chooses the state to keep (training.evaluate_every)")
     test: Path | None = option(None, "manifest to score")
     librispeech_root: Path | None = option(None, "folder LibriSpeech was unpacked in (holds train-clean-100, ...)")
     train_subset: str = option("train-clean-100", "LibriSpeech subset to train on")

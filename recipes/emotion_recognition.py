@@ -41,7 +41,7 @@ class Config(ExperimentConfig):
 
     adapter: str = option("l", "preset of the adapter: l, el, elp, e, lora-ffn, houlsby, ...")
     train: Path | None = option(None, "manifest to train on; then --dev and --test too")
-    dev: Path | None = option(None, "manifest for early stopping and dev loss")
+    dev: Path | None = option(None, "manifest that chooses the state to keep (training.evaluate_every)")
     test: Path | None = option(None, "manifest to score")
     manifest: Path | None = option(None, "one manifest to divide into folds; then --folds too")
     corpus: Literal["iemocap", "crema_d", "ravdess", "emodb"] | None = option(None, "a corpus by name")

@@ -30,7 +30,7 @@ class Config(ExperimentConfig):
     """An adapter and its baselines for intent classification."""
 
     train: Path | None = option(None, "manifest to train on; then --dev and --test too")
-    dev: Path | None = option(None, "manifest for early stopping and dev loss")
+    dev: Path | None = option(None, "manifest that chooses the state to keep (training.evaluate_every)")
     test: Path | None = option(None, "manifest to score")
     corpus_root: Path | None = option(None, "folder Fluent Speech Commands was unpacked in")
     slots: tuple[str, ...] = option((), "keys of the manifest that hold the labels of an utterance")

@@ -28,7 +28,7 @@ class Config(ExperimentConfig):
 
     adapter: str = option("l", "preset of the adapter: l, el, elp, e, lora, houlsby, ...")
     train: Path | None = option(None, "manifest to train on; then --dev and --test too")
-    dev: Path | None = option(None, "manifest for early stopping and dev loss")
+    dev: Path | None = option(None, "manifest that chooses the state to keep (training.evaluate_every)")
     test: Path | None = option(None, "manifest to score")
     label_field: str | None = option(None, "key of the manifest that holds the keyword; label by default")
     network: Literal["linear", "conv"] = option("linear", "head: linear (Otake 2023), or conv (PEFT-SER)")

@@ -22,7 +22,7 @@ from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.runs.folder import RunFolder
 from speech_adapters.training.loop import Learner, Loss, Position, TrainingResult, fit
 from speech_adapters.training.settings import TrainingConfig
-from speech_adapters.training.supervised import Supervised, check_keep
+from speech_adapters.training.supervised import Supervised
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ def train_jointly(
     """Train all tasks together, ``config.updates`` updates each, in turn.
 
     One AdamW over everything, each group at its own learning rate. ``config.evaluate_every`` watches the mean of the
-    tasks' dev losses, or of their errors where ``config.keep`` says so.
+    tasks' dev losses, or of their errors, as ``config.keep`` says.
 
     Raises:
         ConfigError: no tasks, two of one name, a composition and a head that do not fit, or a task without a dev set
@@ -73,13 +73,13 @@ class _Joint(Learner):
 
     def __init__(self, model: SpeechAdapterModel, tasks: Sequence[JointTask], config: TrainingConfig) -> None:
         self.model, self.tasks, self.config = model, tasks, config
-        self.device, self.turns, self.kept_by = model.encoder.device, len(tasks), config.keep
+        self.device, self.turns = model.encoder.device, len(tasks)
         self.learners = []
         for task in tasks:
             self._activate(task)
-            check_keep(model, config)
             own = {group: rate for group, rate in config.learning_rates.items() if group in model.parameter_groups()}
             self.learners.append(Supervised(model, task.dataset, replace(config, learning_rates=own), task.dev))
+        self.kept_by = "error" if all(part.kept_by == "error" for part in self.learners) else "loss"
 
     def _activate(self, task: JointTask) -> None:
         self.model.train_adapter(task.adapter, head=task.head)

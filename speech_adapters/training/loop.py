@@ -293,10 +293,14 @@ class _Part:
 
     def watch(self, figures: Mapping[str, float]) -> None:
         """Keep the best state, and stop where it was long ago."""
-        progress, kept_by = self.progress, self.learner.kept_by
-        best = progress.best_error if kept_by == "error" else progress.best_loss
-        if best is None or figures[kept_by] < best:
-            progress.best_loss, progress.best_error, progress.worse = figures["loss"], figures.get("error"), 0
+        progress, loss, error = self.progress, figures["loss"], figures.get("error")
+        if self.learner.kept_by == "loss" or error is None:
+            better = progress.best_loss is None or loss < progress.best_loss
+        else:  # equal errors, as of a CTC head that says nothing yet, leave it to the loss
+            best = (progress.best_error, progress.best_loss)
+            better = None in best or (error, loss) < best
+        if better:
+            progress.best_loss, progress.best_error, progress.worse = loss, error, 0
             self.best = {key: tensor.detach().clone() for key, tensor in self.learner.tensors().items()}
         else:
             progress.worse += 1

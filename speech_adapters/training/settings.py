@@ -97,8 +97,8 @@ class LoopConfig(Configuration):
     it (GPUs since Ampere, CPUs with AMX or AVX512-BF16), else fp32."""
 
     evaluate_every: CountOrNone = 0
-    """Updates between evaluations on held-out data; 0 makes none. Where there are any, the state with the lowest
-    held-out loss is what the training leaves behind (of AdaLoRA perhaps one from before its last pruning)."""
+    """Updates between evaluations on held-out data; 0 makes none. Where there are any, the best state is
+    what the training leaves behind (of AdaLoRA perhaps one from before its last pruning)."""
 
     patience: CountOrNone = 0
     """Stop after so many evaluations in a row without a better state; 0 never stops early."""
@@ -144,9 +144,10 @@ class TrainingConfig(LoopConfig):
     batch_seconds: Positive = 60.0
     """Audio per batch and process, in seconds, padding included; utterances of like length share a batch."""
 
-    keep: Literal["loss", "error"] = "loss"
-    """Which of the evaluated states is left behind, and what ``patience`` waits for: the lowest held-out loss, or the
-    smallest share of wrong words (CTC) or utterances (classes). A CTC loss turns up while words still get better."""
+    keep: Literal["error", "loss"] | None = None
+    """Which of the evaluated states is left behind, and what ``patience`` waits for: the smallest share of wrong words
+    (CTC) or utterances (classes), of equal ones the lower loss; or the lowest loss. By default errors, where the head
+    counts them: a CTC loss turns up long before words stop getting better."""
 
     crop_seconds: Annotated[float, Range(0.1, below=True)] | None = None
     """Train on a random piece of at most this length; None on whole utterances. Otake et al. (2023) cut at 12.5 for
@@ -169,7 +170,7 @@ class TrainingConfig(LoopConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require(self.keep == "loss" or self.evaluate_every > 0, "keep", "needs evaluations: set evaluate_every")
+        self._require(not self.keep or self.evaluate_every > 0, "keep", "needs evaluations: set evaluate_every")
         if self.cache is not None and self.augmentation is not None:
             raise ConfigError("training.cache: augmentation changes the audio in each epoch; set one of them to null.")
 

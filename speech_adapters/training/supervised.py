@@ -78,17 +78,19 @@ def check(
         raise ConfigError("train: nothing is trainable; call model.train_adapter(name, head=...) first.")
     if config.evaluate_every and dev is None:
         raise ConfigError("train: training.evaluate_every needs a dev set.")
-    check_keep(model, config)
+    kept_by(model, config)
     if getattr(dataset, "crop_seconds", None) is not None and isinstance(model.head, CTCHeadModule):
         raise ConfigError("train: training.crop_seconds cuts speech but not its text; a CTC head needs it whole.")
     if isinstance(dataset, SpeechDataset):
         check_speeds(dataset.manifest, model.encoder, config)
 
 
-def check_keep(model: SpeechAdapterModel, config: TrainingConfig) -> None:
-    """Raise a ConfigError where errors are to choose the state and the head has none on held-out data."""
-    if config.keep == "error" and model.head is not None and type(model.head).mistakes is HeadModule.mistakes:
+def kept_by(model: SpeechAdapterModel, config: TrainingConfig) -> str:
+    """Which figure chooses the state to keep. Raises a ConfigError for errors of a head that counts none."""
+    counts = model.head is not None and type(model.head).mistakes is not HeadModule.mistakes
+    if config.keep == "error" and not counts:
         raise ConfigError("training.keep=error: this head says nothing of held-out speakers; keep by the loss.")
+    return config.keep or ("error" if counts else "loss")
 
 
 def check_speeds(manifest: Manifest, encoder: Encoder, config: TrainingConfig) -> None:
@@ -115,7 +117,7 @@ class Supervised(Learner):
     ) -> None:
         self.model, self.dataset, self.config, self.dev = model, dataset, config, dev
         self.device, self.seconds = model.encoder.device, dataset.durations
-        self.kept_by = config.keep
+        self.kept_by = kept_by(model, config)
         model.gradient_checkpointing = config.gradient_checkpointing
 
     def config_of(self, shared: LoopConfig) -> LoopConfig:
