@@ -83,8 +83,20 @@ class _Saved:
             raise ConfigError(f"{folder}: a card is of an adapter, and there is a head alone.")
         described, tensors = load_part(parts.adapter, "adapter")
         head = None if parts.head is None else load_part(parts.head, "head")[0]["config"]
-        results, own = results_of(parts.adapter, (described.get("card") or {}).get("domain")) or (None, None)
+        results, own = results_of(parts.adapter, _domain(described)) or (None, None)
         return cls(parts.adapter, described, sum(t.numel() for t in tensors.values()), head, results, own)
+
+    @property
+    def domain(self) -> str | None:
+        """That the adapter is for, of a run over several."""
+        return _domain(self.described)
+
+    @property
+    def splits(self) -> dict[str, dict[str, Any]]:
+        """The run's data by split, files without their folders."""
+        data = {} if self.results is None else self.results.data
+        known = {name: entry for name, entry in data.items() if isinstance(entry, Mapping)}
+        return {name: {**entry, "name": file_names(str(entry.get("name") or ""))} for name, entry in known.items()}
 
     @property
     def head_type(self) -> str:
@@ -108,6 +120,10 @@ class _Saved:
     def pipeline(self) -> str | None:
         task = None if self.results is None else self.results.task
         return _PIPELINES.get(str(task)) or _PIPELINES.get(self.head_type)
+
+
+def _domain(described: Mapping[str, Any]) -> str | None:
+    return (described.get("card") or {}).get("domain")
 
 
 def write_card(folder: str | Path, options: CardOptions | None = None) -> Path:
@@ -167,8 +183,8 @@ def metadata(folder: str | Path, options: CardOptions, saved: _Saved | None = No
     base = saved.described["base"]["name"]
     on_hub = _HUB_ID.fullmatch(base) is not None
     task = saved.pipeline or "feature-extraction"
-    test = _split(saved, "test").get("name") or (saved.described.get("card") or {}).get("data") or "own test set"
-    test = file_names(str(test))
+    kept = (saved.described.get("card") or {}).get("data")
+    test = _split(saved, "test").get("name") or file_names(str(kept or "own test set"))
     figures = [
         EvalResult(
             task_type=task,
@@ -293,31 +309,26 @@ def _table(saved: _Saved) -> str:
 
 
 def _note(saved: _Saved) -> str:
-    test, domain = _split(saved, "test"), (saved.described.get("card") or {}).get("domain")
-    on = f" on {_plain(file_names(test['name']))}" if test.get("name") else ""
-    return (
-        f"Rates in percent{on}, 95 % bootstrap intervals by speaker in brackets; bold where no interval overlaps. "
-    ) + (
-        "The baselines were trained on the same data with as many updates."
-        if domain is None
-        else "The others are adapters of other domains, and what was made of all of them."
-    )
+    test = _split(saved, "test")
+    on = f" on {_plain(test['name'])}" if test.get("name") else ""
+    others = "The baselines were trained on the same data with as many updates."
+    if saved.domain is not None:
+        others = "The others are adapters of other domains, and what was made of all of them."
+    known = "95 % bootstrap intervals by speaker in brackets; bold where no interval overlaps."
+    return f"Rates in percent{on}, {known} {others}"
 
 
 def _split(saved: _Saved, name: str) -> Mapping[str, Any]:
-    entry = None if saved.results is None else saved.results.data.get(name)
-    return entry if isinstance(entry, Mapping) else {}
+    return saved.splits.get(name, {})
 
 
 def _data(saved: _Saved) -> str:
-    splits = {} if saved.results is None else {k: v for k, v in saved.results.data.items() if isinstance(v, Mapping)}
     lines = ["| split | name | hours | speakers | utterances | SHA-256 |", "|---|---|---:|---:|---:|---|"]
-    for name, entry in splits.items():
-        name_of = file_names(str(entry.get("name") or ""))
-        keys = [name_of, *(entry.get(key) for key in ("hours", "speakers", "utterances"))]
+    for name, entry in saved.splits.items():
+        keys = [entry.get(key) for key in ("name", "hours", "speakers", "utterances")]
         cells = ["" if value is None else _plain(value) for value in keys]
         lines.append(f"| {_plain(name)} | {' | '.join(cells)} | `{_plain(entry.get('sha256') or 'not recorded')}` |")
-    return "\n".join(lines) if splits else ""
+    return "\n".join(lines) if saved.splits else ""
 
 
 def _limits(saved: _Saved, options: CardOptions) -> list[str]:

@@ -115,7 +115,8 @@ class SpeakerVerification(Task[VerificationResult]):
     def write(self, result: VerificationResult, corpus: Corpus, run: RunFolder, name: str) -> None:
         """The score of each trial, and the trials."""
         write_scores(run.scores(name), _trials(corpus), result.scores)
-        write_trials(run.trials_file, _trials(corpus), self.speakers)
+        if not run.trials_file.exists():  # the same of all methods and seeds
+            write_trials(run.trials_file, _trials(corpus), self.speakers)
 
     def show(self, method: str, result: VerificationResult, corpus: Corpus, run: RunFolder) -> None:
         """The DET curve and the histogram of scores."""
