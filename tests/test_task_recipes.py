@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_encoders import stock_model
+from small_encoders import stock_model, whisper_model
 
 from speech_adapters import ClassificationHead
 from speech_adapters.config import parse_cli
@@ -311,6 +311,60 @@ def test_nothing_is_trained_when_a_later_step_would_fail(what, corpus, tmp_path,
         splits = [a for a in splits if not a.startswith("--test")] + [f"--test={tmp_path / 'test.jsonl'}"]
     with pytest.raises(InputError, match=message):
         run("emotion_recognition", tmp_path / "run", *splits, *arguments)
+    assert not no_updates and not (tmp_path / "run").exists()
+
+
+@pytest.fixture(scope="module")
+def short_hearing(corpus) -> str:
+    """--encoder of a Whisper that hears 1.2 s, as published ones hear 30."""
+    whisper_model(positions=60).save_pretrained(corpus / "whisper")
+    return f"--encoder={corpus / 'whisper'}"
+
+
+def lengthened(corpus: Path, folder: Path, *splits: str) -> list[str]:
+    """The sets, with a first utterance of 3 s in those named."""
+    arguments = []
+    for split in ("train", "dev", "test"):
+        manifest = Manifest.read(corpus / f"{split}.jsonl")
+        if split in splits:
+            audio = folder / f"{split}.wav"
+            write_audio(audio, 0.1 * torch.randn(48_000, generator=torch.Generator().manual_seed(0)))
+            first = replace(manifest[0], audio_filepath=audio, duration=3.0)
+            manifest = Manifest([first, *list(manifest)[1:]], split)
+        manifest.write(folder / f"{split}.jsonl")
+        arguments.append(f"--{split}={folder / split}.jsonl")
+    return arguments
+
+
+def test_long_test_recordings_are_scored_through_windows(corpus, short_hearing, tmp_path, no_updates):
+    sets = [*lengthened(corpus, tmp_path, "test"), short_hearing]
+    with pytest.raises(InputError, match=r"longer than the 1.2 s .* such as test0; .*windows.seconds=20"):
+        run("emotion_recognition", tmp_path / "run", *sets)
+    with pytest.raises(InputError, match="window seconds=20: .* hears up to 1.2 s at once"):
+        run("emotion_recognition", tmp_path / "run", *sets, "windows.seconds=20")
+    with pytest.raises(InputError, match="longer than the 1.2 s .* such as dev0"):  # its losses are of whole utterances
+        run("emotion_recognition", tmp_path / "run", *lengthened(corpus, tmp_path, "dev"), short_hearing,
+            "windows.seconds=1.2")  # fmt: skip
+    assert not no_updates and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["emotion_recognition", "speaker_verification"])
+def test_crops_and_windows_hear_recordings_of_any_length(name, corpus, short_hearing, tmp_path):
+    sets = [a for a in lengthened(corpus, tmp_path, "train", "test") if name[0] == "e" or not a.startswith("--dev")]
+    heard = ["training.crop_seconds=0.5", "windows.seconds=1.2", "windows.voice_activity=none"]
+    if name == "speaker_verification":
+        trials = (corpus / "trials.txt").read_text().replace("audio/test0.wav", "test0")
+        (tmp_path / "trials.txt").write_text(trials.replace("audio/", f"{corpus}/audio/"))
+        heard += [f"--trials={tmp_path / 'trials.txt'}", "--cohort=36", "--embedding-size=16"]
+    results = run(name, tmp_path / "run", *sets, short_hearing, "--adapter=l", "--baselines=none", *heard)
+    assert results["metrics"]["utterances" if name[0] == "e" else "trials"] in (12, 66)
+
+
+def test_a_cohort_is_heard_as_the_trials_are(corpus, short_hearing, tmp_path, no_updates):
+    sets = [a for a in lengthened(corpus, tmp_path, "train") if not a.startswith("--dev")]
+    with pytest.raises(InputError, match="longer than the 1.2 s .* such as train0"):
+        run("speaker_verification", tmp_path / "run", *sets, short_hearing, f"--trials={corpus / 'trials.txt'}",
+            "training.crop_seconds=0.5", "--cohort=36")  # fmt: skip
     assert not no_updates and not (tmp_path / "run").exists()
 
 

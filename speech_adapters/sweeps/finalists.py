@@ -21,7 +21,7 @@ from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.runs.folder import RunFolder
 from speech_adapters.sweeps.study import Sweep, on_dev
 from speech_adapters.tasks.base import ExperimentConfig
-from speech_adapters.tasks.experiment import Experiment, plan, run_experiment
+from speech_adapters.tasks.experiment import Experiment, check, plan, run_experiment
 from speech_adapters.tasks.start import Start
 
 Make = Callable[[Any], Experiment]
@@ -69,14 +69,13 @@ def score_finalists(sweep: Sweep, make: Make) -> dict[str, dict[str, Any]]:
         task, run = make(config).task, RunFolder(folder)
         start = Start.read(config, sweep.encoder, task.own_head)
         task.start_head = start.head_config
-        task.check(corpus, sweep.encoder)
+        check(config, task, corpus, sweep.encoder)
         results = []
         for training in plan(config, task, [on_dev(corpus)], sweep.encoder, start):
             model = SpeechAdapterModel(copy.deepcopy(sweep.encoder))
             model.load_adapter(run.adapter(training.name))
             model.load_head(run.head(training.name))
-            options = {"batch_seconds": 2 * config.training.batch_seconds, "precision": config.training.precision}
-            results.append(task.score(model, corpus, **options))
+            results.append(task.score(model, corpus, **config.scoring))
             task.write(results[-1], corpus, run, f"test-{training.name}")
         figures = {"metrics": to_json(task.metrics(results)), "data": corpus.test.describe()}
         write_json(folder / "test.json", figures)

@@ -43,7 +43,7 @@ from speech_adapters.schema import to_dict
 from speech_adapters.sweeps.settings import SweepConfig
 from speech_adapters.sweeps.space import Space, Values, with_values
 from speech_adapters.tasks.base import Corpus, ExperimentConfig
-from speech_adapters.tasks.experiment import Experiment, Training, plan, train_in_one_pass
+from speech_adapters.tasks.experiment import Experiment, Training, check, plan, train_in_one_pass
 from speech_adapters.tasks.start import Start
 
 
@@ -85,7 +85,7 @@ class Sweep:
         self.task.start_head = self.start.head_config
         self.whole = whole_corpus(experiment)
         self.corpus = on_dev(self.whole)
-        self.task.check(self.corpus, self.encoder)
+        check(self.config, self.task, self.corpus, self.encoder)
         self.space = Space(settings.over, self.config.adapter)
         self._check_space()
         self._claim()

@@ -112,9 +112,9 @@ class SpeechRecognition(Task[WERResult]):
         """The CTC head of a ``*ForCTC`` checkpoint."""
         return own_ctc_head(encoder, self.normalizer, self.accept_letters)
 
-    def check(self, corpus: Corpus, encoder: Encoder) -> None:
+    def check(self, corpus: Corpus, encoder: Encoder, **hearing: Any) -> None:
         """Besides what the head checks: whether words are told apart, which decides between WER and CER."""
-        super().check(corpus, encoder)
+        super().check(corpus, encoder, **hearing)
         self.metric = main_metric(_ctc(self.chosen_head(corpus)).vocabulary)
 
     def notes(self, corpus: Corpus) -> list[str]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 from speech_adapters.config import option
 from speech_adapters.data.manifest import Channel, Manifest, check_disjoint
 from speech_adapters.data.trials import TrialList
+from speech_adapters.data.windows import Windows
 from speech_adapters.errors import ConfigError
 from speech_adapters.ranges import Positive, Rate, Seed, check_values
 from speech_adapters.training.settings import TrainingConfig
@@ -68,6 +69,9 @@ class ExperimentConfig:
     together: bool = option(
         False, "train the methods of a seed in one pass: the frozen part runs once for all of them"
     )
+    windows: Windows | None = option(
+        None, "score recordings in pieces, as transcribe hears them: windows.seconds=20; none: each in one forward"
+    )
     output: Path | None = option(None, "run folder; one that holds the same run goes on")
     resume: str | None = option(None, "latest, or a run folder: go on with that run")
     training: TrainingConfig = field(default_factory=TrainingConfig)
@@ -87,6 +91,16 @@ class ExperimentConfig:
         settings = {name: _settings(self.options, name) for name in names}
         settings[self.adapter] = settings[self.adapter] | self.adapter_options
         return settings
+
+    @property
+    def scoring(self) -> dict[str, Any]:
+        """How trained models are scored: options of :func:`~speech_adapters.tasks.predict.predict`."""
+        settings = self.training
+        return {
+            "batch_seconds": 2 * settings.batch_seconds,
+            "precision": settings.precision,
+            "windows": self.windows,
+        }
 
     def rates_for(self, groups: Mapping[str, set[str]]) -> dict[str, dict[str, float]]:
         """Method -> the rates that it trains with where they are not its published ones; see :func:`chosen_rates`.
@@ -222,11 +236,16 @@ class Task(ABC, Generic[R]):
         """What people should know before training, and beside the figures, a line each."""
         return []
 
-    def check(self, corpus: Corpus, encoder: Encoder) -> None:
-        """Find whatever training and scoring would fail of; raises an InputError that names the utterances."""
+    def check(self, corpus: Corpus, encoder: Encoder, *, crops: bool = False, windows: Windows | None = None) -> None:
+        """Find whatever training and scoring would fail of; raises an InputError that names the utterances.
+
+        Args:
+            crops: training hears pieces of its utterances. windows: how the test set is heard.
+        """
         head = self.chosen_head(corpus)
-        for manifest in corpus.splits.values():
-            head.check(manifest, encoder)
+        any_length = {"train": crops, "test": windows is not None}
+        for split, manifest in corpus.splits.items():
+            head.check(manifest, encoder, any_length=any_length.get(split, False))
 
     def train(
         self, model: SpeechAdapterModel, corpus: Corpus, settings: TrainingConfig, run: RunFolder, name: str

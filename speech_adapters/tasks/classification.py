@@ -73,9 +73,9 @@ class Classification(Task[ClassificationResult]):
             class_weights=balanced_class_weights(train, labels, self.label_field) if balanced else None,
         )
 
-    def check(self, corpus: Corpus, encoder: Encoder) -> None:
+    def check(self, corpus: Corpus, encoder: Encoder, **hearing: Any) -> None:
         """Besides what the head checks: a test set that can be scored."""
-        super().check(corpus, encoder)
+        super().check(corpus, encoder, **hearing)
         check_labels_of(*_references(corpus.test, self.label_field), getattr(self.chosen_head(corpus), "labels", ()))
 
     def score(self, model: SpeechAdapterModel, corpus: Corpus, **options: Any) -> ClassificationResult:

@@ -93,8 +93,7 @@ def run_experiment(
     start = Start.read(config, encoder, task.own_head)
     task.start_head = start.head_config
     for corpus in corpora:
-        task.check(corpus, encoder)
-        check_speeds(corpus.train, encoder, config.training)
+        check(config, task, corpus, encoder)
     trainings = plan(config, task, corpora, encoder, start)
     data = _describe(corpora)
     run = RunFolder.open(recipe, config, config.output, resume=config.resume)
@@ -103,7 +102,7 @@ def run_experiment(
     processes.print("\n".join([f"{encoder!r}", *facts, f"run   {run.path}\n"]))
 
     started = time.perf_counter()
-    options = {"batch_seconds": 2 * config.training.batch_seconds, "precision": config.training.precision}
+    options = config.scoring
     figures: dict[str, MethodResults] = {}
     if processes.is_main_process:
         figures = task.untrained(encoder, corpora[0], run, **options)
@@ -152,6 +151,14 @@ def run_experiment(
     table = summary_table(method_rows(results.to_dict()))
     print(f"\n{table}\n\nreport  {report}\nadapter {run.path / 'adapters'}")
     return results
+
+
+def check(config: ExperimentConfig, task: Task[Any], corpus: Corpus, encoder: Encoder) -> None:
+    """Find what of the data training and scoring would fail of; raises an InputError that names the utterances."""
+    if config.windows is not None:
+        config.windows.check(encoder.max_samples, encoder.name)
+    task.check(corpus, encoder, crops=config.training.crop_seconds is not None, windows=config.windows)
+    check_speeds(corpus.train, encoder, config.training)
 
 
 def plan(

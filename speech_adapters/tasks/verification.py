@@ -26,6 +26,7 @@ from speech_adapters.data.trials import (
     trial_speakers,
     write_trials,
 )
+from speech_adapters.data.windows import Windows
 from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.errors import ConfigError, InputError
 from speech_adapters.files import read_json, write_json
@@ -75,11 +76,13 @@ class SpeakerVerification(Task[VerificationResult]):
         """The head for the training speakers."""
         return SpeakerHead(speakers=corpus.train.speakers, **self.settings)
 
-    def check(self, corpus: Corpus, encoder: Encoder) -> None:
-        """The training set as the head does, of the test set, whose speakers are others, audio and trials alone."""
+    def check(self, corpus: Corpus, encoder: Encoder, *, crops: bool = False, windows: Windows | None = None) -> None:
+        """The training set as the head does, of the test set, whose speakers are others, audio and trials alone; the
+        cohort is heard as the test set is."""
         trials = _trials(corpus)
-        self.chosen_head(corpus).check(corpus.train, encoder)
-        check_audible(corpus.test, encoder)
+        self.chosen_head(corpus).check(corpus.train, encoder, any_length=crops)
+        for scored in filter(None, (corpus.test, self._cohort(corpus))):
+            check_audible(scored, encoder, any_length=windows is not None)
         resolved = resolve(trials, UtteranceIndex.of_manifest(corpus.test))
         self.speakers = trial_speakers(resolved, [utterance.speaker for utterance in corpus.test])
 
@@ -137,10 +140,14 @@ class SpeakerVerification(Task[VerificationResult]):
             )
         }
 
+    def _cohort(self, corpus: Corpus) -> Manifest | None:
+        """The training utterances that normalise scores."""
+        size = min(self.cohort, len(corpus.train))
+        return corpus.train.subset(size=size, seed=0) if size else None
+
     def _evaluate(self, model: SpeechAdapterModel, corpus: Corpus, **options: Any) -> VerificationEvaluation:
         cohort, top = None, 300
-        if size := min(self.cohort, len(corpus.train)):
-            part = corpus.train.subset(size=size, seed=0)
+        if part := self._cohort(corpus):
             cohort = speaker_means(extract_embeddings(model, part, **options), part)
             top = min(top, len(cohort))
         return evaluate_verification(model, _trials(corpus), corpus.test, cohort=cohort, top=top, **options)
