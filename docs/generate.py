@@ -68,7 +68,9 @@ def _checkpoints() -> str:
         "`added_tokens.json`, `added_tokens_decoder`, `special_tokens_map.json`; `processor_config.json` in place of "
         "`preprocessor_config.json`; output adapters (`add_adapter`), which run as a part of the frozen base. A hub "
         "cache that holds a part of a repository completes itself, and says offline what it lacks "
-        "(`tests/test_hub.py`). Pickled code is never run.",
+        "(`tests/test_hub.py`). Pickled code is never run. A `peft` adapter that lies beside the weights is left out, "
+        "as a fetch from the hub leaves it out (`transformers` adds it by itself), and what `config.json` says of "
+        "attention kernels is passed over.",
         "",
         "Where stock `transformers` lets padding change what an utterance gives (batch norm before HuBERT's "
         "positional convolution, data2vec's stack of them, output adapters), it does not here: padded batches equal "

@@ -177,6 +177,24 @@ def test_loading_says_what_is_wrong(tmp_path, monkeypatch):
         load_encoder(tmp_path)
     with pytest.raises(ConfigError, match="cannot be reached"):
         load_encoder("microsoft/wavlm-base-plus-that-is-not-cached")
+    for name in (
+        "my models/wavlm base",
+        "models/größe",
+        "runs/run--3",
+        "a/.b",
+        "microsoft/wavlm-base-plus@",
+        "a" * 97,
+    ):
+        with pytest.raises(ConfigError, match="unknown encoder"):
+            load_encoder(name)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ConfigError, match="it holds an adapter of peft: load its base, then call load_adapter"):
+        load_encoder(tmp_path)
+    (tmp_path / "models--a--b" / "snapshots").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="one of the folders in snapshots/"):
+        load_encoder(tmp_path / "models--a--b")
+    with pytest.raises(ConfigError, match="a file; give the folder that it lies in"):
+        load_encoder(tmp_path / "adapter_config.json")
     folder = tmp_path / "cut"
     stock_model("wavlm", "pre-norm").save_pretrained(folder)
     weights = folder / "model.safetensors"
@@ -228,6 +246,31 @@ def test_what_lies_in_the_place_of_weights_is_named(name, content, message, tmp_
     with pytest.raises(CheckpointError, match=f"{name}: {message}") as raised:
         load_encoder(tmp_path)
     assert "weights_only" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("wrapped", "message"),
+    [
+        (
+            lambda tensors: {"epoch": 3, "model": tensors, "optimizer": {}},
+            "with parts 'model', 'optimizer'.* save the mod",
+        ),
+        (
+            lambda tensors: {f"module.{key}": tensors[key] for key in tensors},
+            r"are called module.NAME: .*DataParallel",
+        ),
+        (
+            lambda tensors: {f"base_model.model.{key}": tensors[key] for key in tensors},
+            "peft.* save what is inside it",
+        ),
+    ],
+)
+def test_a_file_of_something_around_the_model_is_named(wrapped, message, tmp_path):
+    model = stock_model("wavlm", "pre-norm")
+    model.config.save_pretrained(tmp_path)
+    torch.save(wrapped(model.state_dict()), tmp_path / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=message):
+        load_encoder(tmp_path)
 
 
 def test_weights_in_pytorchs_format_and_in_shards_load_alike(tmp_path):

@@ -118,9 +118,7 @@ def test_the_frozen_encoder_is_transformers_own(name, folders):
     checkpoint = BY_FOLDER[name]
     encoder = load_encoder(folders / name, target_lang=checkpoint.target_lang)
     stated = checkpoint.files["preprocessor_config.json"].get("do_normalize", False)
-    assert encoder.normalize is stated and encoder.language == (
-        ("mms" in name and (checkpoint.target_lang or "eng")) or None
-    )
+    assert encoder.normalize is stated and encoder.language == checkpoint.target_lang
     waveforms, lengths = batch()
     if encoder.family in ("wav2vec2", "hubert", "wavlm", "data2vec-audio") and checkpoint.target_lang is None:
         stock = transformers.AutoModel.from_pretrained(folders / name).eval()
@@ -183,8 +181,57 @@ def test_an_adapter_knows_its_language(folders, tmp_path):
     assert json.loads((tmp_path / "a" / "adapter.json").read_text())["base"]["language"] == "fra"
     again = SpeechAdapterModel.from_adapter(tmp_path / "a")
     assert again.encoder.fingerprint == model.encoder.fingerprint and again.encoder.language == "fra"
-    with pytest.raises(CheckpointError, match="was trained on the language 'fra' of .* which speaks 'eng' here"):
+    with pytest.raises(
+        CheckpointError, match="was trained on the language 'fra' of .* loaded with \"its weights' own\""
+    ):
         SpeechAdapterModel.from_pretrained(folders / MMS.folder).load_adapter(tmp_path / "a")
+
+
+@pytest.mark.parametrize("language", ["its own file", "another's weights", "no file"])
+def test_an_adapter_made_without_asking_for_a_language_finds_its_base_again(language, tmp_path):
+    """Also of a fine-tuned MMS, which has the one language of its own weights, and no file of it."""
+    folder = build(MMS, tmp_path / "mms")
+    if language == "another's weights":
+        (folder / "adapter.eng.safetensors").write_bytes((folder / "adapter.fra.safetensors").read_bytes())
+    if language == "no file":
+        for file in folder.glob("adapter.*"):
+            file.unlink()
+        (folder / "vocab.json").write_text(json.dumps({"eng": ids(LANGUAGES["eng"])}))
+        assert load_encoder(folder, target_lang="eng").fingerprint == load_encoder(folder).fingerprint
+    model = SpeechAdapterModel.from_pretrained(folder)
+    model.add_adapter("a", "bitfit")
+    model.save_adapter("a", tmp_path / "a")
+    again = SpeechAdapterModel.from_adapter(tmp_path / "a")
+    assert again.encoder.fingerprint == model.encoder.fingerprint
+    model.encoder.language = "eng"  # files from before had that of the tokenizer
+    model.save_adapter("a", tmp_path / "before")
+    SpeechAdapterModel.from_pretrained(folder).load_adapter(tmp_path / "before")
+
+
+@pytest.mark.parametrize("name", ["microsoft--wavlm-base-plus", "openai--whisper-base"])
+def test_an_adapter_of_peft_beside_the_weights_is_no_part_of_the_base(name, folders, tmp_path):
+    """``transformers`` adds it by itself, and a fetch from the hub leaves it behind."""
+    folder = build(BY_FOLDER[name], tmp_path / name)
+    model = SpeechAdapterModel.from_pretrained(folder)
+    adapt(model, "lora")
+    model.save_adapter("lora", folder)
+    assert (folder / "adapter_config.json").is_file()
+    again = SpeechAdapterModel.from_pretrained(folder)
+    assert again.encoder.fingerprint == model.encoder.fingerprint
+    again.load_adapter(folder)
+    with torch.no_grad():
+        assert torch.equal(again.eval()(*batch()).features, model(*batch()).features)
+
+
+@pytest.mark.parametrize("name", BY_FOLDER)
+@pytest.mark.parametrize("attention", ["flash_attention_2", "sdpa", "flex_attention"])
+def test_what_a_config_says_of_attention_is_passed_over(name, attention, folders, tmp_path):
+    checkpoint, expected = BY_FOLDER[name], load(folders / name, BY_FOLDER[name])
+    folder = build(checkpoint, tmp_path / name)
+    config = json.loads((folder / "config.json").read_text())
+    for key in ("attn_implementation", "_attn_implementation"):
+        (folder / "config.json").write_text(json.dumps({**config, key: attention}))
+        assert load(folder, checkpoint).encoder.fingerprint == expected.encoder.fingerprint
 
 
 SYMBOLS = {
@@ -207,6 +254,20 @@ SYMBOLS = {
             },
         },
         32, [*LOWER, "<s>", "</s>"], "basic",
+    ),
+    "delimiter that is no symbol": (
+        {"vocab.json": ids(["<pad>", *LOWER[3:]]), "tokenizer_config.json": {"word_delimiter_token": "|"}}, 28,
+        ["<pad>", *LOWER[3:]], "basic",
+    ),
+    "padding by its number": (
+        {"vocab.json": ids(["_", "<pad>", "[PAD]", *LOWER[2:]])}, 31, ["_", "<pad>", "[PAD]", *LOWER[2:]], "basic",
+    ),
+    "one language": ({"vocab.json": {"deu": ids(LOWER)}}, 30, LOWER, "basic"),
+    "lower case and a capital": ({"vocab.json": ids([*LOWER, "İ"])}, 31, [*LOWER, "İ"], "basic"),
+    "upper case with accents": ({"vocab.json": ids([*LETTERS, "Ä"])}, 33, [*LETTERS, "Ä"], "basic-upper"),
+    "both cases": (
+        {"vocab.json": ids([*LOWER, *"ABCDEFGHIJKLMNOPQRSTUVWXYZ"])}, 56, [*LOWER, *"ABCDEFGHIJKLMNOPQRSTUVWXYZ"],
+        "none",
     ),
     "padding named beside": (
         {"vocab.json": ids(["_", *LOWER[1:]]), "special_tokens_map.json": {"pad_token": "_"}}, 30, ["_", *LOWER[1:]],
@@ -239,7 +300,7 @@ def test_symbols_that_do_not_belong_to_the_head_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="31 tokens for a CTC head of 32 outputs"):
         use_own_ctc_head(SpeechAdapterModel.from_pretrained(tmp_path))
     (tmp_path / "added_tokens.json").write_text(json.dumps({"Z": "last"}))
-    with pytest.raises(TextError, match="ids must be 0 to 31, each once"):
+    with pytest.raises(TextError, match="ids must be whole numbers, 0 to 31, each once"):
         use_own_ctc_head(SpeechAdapterModel.from_pretrained(tmp_path))
 
 
@@ -279,7 +340,7 @@ def test_a_language_and_a_revision_are_part_of_the_name(folders: Path, tmp_path:
     with pytest.raises(ConfigError, match="it has no 'xxx'.*NAME:LANGUAGE"):
         load_encoder(f"{place}:xxx")
     (odd := tmp_path / "model:fra").symlink_to(place)
-    assert load_encoder(odd).language == "eng", "a folder of this very name is meant"
+    assert load_encoder(odd).language is None, "a folder of this very name is meant"
     asked = Source.read("facebook/mms-1b-all@c0ffee:uzb-script_cyrillic")
     assert asked == Source("facebook/mms-1b-all", "c0ffee", "uzb-script_cyrillic")
     assert Source.read("C:\\encoders\\mms") == Source("C:\\encoders\\mms")

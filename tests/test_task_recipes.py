@@ -342,7 +342,7 @@ def test_long_test_recordings_are_scored_through_windows(corpus, short_hearing, 
         run("emotion_recognition", tmp_path / "run", *sets)
     with pytest.raises(InputError, match="window seconds=20: .* hears up to 1.2 s at once"):
         run("emotion_recognition", tmp_path / "run", *sets, "windows.seconds=20")
-    with pytest.raises(InputError, match="longer than the 1.2 s .* such as dev0"):  # its losses are of whole utterances
+    with pytest.raises(InputError, match="longer than the 1.2 s .* such as dev0"):  # heard whole
         run("emotion_recognition", tmp_path / "run", *lengthened(corpus, tmp_path, "dev"), short_hearing,
             "windows.seconds=1.2")  # fmt: skip
     assert not no_updates and not (tmp_path / "run").exists()

@@ -144,7 +144,7 @@ def test_another_blank_and_delimiter_are_kept(tmp_path):
         (None, "no such file"),
         ('{"<pad>": 0, "|"', "not JSON"),
         ("[1]", "JSON object"),
-        ('{"<pad>": 0, "|": 2}', "ids must be 0 to 1"),
+        ('{"<pad>": 0, "|": 2}', "ids must be whole numbers, 0 to 1,"),
         ('{"eng": {"<pad>": 0}, "deu": {"<pad>": 0}}', "one vocabulary a language"),
     ],
 )

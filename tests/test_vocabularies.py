@@ -13,7 +13,7 @@ from speech_adapters.errors import TextError
 from speech_adapters.heads.base import head_from_dict
 from speech_adapters.heads.ctc import CTCHead
 from speech_adapters.heads.decoding import BeamSearch, greedy_decode_with_timestamps
-from speech_adapters.text import Vocabulary
+from speech_adapters.text import Vocabulary, normalize
 
 GERMAN = ["die größe der straße", "schöne grüße aus ulm", "über den großen fluss", "die straße ist groß"] * 5
 CHINESE = ["你好世界", "世界很大", "你很好"]
@@ -77,10 +77,29 @@ def test_words_are_not_guessed_where_there_are_none():
 
 
 @pytest.mark.parametrize(
+    ("vocabulary", "text", "expected"),
+    [
+        (Vocabulary(("<pad>", "|", "B", "A", "D", "b", "a", "d")), "Bad Dad", ("none", "Bad Dad")),
+        (Vocabulary(("<pad>", "|", "Ä", "B", "R", "Y")), "Bär", ("basic-upper", "BÄR")),
+        (Vocabulary(("<pad>", "|", "i", "b", "İ")), "Bİ", ("basic", None)),
+        (Vocabulary(("<pad>", "a", "S", "ts."), delimiter=None, separator=" "), "S a ts.", ("none", "S a ts.")),
+        (Vocabulary.wav2vec2(), "Café, bad!", ("librispeech", "CAFE BAD")),
+        (Vocabulary(("<pad>", "你", "好"), delimiter=None), "你好", ("basic", "你好")),
+    ],
+)
+def test_texts_are_written_as_the_symbols_are(vocabulary, text, expected):
+    normalizer, written = expected
+    assert vocabulary.normalizer == normalizer
+    if written is not None:
+        assert vocabulary.decode(vocabulary.encode(normalize(text, normalizer))) == written
+
+
+@pytest.mark.parametrize(
     ("vocab", "config", "expected"),
     [
         (["<pad>", "|", "a", "b"], None, {"delimiter": "|"}),
         (["<pad>", "你", "好"], None, {"delimiter": None}),
+        (["<pad>", "你", "好"], {"word_delimiter_token": "|"}, {"delimiter": None}),
         (["<pad>", "<unk>", "AA", "B"], None, {"delimiter": None, "separator": " "}),
         (["[PAD]", "a", " "], {"word_delimiter_token": " "}, {"delimiter": " ", "blank": "[PAD]"}),
         (

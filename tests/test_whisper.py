@@ -157,6 +157,18 @@ def test_a_spectrogram_of_another_kind_is_refused(key, value, tmp_path):
         load_encoder(tmp_path)
 
 
+def test_waveforms_are_heard_as_they_are_whatever_its_file_says(tmp_path):
+    """``WhisperFeatureExtractor`` keeps the key, and passes it over."""
+    whisper_model().save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"do_normalize": True, "feature_size": 16}))
+    encoder, waveform = load_encoder(tmp_path), 0.01 * torch.randn(1, 16_000)
+    extractor = WhisperFeatureExtractor.from_pretrained(tmp_path)
+    features = extractor(waveform[0].numpy(), sampling_rate=16_000, return_tensors="pt", padding=False).input_features
+    expected = encoder.model.conv1(features)
+    torch.testing.assert_close(encoder.model.conv1(log_mel(waveform, 16)), expected, atol=1e-5, rtol=1e-4)
+    assert encoder.normalize is False
+
+
 def test_an_adapter_folds_into_a_stock_checkpoint_and_opens_in_peft(tmp_path):
     from peft import PeftModel
 

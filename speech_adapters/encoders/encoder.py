@@ -31,7 +31,7 @@ class Encoder(nn.Module):
             ``preprocessor_config.json`` or ``processor_config.json``, else as the family's published checkpoints).
         ctc: the checkpoint's own CTC head, or None.
         folder: where its files lie, or None for a model made in memory.
-        language: the one that a checkpoint of several (MMS) speaks, else None.
+        language: the one that was asked of a checkpoint of several (MMS); None for its weights' own.
         num_parameters: of the stock model, however it is held.
         quantization: "int8", "int4" or "nf4" when :meth:`quantize` was called, else None.
     """

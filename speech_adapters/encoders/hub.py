@@ -44,6 +44,18 @@ def fetch(name: str, revision: str | None = None, target_lang: str | None = None
     return config.parent
 
 
+def is_hub_id(name: str) -> bool:
+    """Whether a repository of models, which has an owner, may have this name."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return name.count("/") == 1
+
+
 class Repository:
     """A repository at a revision, seen through the cache."""
 

@@ -33,12 +33,12 @@ def spoken(folder: Path, target_lang: str | None) -> str | None:
     Raises:
         ConfigError: a language that its vocabulary does not have, or several without a word on which.
     """
-    vocabulary, config = folder / "vocab.json", folder / "tokenizer_config.json"
+    vocabulary = folder / "vocab.json"
     content = read_json(vocabulary) if vocabulary.is_file() else {}
     known = sorted(key for key, value in content.items() if isinstance(value, dict))
     language = target_lang
-    if language is None and known and config.is_file():
-        language = read_json(config).get("target_lang")
+    if language is None and known:
+        language = known[0] if len(known) == 1 else _own(folder)
     if known and language not in known:
         asked = "say which one" if language is None else f"it has no {language!r}"
         raise ConfigError(
@@ -49,7 +49,8 @@ def spoken(folder: Path, target_lang: str | None) -> str | None:
 
 
 def language_tensors(folder: Path, language: str) -> dict[str, Tensor]:
-    """A language's tensors by their names in a ``*ForCTC`` model, in float32.
+    """A language's tensors by their names in a ``*ForCTC`` model, in float32; none where the weights' own are its, as
+    a fine-tuned MMS is saved.
 
     Raises:
         ConfigError: no weights of this language. CheckpointError: a damaged file.
@@ -60,12 +61,21 @@ def language_tensors(folder: Path, language: str) -> dict[str, Tensor]:
                 found = {name: tensors.get(name).float() for name in tensors.shapes}
             check_finite(found, str(folder / file))
             return found
+    if language == _own(folder):
+        return {}
     pattern = re.compile(r"adapter\.(.+)\.(?:safetensors|bin)")
     known = sorted({match[1] for path in folder.iterdir() if (match := pattern.fullmatch(path.name))})
     raise ConfigError(
         f"{folder}: target_lang={language!r} has no {language_files(language)[0]} there; there are: "
         f"{', '.join(known) or 'none, so that it is no folder of MMS'}."
     )
+
+
+def _own(folder: Path) -> str | None:
+    """The language of a folder's own weights, as its tokenizer says."""
+    config = folder / "tokenizer_config.json"
+    language = read_json(config).get("target_lang") if config.is_file() else None
+    return language if isinstance(language, str) else None
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ can be taken along (:attr:`Encoder.ctc`).
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,9 @@ from speech_adapters.encoders.sources import Source, find_folder
 from speech_adapters.encoders.tensors import check_finite
 from speech_adapters.encoders.weights import read_tensors, stored_shapes
 from speech_adapters.errors import CheckpointError, ConfigError
+
+WRAPPERS = {"module.": "DataParallel", "base_model.model.": "peft", "_orig_mod.": "torch.compile"}
+"""What stands before all names where something around a model was saved."""
 
 
 def load_encoder(
@@ -65,6 +68,7 @@ def load_encoder(
         raise ConfigError(f"{name}: config.json: {error}") from error
     config = _load_config(family, folder)
     shapes = stored_shapes(folder)
+    _check_names(name, shapes)
     if (fault := family.fault(config, shapes)) is not None:
         raise CheckpointError(f"{name}: config.json does not belong to these weights: {fault}; download both again.")
     normalize = read_normalize(family, folder, config)
@@ -74,7 +78,7 @@ def load_encoder(
     model = _load_model(family, folder, name)
     if own:
         speak(model, own, f"{name}, target_lang={target_lang!r}")
-    encoder = Encoder(model, name, revision, normalize, ctc, folder=folder, language=language)
+    encoder = Encoder(model, name, revision, normalize, ctc, folder=folder, language=target_lang)
     if dtype != torch.float32:
         _ = encoder.fingerprint
     if quantize is not None:
@@ -100,6 +104,15 @@ def stored_tensors(encoder: Encoder, parts: Sequence[str]) -> dict[str, Tensor]:
     """Float32 tensors beside the encoder in its checkpoint whose names start with one of ``parts``, such as
     ``quantizer`` of wav2vec 2.0's pre-training head; none where it has none or did not come from a checkpoint."""
     return {} if encoder.folder is None else read_tensors(encoder.folder, lambda name: name.split(".")[0] in parts)
+
+
+def _check_names(name: str, shapes: Collection[str]) -> None:
+    for prefix, wrapper in WRAPPERS.items():
+        if shapes and all(key.startswith(prefix) for key in shapes):
+            raise CheckpointError(
+                f"{name}: all its tensors are called {prefix}NAME: a wrapper ({wrapper}) was saved in place of the model; "
+                "save what is inside it."
+            )
 
 
 def _load_config(family: Family, folder: Path) -> Any:

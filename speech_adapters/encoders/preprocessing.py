@@ -36,7 +36,7 @@ def read_normalize(family: Family, folder: Path, config: Any) -> bool:
                 )
         value = values.get("do_normalize")
         if isinstance(value, bool):
-            return value
+            return value and family.hears_normalized
         if value is not None:
             raise CheckpointError(f"{folder / file}: do_normalize is {value!r}; it is true or false.")
     published = family.published_normalize(config)

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from speech_adapters.encoders.hub import fetch
+from speech_adapters.encoders.hub import fetch, is_hub_id
 from speech_adapters.encoders.shipped import PACKAGED, packaged_encoders
 from speech_adapters.errors import ConfigError
 
@@ -68,9 +68,11 @@ def find_folder(name: str, revision: str | None = None, target_lang: str | None 
             part = next((kind for kind in ("adapter", "head", "fusion") if (folder / f"{kind}.json").is_file()), None)
             if part is not None:
                 raise ConfigError(f"{name}: a saved {part}, no encoder; load its base, then call load_{part}(folder).")
-            raise ConfigError(f"{name}: no config.json in this folder; give a folder in Hugging Face format.")
+            raise ConfigError(f"{name}: no config.json in this folder; {_instead_of(folder)}.")
         return folder
-    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+    if folder.is_file():
+        raise ConfigError(f"{name}: a file; give the folder that it lies in.")
+    if not is_hub_id(name):
         near = difflib.get_close_matches(name, packaged_encoders(), n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ConfigError(
@@ -78,3 +80,12 @@ def find_folder(name: str, revision: str | None = None, target_lang: str | None 
             "local folder or a hub id such as microsoft/wavlm-base-plus."
         )
     return fetch(name, revision, target_lang)
+
+
+def _instead_of(folder: Path) -> str:
+    """What to give in place of a folder that is no checkpoint."""
+    if (folder / "adapter_config.json").is_file():
+        return "it holds an adapter of peft: load its base, then call load_adapter(folder)"
+    if (folder / "snapshots").is_dir():
+        return "it is a repository in the hub's cache: give its id, or one of the folders in snapshots/"
+    return "give a folder in Hugging Face format"

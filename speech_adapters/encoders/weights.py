@@ -26,7 +26,7 @@ def weight_files(folder: Path) -> dict[Path, set[str] | None]:
     """The files that ``transformers`` takes the weights from, and which tensors of each: None for all.
 
     Raises:
-        CheckpointError: there are none, or what has their name is something else.
+        CheckpointError: there are none.
     """
     for single in SINGLE:
         if (folder / single).is_file():
@@ -36,8 +36,6 @@ def weight_files(folder: Path) -> dict[Path, set[str] | None]:
             files = {folder / name: shards[name] for name in sorted(shards)}
         else:
             continue
-        for path in files:
-            _check_start(path)
         return files
     raise CheckpointError(f"{folder}: no {' or '.join(SINGLE)}; download the folder again.")
 
@@ -64,12 +62,16 @@ def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 
 
 def read_tensors(folder: Path, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
-    """The wanted tensors of a checkpoint by name, in float32; errors of :func:`stored_shapes`."""
+    """The wanted tensors of a checkpoint by name, in float32 (counts as they are); errors of :func:`stored_shapes`."""
     found: dict[str, Tensor] = {}
     for path, names in weight_files(folder).items():
         with open_tensors(path, names) as tensors:
-            found |= {name: tensors.get(name).float() for name in tensors.shapes if wanted(name)}
+            found |= {name: _float32(tensors.get(name)) for name in tensors.shapes if wanted(name)}
     return found
+
+
+def _float32(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.is_floating_point() else tensor
 
 
 class Tensors(NamedTuple):
@@ -84,10 +86,11 @@ def open_tensors(path: Path, names: Collection[str] | None = None) -> Iterator[T
     """A weights file of either kind, or of it the tensors of these names alone.
 
     Raises:
-        CheckpointError: a file that is cut short or is none of tensors.
+        CheckpointError: a file that is cut short, is something else, or holds other things than tensors.
     """
     from safetensors import SafetensorError, safe_open
 
+    _check_start(path)
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
@@ -96,6 +99,11 @@ def open_tensors(path: Path, names: Collection[str] | None = None) -> Iterator[T
         else:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
             held = {key: tensor for key, tensor in content.items() if isinstance(tensor, Tensor)}
+            if not held and (inside := [key for key, value in content.items() if isinstance(value, dict)]):
+                raise CheckpointError(
+                    f"{path}: a training's file, with parts {', '.join(map(repr, inside))} and no tensors beside "
+                    "them; save the model's part alone."
+                )
             keys = [key for key in held if names is None or key in names]
             yield Tensors({key: tuple(held[key].shape) for key in keys}, held.__getitem__)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, AttributeError, OSError) as error:

@@ -24,7 +24,7 @@ class Base:
     fingerprint: str
     """SHA-256 of its weights."""
     language: str | None = None
-    """Of a base that has several (MMS); None in files from before this was kept."""
+    """The one that was asked of a base that has several (MMS); None for its weights' own."""
     normalize: bool | None = None
     """Whether it hears waveforms at zero mean and unit variance; None in files from before this was kept."""
 
@@ -42,12 +42,13 @@ class Base:
 
     def check(self, other: Base, part: str) -> None:
         """Raise a CheckpointError unless ``other`` is this base; ``part`` opens the message."""
-        if self.language not in (None, other.language) and self.name == other.name:
-            raise CheckpointError(
-                f"{part} was trained on the language {self.language!r} of {self.name!r}, which speaks "
-                f"{other.language!r} here; load it with target_lang={self.language!r}."
-            )
         if self.fingerprint != other.fingerprint:
+            if self.language != other.language and self.name == other.name:
+                trained, loaded = (repr(one.language or "its weights' own") for one in (self, other))
+                raise CheckpointError(
+                    f"{part} was trained on the language {trained} of {self.name!r}, which was loaded with {loaded}; "
+                    f"load it with target_lang={self.language!r}."
+                )
             raise CheckpointError(
                 f"{part} was trained on {self.name!r}, whose frozen weights are not those of {other.name!r} "
                 f"({other.family}); load it onto its own base."

@@ -176,8 +176,8 @@ def own_ctc_head(encoder: Encoder, normalizer: Normalizer | None = None, accept_
     """The CTC head and vocabulary of a ``*ForCTC`` checkpoint.
 
     Args:
-        normalizer: how transcripts are written for it; by default in the vocabulary's own case: "librispeech" where
-            it has upper-case letters, "basic" where it has not.
+        normalizer: how transcripts are written for it; by default as its symbols are
+            (:attr:`~speech_adapters.text.vocabulary.Vocabulary.normalizer`).
 
     Raises:
         ConfigError: the checkpoint has no CTC head, or no ``vocab.json``.
@@ -188,8 +188,7 @@ def own_ctc_head(encoder: Encoder, normalizer: Normalizer | None = None, accept_
         raise ConfigError(f"{encoder.name}: this checkpoint has no {lacking}; give a *ForCTC folder, or a saved head.")
     vocabulary = Vocabulary.load(own.vocabulary, own.language, len(own.bias))
     if normalizer is None:
-        upper = any(token.isupper() for token in vocabulary.tokens if len(token) == 1)
-        normalizer = "librispeech" if upper else "basic"
+        normalizer = vocabulary.normalizer
     head = CTCHeadModule.from_linear(own.weight, own.bias, vocabulary, normalizer=normalizer)
     head.config.accept_letters = accept_letters
     return head
@@ -201,8 +200,8 @@ def use_own_ctc_head(
     """Take the CTC head and vocabulary of a ``*ForCTC`` checkpoint as the model's head.
 
     Args:
-        normalizer: how transcripts are written for it; by default in the vocabulary's own case: "librispeech" where
-            it has upper-case letters, "basic" where it has not.
+        normalizer: how transcripts are written for it; by default as its symbols are
+            (:attr:`~speech_adapters.text.vocabulary.Vocabulary.normalizer`).
 
     Raises:
         ConfigError: the checkpoint has no CTC head, or no ``vocab.json``.

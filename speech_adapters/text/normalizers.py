@@ -2,6 +2,7 @@
 
     librispeech       A-Z, apostrophe and space, as in LibriSpeech's transcripts; accents are stripped
     basic             any language: Unicode NFC, lower case, punctuation off, letters of every script kept
+    basic-upper       the same in upper case
     whisper-english   Whisper's for English (numbers as digits, contractions spelt out, British spelling made American)
     none              as it is
 
@@ -73,6 +74,11 @@ def _basic(text: str) -> str:
     return " ".join(unicodedata.normalize("NFC", "".join(kept)).split())
 
 
+def _basic_upper(text: str) -> str:
+    """As ``basic``, in upper case."""
+    return unicodedata.normalize("NFC", _basic(text).upper())
+
+
 def _is_letter(symbol: str) -> bool:
     return unicodedata.category(symbol)[0] in "LM"
 
@@ -107,6 +113,7 @@ def _whisper() -> Callable[[str], str]:
 NORMALIZERS: dict[str, Callable[[str], str]] = {
     "librispeech": _librispeech,
     "basic": _basic,
+    "basic-upper": _basic_upper,
     "whisper-english": _whisper_english,
     "none": _none,
 }

@@ -66,7 +66,7 @@ def read_tokenizer(path: str | Path, language: str | None = None, outputs: int |
     config = _beside(file, "special_tokens_map.json") | _beside(file, "tokenizer_config.json")
     vocab = _read_json(file)
     if any(isinstance(value, dict) for value in vocab.values()):
-        language = language or config.get("target_lang")
+        language = language or config.get("target_lang") or (next(iter(vocab)) if len(vocab) == 1 else None)
         if not isinstance(vocab.get(str(language)), dict):
             asked = "say which one" if language is None else f"it has no {language!r}"
             raise TextError(
@@ -76,20 +76,32 @@ def read_tokenizer(path: str | Path, language: str | None = None, outputs: int |
         vocab = dict(vocab[str(language)])
     else:
         vocab |= _added(file, config, vocab, outputs)
-    if sorted(map(str, vocab.values())) != sorted(map(str, range(len(vocab)))):
-        raise TextError(f"{file}: ids must be 0 to {len(vocab) - 1}, each once; restore the original file")
+    if not all(type(number) is int for number in vocab.values()) or sorted(vocab.values()) != [*range(len(vocab))]:
+        raise TextError(
+            f"{file}: ids must be whole numbers, 0 to {len(vocab) - 1}, each once; restore the original file"
+        )
     tokens = tuple(sorted(vocab, key=vocab.__getitem__))
-    blank = _content(config.get("pad_token")) or next((token for token in _BLANKS if token in vocab), "<pad>")
+    blank = _content(config.get("pad_token")) or _blank(file, tokens)
     scores = _scores(file.with_name("tokenizer.json"), tokens)
     found = {"tokens": tokens, "blank": blank}
     if scores is not None:
         return {**found, "delimiter": WORD, "scores": scores}
-    named = _content(config.get("word_delimiter_token"))
-    delimiter = named or ("|" if "|" in vocab else None)
+    named = _content(config.get("word_delimiter_token"))  # "|" by default, where texts have no spaces too
+    delimiter = next((token for token in (named, "|") if token in vocab), None)
     several = any(len(token) > 1 and token != blank and not is_special(token) for token in tokens)
     if config.get("tokenizer_class") == _PHONEMES or (delimiter is None and several):
         return {**found, "delimiter": None, "separator": " "}
     return {**found, "delimiter": delimiter}
+
+
+def _blank(file: Path, tokens: Sequence[str]) -> str:
+    """CTC's blank where the tokenizer's files do not name it: by its published names; where there is none of these, or
+    several, what the model's configuration takes for it."""
+    published = [token for token in _BLANKS if token in tokens]
+    if len(published) == 1:
+        return published[0]
+    number = _beside(file, "config.json").get("pad_token_id")
+    return tokens[number] if type(number) is int and 0 <= number < len(tokens) else _BLANKS[0]
 
 
 def _added(file: Path, config: dict[str, Any], vocab: dict[str, Any], outputs: int | None) -> dict[str, Any]:

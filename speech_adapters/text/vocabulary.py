@@ -62,6 +62,19 @@ class Vocabulary:
         if self.separator not in ("", " "):
             raise TextError(f"vocabulary: separator={self.separator!r}; choose '' or ' '")
 
+    @property
+    def normalizer(self) -> str:
+        """The normaliser that writes texts in these symbols: in their case, and with no letter changed that they have;
+        "none" where they have both cases, or stand apart (phonemes)."""
+        symbols = "".join(token for token in self.tokens if token != self.blank and not is_special(token))
+        upper, lower = set(filter(str.isupper, symbols)), set(filter(str.islower, symbols))
+        both = {letter for letter in upper if letter.lower() in lower}
+        if self.separator or 2 * len(both) > max(len(upper), len(lower)):
+            return "none"
+        if len(upper) <= len(lower):
+            return "basic"
+        return "librispeech" if all(letter.isascii() for letter in upper) else "basic-upper"
+
     # ------------------------------------------------------------------ how it is made
 
     @classmethod

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, cast
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from speech_adapters.encoders.attention import Relative, self_attention
 from speech_adapters.encoders.plan import Frames, Plan, Site
 from speech_adapters.encoders.stock import StockAttention, StockModel
+from speech_adapters.encoders.weights import read_tensors
 
 #: A number of samples, or one per utterance (B,).
 Samples = TypeVar("Samples", int, Tensor)
@@ -40,6 +41,7 @@ class Family(ABC):
             by the names that targets have. A family whose layers have more of them names these too.
         position_names: what the names of tensors of learnt relative positions hold; they stay frozen in fine-tuning.
         processor: class of ``transformers`` that joins the feature extractor and a recogniser's tokenizer.
+        hears_normalized: whether the family's extractor heeds ``do_normalize``; else waveforms are heard as they are.
         may_lack: tensors that no forward of the frozen encoder needs, and a checkpoint may lack.
         feed_forward_scale: factor on the feed-forward's output before it is added to the residual.
     """
@@ -54,6 +56,7 @@ class Family(ABC):
     )  # fmt: skip
     position_names: ClassVar[tuple[str, ...]] = ()
     processor: ClassVar[str] = "Wav2Vec2Processor"
+    hears_normalized: ClassVar[bool] = True
     may_lack: ClassVar[tuple[str, ...]] = ()
     feed_forward_scale: ClassVar[float] = 1.0
 
@@ -302,13 +305,30 @@ class Family(ABC):
 
         Tensors of ``may_lack`` are zero where a checkpoint lacks them, and no longer reported as missing.
         """
-        from transformers import AutoModel
+        from transformers import MODEL_MAPPING
 
-        model, report = AutoModel.from_pretrained(folder, output_loading_info=True, **options)
+        config = self.read_config(folder)
+        stock = cast(type[Any], MODEL_MAPPING[type(config)])
+        model, report = from_weights(stock, folder, config, **options)
         lacking = set(self.may_lack) & set(report["missing_keys"])
         for name in lacking:  # else they would be drawn anew, and be another encoder, in each process
             nn.init.zeros_(model.get_parameter(name))
         return model, {**report, "missing_keys": set(report["missing_keys"]) - lacking}
+
+
+def from_weights(
+    stock: type[Any], folder: Path, config: Any, wanted: Callable[[str], bool] = lambda name: True, **options: Any
+) -> tuple[nn.Module, dict[str, Any]]:
+    """A stock model with the wanted weights of a folder, and ``transformers``' report.
+
+    It is not given the folder: it would add a ``peft`` adapter that lies beside the weights to the frozen base. The
+    configuration's word on attention is passed over, since :mod:`~speech_adapters.encoders.forward` has its own.
+    """
+    weights = read_tensors(folder, wanted)
+    made: tuple[nn.Module, dict[str, Any]] = stock.from_pretrained(
+        None, config=config, state_dict=weights, output_loading_info=True, attn_implementation="eager", **options
+    )
+    return made
 
 
 def convolved(frames: Samples, kernel: int, stride: int, padding: int) -> Samples:

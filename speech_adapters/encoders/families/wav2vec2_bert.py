@@ -115,6 +115,7 @@ class Wav2Vec2BERT(Family):
     model_type = "wav2vec2-bert"
     title = "w2v-BERT 2.0"
     layers = "encoder.layers"
+    hears_normalized = False
     names: ClassVar[Mapping[str, str]] = {
         "attention": "self_attn",
         **{f"{name}_proj": f"self_attn.linear_{name}" for name in ("q", "k", "v", "out")},

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from speech_adapters.encoders.families.base import Family, Samples, count_layers
+from speech_adapters.encoders.families.base import Family, Samples, count_layers, from_weights
 from speech_adapters.encoders.plan import Frames, Plan, Site
 from speech_adapters.encoders.stock import StockModel
 from speech_adapters.errors import AudioError
@@ -44,6 +44,7 @@ class Whisper(Family):
     model_type = "whisper"
     title = "Whisper"
     layers = "layers"
+    hears_normalized = False
     names: ClassVar[Mapping[str, str]] = {
         "attention": "self_attn",
         **{name: f"self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj", "out_proj")},
@@ -171,10 +172,9 @@ class Whisper(Family):
     def load(self, folder: Path, **options: Any) -> tuple[nn.Module, dict[str, Any]]:
         from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-        found = WhisperEncoder.from_pretrained(
-            folder, key_mapping={ENCODER_PREFIX: ""}, output_loading_info=True, **options
-        )
-        return cast(tuple[nn.Module, dict[str, Any]], found)
+        config = self.read_config(folder)
+        wanted = lambda name: "decoder." not in name  # noqa: E731  # most of the weights
+        return from_weights(WhisperEncoder, folder, config, wanted, key_mapping={ENCODER_PREFIX: ""}, **options)
 
 
 def from_tensors(tensors: Mapping[str, Tensor]) -> Model:
