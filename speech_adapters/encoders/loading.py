@@ -110,8 +110,8 @@ def _check_names(name: str, shapes: Collection[str]) -> None:
     for prefix, wrapper in WRAPPERS.items():
         if shapes and all(key.startswith(prefix) for key in shapes):
             raise CheckpointError(
-                f"{name}: all its tensors are called {prefix}NAME: a wrapper ({wrapper}) was saved in place of the model; "
-                "save what is inside it."
+                f"{name}: all its tensors are called {prefix}NAME: a wrapper ({wrapper}) was saved in place of the "
+                "model; save what is inside it."
             )
 
 
