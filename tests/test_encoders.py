@@ -183,7 +183,8 @@ def test_loading_says_what_is_wrong(tmp_path, monkeypatch):
         "runs/run--3",
         "a/.b",
         "microsoft/wavlm-base-plus@",
-        "a" * 97,
+        "a" * 300,
+        "~nobody/x",
     ):
         with pytest.raises(ConfigError, match="unknown encoder"):
             load_encoder(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,7 @@ class Source:
         Raises:
             ConfigError: said twice, and not the same.
         """
-        match = None if Path(text).expanduser().is_dir() else _NAME.fullmatch(text)
+        match = None if os.path.isdir(os.path.expanduser(text)) else _NAME.fullmatch(text)
         if match is None:
             return cls(text, revision, target_lang)
         for key, beside in (("revision", revision), ("target_lang", target_lang)):
@@ -62,15 +63,15 @@ def find_folder(name: str, revision: str | None = None, target_lang: str | None 
     """
     if name in packaged_encoders():
         return PACKAGED / name
-    folder = Path(name).expanduser()
-    if folder.is_dir():
+    folder = Path(os.path.expanduser(name))
+    if os.path.isdir(folder):  # unlike Path's, false of what no file can be called
         if not (folder / "config.json").is_file():
             part = next((kind for kind in ("adapter", "head", "fusion") if (folder / f"{kind}.json").is_file()), None)
             if part is not None:
                 raise ConfigError(f"{name}: a saved {part}, no encoder; load its base, then call load_{part}(folder).")
             raise ConfigError(f"{name}: no config.json in this folder; {_instead_of(folder)}.")
         return folder
-    if folder.is_file():
+    if os.path.isfile(folder):
         raise ConfigError(f"{name}: a file; give the folder that it lies in.")
     if not is_hub_id(name):
         near = difflib.get_close_matches(name, packaged_encoders(), n=1)

@@ -105,7 +105,8 @@ def open_tensors(path: Path, names: Collection[str] | None = None) -> Iterator[T
                     "them; save the model's part alone."
                 )
             keys = [key for key in held if names is None or key in names]
-            yield Tensors({key: tuple(held[key].shape) for key in keys}, held.__getitem__)
+            shapes = {key: tuple(held[key].shape) for key in keys}
+            yield Tensors(shapes, lambda name: held[name].clone())  # not the file's own memory, which may change
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, AttributeError, OSError) as error:
         raise CheckpointError(
             f"{path}: cut short, changed, or not a file of tensors and of nothing else; download it again."

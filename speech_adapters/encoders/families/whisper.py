@@ -172,8 +172,10 @@ class Whisper(Family):
     def load(self, folder: Path, **options: Any) -> tuple[nn.Module, dict[str, Any]]:
         from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
+        def wanted(name: str) -> bool:
+            return "decoder." not in name  # which is most of the weights
+
         config = self.read_config(folder)
-        wanted = lambda name: "decoder." not in name  # noqa: E731  # most of the weights
         return from_weights(WhisperEncoder, folder, config, wanted, key_mapping={ENCODER_PREFIX: ""}, **options)
 
 
