@@ -377,6 +377,13 @@ def test_preprocessing_is_read_or_published_and_never_guessed(family, style, fil
             load_encoder(tmp_path)
 
 
+def test_a_dangling_link_is_no_absent_file(tmp_path):
+    stock_model("wavlm", "pre-norm").save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").symlink_to(tmp_path / "blobs" / "0")
+    with pytest.raises(CheckpointError, match="preprocessor_config.json: a link to what is not there"):
+        load_encoder(tmp_path)
+
+
 @pytest.mark.parametrize("name", [name for name in packaged_encoders() if not name.startswith("whisper")])
 @torch.no_grad()
 def test_packaged_encoders_are_stock_checkpoints(name, batch):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from public_checkpoints import CHECKPOINTS, LANGUAGES, LETTERS, LOWER, TOKENIZER, build, ids, save_file
+from safetensors.torch import load_file
 from small_models import batch, parameters
 
 from speech_adapters.encoders import load_encoder
@@ -169,6 +170,9 @@ def test_languages_differ_and_what_is_not_there_is_named(folders, tmp_path):
     )
     with pytest.raises(CheckpointError, match="the language's tensor 'encoder.layers.0.adapter_layer.* is missing"):
         load_encoder(tmp_path, target_lang="fra")
+    fra = load_file(folders / MMS.folder / "adapter.fra.safetensors")
+    save_file({k: v for k, v in fra.items() if not k.startswith("lm_head.")}, tmp_path / "adapter.fra.safetensors")
+    assert load_encoder(tmp_path, target_lang="fra").ctc is None, "the head beside it is another language's"
     (tmp_path / "tokenizer_config.json").unlink()
     with pytest.raises(ConfigError, match="holds 3 languages and say which one"):
         load_encoder(tmp_path)

@@ -37,11 +37,13 @@ def read_ctc(
     """The head in a folder whose tensors have these shapes; None where it has none.
 
     Args:
-        own: the tensors of the language, where it has files of its own: its head is among them.
+        own: the tensors of the language, where it has files of its own, with its head or without.
 
     Raises:
         CheckpointError: a head that is incomplete or not finite.
     """
+    if own and WEIGHT not in own:
+        return None  # what lies beside is the head of another language
     shapes = {**shapes, **{name: tuple(tensor.shape) for name, tensor in own.items()}}
     if WEIGHT not in shapes:
         return None

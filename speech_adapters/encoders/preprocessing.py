@@ -24,6 +24,8 @@ def read_normalize(family: Family, folder: Path, config: Any) -> bool:
     """
     for file in FILES:
         if not (folder / file).is_file():
+            if (folder / file).is_symlink():
+                raise CheckpointError(f"{folder / file}: a link to what is not there; download the folder again.")
             continue
         values = read_json(folder / file)
         nested = values.get("feature_extractor")
