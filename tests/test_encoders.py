@@ -203,6 +203,9 @@ def test_loading_says_what_is_wrong(tmp_path, monkeypatch):
     weights.write_bytes(content[: len(content) // 2])
     with pytest.raises(CheckpointError, match="cut short"):
         load_encoder(folder)
+    (folder / "config.json").write_text(json.dumps({"model_type": "wavlm", "quantization_config": {"bits": 8}}))
+    with pytest.raises(ConfigError, match="its weights are quantised .*, and quantize= to hold"):
+        load_encoder(folder)
     (folder / "config.json").write_text(json.dumps({"model_type": "bert"}))
     with pytest.raises(ConfigError, match="model_type 'bert'"):
         load_encoder(folder)

@@ -62,10 +62,16 @@ def load_encoder(
     device, source = usable_device(device), Source.read(str(name_or_path), revision, target_lang)
     name, revision, target_lang = source.name, source.revision, source.target_lang
     folder = find_folder(name, revision, target_lang)
+    written = read_json(folder / "config.json")
     try:
-        family = family_named(read_json(folder / "config.json").get("model_type"))
+        family = family_named(written.get("model_type"))
     except ConfigError as error:
         raise ConfigError(f"{name}: config.json: {error}") from error
+    if written.get("quantization_config"):
+        raise ConfigError(
+            f"{name}: its weights are quantised (quantization_config in config.json); give the checkpoint that they "
+            "were made from, and quantize= to hold that in few bits."
+        )
     config = _load_config(family, folder)
     shapes = stored_shapes(folder)
     _check_names(name, shapes)
