@@ -120,7 +120,7 @@ def main(argv: list[str] | None = None) -> None:
     if config.mode == "oracle":
         config.task.check(pool, test, encoder)
     elif test is not None:
-        check_audible(test, encoder)
+        check_audible(test, encoder, any_length=config.task.windows is not None)
     data = {name: manifest.describe() for name, manifest in (("pool", pool), ("test", test)) if manifest is not None}
     run = RunFolder.open("active_learning", config, config.output, resume=config.resume, ignore=("filled",))
     print(f"{encoder!r}\npool  {pool.summary()}\nrun   {run.path}\n")

@@ -157,14 +157,16 @@ def main(config: Config) -> None:
     encoder, domains = load_encoder(config.encoder), find_domains(config)
     outside = find_outside(config, domains)
     head = domains_head(config, domains)
+    if config.windows is not None:
+        config.windows.check(encoder.max_samples, encoder.name)
     for domain in domains:
-        for manifest in (domain.train, domain.dev, domain.test):
+        for manifest in (domain.train, domain.dev):
             if manifest is not None:
                 head.check(manifest, encoder)
         for settings in (config.training, config.combination):
             check_speeds(domain.train, encoder, settings)
-    for test in outside.values():
-        head.check(test, encoder)
+    for test in (*(domain.test for domain in domains), *outside.values()):
+        head.check(test, encoder, any_length=config.windows is not None)
     seeds = [DomainsRun(config, domains, encoder, head, seed, outside) for seed in config.seeds]
     data = {f"{d.name} {s}": getattr(d, s).describe() for d in domains for s in ("train", "test")}
     data |= {f"{name} test": test.describe() for name, test in outside.items()}

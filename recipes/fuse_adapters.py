@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from speech_adapters.config import option, parse_cli, run_main
 from speech_adapters.data.manifest import Channel
+from speech_adapters.data.windows import Windows
 from speech_adapters.errors import ConfigError
 from speech_adapters.ranges import NotNegative, Positive, Size, check_values
 from speech_adapters.tasks.base import Corpus
@@ -43,6 +44,9 @@ class Config:
         None, "heard of files with several, where a line does not say it: a number, or mix"
     )
     label_field: str = option("label", "key of the manifest that holds the class, under a classification head")
+    windows: Windows | None = option(
+        None, "score recordings in pieces, as transcribe hears them: windows.seconds=20; none: each in one forward"
+    )
     learning_rate: Positive | None = option(None, "of the fusion or router, over the published one")
     output: Path | None = option(None, "run folder; one that holds the same run goes on")
     resume: str | None = option(None, "latest, or a run folder: go on with that run")
@@ -104,8 +108,10 @@ def main(config: Config) -> None:
     head = model.head.config
     task, keys = find_task(config, head)
     corpus = Corpus.given(config.train, config.dev, config.test, keys, config.channel).check_speakers()
-    for manifest in corpus.splits.values():
-        head.check(manifest, model.encoder)
+    if config.windows is not None:
+        config.windows.check(model.encoder.max_samples, model.encoder.name)
+    for split, manifest in corpus.splits.items():
+        head.check(manifest, model.encoder, any_length=split == "test" and config.windows is not None)
     if config.guide and (unknown := sorted(set(corpus.train.values("domain")) - set(config.names))):
         raise ConfigError(
             f"--guide: no adapter is called {unknown[0]}, as a domain in {config.train} is; see --names."
@@ -137,9 +143,10 @@ def main(config: Config) -> None:
     model.save_head("head", run.head(config.method))
 
     figures = {}
+    scoring = {"batch_seconds": 2 * settings.batch_seconds, "precision": settings.precision, "windows": config.windows}
     for name, active in {config.method: composition, **{name: name for name in config.names}}.items():
         model.set_active(active)
-        result = task.score(model, corpus, batch_seconds=2 * settings.batch_seconds, precision=settings.precision)
+        result = task.score(model, corpus, **scoring)
         task.write(result, corpus, run, name)
         figures[name] = MethodResults(metrics=task.metrics([result]), parameters=model.count_parameters())
         value = figures[name].metrics[task.metric]["value"]

@@ -162,9 +162,11 @@ def main(argv: list[str] | None = None) -> None:
     encoder = load_encoder(config.encoder, device="cuda" if torch.cuda.is_available() else "cpu")
     data = {"train": train.describe(), "held_out": held_out.describe()}
     if downstream is not None:
-        config.downstream.check(*downstream[:2], encoder)
+        labelled, test, others = downstream
+        for scored in (test, *others.values()):
+            config.downstream.check(labelled, scored, encoder)
         config.downstream.check_adapter(encoder)
-        data |= {f"downstream {s}": m.describe() for s, m in zip(("train", "test"), downstream[:2], strict=True)}
+        data |= {f"downstream {s}": m.describe() for s, m in zip(("train", "test"), (labelled, test), strict=True)}
     torch.manual_seed(config.training.seed)
     model = SpeechAdapterModel(encoder)
     model.add_adapter("tapt", preset(config.adapter, "asr", **config.adapter_options))

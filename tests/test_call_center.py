@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_encoders import small_encoder
+from small_encoders import small_encoder, whisper_model
 
 from speech_adapters.bank.facts import read_facts
 from speech_adapters.config import parse_cli
 from speech_adapters.data.audio import write_audio
 from speech_adapters.data.manifest import Manifest, Utterance
 from speech_adapters.encoders import load_encoder
-from speech_adapters.errors import ConfigError, ManifestError
+from speech_adapters.errors import ConfigError, InputError, ManifestError
 from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.serving.catalog import read_folder
 from speech_adapters.tasks.domains import MERGES, DomainsRun, domains_head, forgetting
@@ -207,6 +207,29 @@ def test_lora_is_routed_where_it_cannot_be_fused(recipe, data, tmp_path):
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["adapter"] == "router" and "fusion" not in results["baselines"]
     assert (tmp_path / "run" / "fusions" / "router").is_dir() and (tmp_path / "run" / "report.html").is_file()
+
+
+@pytest.mark.slow
+def test_recordings_longer_than_the_encoder_hears_are_scored_through_windows(recipe, data, tmp_path):
+    whisper_model(positions=60).save_pretrained(data / "whisper")
+    write_audio(tmp_path / "long.wav", 0.1 * torch.randn(48_000, generator=torch.Generator().manual_seed(0)))
+    test = Manifest.read(data / "test.jsonl")
+    long = replace(test[0], audio_filepath=tmp_path / "long.wav", duration=3.0)
+    Manifest([long, *list(test)[1:]], "test").write(tmp_path / "test.jsonl")
+    command = [
+        f"--encoder={data / 'whisper'}", f"--test={tmp_path / 'test.jsonl'}", f"--output={tmp_path / 'run'}",
+        "--adapter=l-frozen", "--combinations=router", "merges=[linear]", "full=false",
+        f"outside.again={tmp_path / 'test.jsonl'}", f"training.cache={tmp_path / 'cache'}",
+    ]  # fmt: skip
+    with pytest.raises(InputError, match=r"longer than the 1.2 s .* such as test0; .*windows.seconds=20"):
+        recipe.main(configure(recipe, data, *command))
+    with pytest.raises(InputError, match="window seconds=20: .* hears up to 1.2 s at once"):
+        recipe.main(configure(recipe, data, *command, "windows.seconds=20"))
+    assert not (tmp_path / "run").exists()
+    recipe.main(configure(recipe, data, *command, "windows.seconds=1.2", "windows.voice_activity=none"))
+    cells = json.loads((tmp_path / "run" / "domains.json").read_text())["cells"]
+    assert set(cells["router"]) == {*DOMAINS, "again"}
+    assert (tmp_path / "run" / "report.html").is_file()
 
 
 def test_forgetting_is_read_off_the_matrix():

@@ -380,6 +380,16 @@ def test_preprocessing_is_read_or_published_and_never_guessed(family, style, fil
             load_encoder(tmp_path)
 
 
+@pytest.mark.parametrize("said", [{"feature_extractor_type": "Wav2Vec2FeatureExtractor"}, {"sampling_rate": 16000}])
+def test_an_extractor_described_without_do_normalize_is_the_stock_one(said, tmp_path):
+    stock_model("wavlm", "post-norm").save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(said))
+    from transformers import Wav2Vec2FeatureExtractor
+
+    stock = Wav2Vec2FeatureExtractor.from_pretrained(tmp_path)
+    assert load_encoder(tmp_path).normalize is stock.do_normalize is True  # without the file: False, as published
+
+
 def test_a_dangling_link_is_no_absent_file(tmp_path):
     stock_model("wavlm", "pre-norm").save_pretrained(tmp_path)
     (tmp_path / "preprocessor_config.json").symlink_to(tmp_path / "blobs" / "0")

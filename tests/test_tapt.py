@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from small_encoders import small_encoder, stock_model
+from small_encoders import small_encoder, stock_model, whisper_model
 from small_models import METHODS
 from test_recipes import run
 
@@ -16,8 +17,9 @@ from speech_adapters import SpeechAdapterModel
 from speech_adapters.adapters import AdaLoRA, EAdapter, FineTuning
 from speech_adapters.data.audio import write_audio
 from speech_adapters.data.manifest import Manifest, Utterance
+from speech_adapters.data.windows import Windows
 from speech_adapters.encoders import load_encoder
-from speech_adapters.errors import CheckpointError, ConfigError
+from speech_adapters.errors import AudioError, CheckpointError, ConfigError
 from speech_adapters.objectives.hubert import HuBERTObjective, HuBERTObjectiveConfig
 from speech_adapters.objectives.pretraining import MaskedPrediction, PretrainingConfig, pretrain
 from speech_adapters.objectives.units import KMeansUnits
@@ -158,6 +160,14 @@ def test_a_methods_schedule_is_followed(speech, tmp_path):
     assert trained[0] < trained[-1] and len(set(trained)) > 2 and trained == sorted(trained)
 
 
+def test_silence_at_the_end_of_a_crop_is_no_forgotten_padding(speech, tmp_path):
+    one, wave = Pass(speech, tmp_path / "run"), 0.1 * torch.randn(2, 9600)
+    wave[0, -3000:] = 0  # as telephone codes write it
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert one.objective(one.model, wave, None, np.random.default_rng(0)).masked > 0
+
+
 def test_early_stopping(speech, tmp_path):
     one = Pass(speech, tmp_path / "run", updates=400, evaluate_every=1, patience=2, objective_rate=0.0,
                learning_rates={"e": 1.0, "norm": 1.0}, warmup=0.0)  # fmt: skip
@@ -208,6 +218,24 @@ def test_another_kind_of_adapter_cannot_continue(speech, tmp_path):
     down = Downstream(adapter="lora")
     with pytest.raises(ConfigError, match="use stack"):
         down.train(one.model.encoder, down.head(manifest), manifest, one.run, "x", 0, saved)
+
+
+def test_a_task_scores_recordings_of_any_length_through_windows(speech, tmp_path):
+    whisper_model(positions=52).save_pretrained(tmp_path / "whisper")  # 1.04 s; the last nine utterances are longer
+    encoder, manifest = load_encoder(tmp_path / "whisper"), Manifest.read(speech / "speech.jsonl")
+    short, windows = manifest[:12], Windows(seconds=1.0, voice_activity="none")
+    cached = TrainingConfig(updates=2, batch_seconds=4, precision="fp32", trackers=("none",), cache=tmp_path / "cache")
+    whole, heard = (Downstream(adapter="l-frozen", training=cached, windows=w) for w in (None, windows))
+    with pytest.raises(AudioError, match=r"longer than the 1.0 s .* such as u1.*windows.seconds=20"):
+        whole.check(short, manifest, encoder)
+    with pytest.raises(AudioError, match=r"longer than the 1.0 s"):
+        heard.check(manifest, manifest, encoder)  # training hears each whole
+    with pytest.raises(ConfigError, match="hears up to 1.0 s at once"):
+        Downstream(windows=Windows(seconds=20.0)).check_adapter(encoder)
+    heard.check(short, manifest, encoder)
+    (tmp_path / "run").mkdir()
+    model = heard.train(encoder, heard.head(short), short, RunFolder(tmp_path / "run"), "task", 0)
+    assert heard.metrics([heard.score(model, manifest)])["wer"]["value"] >= 0
 
 
 @pytest.mark.slow

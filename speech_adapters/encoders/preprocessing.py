@@ -19,6 +19,8 @@ FIXED = ("sampling_rate", "feature_size", "num_mel_bins", "stride", "n_fft", "ho
 def read_normalize(family: Family, folder: Path, config: Any) -> bool:
     """Whether waveforms are brought to zero mean and unit variance first.
 
+    A file that describes an extractor and leaves it out means the default of transformers, as for the stock model.
+
     Raises:
         CheckpointError: features of another kind, or nothing said by the files and the family.
     """
@@ -41,6 +43,8 @@ def read_normalize(family: Family, folder: Path, config: Any) -> bool:
             return value and family.hears_normalized
         if value is not None:
             raise CheckpointError(f"{folder / file}: do_normalize is {value!r}; it is true or false.")
+        if "feature_extractor_type" in values or "sampling_rate" in values:
+            return family.hears_normalized  # what transformers' extractor does that is described without a word on it
     published = family.published_normalize(config)
     if published is None:
         raise CheckpointError(

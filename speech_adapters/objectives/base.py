@@ -89,6 +89,8 @@ class Objective(nn.Module, ABC):
             time_mask = span_mask(frames, total, config.mask_probability, config.mask_length, rng)
         time_mask = time_mask.to(waveforms.device)
         heard = self.hear(waveforms, lengths, rng)
+        if lengths is None:  # said outright: where a crop ends in digital silence, that is no forgotten padding
+            lengths = torch.full((len(heard),), heard.shape[1])
         output = model(heard, lengths, time_mask=time_mask, mask_embedding=self.mask_embedding)
         return self.score(model, output, waveforms, lengths, time_mask, rng)
 

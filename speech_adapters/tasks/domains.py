@@ -30,6 +30,7 @@ from speech_adapters.composition import Average, Fuse, FusionConfig, Route, Rout
 from speech_adapters.config import option
 from speech_adapters.data.batches import GuidedDataset, SpeechDataset
 from speech_adapters.data.manifest import Manifest, equal_shares
+from speech_adapters.data.windows import Windows
 from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.errors import ConfigError
 from speech_adapters.heads.base import head_from_dict
@@ -105,6 +106,9 @@ class DomainsConfig:
     )
     density: Annotated[float, Range(0, 1, above=True)] = option(
         0.2, "share of each change that TIES and DARE keep; 0.2 in TIES"
+    )
+    windows: Windows | None = option(
+        None, "score recordings in pieces: windows.seconds=20; the report then leaves out what fusion and router chose"
     )
     full: bool = option(True, "also fine-tune all layers, one domain after the other")
     rates: dict[str, Rate] = field(default_factory=dict)
@@ -331,7 +335,7 @@ class DomainsRun:
             model.save_fusion(method, self.run.path / "fusions" / f"{method}{self.suffix}")
             model.save_head("asr", self.run.head(method + self.suffix))
             self.score(model, method)
-            for name, test in self.tests.items():
+            for name, test in self.tests.items() if self.config.windows is None else ():
                 found = mean_attention(model, test, **self._options)
                 self.attention.setdefault(name, {}).update(found)
 
@@ -357,7 +361,12 @@ class DomainsRun:
     @property
     def _options(self) -> dict[str, Any]:
         settings = self.config.training
-        return {"batch_seconds": 2 * settings.batch_seconds, "precision": settings.precision, "cache": settings.cache}
+        return {
+            "batch_seconds": 2 * settings.batch_seconds,
+            "precision": settings.precision,
+            "windows": self.config.windows,
+            "cache": settings.cache if self.config.windows is None else None,
+        }
 
 
 Cells = dict[str, dict[str, dict[str, Any]]]

@@ -16,6 +16,7 @@ import torch
 from speech_adapters.adapters import preset
 from speech_adapters.data.batches import SpeechDataset
 from speech_adapters.data.manifest import Manifest
+from speech_adapters.data.windows import Windows
 from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.errors import CheckpointError, ConfigError
 from speech_adapters.heads import HeadConfig
@@ -54,6 +55,8 @@ class Downstream:
     rates: dict[str, Rate] = field(default_factory=dict)
     """Learning rates by parameter group, over the published ones; groups that the adapter has not may be named.
     ``training.learning_rates`` goes over them, and must be used."""
+    windows: Windows | None = None
+    """Score recordings in pieces, as transcribe hears them; None for each in one forward."""
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(updates=400, trackers=("none",)))
 
     def __post_init__(self) -> None:
@@ -87,13 +90,15 @@ class Downstream:
 
     def check(self, labelled: Manifest, test: Manifest, encoder: Encoder) -> None:
         """Find whatever training and scoring would fail of; raises an InputError that names the utterances."""
-        self._task.check(Corpus(labelled, None, test, labelled.name), encoder)
+        self._task.check(Corpus(labelled, None, test, labelled.name), encoder, windows=self.windows)
         check_speeds(labelled, encoder, self.training)
 
     def check_adapter(
         self, encoder: Encoder, start: Path | None = None, use: Literal["continue", "stack"] = "continue"
     ) -> None:
-        """Find what of the adapter's settings, or of the one to start from, does not fit; raises an InputError."""
+        """Find what of the settings, or of the adapter to start from, does not fit; raises an InputError."""
+        if self.windows is not None:
+            self.windows.check(encoder.max_samples, encoder.name)
         self._model(encoder, start, use)
 
     def train(
@@ -175,7 +180,8 @@ class Downstream:
             "batch_seconds": 2 * self.training.batch_seconds,
             "precision": self.training.precision,
             "progress": False,
-            "cache": self.training.cache,
+            "windows": self.windows,
+            "cache": self.training.cache if self.windows is None else None,
         }
         return self._task.score(model, Corpus(test, None, test, test.name), **options)
 
