@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from small_encoders import FAMILIES, STYLES, small_encoder, stock_model
+from torch import nn
 
 from speech_adapters.encoders import encode, load_encoder, packaged_encoders
 from speech_adapters.encoders.shipped import PACKAGED
@@ -286,9 +287,88 @@ def test_weights_in_pytorchs_format_and_in_shards_load_alike(tmp_path):
     torch.save(stock.state_dict(), tmp_path / "old" / "pytorch_model.bin")
     assert len({load_encoder(tmp_path / name).fingerprint for name in ("one", "shards", "old")}) == 1
     index = tmp_path / "shards" / "model.safetensors.index.json"
+    placed = json.loads(index.read_text())
+    del placed["weight_map"]["encoder.layer_norm.weight"]  # the shard has it, as transformers sees too
+    index.write_text(json.dumps(placed))
+    assert load_encoder(tmp_path / "shards").fingerprint == load_encoder(tmp_path / "one").fingerprint
     index.write_text(json.dumps({"weight_map": {"a": 3}}))
     with pytest.raises(CheckpointError, match="its weight_map gives no file for each tensor"):
         load_encoder(tmp_path / "shards")
+
+
+def test_weights_saved_as_parameters_beside_other_keys_are_tensors(tmp_path):
+    stock = stock_model("wav2vec2", "pre-norm")
+    stock.config.save_pretrained(tmp_path)
+    head = {"lm_head.weight": nn.Parameter(torch.ones(32, 64)), "lm_head.bias": nn.Parameter(torch.ones(32))}
+    torch.save({**stock.state_dict(keep_vars=True), **head, 0: torch.ones(1)}, tmp_path / "pytorch_model.bin")
+    encoder = load_encoder(tmp_path)
+    assert not encoder.ctc.weight.requires_grad
+    assert copy.deepcopy(encoder).fingerprint == encoder.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("model.fp16.safetensors", "rename it to model.safetensors if"),
+        ("model.safetensors.fp32.index.json", "download the folder again"),
+        ("model.fp32.safetensors.index.json", "rename it to model.safetensors.index.json if"),
+        ("weights.bin", "rename it to pytorch_model.bin if"),
+        ("flax_model.msgpack", "Flax's: load it with transformers"),
+        ("tf_model.h5", "TensorFlow's: load it with transformers"),
+    ],
+)
+def test_weights_of_another_name_are_named(name, remedy, tmp_path):
+    stock_model("wavlm", "pre-norm").config.save_pretrained(tmp_path)
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(CheckpointError, match=f"no model.safetensors or pytorch_model.bin; .*{remedy}"):
+        load_encoder(tmp_path)
+
+
+def test_another_models_weights_and_those_inside_something_are_told_apart(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    stock_model("wavlm", "pre-norm").save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    save_file({f"ssl.{name}": tensor for name, tensor in tensors.items()}, path, {"format": "pt"})
+    with pytest.raises(CheckpointError, match="none of the encoder's tensors.*all begin with 'ssl': save what is in"):
+        load_encoder(tmp_path)
+
+
+LEFT_OVER = {
+    "conv_bias": ("wav2vec2", "pre-norm", {}, {"conv_bias": False}),
+    "front-end": ("hubert", "pre-norm", {}, {"feat_extract_norm": "group"}),
+    "positions": ("data2vec-audio", "pre-norm", {"num_conv_pos_embeddings": 5}, {"num_conv_pos_embeddings": 3}),
+    "languages": ("wav2vec2", "pre-norm", {"adapter_attn_dim": 16}, {"adapter_attn_dim": None}),
+    "output": ("wav2vec2", "pre-norm", {"add_adapter": True}, {"add_adapter": False}),
+}
+
+
+@pytest.mark.parametrize("case", LEFT_OVER)
+def test_a_configuration_that_leaves_tensors_of_the_encoder_out_is_refused(case, tmp_path):
+    family, style, true, said = LEFT_OVER[case]
+    stock_model(family, style, **true).save_pretrained(tmp_path)
+    load_encoder(tmp_path) if family != "hubert" else None
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, **said}))
+    (tmp_path / "preprocessor_config.json").write_text('{"do_normalize": true}')
+    with pytest.raises(CheckpointError, match=r"config.json builds an encoder without \d+ of the tensors"):
+        load_encoder(tmp_path)
+
+
+def test_a_revision_of_a_folder_and_a_path_like_a_packaged_name_are_no_other_encoder(tmp_path, monkeypatch):
+    stock_model("wavlm", "pre-norm").save_pretrained(tmp_path / "tiny-wavlm")
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "tiny-wavlm"
+    for name, revision in ((f"{folder}@2025", None), (f"{folder}@host/other", None), (folder, "main")):
+        with pytest.raises(ConfigError, match="no such folder. There is .*tiny-wavlm', but revisions are those of a"):
+            load_encoder(name, revision=revision)
+    with pytest.raises(ConfigError, match="tiny-wavlm@main: no such folder"):
+        load_encoder("tiny-wavlm@main")
+    assert load_encoder(Path("tiny-wavlm")).fingerprint == load_encoder(folder).fingerprint
+    assert load_encoder("tiny-wavlm").folder == PACKAGED / "tiny-wavlm"
+    folder.rename(tmp_path / "tiny-wavlm@2025")
+    assert load_encoder(f"{folder}@2025").folder == tmp_path / "tiny-wavlm@2025"
 
 
 CONFIGS = [
@@ -366,7 +446,26 @@ def test_a_checkpoint_without_mask_embedding_is_the_same_encoder_in_each_process
         ("unispeech-sat", "pre-norm", {"preprocessor_config.json": {"do_normalize": True}}, True),
         ("unispeech-sat", "pre-norm", {}, "no do_normalize in preprocessor_config.json"),
         ("wavlm", "pre-norm", {"preprocessor_config.json": {"do_normalize": "no"}}, "do_normalize is 'no'"),
+        ("wavlm", "pre-norm", {"preprocessor_config.json": {"do_normalize": None}}, "do_normalize is None"),
         ("wavlm", "pre-norm", {"preprocessor_config.json": []}, "holds no keys with values"),
+        (
+            "wavlm",
+            "post-norm",
+            {
+                "preprocessor_config.json": {"do_normalize": False},
+                "processor_config.json": {"feature_extractor": {"do_normalize": True}},
+            },
+            True,
+        ),
+        (
+            "wavlm",
+            "pre-norm",
+            {
+                "preprocessor_config.json": {"do_normalize": False},
+                "processor_config.json": {"processor_class": "Wav2Vec2Processor"},
+            },
+            False,
+        ),
     ],
 )
 def test_preprocessing_is_read_or_published_and_never_guessed(family, style, files, expected, tmp_path):

@@ -273,6 +273,18 @@ SYMBOLS = {
         {"vocab.json": ids([*LOWER, *"ABCDEFGHIJKLMNOPQRSTUVWXYZ"])}, 56, [*LOWER, *"ABCDEFGHIJKLMNOPQRSTUVWXYZ"],
         "none",
     ),
+    "capitals in a tokenizer of small letters": (
+        {"vocab.json": ids(LETTERS), "tokenizer_config.json": {**TOKENIZER, "do_lower_case": True}}, 32,
+        [letter.lower() for letter in LETTERS], "basic",
+    ),
+    "a newer special token": (
+        {
+            "vocab.json": ids(["_", *LOWER[1:]]), "special_tokens_map.json": {"pad_token": "_"},
+            "tokenizer_config.json": {"pad_token": "[UNK]"},
+        },
+        30, ["_", *LOWER[1:]], "basic",
+    ),
+    "special tokens without outputs": ({"vocab.json": ids([*LOWER, "<s>", "</s>"])}, 30, LOWER, "basic"),
     "padding named beside": (
         {"vocab.json": ids(["_", *LOWER[1:]]), "special_tokens_map.json": {"pad_token": "_"}}, 30, ["_", *LOWER[1:]],
         "basic",
@@ -299,13 +311,30 @@ def test_symbols_are_read_from_all_the_files_that_hold_them(case, tmp_path):
 def test_symbols_that_do_not_belong_to_the_head_are_refused(tmp_path):
     from dataclasses import replace
 
-    files = {**BASE_960H.files, "vocab.json": ids(LETTERS[:-1])}
+    files = {**BASE_960H.files, "vocab.json": ids(LETTERS[:-10])}
     build(replace(BASE_960H, files=files), tmp_path)
-    with pytest.raises(ConfigError, match="31 tokens for a CTC head of 32 outputs"):
+    with pytest.raises(ConfigError, match="22 tokens for a CTC head of 32 outputs"):
         use_own_ctc_head(SpeechAdapterModel.from_pretrained(tmp_path))
     (tmp_path / "added_tokens.json").write_text(json.dumps({"Z": "last"}))
-    with pytest.raises(TextError, match="ids must be whole numbers, 0 to 31, each once"):
+    with pytest.raises(TextError, match="ids must be whole numbers, 0 to 22, each once"):
         use_own_ctc_head(SpeechAdapterModel.from_pretrained(tmp_path))
+
+
+@pytest.mark.parametrize("vocab", [ids(LOWER), {**ids(LOWER), "z": 31}, {t: n + 2 for t, n in ids(LOWER).items()}])
+def test_outputs_without_a_token_are_said_and_left_out_of_texts(vocab, tmp_path):
+    """As where a recogniser was fine-tuned with ``vocab_size`` left at 32."""
+    from dataclasses import replace
+
+    files = {**BASE_960H.files, "vocab.json": vocab, "tokenizer_config.json": {"pad_token": "[PAD]"}}
+    build(replace(BASE_960H, config={**BASE_960H.config, "vocab_size": 32}, files=files), tmp_path)
+    model = SpeechAdapterModel.from_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match=r"has no token for .* of the head's 32 outputs"):
+        use_own_ctc_head(model)
+    found = model.head.config.vocabulary
+    unnamed = sorted({*range(32)} - {*vocab.values()})
+    assert len(found) == 32 and found.decode(unnamed) == ""
+    assert all(found.tokens[number] == token for token, number in vocab.items())
+    assert found.encode("hello world", "x") == [vocab[token] for token in "hello|world"]
 
 
 @pytest.mark.parametrize("family", ["wav2vec2", "wavlm", "data2vec-audio"])

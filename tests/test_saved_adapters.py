@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -14,9 +16,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
+from small_encoders import stock_model
 from small_models import METHODS, batch, shake, small_model
 
 from speech_adapters.adapters import Bottleneck, preset
+from speech_adapters.encoders import Encoder
 from speech_adapters.errors import CheckpointError, ConfigError, InputError
 from speech_adapters.heads.ctc import CTCHead
 from speech_adapters.model import SpeechAdapterModel
@@ -113,8 +117,44 @@ def test_another_base_is_refused(method, tmp_path):
         assert not other.adapters
     changed = small_model()
     changed.encoder.model.encoder.layers[0].attention.q_proj.weight[0, 0] += 1e-3
-    with pytest.raises(CheckpointError, match="frozen weights are not those of"):
+    with pytest.raises(CheckpointError, match="frozen weights are not those of that time any more; restore"):
         changed.load_adapter(tmp_path)
+
+
+SETTINGS = [
+    ("wav2vec2", "num_attention_heads", 4, 2), ("wav2vec2", "hidden_act", "gelu", "relu"),
+    ("hubert", "layer_norm_eps", 1e-5, 1e-3), ("wavlm", "conv_stride", [10, 8, 4], [10, 8, 2]),
+    ("wavlm", "max_bucket_distance", 800, 400), ("data2vec-audio", "feat_extract_activation", "gelu", "relu"),
+    ("whisper", "encoder_attention_heads", 4, 2), ("wav2vec2-bert", "hidden_act", "swish", "relu"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("family", "key", "value", "other"), SETTINGS, ids=lambda value: str(value))
+def test_the_same_weights_under_another_configuration_are_refused(family, key, value, other, tmp_path, monkeypatch):
+    stock_model(family, "pre-norm").save_pretrained(tmp_path / "base")
+    shutil.copytree(tmp_path / "base", tmp_path / "copy")
+    config = json.loads((tmp_path / "copy" / "config.json").read_text())
+    assert config[key] == value
+    (tmp_path / "copy" / "config.json").write_text(json.dumps({**config, key: other}))
+    for folder in ("base", "copy"):
+        (tmp_path / folder / "preprocessor_config.json").write_text('{"do_normalize": true}')
+    model = SpeechAdapterModel.from_pretrained(tmp_path / "base")
+    model.add_adapter("a", "lora")
+    model.add_head("asr", CTCHead())
+    model.save_adapter("a", tmp_path / "a")
+    model.save_head("asr", tmp_path / "a")
+    changed = SpeechAdapterModel.from_pretrained(tmp_path / "copy")
+    assert changed.encoder.fingerprint == model.encoder.fingerprint
+    said = rf"trained where config.json said {key}={re.escape(repr(value))}, .* says {re.escape(repr(other))}"
+    for load in (changed.load_adapter, changed.load_head):
+        with pytest.raises(CheckpointError, match=said):
+            load(tmp_path / "a")
+    with monkeypatch.context() as patch:  # as files were before this was kept
+        patch.setattr(Encoder, "settings", None)
+        model.save_adapter("a", tmp_path / "old")
+        model.save_head("asr", tmp_path / "old")
+    changed.load_adapter(tmp_path / "old")
+    changed.load_head(tmp_path / "old")
 
 
 def test_the_base_is_known_again_whatever_lives_in_it(tmp_path):

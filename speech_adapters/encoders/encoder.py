@@ -203,6 +203,12 @@ class Encoder(nn.Module):
         return self.architecture.first_centre(self.config) + self.stride * torch.arange(frames)
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """What in ``config.json`` changes what it computes and no tensor tells, as JSON holds it."""
+        values = {name: getattr(self.config, name, None) for name in self.architecture.settings}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    @property
     def fingerprint(self) -> str:
         """SHA-256 of all its frozen weights, as they were loaded."""
         if self._fingerprint is None:

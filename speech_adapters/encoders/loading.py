@@ -59,7 +59,7 @@ def load_encoder(
         CheckpointError: a checkpoint cut short, without weights, with weights that are not finite or do not fit its
             configuration, or without a word on how its waveforms are prepared.
     """
-    device, source = usable_device(device), Source.read(str(name_or_path), revision, target_lang)
+    device, source = usable_device(device), Source.read(name_or_path, revision, target_lang)
     name, revision, target_lang = source.name, source.revision, source.target_lang
     folder = find_folder(name, revision, target_lang)
     written = read_json(folder / "config.json")
@@ -139,11 +139,30 @@ def _load_model(family: Family, folder: Path, name: str) -> nn.Module:
                 "made for its config.json: download it again."
             ) from error
     missing = sorted(report["missing_keys"])
+    if not {*model.state_dict()} - {*missing, *family.may_lack}:
+        first = {key.split(".")[0] for key in stored_shapes(folder)}
+        raise CheckpointError(
+            f"{name}: the weights have none of the encoder's tensors, by their names; "
+            + (
+                f"all begin with {first.pop()!r}: save what is inside it."
+                if len(first) == 1
+                else "it is another model."
+            )
+        )
     if missing or report.get("mismatched_keys"):
         lacking = ", ".join(missing[:3]) or ", ".join(str(key) for key in list(report["mismatched_keys"])[:3])
         raise CheckpointError(
             f"{name}: the checkpoint lacks {len(missing)} of the encoder's tensors or has them in other shapes "
             f"({lacking} ...); it belongs to another architecture or is incomplete."
+        )
+    # What is left over of a head is no matter; of the encoder it means that another one than the trained was built.
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    left = report.get("unexpected_keys", ())
+    if dropped := sorted(key for key in left if hasattr(model, key.removeprefix(prefix).split(".")[0])):
+        raise CheckpointError(
+            f"{name}: config.json builds an encoder without {len(dropped)} of the tensors that the weights have for "
+            f"it ({', '.join(dropped[:3])} ...), and it would compute something else; restore the config.json that "
+            "belongs to them."
         )
     check_finite(model.state_dict(), name)
     return model

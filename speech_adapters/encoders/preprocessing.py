@@ -9,8 +9,8 @@ from speech_adapters.encoders.families.base import Family
 from speech_adapters.encoders.json_files import read_json
 from speech_adapters.errors import CheckpointError
 
-#: Where it is said; transformers 5 writes the latter.
-FILES = ("preprocessor_config.json", "processor_config.json")
+#: Where it is said, in the order in which transformers asks: version 5 writes the first one and leaves the other.
+FILES = ("processor_config.json", "preprocessor_config.json")
 
 #: Keys that must be what the family takes.
 FIXED = ("sampling_rate", "feature_size", "num_mel_bins", "stride", "n_fft", "hop_length")
@@ -38,11 +38,11 @@ def read_normalize(family: Family, folder: Path, config: Any) -> bool:
                 raise CheckpointError(
                     f"{folder / file}: {key} is {values[key]!r}; this encoder takes {expected[key]}."
                 )
-        value = values.get("do_normalize")
-        if isinstance(value, bool):
+        if "do_normalize" in values:
+            value = values["do_normalize"]
+            if not isinstance(value, bool):
+                raise CheckpointError(f"{folder / file}: do_normalize is {value!r}; it is true or false.")
             return value and family.hears_normalized
-        if value is not None:
-            raise CheckpointError(f"{folder / file}: do_normalize is {value!r}; it is true or false.")
         if "feature_extractor_type" in values or "sampling_rate" in values:
             return family.hears_normalized  # what transformers' extractor does that is described without a word on it
     published = family.published_normalize(config)

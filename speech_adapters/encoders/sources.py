@@ -15,7 +15,7 @@ from speech_adapters.errors import ConfigError
 
 def checkpoint_file(name_or_path: str | Path, file: str) -> Path | None:
     """A file of a checkpoint, such as ``vocab.json``, or None where it has none; errors as of :func:`find_folder`."""
-    source = Source.read(str(name_or_path))
+    source = Source.read(name_or_path)
     path = find_folder(source.name, source.revision, source.target_lang) / file
     return path if path.is_file() else None
 
@@ -29,9 +29,9 @@ class Source:
     target_lang: str | None = None
 
     @classmethod
-    def read(cls, text: str, revision: str | None = None, target_lang: str | None = None) -> Source:
+    def read(cls, name_or_path: str | Path, revision: str | None = None, target_lang: str | None = None) -> Source:
         """Take ``NAME[@REVISION][:LANGUAGE]`` apart, as recipes and command lines write it; a folder of just this name
-        is meant where there is one.
+        is meant where there is one, and a Path is always a folder's.
 
         Args:
             revision, target_lang: said beside it.
@@ -39,6 +39,9 @@ class Source:
         Raises:
             ConfigError: said twice, and not the same.
         """
+        text = str(name_or_path)
+        if isinstance(name_or_path, Path) and text in packaged_encoders():
+            text = os.path.join(os.curdir, text)
         match = None if os.path.isdir(os.path.expanduser(text)) else _NAME.fullmatch(text)
         if match is None:
             return cls(text, revision, target_lang)
@@ -61,9 +64,14 @@ def find_folder(name: str, revision: str | None = None, target_lang: str | None 
         ConfigError: no such name or folder, or a hub id that is neither cached nor reachable.
         CheckpointError: a repository without what it must have.
     """
+    folder = Path(os.path.expanduser(name))
+    if revision is not None and (name in packaged_encoders() or os.path.isdir(folder)):
+        raise ConfigError(
+            f"{name}@{revision}: no such folder. There is {name!r}, but revisions are those of a repository on the "
+            "hub: leave it out."
+        )
     if name in packaged_encoders():
         return PACKAGED / name
-    folder = Path(os.path.expanduser(name))
     if os.path.isdir(folder):  # unlike Path's, false of what no file can be called
         if not (folder / "config.json").is_file():
             part = next((kind for kind in ("adapter", "head", "fusion") if (folder / f"{kind}.json").is_file()), None)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pickle
 import zipfile
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -22,30 +22,40 @@ from speech_adapters.errors import CheckpointError
 SINGLE = ("model.safetensors", "pytorch_model.bin")
 
 
-def weight_files(folder: Path) -> dict[Path, set[str] | None]:
-    """The files that ``transformers`` takes the weights from, and which tensors of each: None for all.
+#: What other weights are called, and what makes them readable.
+OTHERS = {
+    "*.safetensors": "rename it to model.safetensors",
+    "*.safetensors.index.json": "rename it to model.safetensors.index.json",
+    "*.bin": "rename it to pytorch_model.bin",
+    "*.bin.index.json": "rename it to pytorch_model.bin.index.json",
+    "*.msgpack": "it is Flax's: load it with transformers and save_pretrained it for PyTorch",
+    "*.h5": "it is TensorFlow's: load it with transformers and save_pretrained it for PyTorch",
+}
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that ``transformers`` takes the weights from: one, or shards, with whatever is in them.
 
     Raises:
         CheckpointError: there are none.
     """
     for single in SINGLE:
         if (folder / single).is_file():
-            files: dict[Path, set[str] | None] = {folder / single: None}
-        elif (folder / f"{single}.index.json").is_file():
-            shards = read_shards(folder / f"{single}.index.json")
-            files = {folder / name: shards[name] for name in sorted(shards)}
-        else:
-            continue
-        return files
-    raise CheckpointError(f"{folder}: no {' or '.join(SINGLE)}; download the folder again.")
+            return [folder / single]
+        if (folder / f"{single}.index.json").is_file():
+            return [folder / name for name in read_shards(folder / f"{single}.index.json")]
+    there = ((path.name, remedy) for pattern, remedy in OTHERS.items() for path in sorted(folder.glob(pattern)))
+    found, remedy = next(there, ("", ""))
+    remedy = f"of {found}, {remedy} if that is what is meant" if found else "download the folder again"
+    raise CheckpointError(f"{folder}: no {' or '.join(SINGLE)}; {remedy}.")
 
 
-def read_shards(index: Path) -> dict[str, set[str]]:
-    """File -> the tensors in it, of an index. Raises CheckpointError for one that is damaged."""
+def read_shards(index: Path) -> list[str]:
+    """The files that an index names. Raises CheckpointError for one that is damaged."""
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(place, str) for place in places.values()):
         raise CheckpointError(f"{index}: its weight_map gives no file for each tensor; download it again.")
-    return {place: {key for key in places if places[key] == place} for place in places.values()}
+    return sorted(set(places.values()))
 
 
 def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
@@ -55,8 +65,8 @@ def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
         CheckpointError: no weights, or a file that is cut short or is none of tensors.
     """
     shapes: dict[str, tuple[int, ...]] = {}
-    for path, names in weight_files(folder).items():
-        with open_tensors(path, names) as tensors:
+    for path in weight_files(folder):
+        with open_tensors(path) as tensors:
             shapes |= tensors.shapes
     return shapes
 
@@ -64,8 +74,8 @@ def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 def read_tensors(folder: Path, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
     """The wanted tensors of a checkpoint by name, in float32 (counts as they are); errors of :func:`stored_shapes`."""
     found: dict[str, Tensor] = {}
-    for path, names in weight_files(folder).items():
-        with open_tensors(path, names) as tensors:
+    for path in weight_files(folder):
+        with open_tensors(path) as tensors:
             found |= {name: _float32(tensors.get(name)) for name in tensors.shapes if wanted(name)}
     return found
 
@@ -82,8 +92,8 @@ class Tensors(NamedTuple):
 
 
 @contextmanager
-def open_tensors(path: Path, names: Collection[str] | None = None) -> Iterator[Tensors]:
-    """A weights file of either kind, or of it the tensors of these names alone.
+def open_tensors(path: Path) -> Iterator[Tensors]:
+    """A weights file of either kind.
 
     Raises:
         CheckpointError: a file that is cut short, is something else, or holds other things than tensors.
@@ -94,18 +104,17 @@ def open_tensors(path: Path, names: Collection[str] | None = None) -> Iterator[T
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
-                keys = [key for key in file.keys() if names is None or key in names]  # noqa: SIM118
-                yield Tensors({key: tuple(file.get_slice(key).get_shape()) for key in keys}, file.get_tensor)
+                shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+                yield Tensors(shapes, file.get_tensor)
         else:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-            held = {key: tensor for key, tensor in content.items() if isinstance(tensor, Tensor)}
+            held = {key: t.detach() for key, t in content.items() if isinstance(key, str) and isinstance(t, Tensor)}
             if not held and (inside := [key for key, value in content.items() if isinstance(value, dict)]):
                 raise CheckpointError(
                     f"{path}: a training's file, with parts {', '.join(map(repr, inside))} and no tensors beside "
                     "them; save the model's part alone."
                 )
-            keys = [key for key in held if names is None or key in names]
-            shapes = {key: tuple(held[key].shape) for key in keys}
+            shapes = {key: tuple(tensor.shape) for key, tensor in held.items()}
             yield Tensors(shapes, lambda name: held[name].clone())  # not the file's own memory, which may change
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, AttributeError, OSError) as error:
         raise CheckpointError(

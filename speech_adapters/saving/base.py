@@ -27,6 +27,8 @@ class Base:
     """The one that was asked of a base that has several (MMS); None for its weights' own."""
     normalize: bool | None = None
     """Whether it hears waveforms at zero mean and unit variance; None in files from before this was kept."""
+    settings: dict[str, Any] | None = None
+    """What of ``config.json`` changes what it computes and no tensor tells; None in older files."""
 
     @classmethod
     def of(cls, encoder: Encoder) -> Base:
@@ -38,6 +40,7 @@ class Base:
             fingerprint=encoder.fingerprint,
             language=encoder.language,
             normalize=encoder.normalize,
+            settings=encoder.settings,
         )
 
     def check(self, other: Base, part: str) -> None:
@@ -49,6 +52,11 @@ class Base:
                     f"{part} was trained on the language {trained} of {self.name!r}, which was loaded with {loaded}; "
                     f"load it with target_lang={self.language!r}."
                 )
+            if self.name == other.name:
+                raise CheckpointError(
+                    f"{part} was trained on {self.name!r}, whose frozen weights are not those of that time any more; "
+                    "restore them, or load it onto a copy that has them."
+                )
             raise CheckpointError(
                 f"{part} was trained on {self.name!r}, whose frozen weights are not those of {other.name!r} "
                 f"({other.family}); load it onto its own base."
@@ -59,6 +67,13 @@ class Base:
                 f"{part} was trained on waveforms {one}, and {other.name!r} hears them {two}; mend do_normalize in "
                 "its preprocessor_config.json."
             )
+        here = other.settings or {}
+        for key, value in (self.settings or {}).items():
+            if key in here and here[key] != value:
+                raise CheckpointError(
+                    f"{part} was trained where config.json said {key}={value!r}, and that of {other.name!r} says "
+                    f"{here[key]!r}, with which the same weights compute something else; mend it there."
+                )
 
 
 def read_description(cls: type[T], values: Mapping[str, Any], folder: str | Path, kind: str) -> T:

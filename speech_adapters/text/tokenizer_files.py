@@ -11,6 +11,7 @@ without it, and with tokens of several letters, these stand between spaces in te
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from speech_adapters.text.subwords import WORD
 _BLANKS = ("<pad>", "[PAD]")  # the names that published wav2vec 2.0 checkpoints give to CTC's blank
 UNKNOWN = ("<unk>", "[UNK]")
 _PHONEMES = "Wav2Vec2PhonemeCTCTokenizer"
+
+MOST_UNNAMED = 8
+"""Outputs without a token that a head may have: ``vocab_size`` left at 32, say. More of them are another model's."""
 
 
 def tokenizer_files(
@@ -55,15 +59,16 @@ def read_tokenizer(path: str | Path, language: str | None = None, outputs: int |
     Args:
         language: the one of a file that holds a vocabulary per language (MMS); by default the one that the
             tokenizer's configuration names.
-        outputs: of the head that the vocabulary belongs to: added tokens that it has no output for are left out, as
-            many checkpoints have them for their tokenizer alone.
+        outputs: of the head that the vocabulary belongs to. Added and special tokens that it has no output for are
+            left out, as many checkpoints have them for their tokenizer alone; outputs without a token, which many have
+            too, get one that no text has (up to ``MOST_UNNAMED``).
 
     Raises:
         TextError: no such file or language, or one that is no vocabulary.
     """
     path = Path(path)
     file = path / "vocab.json" if path.is_dir() else path
-    config = _beside(file, "special_tokens_map.json") | _beside(file, "tokenizer_config.json")
+    config = _configuration(file)
     vocab = _read_json(file)
     if any(isinstance(value, dict) for value in vocab.values()):
         language = language or config.get("target_lang") or (next(iter(vocab)) if len(vocab) == 1 else None)
@@ -76,11 +81,16 @@ def read_tokenizer(path: str | Path, language: str | None = None, outputs: int |
         vocab = dict(vocab[str(language)])
     else:
         vocab |= _added(file, config, vocab, outputs)
+    if outputs is not None:
+        vocab = _as_outputs(file, vocab, outputs)
     if not all(type(number) is int for number in vocab.values()) or sorted(vocab.values()) != [*range(len(vocab))]:
         raise TextError(
             f"{file}: ids must be whole numbers, 0 to {len(vocab) - 1}, each once; restore the original file"
         )
     tokens = tuple(sorted(vocab, key=vocab.__getitem__))
+    if config.get("do_lower_case"):  # what is said of texts; symbols may be capitals nevertheless
+        lower = tuple(token if is_special(token) else token.lower() for token in tokens)
+        tokens = lower if len(set(lower)) == len(lower) else tokens
     blank = _content(config.get("pad_token")) or _blank(file, tokens)
     scores = _scores(file.with_name("tokenizer.json"), tokens)
     found = {"tokens": tokens, "blank": blank}
@@ -92,6 +102,29 @@ def read_tokenizer(path: str | Path, language: str | None = None, outputs: int |
     if config.get("tokenizer_class") == _PHONEMES or (delimiter is None and several):
         return {**found, "delimiter": None, "separator": " "}
     return {**found, "delimiter": delimiter}
+
+
+def _configuration(file: Path) -> dict[str, Any]:
+    """What the files beside say of the tokenizer, in the order of ``transformers``: ``special_tokens_map.json`` goes
+    over a ``tokenizer_config.json`` of before it held the added tokens."""
+    config, special = (_beside(file, f"{name}.json") for name in ("tokenizer_config", "special_tokens_map"))
+    return special | config if "added_tokens_decoder" in config else config | special
+
+
+def _as_outputs(file: Path, vocab: dict[str, Any], outputs: int) -> dict[str, Any]:
+    """One token for each output of a head; a vocabulary that is another head's is left as it is."""
+    if not all(type(number) is int and number >= 0 for number in vocab.values()):
+        return vocab
+    kept = {token: number for token, number in vocab.items() if number < outputs or not is_special(token)}
+    unnamed = sorted(set(range(outputs)) - set(kept.values()))
+    if not 0 < len(unnamed) <= MOST_UNNAMED:
+        return kept
+    warnings.warn(
+        f"{file}: has no token for {', '.join(map(str, unnamed))} of the head's {outputs} outputs; texts leave them "
+        "out.",
+        stacklevel=4,
+    )
+    return kept | {f"<unused{number}>": number for number in unnamed}
 
 
 def _blank(file: Path, tokens: Sequence[str]) -> str:

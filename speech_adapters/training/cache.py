@@ -347,6 +347,7 @@ def about(encoder: Encoder) -> dict[str, Any]:
         "encoder": Path(encoder.name).name,
         "fingerprint": encoder.fingerprint,
         "normalize": encoder.normalize,
+        "settings": encoder.settings,
         "quantization": encoder.quantization,
         "dtype": str(encoder.model.dtype).removeprefix("torch."),
         "code": code_version(),

@@ -43,6 +43,7 @@ class Family(ABC):
         processor: class of ``transformers`` that joins the feature extractor and a recogniser's tokenizer.
         hears_normalized: whether the family's extractor heeds ``do_normalize``; else waveforms are heard as they are.
         may_lack: tensors that no forward of the frozen encoder needs, and a checkpoint may lack.
+        settings: of ``config.json``, those that change what the encoder computes and that no tensor's shape tells.
         feed_forward_scale: factor on the feed-forward's output before it is added to the residual.
     """
 
@@ -58,6 +59,7 @@ class Family(ABC):
     processor: ClassVar[str] = "Wav2Vec2Processor"
     hears_normalized: ClassVar[bool] = True
     may_lack: ClassVar[tuple[str, ...]] = ()
+    settings: ClassVar[tuple[str, ...]] = ()
     feed_forward_scale: ClassVar[float] = 1.0
 
     # ------------------------------------------------------------------ sizes
@@ -301,7 +303,7 @@ class Family(ABC):
         return AutoConfig.from_pretrained(folder, local_files_only=True)
 
     def load(self, folder: Path, **options: Any) -> tuple[nn.Module, dict[str, Any]]:
-        """The stock encoder in ``folder``, and ``transformers``' report of missing and mismatched keys.
+        """The stock encoder in ``folder``, and ``transformers``' report of missing, mismatched and unexpected keys.
 
         Tensors of ``may_lack`` are zero where a checkpoint lacks them, and no longer reported as missing.
         """

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import torch
@@ -33,6 +34,7 @@ from speech_adapters.encoders.attention import Relative, self_attention
 from speech_adapters.encoders.families.base import Family, Samples, convolved, count_layers
 from speech_adapters.encoders.plan import Frames, Plan, Site, frame_mask
 from speech_adapters.encoders.stock import StockModel
+from speech_adapters.errors import ConfigError
 
 SAMPLE_RATE, WINDOW, HOP, FFT = 16_000, 400, 160, 512
 """Samples per second, under a window of the filterbank, from one window to the next, and in its Fourier transform."""
@@ -145,6 +147,10 @@ class Wav2Vec2BERT(Family):
     projections = (*Family.projections, "first_intermediate_dense", "first_output_dense")
     processor = "Wav2Vec2BertProcessor"
     may_lack = ("masked_spec_embed",)  # learnt by masked pre-training alone
+    settings = (
+        "adapter_act", "adapter_stride", "add_adapter", "hidden_act", "layer_norm_eps", "left_max_position_embeddings",
+        "right_max_position_embeddings",
+    )  # fmt: skip
     feed_forward_scale = 0.5
 
     def pre_norm(self, config: Any) -> bool:
@@ -325,9 +331,17 @@ class Wav2Vec2BERT(Family):
             "stride": STACKED,
         }
 
-    def fault(self, config: Any, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+    def read_config(self, folder: Path) -> Any:
+        """As :meth:`Family.read_config`. Raises ConfigError for positions that w2v-BERT 2.0 has not."""
+        config = super().read_config(folder)
         if config.position_embeddings_type != "relative_key":
-            return f"position_embeddings_type is {config.position_embeddings_type!r}; 'relative_key' is supported"
+            raise ConfigError(
+                f"position_embeddings_type is {config.position_embeddings_type!r}; those of w2v-BERT 2.0, "
+                "'relative_key', are supported"
+            )
+        return config
+
+    def fault(self, config: Any, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
         own = {name.removeprefix("wav2vec2_bert."): shape for name, shape in shapes.items()}
         width, heads, bands = config.hidden_size, config.num_attention_heads, config.feature_projection_input_dim
         if type(heads) is not int or heads < 1 or width % heads:

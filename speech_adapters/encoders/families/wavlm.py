@@ -30,6 +30,7 @@ class WavLM(Wav2Vec2):
     model_type = "wavlm"
     title = "WavLM"
     position_names = ("rel_attn_embed", "gru_rel_pos")
+    settings = (*Wav2Vec2.settings, "max_bucket_distance")
     #: The authors: https://github.com/microsoft/unilm/issues/708.
     normalize: ClassVar[Mapping[str, bool]] = {"group": False, "layer": True}
 

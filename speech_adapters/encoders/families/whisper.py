@@ -45,6 +45,7 @@ class Whisper(Family):
     title = "Whisper"
     layers = "layers"
     hears_normalized = False
+    settings = ("activation_function", "encoder_attention_heads")
     names: ClassVar[Mapping[str, str]] = {
         "attention": "self_attn",
         **{name: f"self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj", "out_proj")},
