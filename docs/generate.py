@@ -70,9 +70,9 @@ def _checkpoints() -> str:
         "cache that holds a part of a repository completes itself, and says offline what it lacks "
         "(`tests/test_hub.py`). Pickled code is never run. A `peft` adapter that lies beside the weights is left out, "
         "as a fetch from the hub leaves it out (`transformers` adds it by itself), and what `config.json` says of "
-        "attention kernels is passed over. A `config.json` that builds an encoder without some of the tensors that the "
-        "weights have for it is refused (`transformers` leaves them out), and so is an adapter on weights that are its "
-        "own under a `config.json` with which they compute something else.",
+        "attention kernels is passed over. A `config.json` that builds an encoder without some of the tensors that "
+        "the weights have for it is refused (`transformers` leaves them out), and so is an adapter on weights that "
+        "are its own under a `config.json` with which they compute something else.",
         "",
         "Where stock `transformers` lets padding change what an utterance gives (batch norm before HuBERT's "
         "positional convolution, data2vec's stack of them, output adapters), it does not here: padded batches equal "
