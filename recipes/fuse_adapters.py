@@ -67,7 +67,7 @@ def load_model(config: Config) -> Any:
     if len(config.adapters) < 2 or config.head is None or config.train is None:
         raise ConfigError("give --adapters (two folders or more), --head, --train and --dev.")
     base, _ = read_base(config.adapters[0])
-    named = {"name_or_path": base.name, "revision": base.revision}
+    named = {"name_or_path": base.name, "revision": base.revision_here}
     model = SpeechAdapterModel.from_pretrained(**({"name_or_path": config.encoder} if config.encoder else named))
     for name, folder in zip(config.names, config.adapters, strict=True):
         model.set_active()

@@ -125,7 +125,7 @@ class SpeechAdapterModel(Inference, nn.Module):
         """
         parts = find_parts(folder, head)
         if encoder is None:
-            options.setdefault("revision", parts.base.revision)
+            options.setdefault("revision", parts.base.revision_here)
         options.setdefault("target_lang", parts.base.language)
         try:
             model = cls.from_pretrained(parts.base.name if encoder is None else encoder, **options)

@@ -18,12 +18,14 @@ from speech_adapters.bank.bank import Bank
 from speech_adapters.bank.index import Index, Query, refresh
 from speech_adapters.bank.transfer import export_bank, import_bank
 from speech_adapters.cli import main
+from speech_adapters.encoders import load_encoder
 from speech_adapters.errors import CheckpointError, ConfigError, InputError
 from speech_adapters.files import locked
 from speech_adapters.heads.ctc import CTCHead
 from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.saving import bank_layout
 from speech_adapters.saving.recent import Recent
+from speech_adapters.serving.catalog import read_bank
 
 WER = {"value": 0.2, "low": 0.1, "high": 0.3}
 
@@ -75,6 +77,19 @@ def test_another_base_is_refused(bank: Bank, saved: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv(bank_layout.ENVIRONMENT, str(bank.folder))
     with pytest.raises(CheckpointError, match="whose frozen weights are not those"):
         small_model("hubert", "pre-norm").load_adapter("bank:asr")
+
+
+def test_a_base_that_computes_something_else_is_refused_from_memory_too(bank: Bank, saved: Path, caplog) -> None:
+    bank.add(saved / "run" / "adapters" / "one", "asr")
+    encoder, changed = (load_encoder(saved / "encoder") for _ in range(2))
+    changed.model.config.layer_norm_eps = 1e-3
+    assert changed.fingerprint == encoder.fingerprint
+    bank.read_adapter("asr", encoder)
+    with pytest.raises(CheckpointError, match="config.json said layer_norm_eps="):
+        bank.read_adapter("asr", changed)
+    with pytest.raises(CheckpointError, match="nothing in this bank is for"):
+        list(read_bank(bank, changed))
+    assert "layer_norm_eps" in caplog.text
 
 
 def test_fusions_are_kept_and_loaded(bank: Bank, saved: Path, tmp_path: Path, monkeypatch) -> None:

@@ -309,10 +309,11 @@ def test_weights_saved_as_parameters_beside_other_keys_are_tensors(tmp_path):
 @pytest.mark.parametrize(
     ("name", "remedy"),
     [
-        ("model.fp16.safetensors", "rename it to model.safetensors if"),
-        ("model.safetensors.fp32.index.json", "download the folder again"),
-        ("model.fp32.safetensors.index.json", "rename it to model.safetensors.index.json if"),
-        ("weights.bin", "rename it to pytorch_model.bin if"),
+        ("model.fp16.safetensors", "a variant: rename it to model.safetensors"),
+        ("model.safetensors.index.fp32.json", "a variant's: rename it to model.safetensors.index.json"),
+        ("model-00001-of-00004.safetensors", "it needs model.safetensors.index.json"),
+        ("training_args.bin", "download the folder again"),
+        ("adapter_model.safetensors", "download the folder again"),
         ("flax_model.msgpack", "Flax's: load it with transformers"),
         ("tf_model.h5", "TensorFlow's: load it with transformers"),
     ],
@@ -330,9 +331,28 @@ def test_another_models_weights_and_those_inside_something_are_told_apart(tmp_pa
     stock_model("wavlm", "pre-norm").save_pretrained(tmp_path)
     path = tmp_path / "model.safetensors"
     tensors = load_file(path)
-    save_file({f"ssl.{name}": tensor for name, tensor in tensors.items()}, path, {"format": "pt"})
-    with pytest.raises(CheckpointError, match="none of the encoder's tensors.*all begin with 'ssl': save what is in"):
+    inside = {f"net.ssl.{name}": tensor for name, tensor in tensors.items()}
+    save_file({**inside, "classifier.weight": torch.ones(2, 2)}, path, {"format": "pt"})
+    with pytest.raises(
+        CheckpointError, match="none of the encoder's tensors.*stand behind 'net.ssl.': save what is in"
+    ):
         load_encoder(tmp_path)
+
+
+@pytest.mark.parametrize("family", ["wavlm", "wav2vec2", "unispeech-sat", "data2vec-audio"])
+def test_tensors_of_a_head_are_none_of_the_encoder_whatever_their_names(family, tmp_path):
+    """XVector's embedding is called feature_extractor, as the encoder's CNN is."""
+    from transformers import MODEL_FOR_AUDIO_XVECTOR_MAPPING
+
+    stock = stock_model(family, "pre-norm", tdnn_dim=(16, 16), tdnn_kernel=(5, 1), tdnn_dilation=(1, 1))
+    model = MODEL_FOR_AUDIO_XVECTOR_MAPPING[type(stock.config)](stock.config)
+    getattr(model, model.base_model_prefix).load_state_dict(stock.state_dict())
+    assert any(name.startswith("feature_extractor.") for name in model.state_dict())
+    (tmp_path / "preprocessor_config.json").write_text('{"do_normalize": true}')
+    model.save_pretrained(tmp_path)
+    stock.save_pretrained(tmp_path / "bare")
+    (tmp_path / "bare" / "preprocessor_config.json").write_text('{"do_normalize": true}')
+    assert load_encoder(tmp_path).fingerprint == load_encoder(tmp_path / "bare").fingerprint
 
 
 LEFT_OVER = {
@@ -447,6 +467,17 @@ def test_a_checkpoint_without_mask_embedding_is_the_same_encoder_in_each_process
         ("unispeech-sat", "pre-norm", {}, "no do_normalize in preprocessor_config.json"),
         ("wavlm", "pre-norm", {"preprocessor_config.json": {"do_normalize": "no"}}, "do_normalize is 'no'"),
         ("wavlm", "pre-norm", {"preprocessor_config.json": {"do_normalize": None}}, "do_normalize is None"),
+        ("whisper", "pre-norm", {"preprocessor_config.json": {"do_normalize": None}}, False),
+        ("wavlm", "post-norm", {"processor_config.json": {"audio_processor": {"do_normalize": True}}}, True),
+        (
+            "wavlm",
+            "post-norm",
+            {
+                "preprocessor_config.json": {"do_normalize": False},
+                "processor_config.json": {"do_normalize": True},
+            },
+            False,
+        ),
         ("wavlm", "pre-norm", {"preprocessor_config.json": []}, "holds no keys with values"),
         (
             "wavlm",

@@ -120,10 +120,19 @@ def test_an_absent_preprocessor_is_asked_of_the_hub_and_offline_the_family_decid
     (world.remote / "preprocessor_config.json").write_text(json.dumps(content))
     world.have("config.json", "pytorch_model.bin")
     world.online = False
-    with pytest.warns(UserWarning, match="the hub cannot be asked for them: .* as the family's published checkpoints"):
+    with pytest.warns(
+        UserWarning, match="no processor_config.json or .*: waveforms are heard as they are, as for the"
+    ):
         assert not load_encoder(NAME).normalize, "as WavLM Base was published"
     world.online = True
     assert load_encoder(NAME).normalize, "as this one was"
+
+
+def test_a_cache_with_a_preprocessor_asks_for_no_other(world, monkeypatch):
+    world.publish(BY_FOLDER["microsoft--wavlm-base-plus"])
+    world.have("config.json", "pytorch_model.bin", "preprocessor_config.json")
+    monkeypatch.setattr(hub, "is_reachable", lambda *_: pytest.fail("the hub was asked"))
+    assert not load_encoder(NAME).normalize
 
 
 def test_of_a_thousand_languages_one_is_downloaded(world):

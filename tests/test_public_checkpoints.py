@@ -277,6 +277,13 @@ SYMBOLS = {
         {"vocab.json": ids(LETTERS), "tokenizer_config.json": {**TOKENIZER, "do_lower_case": True}}, 32,
         [letter.lower() for letter in LETTERS], "basic",
     ),
+    "capital padding in a tokenizer of small letters": (
+        {
+            "vocab.json": ids(["PAD", *LETTERS[1:]]),
+            "tokenizer_config.json": {"pad_token": "PAD", "do_lower_case": True},
+        },
+        32, ["PAD", *(letter.lower() for letter in LETTERS[1:])], "basic",
+    ),
     "a newer special token": (
         {
             "vocab.json": ids(["_", *LOWER[1:]]), "special_tokens_map.json": {"pad_token": "_"},

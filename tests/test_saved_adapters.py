@@ -157,6 +157,33 @@ def test_the_same_weights_under_another_configuration_are_refused(family, key, v
     changed.load_head(tmp_path / "old")
 
 
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("wav2vec2", {"adapter_stride": 3}), ("wav2vec2-bert", {"adapter_act": "gelu"}),
+        ("data2vec-audio", {"do_stable_layer_norm": True}),
+    ],
+)  # fmt: skip
+def test_settings_that_change_nothing_are_no_other_base(family, changes, tmp_path):
+    stock_model(family, "pre-norm").save_pretrained(tmp_path / "base")
+    shutil.copytree(tmp_path / "base", tmp_path / "copy")
+    config = json.loads((tmp_path / "copy" / "config.json").read_text())
+    (tmp_path / "copy" / "config.json").write_text(json.dumps(config | changes))
+    model = SpeechAdapterModel.from_pretrained(tmp_path / "base")
+    model.add_adapter("a", "lora")
+    model.save_adapter("a", tmp_path / "a")
+    SpeechAdapterModel.from_pretrained(tmp_path / "copy").load_adapter(tmp_path / "a")
+
+
+def test_a_revision_that_an_older_file_gives_a_folder_is_passed_over(tmp_path, monkeypatch):
+    stock_model("wavlm", "pre-norm").save_pretrained(tmp_path / "base")
+    model = SpeechAdapterModel.from_pretrained(tmp_path / "base")
+    model.add_adapter("a", "lora")
+    model.encoder.revision = "main"
+    model.save_adapter("a", tmp_path / "a")
+    assert SpeechAdapterModel.from_adapter(tmp_path / "a").active_adapters == ("a",)
+
+
 def test_the_base_is_known_again_whatever_lives_in_it(tmp_path):
     model = small_model(method="lora")
     model.add_adapter("e", "e")

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_encoders import small_encoder
 
+from speech_adapters.composition import Route
 from speech_adapters.data.audio import write_audio
 from speech_adapters.data.augmentation import Augmentation
 from speech_adapters.data.batches import LengthBatches, SpeechDataset, collate
@@ -67,9 +68,13 @@ def manifest(tmp_path_factory) -> Manifest:
 def make_model(preset: str = "el", head: HeadConfig = HEAD) -> SpeechAdapterModel:
     torch.manual_seed(0)
     model = SpeechAdapterModel(small_encoder("wavlm", "pre-norm"))
-    model.add_adapter("a", preset)
+    model.add_adapter("a", "e" if preset == "router" else preset)
     model.add_head("asr", head)
     model.train_adapter("a", head="asr")
+    if preset == "router":
+        model.add_adapter("b", "e")
+        model.add_fusion(Route("a", "b"))
+        model.train_fusion("route-a-b", head="asr")
     return model
 
 
@@ -177,7 +182,7 @@ def kill_at(model: SpeechAdapterModel, forward: int) -> None:
     model.head.register_forward_hook(stop)
 
 
-@pytest.mark.parametrize("preset", ["el", "adalora", "gradual"])
+@pytest.mark.parametrize("preset", ["el", "adalora", "gradual", "router"])
 def test_a_killed_training_ends_with_the_same_bits(preset, manifest, tmp_path):
     settings = {
         "updates": 8, "save_minutes": 0, "time_mask_probability": 0.2, "evaluate_every": 2, "patience": 3,

@@ -139,7 +139,7 @@ class Bank:
         if self._kept is None:
             self._kept = Recent(self.budget)
         found = self.find(reference)
-        key = f"{found.version.object} {encoder.fingerprint}"
+        key = f"{found.version.object} {encoder.fingerprint} {encoder.normalize} {encoder.settings}"
         saved = self._kept.get(key)
         if saved is None:
             saved = read_adapter(self.layout.object_folder(found.version.object), encoder)

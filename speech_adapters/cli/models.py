@@ -23,4 +23,4 @@ def base_of(folder: str | Path, encoder: str | None = None) -> SpeechAdapterMode
     if encoder is not None:
         return SpeechAdapterModel.from_pretrained(encoder)
     base, _ = read_base(folder)
-    return SpeechAdapterModel.from_pretrained(base.name, revision=base.revision)
+    return SpeechAdapterModel.from_pretrained(base.name, revision=base.revision_here)

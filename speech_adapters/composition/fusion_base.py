@@ -54,6 +54,10 @@ class CompositionModule(nn.Module):
         """The members under this module, for one forward."""
         raise NotImplementedError
 
+    def tensors(self) -> dict[str, Tensor]:
+        """What a file holds of it: its state, without what is as it was made."""
+        return self.state_dict()
+
     def describe(self) -> list[str]:
         """One line per part, for ``print(model)``."""
         raise NotImplementedError

@@ -1,7 +1,7 @@
 """Routing: a mixture of experts whose gate weighs whole adapters by what the CNN heard, or by what a layer made of it.
 
     s = [mean_t c_t; std_t c_t]  (a gate per utterance)   or   s_t = c_t  (per frame)     c the CNN's output, (T, C)
-    g = softmax(W LN(s) + b)
+    g = softmax(W LN(z(s)) + b)     z: zero mean, unit variance over all of its training (composition.standardization)
 
 and at every site ``sum_n g_n d_n`` (see ``composition.average``): the same gate in all layers, so that a gate of one
 member alone is that adapter, exactly. W starts at zero, the uniform average. With ``top_k`` the k largest weights are
@@ -45,6 +45,7 @@ from speech_adapters.composition.fusion_base import (
     TrainableHooks,
     guide_loss,
 )
+from speech_adapters.composition.standardization import Standardization
 from speech_adapters.encoders.attention import AttentionPrefix
 from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.encoders.plan import Frames, Norm, Projection, Site
@@ -97,6 +98,8 @@ class RouterModule(CompositionModule):
             size = encoder.hidden_size
         else:
             size = encoder.cnn_width * (2 if config.per == "utterance" else 1)
+        # A layer's input, which is read where gradient checkpointing may compute it twice, has a LayerNorm alone.
+        self.heard = Standardization(size) if config.layer is None else None
         self.norm, self.gate = nn.LayerNorm(size), nn.Linear(size, len(members))
         nn.init.zeros_(self.gate.weight)
         nn.init.zeros_(self.gate.bias)
@@ -105,11 +108,21 @@ class RouterModule(CompositionModule):
         frames, utterance = frames.float(), self.config.per == "utterance"
         if utterance and self.config.layer is None:
             frames = statistics(frames, mask).unsqueeze(1)
+        if self.heard is not None:
+            if self.training and torch.is_grad_enabled() and self.gate.weight.requires_grad:
+                self.heard.learn(frames.flatten(0, 1) if utterance or mask is None else frames[mask])
+            frames = self.heard(frames)
         posterior = self.gate(self.norm(frames)).softmax(-1)
         if utterance and self.config.layer is not None:
             real = torch.ones_like(posterior[..., :1]) if mask is None else mask.unsqueeze(-1).to(posterior.dtype)
             posterior = (posterior * real).sum(1, keepdim=True) / real.sum(1, keepdim=True)
         return posterior
+
+    def tensors(self) -> dict[str, Tensor]:
+        own = super().tensors()
+        if self.heard is None or self.heard.count:
+            return own
+        return {name: tensor for name, tensor in own.items() if not name.startswith("heard.")}
 
     def kept(self, gate: Tensor) -> Tensor:
         """The ``top_k`` largest weights, renormalised; the others zero."""

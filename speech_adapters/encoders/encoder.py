@@ -206,7 +206,12 @@ class Encoder(nn.Module):
     def settings(self) -> dict[str, Any]:
         """What in ``config.json`` changes what it computes and no tensor tells, as JSON holds it."""
         values = {name: getattr(self.config, name, None) for name in self.architecture.settings}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        unused = "adapter_" if not values.get("add_adapter") else None  # of an output adapter that is not there
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in values.items()
+            if value is not None and not (unused and name.startswith(unused))
+        }
 
     @property
     def fingerprint(self) -> str:

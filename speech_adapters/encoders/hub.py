@@ -7,7 +7,6 @@ holds a part completes itself and does not mix versions.
 
 from __future__ import annotations
 
-import warnings
 from functools import cached_property
 from pathlib import Path
 
@@ -35,14 +34,9 @@ def fetch(name: str, revision: str | None = None, target_lang: str | None = None
         raise repository.lacks("config.json")
     repository.revision = config.parent.name  # the commit
     repository.find_weights()
-    found = [repository.find(file) for file in PREPROCESSING]
-    if not any(found) and not repository.online:
-        # The family may have published values; else reading them says what is missing.
-        warnings.warn(
-            f"{name}: the hub cache has no {' or '.join(PREPROCESSING)}, and the hub cannot be asked for them: "
-            "waveforms are prepared as the family's published checkpoints say. Load it once on a connected machine.",
-            stacklevel=2,
-        )
+    if repository.find(PREPROCESSING[-1], ask=False) is None:  # the other one may hold no word on it
+        for file in PREPROCESSING:
+            repository.find(file)
     if any(str(kind).endswith("ForCTC") for kind in read_json(config).get("architectures") or ()):
         for file in TOKENIZER:
             repository.find(file)

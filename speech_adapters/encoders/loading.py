@@ -140,15 +140,10 @@ def _load_model(family: Family, folder: Path, name: str) -> nn.Module:
             ) from error
     missing = sorted(report["missing_keys"])
     if not {*model.state_dict()} - {*missing, *family.may_lack}:
-        first = {key.split(".")[0] for key in stored_shapes(folder)}
-        raise CheckpointError(
-            f"{name}: the weights have none of the encoder's tensors, by their names; "
-            + (
-                f"all begin with {first.pop()!r}: save what is inside it."
-                if len(first) == 1
-                else "it is another model."
-            )
-        )
+        stored = stored_shapes(folder)
+        behind = {key.removesuffix(inner) for key in stored for inner in missing if key.endswith(f".{inner}")}
+        what = f"they stand behind {min(behind)!r}: save what is inside" if behind else "it is another model"
+        raise CheckpointError(f"{name}: the weights have none of the encoder's tensors by their names; {what}.")
     if missing or report.get("mismatched_keys"):
         lacking = ", ".join(missing[:3]) or ", ".join(str(key) for key in list(report["mismatched_keys"])[:3])
         raise CheckpointError(
@@ -156,8 +151,10 @@ def _load_model(family: Family, folder: Path, name: str) -> nn.Module:
             f"({lacking} ...); it belongs to another architecture or is incomplete."
         )
     # What is left over of a head is no matter; of the encoder it means that another one than the trained was built.
+    # A model around the encoder has its tensors under a prefix: what has none is the model's own, whatever its name.
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
-    left = report.get("unexpected_keys", ())
+    around = any(key.startswith(prefix) for key in stored_shapes(folder))
+    left = [key for key in report.get("unexpected_keys", ()) if key.startswith(prefix) or not around]
     if dropped := sorted(key for key in left if hasattr(model, key.removeprefix(prefix).split(".")[0])):
         raise CheckpointError(
             f"{name}: config.json builds an encoder without {len(dropped)} of the tensors that the weights have for "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -30,26 +31,37 @@ def read_normalize(family: Family, folder: Path, config: Any) -> bool:
                 raise CheckpointError(f"{folder / file}: a link to what is not there; download the folder again.")
             continue
         values = read_json(folder / file)
-        nested = values.get("feature_extractor")
-        values = nested if isinstance(nested, dict) else values
+        if file == FILES[0]:  # of a processor, a part of which is the extractor
+            part = values.get("feature_extractor", values.get("audio_processor"))
+            if not isinstance(part, dict):
+                continue
+            values = part
         expected = family.preprocessor(config, normalize=True)
         for key in FIXED:
             if key in values and key in expected and values[key] != expected[key]:
                 raise CheckpointError(
                     f"{folder / file}: {key} is {values[key]!r}; this encoder takes {expected[key]}."
                 )
+        if not family.hears_normalized:
+            return False
         if "do_normalize" in values:
             value = values["do_normalize"]
             if not isinstance(value, bool):
                 raise CheckpointError(f"{folder / file}: do_normalize is {value!r}; it is true or false.")
-            return value and family.hears_normalized
+            return value
         if "feature_extractor_type" in values or "sampling_rate" in values:
-            return family.hears_normalized  # what transformers' extractor does that is described without a word on it
+            return True  # what transformers' extractor does that is described without a word on it
     published = family.published_normalize(config)
     if published is None:
         raise CheckpointError(
-            f"{folder}: no do_normalize in preprocessor_config.json, which says whether waveforms are brought to zero "
-            "mean and unit variance; add the file that the checkpoint was published with, or write "
+            f"{folder}: no do_normalize in {' or '.join(reversed(FILES))}, which says whether waveforms are brought "
+            "to zero mean and unit variance; add the file that the checkpoint was published with, or write "
             '{"do_normalize": true} (or false) into it, as it was pre-trained.'
+        )
+    if family.hears_normalized and folder.parent.name == "snapshots":  # the cache of a hub that may not be asked now
+        warnings.warn(
+            f"{folder}: the repository, or what is cached of it, has no {' or '.join(FILES)}: waveforms are "
+            f"{'normalised' if published else 'heard as they are'}, as for the family's published checkpoints.",
+            stacklevel=3,
         )
     return published

@@ -31,7 +31,7 @@ class Source:
     @classmethod
     def read(cls, name_or_path: str | Path, revision: str | None = None, target_lang: str | None = None) -> Source:
         """Take ``NAME[@REVISION][:LANGUAGE]`` apart, as recipes and command lines write it; a folder of just this name
-        is meant where there is one, and a Path is always a folder's.
+        is meant where there is one, and of a Path also where a packaged encoder has this name.
 
         Args:
             revision, target_lang: said beside it.
@@ -54,6 +54,11 @@ class Source:
 _NAME = re.compile(r"(?P<name>[^@:]+)(@(?P<revision>[\w./-]+))?(:(?P<target_lang>[\w-]+))?")
 
 
+def is_local(name: str) -> bool:
+    """Whether an encoder of this name is in the package or a folder, so that it has no revisions."""
+    return name in packaged_encoders() or os.path.isdir(os.path.expanduser(name))
+
+
 def find_folder(name: str, revision: str | None = None, target_lang: str | None = None) -> Path:
     """The folder of an encoder, downloaded where need be.
 
@@ -65,7 +70,7 @@ def find_folder(name: str, revision: str | None = None, target_lang: str | None 
         CheckpointError: a repository without what it must have.
     """
     folder = Path(os.path.expanduser(name))
-    if revision is not None and (name in packaged_encoders() or os.path.isdir(folder)):
+    if revision is not None and is_local(name):
         raise ConfigError(
             f"{name}@{revision}: no such folder. There is {name!r}, but revisions are those of a repository on the "
             "hub: leave it out."

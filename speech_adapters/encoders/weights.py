@@ -22,12 +22,15 @@ from speech_adapters.errors import CheckpointError
 SINGLE = ("model.safetensors", "pytorch_model.bin")
 
 
-#: What other weights are called, and what makes them readable.
+#: What other weights are called, in the order in which they are looked for, and what makes them readable.
 OTHERS = {
-    "*.safetensors": "rename it to model.safetensors",
-    "*.safetensors.index.json": "rename it to model.safetensors.index.json",
-    "*.bin": "rename it to pytorch_model.bin",
-    "*.bin.index.json": "rename it to pytorch_model.bin.index.json",
+    "model.safetensors.index*.json": "it is a variant's: rename it to model.safetensors.index.json",
+    "model.*.safetensors.index.json": "it is a variant's: rename it to model.safetensors.index.json",
+    "pytorch_model.bin.index*.json": "it is a variant's: rename it to pytorch_model.bin.index.json",
+    "*-of-*.safetensors": "a shard, it needs model.safetensors.index.json: download that too",
+    "*-of-*.bin": "a shard, it needs pytorch_model.bin.index.json: download that too",
+    "model.*.safetensors": "a variant: rename it to model.safetensors",
+    "pytorch_model.*.bin": "a variant: rename it to pytorch_model.bin",
     "*.msgpack": "it is Flax's: load it with transformers and save_pretrained it for PyTorch",
     "*.h5": "it is TensorFlow's: load it with transformers and save_pretrained it for PyTorch",
 }
@@ -44,10 +47,10 @@ def weight_files(folder: Path) -> list[Path]:
             return [folder / single]
         if (folder / f"{single}.index.json").is_file():
             return [folder / name for name in read_shards(folder / f"{single}.index.json")]
-    there = ((path.name, remedy) for pattern, remedy in OTHERS.items() for path in sorted(folder.glob(pattern)))
-    found, remedy = next(there, ("", ""))
-    remedy = f"of {found}, {remedy} if that is what is meant" if found else "download the folder again"
-    raise CheckpointError(f"{folder}: no {' or '.join(SINGLE)}; {remedy}.")
+    others = ((path.name, remedy) for pattern, remedy in OTHERS.items() for path in sorted(folder.glob(pattern)))
+    found, remedy = next(others, ("", ""))
+    there = f"there is {found}, {remedy}" if found else "download the folder again"
+    raise CheckpointError(f"{folder}: no {' or '.join(SINGLE)}; {there}.")
 
 
 def read_shards(index: Path) -> list[str]:

@@ -140,7 +140,10 @@ def check_audible(manifest: Manifest, encoder: Encoder, any_length: bool = False
         )
     most = None if any_length else encoder.max_samples
     if most is not None and (long := samples > most).any():
-        remedy = remedy or ", or, where they are only scored, hear them through windows (windows.seconds=20)"
+        remedy = remedy or (
+            ", or, where they are only scored, hear them through windows (windows.seconds=20; of tapt "
+            "downstream.windows.seconds, of active learning task.windows.seconds)"
+        )
         raise AudioError(
             f"{manifest.name}: {long.sum()} utterance(s) are longer than the {most / SAMPLE_RATE:.1f} s that "
             f"{encoder.name} has positions for{played}, such as {such_as(long)}; cut them into pieces{remedy}."

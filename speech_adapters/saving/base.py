@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from speech_adapters import schema
 from speech_adapters.encoders.encoder import Encoder
+from speech_adapters.encoders.sources import is_local
 from speech_adapters.errors import CheckpointError, ConfigError
 
 T = TypeVar("T")
@@ -43,6 +44,11 @@ class Base:
             settings=encoder.settings,
         )
 
+    @property
+    def revision_here(self) -> str | None:
+        """The revision to ask for: none of what is no repository here, though older files may name one."""
+        return None if is_local(self.name) else self.revision
+
     def check(self, other: Base, part: str) -> None:
         """Raise a CheckpointError unless ``other`` is this base; ``part`` opens the message."""
         if self.fingerprint != other.fingerprint:
@@ -51,6 +57,11 @@ class Base:
                 raise CheckpointError(
                     f"{part} was trained on the language {trained} of {self.name!r}, which was loaded with {loaded}; "
                     f"load it with target_lang={self.language!r}."
+                )
+            if self.name == other.name and self.revision != other.revision:
+                raise CheckpointError(
+                    f"{part} was trained on revision {self.revision!r} of {self.name!r}, whose frozen weights are not "
+                    f"those of {other.revision!r}; load that one (NAME@REVISION)."
                 )
             if self.name == other.name:
                 raise CheckpointError(
@@ -65,7 +76,7 @@ class Base:
             one, two = ("as they are", "normalised") if self.normalize is False else ("normalised", "as they are")
             raise CheckpointError(
                 f"{part} was trained on waveforms {one}, and {other.name!r} hears them {two}; mend do_normalize in "
-                "its preprocessor_config.json."
+                "its preprocessor_config.json, or in its processor_config.json where that has it."
             )
         here = other.settings or {}
         for key, value in (self.settings or {}).items():

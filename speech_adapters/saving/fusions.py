@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from speech_adapters import schema
 from speech_adapters.adapters.base import AdapterModule
@@ -47,8 +47,12 @@ class SavedFusion:
 
     def load_into(self, module: CompositionModule) -> None:
         """Fill the module that ``config.build`` made. Raises CheckpointError where the tensors do not fit it."""
-        check_fit(self.tensors, module.state_dict(), str(self.folder))
-        module.load_state_dict(self.tensors)
+        tensors, own = self.tensors, module.state_dict()
+        unsaid = {name: own[name] for name in own.keys() - module.tensors().keys()}  # by older files, too
+        if not unsaid.keys() & tensors.keys():
+            tensors = tensors | unsaid
+        check_fit(tensors, own, str(self.folder))
+        module.load_state_dict(tensors)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +69,7 @@ def save_fusion(
     module: CompositionModule,
     encoder: Encoder,
     adapters: Mapping[str, AdapterModule],
-    fusions: Mapping[str, nn.Module],
+    fusions: Mapping[str, CompositionModule],
     card: Mapping[str, Any],
 ) -> Path:
     """Save the weights of a Fuse or Route, and a checksum of each adapter and inner fusion that it weighs.
@@ -86,11 +90,14 @@ def save_fusion(
         "parts": _checksums(module.composition, adapters, fusions),
         "card": dict(card),
     }
-    return save_part(folder, "fusion", description, module.state_dict())
+    return save_part(folder, "fusion", description, module.tensors())
 
 
 def read_fusion(
-    folder: str | Path, encoder: Encoder, adapters: Mapping[str, AdapterModule], fusions: Mapping[str, nn.Module]
+    folder: str | Path,
+    encoder: Encoder,
+    adapters: Mapping[str, AdapterModule],
+    fusions: Mapping[str, CompositionModule],
 ) -> SavedFusion:
     """Read a Fuse or Route that was trained on ``encoder`` with these adapters and inner fusions.
 
@@ -146,8 +153,8 @@ def _check_sizes(config: CompositionConfig, tensors: Mapping[str, Tensor], folde
 
 
 def _checksums(
-    composition: TrainableComposition, adapters: Mapping[str, AdapterModule], fusions: Mapping[str, nn.Module]
+    composition: TrainableComposition, adapters: Mapping[str, AdapterModule], fusions: Mapping[str, CompositionModule]
 ) -> dict[str, str]:
     inner = [fusion.name for fusion in trainable_in(composition) if fusion is not composition]
     own = {name: fingerprint(adapters[name].tensors()) for name in names_of(composition)}
-    return own | {name: fingerprint(fusions[name].state_dict()) for name in inner}
+    return own | {name: fingerprint(fusions[name].tensors()) for name in inner}

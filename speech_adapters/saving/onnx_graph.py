@@ -165,9 +165,11 @@ def save_onnx_adapter(
             f"{file.parent}: holds no {DESCRIPTION}, so no graph that takes adapters; export it first."
         )
     graph = read_json(file.parent / DESCRIPTION)
-    if graph["fingerprint"] != encoder.fingerprint:
+    base = {"fingerprint": encoder.fingerprint, "normalized_inside": encoder.normalize, "settings": encoder.settings}
+    if other := [key for key in base if graph.get(key, base[key]) != base[key]]:
         raise CheckpointError(
-            f"{file}: the graph beside it is of {graph['base']!r}, this adapter of {encoder.name!r}."
+            f"{file}: the graph beside it is of {graph['base']!r}, this adapter of {encoder.name!r}, which has other "
+            f"{other[0]}."
         )
     pairs = low_rank(adapter)
     if adapter is None or pairs is None:
@@ -380,6 +382,7 @@ def _description(
         "min_samples": encoder.receptive_field,
         "max_samples": encoder.max_samples,
         "normalized_inside": encoder.normalize,
+        "settings": encoder.settings,
         "head_type": None if head is None else head.config.head_type,
         "places": [list(place) for place in places],
         "slots": {

@@ -26,6 +26,7 @@ from speech_adapters.composition.blocks import TrainableComposition, composition
 from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.encoders.tensors import fingerprint
 from speech_adapters.errors import CheckpointError, ConfigError, InputError
+from speech_adapters.files import read_json
 from speech_adapters.heads.base import HeadConfig
 from speech_adapters.heads.classification import ClassificationHead
 from speech_adapters.heads.ctc import CTCHead
@@ -210,7 +211,7 @@ def read_bank(bank: Bank, encoder: Encoder) -> Iterator[Entry]:
     wanted, bases, left = [], set(), []
     for found in index.versions():
         bases.add(found.facts.base)
-        if found.facts.fingerprint != encoder.fingerprint:
+        if not _made_on(bank, found, encoder):
             left.append(f"{found} (for {found.facts.base})")
             continue
         if _needs_another(bank, found):
@@ -225,6 +226,19 @@ def read_bank(bank: Bank, encoder: Encoder) -> Iterator[Entry]:
     if left:
         log.warning("%s: not served: %s%s", bank.folder, ", ".join(left[:10]), " ..." if len(left) > 10 else "")
     return _of_bank(bank, wanted, encoder)
+
+
+def _made_on(bank: Bank, found: Found, encoder: Encoder) -> bool:
+    """Whether the encoder is the base of what was found: by its weights; of an adapter, by all that it remembers."""
+    if found.facts.fingerprint != encoder.fingerprint or found.facts.kind != "adapter":
+        return found.facts.fingerprint == encoder.fingerprint
+    try:
+        described = read_json(bank.path(str(found)) / "adapter.json")
+        Base(**described["base"]).check(Base.of(encoder), str(found))
+    except CheckpointError as error:
+        log.warning("%s", error)
+        return False
+    return True
 
 
 def _needs_another(bank: Bank, found: Found) -> bool:
@@ -243,7 +257,7 @@ def _of_bank(bank: Bank, wanted: Iterable[tuple[str, Found, tuple[str, ...]]], e
         if found.facts.kind == "fusion":
             if members is None:
                 adapters = (one for one in bank.search(every=True) if one.facts.kind == "adapter")
-                folders = [bank.path(str(one)) for one in adapters if one.facts.fingerprint == encoder.fingerprint]
+                folders = [bank.path(str(one)) for one in adapters if _made_on(bank, one, encoder)]
                 members = {fingerprint(load_part(path, "adapter")[1]): path for path in folders}
             yield _of_fusion(name, folder, members, heads, encoder)[0], calls
         elif found.facts.kind == "adapter":

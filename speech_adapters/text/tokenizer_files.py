@@ -88,10 +88,9 @@ def read_tokenizer(path: str | Path, language: str | None = None, outputs: int |
             f"{file}: ids must be whole numbers, 0 to {len(vocab) - 1}, each once; restore the original file"
         )
     tokens = tuple(sorted(vocab, key=vocab.__getitem__))
-    if config.get("do_lower_case"):  # what is said of texts; symbols may be capitals nevertheless
-        lower = tuple(token if is_special(token) else token.lower() for token in tokens)
-        tokens = lower if len(set(lower)) == len(lower) else tokens
     blank = _content(config.get("pad_token")) or _blank(file, tokens)
+    if config.get("do_lower_case") and config.get("tokenizer_class") != _PHONEMES:
+        tokens = _lower(tokens, {blank, *(_content(config.get(f"{n}_token")) for n in ("word_delimiter", "unk"))})
     scores = _scores(file.with_name("tokenizer.json"), tokens)
     found = {"tokens": tokens, "blank": blank}
     if scores is not None:
@@ -109,6 +108,12 @@ def _configuration(file: Path) -> dict[str, Any]:
     over a ``tokenizer_config.json`` of before it held the added tokens."""
     config, special = (_beside(file, f"{name}.json") for name in ("tokenizer_config", "special_tokens_map"))
     return special | config if "added_tokens_decoder" in config else config | special
+
+
+def _lower(tokens: tuple[str, ...], kept: set[str | None]) -> tuple[str, ...]:
+    """Symbols as they are written in texts, where ``do_lower_case`` says so of capitals; both cases stay apart."""
+    lower = tuple(token if token in kept or is_special(token) else token.lower() for token in tokens)
+    return lower if len(set(lower)) == len(lower) else tokens
 
 
 def _as_outputs(file: Path, vocab: dict[str, Any], outputs: int) -> dict[str, Any]:

@@ -181,12 +181,15 @@ class Supervised(Learner):
         return sums
 
     def tensors(self) -> dict[str, Tensor]:
-        """Parameters, and the running statistics of a head with batch norm."""
+        """Parameters, and the running statistics of a head with batch norm and of a router."""
         model = self.model
         trained = {id(p) for parameters in model.parameter_groups().values() for p in parameters}
         tensors = {name: p.detach() for name, p in model.named_parameters() if id(p) in trained}
         if model.head is not None:
             tensors |= {f"head/{name}": buffer for name, buffer in model.head.named_buffers()}
+        for fusion in model.active_fusions:
+            module = model.registry.fusion(fusion.name)
+            tensors |= {f"fusion/{fusion.name}/{name}": buffer for name, buffer in module.named_buffers()}
         return tensors
 
     def train(self, mode: bool = True) -> None:

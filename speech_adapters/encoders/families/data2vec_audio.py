@@ -25,6 +25,9 @@ class Data2VecAudio(Wav2Vec2):
 
     model_type = "data2vec-audio"
     title = "data2vec-audio"
+    settings = tuple(
+        name for name in Wav2Vec2.settings if name not in ("do_stable_layer_norm", "feat_extract_norm")
+    )  # its class has one kind of layer
     #: facebook/data2vec-audio-base-10m; as in pre-training.
     normalize: ClassVar[Mapping[str, bool]] = {"layer": True}
 

@@ -23,6 +23,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from speech_adapters.bank.bank import Bank
 from speech_adapters.errors import CheckpointError, ConfigError, Interrupted
 from speech_adapters.model import SpeechAdapterModel
+from speech_adapters.saving.base import Base
 from speech_adapters.saving.parts import load_part
 from speech_adapters.saving.places import folder_of
 from speech_adapters.serving.catalog import Catalog, UnknownModel, check_folder, read_named, split_name
@@ -193,8 +194,8 @@ def base_of(place: str) -> tuple[str, str | None]:
     for kind, inside in (("adapter", "adapters"), ("fusion", "fusions")):
         for path in [folder / f"{kind}.json", *sorted((folder / inside).glob(f"*/{kind}.json"))]:
             if path.is_file():
-                base = load_part(path.parent, kind)[0]["base"]
-                return base["name"], base.get("revision")
+                base = Base(**load_part(path.parent, kind)[0]["base"])
+                return base.name, base.revision_here
     raise CheckpointError(f"{folder}: no adapters/NAME there that would tell the base; name it: --encoder.")
 
 
