@@ -90,6 +90,11 @@ def test_a_base_that_computes_something_else_is_refused_from_memory_too(bank: Ba
     with pytest.raises(CheckpointError, match="nothing in this bank is for"):
         list(read_bank(bank, changed))
     assert "layer_norm_eps" in caplog.text
+    path = bank.path("asr") / "adapter.json"
+    for damage in ("{", "[]", '{"base": {"odd": 1}}'):
+        path.write_text(damage)
+        with pytest.raises(CheckpointError, match="adapter.json"):
+            list(read_bank(bank, encoder))
 
 
 def test_fusions_are_kept_and_loaded(bank: Bank, saved: Path, tmp_path: Path, monkeypatch) -> None:

@@ -233,8 +233,11 @@ def _made_on(bank: Bank, found: Found, encoder: Encoder) -> bool:
     if found.facts.fingerprint != encoder.fingerprint or found.facts.kind != "adapter":
         return found.facts.fingerprint == encoder.fingerprint
     try:
-        described = read_json(bank.path(str(found)) / "adapter.json")
-        Base(**described["base"]).check(Base.of(encoder), str(found))
+        base = Base(**read_json(bank.path(str(found)) / "adapter.json")["base"])
+    except (InputError, OSError, ValueError, TypeError, KeyError):
+        return True  # a damaged file, which is named where it is read whole
+    try:
+        base.check(Base.of(encoder), str(found))
     except CheckpointError as error:
         log.warning("%s", error)
         return False
