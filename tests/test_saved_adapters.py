@@ -175,7 +175,7 @@ def test_settings_that_change_nothing_are_no_other_base(family, changes, tmp_pat
     SpeechAdapterModel.from_pretrained(tmp_path / "copy").load_adapter(tmp_path / "a")
 
 
-def test_a_revision_that_an_older_file_gives_a_folder_is_passed_over(tmp_path, monkeypatch):
+def test_a_revision_that_an_older_file_gives_a_folder_is_passed_over(tmp_path):
     stock_model("wavlm", "pre-norm").save_pretrained(tmp_path / "base")
     model = SpeechAdapterModel.from_pretrained(tmp_path / "base")
     model.add_adapter("a", "lora")

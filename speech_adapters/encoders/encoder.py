@@ -205,12 +205,13 @@ class Encoder(nn.Module):
     @property
     def settings(self) -> dict[str, Any]:
         """What in ``config.json`` changes what it computes and no tensor tells, as JSON holds it."""
-        values = {name: getattr(self.config, name, None) for name in self.architecture.settings}
-        unused = "adapter_" if not values.get("add_adapter") else None  # of an output adapter that is not there
+        family, config = self.architecture, self.config
+        names = (*family.settings, *(family.adapter_settings if getattr(config, "add_adapter", False) else ()))
+        values = {name: getattr(config, name, None) for name in names}
         return {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in values.items()
-            if value is not None and not (unused and name.startswith(unused))
+            if value is not None
         }
 
     @property

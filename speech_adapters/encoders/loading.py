@@ -81,7 +81,7 @@ def load_encoder(
     language = spoken(folder, target_lang)
     own = {} if target_lang is None else language_tensors(folder, target_lang)
     ctc = read_ctc(folder, shapes, language, own)
-    model = _load_model(family, folder, name)
+    model = _load_model(family, folder, name, shapes)
     if own:
         speak(model, own, f"{name}, target_lang={target_lang!r}")
     encoder = Encoder(model, name, revision, normalize, ctc, folder=folder, language=target_lang)
@@ -129,7 +129,8 @@ def _load_config(family: Family, folder: Path) -> Any:
             raise CheckpointError(f"{folder / 'config.json'}: cannot be used ({_reason(error)}).") from error
 
 
-def _load_model(family: Family, folder: Path, name: str) -> nn.Module:
+def _load_model(family: Family, folder: Path, name: str, shapes: Collection[str]) -> nn.Module:
+    """The stock model of a folder whose weights have tensors of these names: all that it needs, and none left over."""
     with quiet_transformers():
         try:
             model, report = family.load(folder, dtype=torch.float32, local_files_only=True)
@@ -140,8 +141,7 @@ def _load_model(family: Family, folder: Path, name: str) -> nn.Module:
             ) from error
     missing = sorted(report["missing_keys"])
     if not {*model.state_dict()} - {*missing, *family.may_lack}:
-        stored = stored_shapes(folder)
-        behind = {key.removesuffix(inner) for key in stored for inner in missing if key.endswith(f".{inner}")}
+        behind = {key.removesuffix(inner) for key in shapes for inner in missing if key.endswith(f".{inner}")}
         what = f"they stand behind {min(behind)!r}: save what is inside" if behind else "it is another model"
         raise CheckpointError(f"{name}: the weights have none of the encoder's tensors by their names; {what}.")
     if missing or report.get("mismatched_keys"):
@@ -150,12 +150,7 @@ def _load_model(family: Family, folder: Path, name: str) -> nn.Module:
             f"{name}: the checkpoint lacks {len(missing)} of the encoder's tensors or has them in other shapes "
             f"({lacking} ...); it belongs to another architecture or is incomplete."
         )
-    # What is left over of a head is no matter; of the encoder it means that another one than the trained was built.
-    # A model around the encoder has its tensors under a prefix: what has none is the model's own, whatever its name.
-    prefix = f"{getattr(model, 'base_model_prefix', '')}."
-    around = any(key.startswith(prefix) for key in stored_shapes(folder))
-    left = [key for key in report.get("unexpected_keys", ()) if key.startswith(prefix) or not around]
-    if dropped := sorted(key for key in left if hasattr(model, key.removeprefix(prefix).split(".")[0])):
+    if dropped := _left_over(model, report.get("unexpected_keys", ()), shapes):
         raise CheckpointError(
             f"{name}: config.json builds an encoder without {len(dropped)} of the tensors that the weights have for "
             f"it ({', '.join(dropped[:3])} ...), and it would compute something else; restore the config.json that "
@@ -163,6 +158,17 @@ def _load_model(family: Family, folder: Path, name: str) -> nn.Module:
         )
     check_finite(model.state_dict(), name)
     return model
+
+
+def _left_over(model: nn.Module, unexpected: Collection[str], shapes: Collection[str]) -> list[str]:
+    """Of the tensors that the model did not take, those that are the encoder's and not a head's.
+
+    A model around the encoder has its tensors under a prefix: what has none is the model's own, whatever its name.
+    """
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    around = any(key.startswith(prefix) for key in shapes)
+    left = (key for key in unexpected if key.startswith(prefix) or not around)
+    return sorted(key for key in left if hasattr(model, key.removeprefix(prefix).split(".")[0]))
 
 
 def _reason(error: Exception) -> str:

@@ -25,7 +25,6 @@ SINGLE = ("model.safetensors", "pytorch_model.bin")
 #: What other weights are called, in the order in which they are looked for, and what makes them readable.
 OTHERS = {
     "model.safetensors.index*.json": "it is a variant's: rename it to model.safetensors.index.json",
-    "model.*.safetensors.index.json": "it is a variant's: rename it to model.safetensors.index.json",
     "pytorch_model.bin.index*.json": "it is a variant's: rename it to pytorch_model.bin.index.json",
     "*-of-*.safetensors": "a shard, it needs model.safetensors.index.json: download that too",
     "*-of-*.bin": "a shard, it needs pytorch_model.bin.index.json: download that too",

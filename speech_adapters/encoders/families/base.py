@@ -43,7 +43,8 @@ class Family(ABC):
         processor: class of ``transformers`` that joins the feature extractor and a recogniser's tokenizer.
         hears_normalized: whether the family's extractor heeds ``do_normalize``; else waveforms are heard as they are.
         may_lack: tensors that no forward of the frozen encoder needs, and a checkpoint may lack.
-        settings: of ``config.json``, those that change what the encoder computes and that no tensor's shape tells.
+        settings: of ``config.json``, those that change what the encoder computes and that no tensor's shape tells;
+            adapter_settings: those of an output adapter, where there is one (``add_adapter``).
         feed_forward_scale: factor on the feed-forward's output before it is added to the residual.
     """
 
@@ -60,6 +61,7 @@ class Family(ABC):
     hears_normalized: ClassVar[bool] = True
     may_lack: ClassVar[tuple[str, ...]] = ()
     settings: ClassVar[tuple[str, ...]] = ()
+    adapter_settings: ClassVar[tuple[str, ...]] = ()
     feed_forward_scale: ClassVar[float] = 1.0
 
     # ------------------------------------------------------------------ sizes

@@ -90,9 +90,10 @@ class Wav2Vec2(Family):
     }
     may_lack = ("masked_spec_embed",)  # learnt by masked pre-training alone
     settings: ClassVar[tuple[str, ...]] = (
-        "adapter_stride", "add_adapter", "conv_stride", "do_stable_layer_norm", "feat_extract_activation",
-        "feat_extract_norm", "hidden_act", "layer_norm_eps", "num_attention_heads",
+        "add_adapter", "conv_stride", "do_stable_layer_norm", "feat_extract_activation", "feat_extract_norm",
+        "hidden_act", "layer_norm_eps", "num_attention_heads",
     )  # fmt: skip
+    adapter_settings = ("adapter_stride",)
     #: ``do_normalize`` by the CNN's norm ("group": Base, "layer": Large), as the published preprocessor files have it:
     #: facebook/wav2vec2-large and wav2vec2-base-960h for "group", the XLSR and XLS-R models for "layer".
     normalize: ClassVar[Mapping[str, bool]] = {"group": True, "layer": True}

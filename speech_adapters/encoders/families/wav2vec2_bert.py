@@ -148,9 +148,9 @@ class Wav2Vec2BERT(Family):
     processor = "Wav2Vec2BertProcessor"
     may_lack = ("masked_spec_embed",)  # learnt by masked pre-training alone
     settings = (
-        "adapter_act", "adapter_stride", "add_adapter", "hidden_act", "layer_norm_eps", "left_max_position_embeddings",
-        "right_max_position_embeddings",
+        "add_adapter", "hidden_act", "layer_norm_eps", "left_max_position_embeddings", "right_max_position_embeddings",
     )  # fmt: skip
+    adapter_settings = ("adapter_act", "adapter_stride")
     feed_forward_scale = 0.5
 
     def pre_norm(self, config: Any) -> bool:
