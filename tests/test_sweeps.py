@@ -267,6 +267,8 @@ def test_the_page_shows_each_setting_against_figures_and_parameters(tmp_path):
     assert "layers that get an adapter" in page and "16/64" in page and "5, of which 4 to their end, 1 pruned" in page
     assert page.count("<svg") - page.count('aria-hidden="true"') == 1 + 2 + 2 + 1  # front, rank, layers, rate
     assert "trial 3, el: 30.0 %, 64,000 parameters" in page
+    assert '<th scope="row" data-title="trial">3</th>' in page  # which a phone shows as "trial 3"
+    assert '<th scope="row">el</th>' in page
     text = sweep_table(tmp_path, most=2)
     assert text.splitlines()[1].split()[:3] == ["3", "30.0", "64,000"] and len(text.splitlines()) == 3
 
