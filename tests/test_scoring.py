@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -62,8 +64,25 @@ def test_cohorts_that_do_not_fit(case):
         normalize_scores(scores, case.enrol, case.test, *case.pairs, vectors(12, 3))
 
 
+def test_parts_of_speechbrain_change_no_product_of_others(monkeypatch):
+    code = """
+import os, torch
+from speech_adapters.speechbrain_parts import from_speechbrain
+from speech_adapters.heads.speaker import SpeakerHead
+SpeakerHead(("a", "b"), network="ecapa", channels=8).build(8)
+from_speechbrain("processing.PLDA_LDA")
+print(torch.backends.cuda.matmul.allow_tf32, os.environ.get("SB_DISABLE_QUIRKS"))
+"""
+    for before in (None, "disable_jit_profiling"):
+        if before:
+            monkeypatch.setenv("SB_DISABLE_QUIRKS", before)
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert done.stdout.split() == ["False", str(before)]
+
+
 @pytest.mark.gpu
-def test_scores_on_a_gpu_are_the_same(case):
+def test_scores_on_a_gpu_are_the_same(case, monkeypatch):
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)  # as speechbrain's own import leaves it
     on_cpu = cosine_scores(case.enrol, case.test, *case.pairs)
     on_gpu = cosine_scores(case.enrol, case.test, *case.pairs, device="cuda")
     np.testing.assert_allclose(on_gpu, on_cpu, atol=1e-5)

@@ -27,6 +27,7 @@ from speech_adapters.heads.margin import CosineClassifier, Margin, margin_loss
 from speech_adapters.heads.pooling import POOLINGS, pooling
 from speech_adapters.metrics.calibration import Calibration
 from speech_adapters.ranges import Dropout, Positive, Size
+from speech_adapters.speechbrain_parts import from_speechbrain
 
 
 @dataclass(kw_only=True)
@@ -156,10 +157,8 @@ class ECAPANetwork(nn.Module):
 
     def __init__(self, config: SpeakerHead, input_size: int) -> None:
         super().__init__()
-        from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN  # slow to import
-
         width = config.channels
-        self.model = ECAPA_TDNN(
+        self.model = from_speechbrain("lobes.models.ECAPA_TDNN").ECAPA_TDNN(
             input_size, lin_neurons=config.embedding_size, channels=[width] * 4 + [3 * width], device="cpu"
         )
         # Softmax over time takes this bias out again: it would never learn.

@@ -20,6 +20,7 @@ from torch.nn.functional import normalize
 
 from speech_adapters.errors import InputError
 from speech_adapters.metrics.trial_scores import row_products
+from speech_adapters.speechbrain_parts import from_speechbrain
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,9 +43,7 @@ class PLDA:
         Raises:
             InputError: no more utterances than dimensions, one speaker only, no speaker with two utterances.
         """
-        from speechbrain.processing.PLDA_LDA import PLDA as Trainer
-        from speechbrain.processing.PLDA_LDA import StatObject_SB
-
+        speechbrain = from_speechbrain("processing.PLDA_LDA")
         count, width = vectors.shape
         models = np.unique(np.asarray(speakers))
         if not count > width or not 1 < len(models) < count:
@@ -55,11 +54,11 @@ class PLDA:
         centre = vectors.double().mean(0)
         normalized = normalize(vectors.double() - centre, dim=1).numpy()
         nothing = np.empty(count, dtype="|O")
-        statistics = StatObject_SB(
+        statistics = speechbrain.StatObject_SB(
             modelset=np.asarray(speakers, dtype="|O"), segset=np.arange(count).astype(str), start=nothing,
             stop=nothing, stat0=np.ones((count, 1)), stat1=normalized.copy(),
         )  # fmt: skip
-        trainer = Trainer(rank_f=min(rank, width), nb_iter=iterations)
+        trainer = speechbrain.PLDA(rank_f=min(rank, width), nb_iter=iterations)
         trainer.plda(statistics)
         between = trainer.F @ trainer.F.T
         total = between + trainer.Sigma

@@ -85,15 +85,18 @@ def normalize_scores(
 
 
 def cohort_statistics(rows: Tensor, cohort: Tensor, top: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """(N,) mean and (N,) deviation of each row's scores against the cohort, or against its ``top`` nearest."""
-    means, deviations = [], []
-    for part in _chunks(len(rows), _CHUNK_VALUES // len(cohort)):
-        against = rows[part] @ cohort.T
+    """(N,) mean and (N,) deviation of each row's scores against the cohort, or against its ``top`` nearest.
+
+    In float64: a small deviation divides, and in float32 a GPU may round the factors of a product to ten bits.
+    """
+    means, deviations, others = [], [], cohort.double().T
+    for part in _chunks(len(rows), _CHUNK_VALUES // (2 * len(cohort))):
+        against = rows[part].double() @ others
         if top is not None:
             against = against.topk(top, dim=1).values
         means.append(against.mean(1))
         deviations.append(against.std(1, correction=0).clamp_min(1e-6))  # a cohort of equals has no spread
-    return torch.cat(means).double().cpu().numpy(), torch.cat(deviations).double().cpu().numpy()
+    return torch.cat(means).cpu().numpy(), torch.cat(deviations).cpu().numpy()
 
 
 def _chunks(total: int, size: int) -> Iterator[slice]:
