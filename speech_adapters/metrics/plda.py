@@ -43,7 +43,6 @@ class PLDA:
         Raises:
             InputError: no more utterances than dimensions, one speaker only, no speaker with two utterances.
         """
-        speechbrain = from_speechbrain("processing.PLDA_LDA")
         count, width = vectors.shape
         models = np.unique(np.asarray(speakers))
         if not count > width or not 1 < len(models) < count:
@@ -51,6 +50,7 @@ class PLDA:
                 f"PLDA training: {count} utterances of {len(models)} speakers for embeddings of width {width}; give "
                 "more utterances than that width, of at least two speakers, with several utterances a speaker."
             )
+        speechbrain = from_speechbrain("processing.PLDA_LDA")
         centre = vectors.double().mean(0)
         normalized = normalize(vectors.double() - centre, dim=1).numpy()
         nothing = np.empty(count, dtype="|O")
