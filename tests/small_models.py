@@ -100,7 +100,7 @@ def meta_model(family: str, style: str, layers: int, width: int) -> SpeechAdapte
             num_feat_extract_layers=7, num_conv_pos_embeddings=128, num_conv_pos_embedding_groups=16,
         )  # fmt: skip
     encoder = Encoder(stock.to("meta"), "meta")
-    encoder._fingerprint = "meta"  # there are no weights to take it from
+    encoder._fingerprints = ("meta",)  # there are no weights to take it from
     return SpeechAdapterModel(encoder)
 
 

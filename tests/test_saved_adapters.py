@@ -157,6 +157,45 @@ def test_the_same_weights_under_another_configuration_are_refused(family, key, v
     changed.load_head(tmp_path / "old")
 
 
+@pytest.mark.parametrize("family", ["wav2vec2", "wavlm", "wav2vec2-bert"])
+def test_a_copy_with_another_embedding_of_masked_frames_is_the_same_base(family, tmp_path):
+    """It is random where ``transformers`` saved a checkpoint that had none (facebook/wav2vec2-base-960h)."""
+    stock = stock_model(family, "pre-norm", mask_time_prob=0.05)
+    for folder in ("base", "copy"):
+        torch.nn.init.uniform_(stock.masked_spec_embed)
+        stock.save_pretrained(tmp_path / folder)
+        (tmp_path / folder / "preprocessor_config.json").write_text('{"do_normalize": true}')
+    del stock.masked_spec_embed
+    stock.config.mask_time_prob = stock.config.mask_feature_prob = 0.0
+    stock.save_pretrained(tmp_path / "none")
+    shutil.copy(tmp_path / "base" / "preprocessor_config.json", tmp_path / "none")
+    model = SpeechAdapterModel.from_pretrained(tmp_path / "base")
+    model.add_adapter("a", "lora")
+    model.add_head("asr", CTCHead())
+    model.save_adapter("a", tmp_path / "a")
+    model.save_head("asr", tmp_path / "a")
+    for folder in ("copy", "none"):
+        other = SpeechAdapterModel.from_pretrained(tmp_path / folder)
+        other.load_adapter(tmp_path / "a")
+        other.load_head(tmp_path / "a")
+
+
+def test_files_that_know_their_base_by_all_its_weights_are_read_on_it(tmp_path):
+    stock_model("wavlm", "pre-norm", mask_time_prob=0.05).save_pretrained(tmp_path / "base")
+    model = SpeechAdapterModel.from_pretrained(tmp_path / "base")
+    model.add_adapter("a", "lora")
+    model.add_head("asr", CTCHead())
+    own, older = model.encoder.fingerprints
+    model.encoder._fingerprints = (older,)  # as it was before the embedding of masked frames was left out
+    model.save_adapter("a", tmp_path / "a")
+    assert older in (tmp_path / "a" / "adapter.json").read_text()
+    assert own not in (tmp_path / "a" / "adapter.json").read_text()
+    model.encoder._fingerprints = (own, older)
+    model.save_head("asr", tmp_path / "a")
+    again = SpeechAdapterModel.from_adapter(tmp_path / "a")
+    assert again.active_adapters == ("a",) and list(again.heads) == ["asr"]
+
+
 @pytest.mark.parametrize(
     ("family", "changes"),
     [

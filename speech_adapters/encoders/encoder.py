@@ -55,7 +55,7 @@ class Encoder(nn.Module):
         self.folder, self.language = folder, language
         self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
         self.quantization: Quantization | None = None
-        self._fingerprint: str | None = None
+        self._fingerprints: tuple[str, ...] = ()
         let_pickle(model)
 
     # ------------------------------------------------------------------ its parts
@@ -216,10 +216,19 @@ class Encoder(nn.Module):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of all its frozen weights, as they were loaded."""
-        if self._fingerprint is None:
-            self._fingerprint = fingerprint(self.model.state_dict())
-        return self._fingerprint
+        """SHA-256 of its frozen weights, as they were loaded; of all but those that a checkpoint may lack, which are
+        random in a copy that was saved after they had been missing."""
+        return self.fingerprints[0]
+
+    @property
+    def fingerprints(self) -> tuple[str, ...]:
+        """What saved parts may know it by: the fingerprint, and that of all weights, which older files hold."""
+        if not self._fingerprints:
+            tensors = self.model.state_dict()
+            needed = {name: tensor for name, tensor in tensors.items() if name not in self.architecture.may_lack}
+            both = (needed, tensors) if len(needed) < len(tensors) else (tensors,)
+            self._fingerprints = tuple(fingerprint(one) for one in both)
+        return self._fingerprints
 
     def quantize(self, kind: Quantization) -> Encoder:
         """Hold the weights in 8 or 4 bits from now on; the fingerprint stays that of the weights as loaded.

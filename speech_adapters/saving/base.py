@@ -23,7 +23,9 @@ class Base:
     revision: str | None = None
     family: str | None = None
     fingerprint: str
-    """SHA-256 of its weights."""
+    """SHA-256 of the weights that its features come from."""
+    older_fingerprint: str | None = None
+    """What files from before hold in its place, where that differs: a mask's embedding was counted too."""
     language: str | None = None
     """The one that was asked of a base that has several (MMS); None for its weights' own."""
     normalize: bool | None = None
@@ -39,6 +41,7 @@ class Base:
             revision=encoder.revision,
             family=encoder.family,
             fingerprint=encoder.fingerprint,
+            older_fingerprint=encoder.fingerprints[1] if len(encoder.fingerprints) > 1 else None,
             language=encoder.language,
             normalize=encoder.normalize,
             settings=encoder.settings,
@@ -49,9 +52,14 @@ class Base:
         """The revision to ask for: none of what is no repository here, though older files may name one."""
         return None if is_local(self.name) else self.revision
 
+    def has_weights_of(self, other: Base) -> bool:
+        """Whether both are the same frozen weights, whatever their names."""
+        mine, others = ({one.fingerprint, one.older_fingerprint} - {None} for one in (self, other))
+        return not mine.isdisjoint(others)
+
     def check(self, other: Base, part: str) -> None:
         """Raise a CheckpointError unless ``other`` is this base; ``part`` opens the message."""
-        if self.fingerprint != other.fingerprint:
+        if not self.has_weights_of(other):
             if self.language != other.language and self.name == other.name:
                 trained, loaded = (repr(one.language or "its weights' own") for one in (self, other))
                 raise CheckpointError(

@@ -117,7 +117,7 @@ def _heads_in(folder: Path) -> list[Path]:
 def _was_trained_on(head: SavedHead, adapter: str, base: Base, has_tensors: bool) -> bool:
     """Whether a head reads the features of this one adapter; one without tensors leaves those of the base."""
     features = head.features
-    if features is None or features.base.fingerprint != base.fingerprint:
+    if features is None or not features.base.has_weights_of(base):
         return False
     found = {identity.fingerprint for identity in features.adapters.values()}
     return found == ({adapter} if has_tensors else set())

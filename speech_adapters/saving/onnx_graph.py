@@ -165,8 +165,9 @@ def save_onnx_adapter(
             f"{file.parent}: holds no {DESCRIPTION}, so no graph that takes adapters; export it first."
         )
     graph = read_json(file.parent / DESCRIPTION)
-    base = {"fingerprint": encoder.fingerprint, "normalized_inside": encoder.normalize, "settings": encoder.settings}
-    if other := [key for key in base if graph.get(key, base[key]) != base[key]]:
+    base = {"normalized_inside": encoder.normalize, "settings": encoder.settings}
+    other = [] if graph["fingerprint"] in encoder.fingerprints else ["fingerprint"]
+    if other := other + [key for key in base if graph.get(key, base[key]) != base[key]]:
         raise CheckpointError(
             f"{file}: the graph beside it is of {graph['base']!r}, this adapter of {encoder.name!r}, which has other "
             f"{other[0]}."

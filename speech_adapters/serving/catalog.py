@@ -230,8 +230,8 @@ def read_bank(bank: Bank, encoder: Encoder) -> Iterator[Entry]:
 
 def _made_on(bank: Bank, found: Found, encoder: Encoder) -> bool:
     """Whether the encoder is the base of what was found: by its weights; of an adapter, by all that it remembers."""
-    if found.facts.fingerprint != encoder.fingerprint or found.facts.kind != "adapter":
-        return found.facts.fingerprint == encoder.fingerprint
+    if found.facts.fingerprint not in encoder.fingerprints or found.facts.kind != "adapter":
+        return found.facts.fingerprint in encoder.fingerprints
     try:
         base = Base(**read_json(bank.path(str(found)) / "adapter.json")["base"])
     except (InputError, OSError, ValueError, TypeError, KeyError):
@@ -403,7 +403,9 @@ def _served(
 
 def _reads(head: SavedHead, adapters: set[str], encoder: Encoder) -> bool:
     features = head.features
-    if features is None or features.base.fingerprint != encoder.fingerprint or isinstance(features.composition, dict):
+    if features is None or isinstance(features.composition, dict):
+        return False
+    if features.base.fingerprint not in encoder.fingerprints:
         return False
     return {identity.fingerprint for identity in features.adapters.values()} == adapters
 
