@@ -11,11 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from small_encoders import FAMILIES, STYLES, small_encoder, stock_model
 from torch import nn
 
 from speech_adapters.encoders import encode, load_encoder, packaged_encoders
 from speech_adapters.encoders.shipped import PACKAGED
+from speech_adapters.encoders.tensors import fingerprint, fingerprints
 from speech_adapters.errors import CheckpointError, ConfigError
 
 EVERY = [(family, style) for family in FAMILIES for style in STYLES]
@@ -294,6 +297,14 @@ def test_weights_in_pytorchs_format_and_in_shards_load_alike(tmp_path):
     index.write_text(json.dumps({"weight_map": {"a": 3}}))
     with pytest.raises(CheckpointError, match="its weight_map gives no file for each tensor"):
         load_encoder(tmp_path / "shards")
+
+
+@given(st.sets(st.sampled_from("abcd"), min_size=1), st.sets(st.sampled_from("abcde")))
+def test_a_fingerprint_without_some_tensors_is_that_of_the_others(names, left_out):
+    tensors = {name: torch.full((2,), float(ord(name))) for name in names}
+    rest = {name: tensor for name, tensor in tensors.items() if name not in left_out}
+    both = [fingerprint(rest)] if len(rest) == len(tensors) else [fingerprint(rest), fingerprint(tensors)]
+    assert list(fingerprints(tensors, left_out)) == both
 
 
 def test_weights_saved_as_parameters_beside_other_keys_are_tensors(tmp_path):

@@ -16,7 +16,7 @@ from speech_adapters.encoders.forward import EncoderOutput, encode
 from speech_adapters.encoders.pickling import let_pickle
 from speech_adapters.encoders.quantization import Quantization, quantize_model
 from speech_adapters.encoders.stock import StockModel
-from speech_adapters.encoders.tensors import fingerprint
+from speech_adapters.encoders.tensors import fingerprints
 from speech_adapters.errors import ConfigError
 
 
@@ -224,10 +224,7 @@ class Encoder(nn.Module):
     def fingerprints(self) -> tuple[str, ...]:
         """What saved parts may know it by: the fingerprint, and that of all weights, which older files hold."""
         if not self._fingerprints:
-            tensors = self.model.state_dict()
-            needed = {name: tensor for name, tensor in tensors.items() if name not in self.architecture.may_lack}
-            both = (needed, tensors) if len(needed) < len(tensors) else (tensors,)
-            self._fingerprints = tuple(fingerprint(one) for one in both)
+            self._fingerprints = fingerprints(self.model.state_dict(), self.architecture.may_lack)
         return self._fingerprints
 
     def quantize(self, kind: Quantization) -> Encoder:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor
@@ -13,12 +13,20 @@ from speech_adapters.errors import CheckpointError
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 over the names, shapes and bytes of tensors, in the order of their names."""
-    digest = hashlib.sha256()
+    return fingerprints(tensors)[0]
+
+
+def fingerprints(tensors: Mapping[str, Tensor], left_out: Collection[str] = ()) -> tuple[str, ...]:
+    """The :func:`fingerprint` of all tensors but those left out, and that of all where it is another."""
+    every, but = hashlib.sha256(), None
     for name, tensor in sorted(tensors.items()):
+        if name in left_out and but is None:
+            but = every.copy()  # what stands before, often all the rest, is read once
         data = tensor.detach().cpu().contiguous()
-        digest.update(f"{name}:{tuple(data.shape)}:".encode())
-        digest.update(data.view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+        for digest in (every,) if but is None or name in left_out else (every, but):
+            digest.update(f"{name}:{tuple(data.shape)}:".encode())
+            digest.update(data.view(-1).view(torch.uint8).numpy().data)
+    return (every.hexdigest(),) if but is None else (but.hexdigest(), every.hexdigest())
 
 
 def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
