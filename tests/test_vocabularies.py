@@ -117,6 +117,25 @@ def test_a_vocabulary_of_ones_own(vocab, config, expected, tmp_path):
     assert Vocabulary.load(file) == Vocabulary(tuple(vocab), **{"blank": "<pad>", **expected})
 
 
+@pytest.mark.parametrize(
+    ("vocab", "config", "said"),
+    [
+        (["<pad>", "|", "a"], {"replace_word_delimiter_char": ""}, "space between words here, where .* writes ''"),
+        (["<pad>", "|", "a", "A"], {"do_lower_case": True}, "letters in both cases, which texts keep here"),
+        (
+            ["<pad>", "|", "a"],
+            {"tokenizer_class": "Wav2Vec2PhonemeCTCTokenizer", "word_delimiter_token": "|"},
+            r"'\|' between words is a symbol of texts here",
+        ),
+    ],
+)
+def test_what_a_tokenizer_writes_otherwise_is_said(vocab, config, said, tmp_path):
+    (tmp_path / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(vocab)}))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.warns(UserWarning, match=said):
+        assert Vocabulary.load(tmp_path).tokens == tuple(vocab)
+
+
 def test_pieces_that_belong_to_another_vocabulary(tmp_path):
     KINDS["subwords"].save(tmp_path)
     KINDS["words"].save(tmp_path / "other")

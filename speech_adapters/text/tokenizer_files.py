@@ -90,7 +90,8 @@ def read_tokenizer(path: str | Path, language: str | None = None, outputs: int |
     tokens = tuple(sorted(vocab, key=vocab.__getitem__))
     blank = _content(config.get("pad_token")) or _blank(file, tokens)
     if config.get("do_lower_case") and config.get("tokenizer_class") != _PHONEMES:
-        tokens = _lower(tokens, {blank, *(_content(config.get(f"{n}_token")) for n in ("word_delimiter", "unk"))})
+        kept = {blank, *(_content(config.get(f"{name}_token")) for name in ("word_delimiter", "unk"))}
+        tokens = _lower(file, tokens, kept)
     scores = _scores(file.with_name("tokenizer.json"), tokens)
     found = {"tokens": tokens, "blank": blank}
     if scores is not None:
@@ -99,7 +100,12 @@ def read_tokenizer(path: str | Path, language: str | None = None, outputs: int |
     delimiter = next((token for token in (named, "|") if token in vocab), None)
     several = any(len(token) > 1 and token != blank and not is_special(token) for token in tokens)
     if config.get("tokenizer_class") == _PHONEMES or (delimiter is None and several):
+        if named in vocab:
+            _warn(f"{file}: {named!r} between words is a symbol of texts here; its own tokenizer leaves it out.")
         return {**found, "delimiter": None, "separator": " "}
+    written = config.get("replace_word_delimiter_char", " ")
+    if delimiter is not None and written != " ":
+        _warn(f"{file}: texts have a space between words here, where its own tokenizer writes {written!r}.")
     return {**found, "delimiter": delimiter}
 
 
@@ -110,10 +116,13 @@ def _configuration(file: Path) -> dict[str, Any]:
     return special | config if "added_tokens_decoder" in config else config | special
 
 
-def _lower(tokens: tuple[str, ...], kept: set[str | None]) -> tuple[str, ...]:
+def _lower(file: Path, tokens: tuple[str, ...], kept: set[str | None]) -> tuple[str, ...]:
     """Symbols as they are written in texts, where ``do_lower_case`` says so of capitals; both cases stay apart."""
     lower = tuple(token if token in kept or is_special(token) else token.lower() for token in tokens)
-    return lower if len(set(lower)) == len(lower) else tokens
+    if len(set(lower)) == len(lower):
+        return lower
+    _warn(f"{file}: has letters in both cases, which texts keep here; its own tokenizer writes all in lower case.")
+    return tokens
 
 
 def _as_outputs(file: Path, vocab: dict[str, Any], outputs: int) -> dict[str, Any]:
@@ -124,11 +133,7 @@ def _as_outputs(file: Path, vocab: dict[str, Any], outputs: int) -> dict[str, An
     unnamed = sorted(set(range(outputs)) - set(kept.values()))
     if not 0 < len(unnamed) <= MOST_UNNAMED:
         return kept
-    warnings.warn(
-        f"{file}: has no token for {', '.join(map(str, unnamed))} of the head's {outputs} outputs; texts leave them "
-        "out.",
-        stacklevel=4,
-    )
+    _warn(f"{file}: has no token for {', '.join(map(str, unnamed))} of the head's {outputs} outputs; texts lack them.")
     return kept | {f"<unused{number}>": number for number in unnamed}
 
 
@@ -193,6 +198,10 @@ def _scores(file: Path, tokens: tuple[str, ...]) -> tuple[float, ...] | None:
     if not isinstance(pairs, list) or [pair[0] for pair in pairs] != list(tokens):
         raise TextError(f"{file}: its pieces are not those of vocab.json beside it; restore both files")
     return tuple(float(pair[1]) for pair in pairs)
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, stacklevel=5)
 
 
 def _content(token: Any) -> str | None:
