@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from speech_adapters.config import option, parse_cli, run_main
 from speech_adapters.errors import ConfigError
-from speech_adapters.ranges import Dropout, Positive, Size
+from speech_adapters.ranges import Dropout, NotNegative, Positive, Size
 from speech_adapters.tasks.base import Corpus, ExperimentConfig
 
 if TYPE_CHECKING:
@@ -56,6 +56,9 @@ class Config(ExperimentConfig):
     head_hidden_size: Size | None = option(None, "a hidden layer in the CTC head; none by default, as published")
     head_kernel_size: Size = option(1, "neighbouring frames that this layer joins, an odd number")
     head_dropout: Dropout = option(0.1, "share of the features that the head does not see while it is trained")
+    head_consistency: NotNegative = option(
+        0.0, "weight of the divergence between two passes of the head, each with a dropout of its own (0.2 in CR-CTC)"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -96,6 +99,7 @@ def experiment(config: Config) -> Experiment:
         hidden_size=config.head_hidden_size,
         kernel_size=config.head_kernel_size,
         dropout=config.head_dropout,
+        consistency=config.head_consistency,
         encoder=config.encoder,
     )
     return Experiment("asr_librispeech", config, task, lambda: [find_corpus(config)])

@@ -52,6 +52,7 @@ def main(config: Config) -> Any:
         hidden_size=config.head_hidden_size,
         kernel_size=config.head_kernel_size,
         dropout=config.head_dropout,
+        consistency=config.head_consistency,
         encoder=config.encoder,
     )
     return run_experiment("compare_methods", config, task, lambda: [find_corpus(config)])

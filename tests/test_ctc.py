@@ -46,6 +46,36 @@ def test_loss_is_the_sum_over_all_alignments(reduction):
     assert head.loss(HeadOutput(logits, lengths), targets).item() == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_two_passes_are_asked_to_agree(reduction):
+    torch.manual_seed(0)
+    head = CTCHead(SMALL, reduction=reduction, consistency=0.3).build(8)
+    first, second, lengths = torch.randn(2, 6, 4), torch.randn(2, 6, 4), torch.tensor([6, 4])
+    targets, loss = torch.tensor([[2, 2, 3], [3, 1, -100]]), 0.0
+    for row, (length, symbols) in enumerate([(6, 3), (4, 2)]):
+        ours = HeadOutput(torch.stack([first[row, :length], second[row, :length]]), torch.tensor([length] * 2))
+        ctc = CTCHead(SMALL, reduction="sum").build(8).loss(ours, targets[row].expand(2, -1)) / 2
+        p, q = (torch.distributions.Categorical(logits=view[row, :length]) for view in (first, second))
+        apart = torch.distributions.kl_divergence(p, q) + torch.distributions.kl_divergence(q, p)
+        loss += (ctc + 0.3 * apart.sum() / 2) / (2 * symbols if reduction == "mean" else 1)
+    first[1, 4:] = float("inf")  # whatever stands behind an utterance
+    torch.testing.assert_close(head.loss(HeadOutput(first, lengths, second=second), targets), loss)
+
+
+def test_the_second_pass_drops_other_features_and_is_trainings_alone():
+    torch.manual_seed(0)
+    head = CTCHead(SMALL, hidden_size=16, dropout=0.5, consistency=0.2).build(8)
+    features, lengths, targets = torch.randn(2, 9, 8), torch.tensor([9, 7]), torch.tensor([[2, 3], [3, -100]])
+    output = head(features, lengths)
+    assert output.second is not None and not torch.equal(output.second, output.logits)
+    head.loss(output, targets).backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in head.parameters())
+    same = HeadOutput(output.logits, lengths, second=output.logits)  # agreement costs nothing
+    torch.testing.assert_close(head.loss(same, targets), head.loss(HeadOutput(output.logits, lengths), targets))
+    assert head.eval()(features, lengths).second is None
+    assert CTCHead(SMALL).build(8)(features, lengths).second is None
+
+
 def test_loss_is_computed_in_fp32_under_autocast():
     torch.manual_seed(0)
     head = CTCHead().build(8).eval()
@@ -121,6 +151,7 @@ def test_a_hidden_layer_joins_neighbouring_frames_and_no_padding():
 
 def test_config_round_trip_through_json():
     config = CTCHead(Vocabulary.from_texts(["grüße"]), normalizer="none", hidden_size=64, kernel_size=3, dropout=0.2)
+    config.consistency = 0.2
     again = head_from_dict(json.loads(json.dumps(config.to_dict())))
     assert isinstance(again, CTCHead) and again == config
     assert again.encode("grüße") == config.vocabulary.encode("grüße")
@@ -142,6 +173,8 @@ def test_encode_normalises_and_names_the_utterance():
         (lambda: CTCHead(hidden_size=0), "hidden_size=0"),
         (lambda: CTCHead(hidden_size=8, kernel_size=4), "kernel_size=4: give an odd number"),
         (lambda: CTCHead(kernel_size=3), "kernel_size=3 is the hidden layer's: set hidden_size"),
+        (lambda: CTCHead(consistency=-1), "consistency=-1"),
+        (lambda: CTCHead(consistency=0.2, dropout=0.0), "consistency=0.2 compares two dropouts: set dropout above 0"),
         (lambda: CTCHead(normalizer="upper"), "normalizer='upper'"),
         (lambda: CTCHeadModule.from_linear(torch.zeros(5, 8), torch.zeros(5), SMALL), "4 tokens.*5 outputs"),
     ],

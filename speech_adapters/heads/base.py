@@ -85,11 +85,13 @@ def head_from_dict(values: Mapping[str, Any]) -> HeadConfig:
 @dataclass
 class HeadOutput:
     """A head's answer. Frame-wise heads: ``logits`` (B, T, V) and ``lengths`` (B,) valid frames; utterance-wise heads:
-    ``logits`` (B, C), and an ``embedding`` (B, E) where they make one."""
+    ``logits`` (B, C), and an ``embedding`` (B, E) where they make one. ``second``: logits of a second pass, of a head
+    that compares two while it is trained."""
 
     logits: Tensor
     lengths: Tensor | None = None
     embedding: Tensor | None = None
+    second: Tensor | None = None
 
 
 class HeadModule(nn.Module, ABC):

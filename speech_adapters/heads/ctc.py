@@ -6,6 +6,13 @@ layer is what wav2vec 2.0, HuBERT and WavLM are fine-tuned with, and what the EL
 
 A hidden layer may stand below it, ``x = gelu(sum_k W_k x_{t+k} + b)`` over ``kernel_size`` neighbouring frames. A
 frozen encoder puts what a letter needs into several frames; a linear layer reads each alone.
+
+With ``consistency`` the loss asks two passes of the head, each with a dropout of its own, to agree (R-Drop: Wu et al.,
+NeurIPS 2021; for CTC, from two maskings of the input, CR-CTC: Yao et al., ICLR 2025)::
+
+    (CTC(z) + CTC(z')) / 2 + consistency * sum_t (KL(sg(p'_t) || p_t) + KL(sg(p_t) || p'_t)) / 2
+
+The encoder and its adapters are run once; it costs the head alone a second pass.
 """
 
 from __future__ import annotations
@@ -27,7 +34,7 @@ from speech_adapters.encoders.plan import frame_mask
 from speech_adapters.errors import ConfigError, ManifestError, TextError, shown
 from speech_adapters.heads.base import HeadConfig, HeadModule, HeadOutput, check_audible
 from speech_adapters.heads.decoding import greedy_decode
-from speech_adapters.ranges import Dropout, Size
+from speech_adapters.ranges import Dropout, NotNegative, Size
 from speech_adapters.text import (
     Normalizer,
     Vocabulary,
@@ -62,6 +69,8 @@ class CTCHead(HeadConfig):
     60 ms to each side."""
     dropout: Dropout = 0.1
     """On the features, while training; ``final_dropout`` of wav2vec 2.0 Base and WavLM Base."""
+    consistency: NotNegative = 0.0
+    """Weight of the divergence between two passes that drop other features, 0 for a single pass. 0.2 in CR-CTC."""
     reduction: Literal["mean", "sum"] = "mean"
     """``mean``: each utterance's loss by its number of symbols, then the batch's mean (that of Hugging Face's
     fine-tuning recipes), so that the learning rate does not hang on batch size; ``sum``: plain sum."""
@@ -79,6 +88,8 @@ class CTCHead(HeadConfig):
             raise ConfigError(f"CTCHead: kernel_size={self.kernel_size}: give an odd number, as many before as after.")
         if self.kernel_size > 1 and self.hidden_size is None:
             raise ConfigError(f"CTCHead: kernel_size={self.kernel_size} is the hidden layer's: set hidden_size too.")
+        if self.consistency and not self.dropout:
+            raise ConfigError(f"CTCHead: consistency={self.consistency} compares two dropouts: set dropout above 0.")
         normalize("", self.normalizer)  # an unknown name is an error here, not after training
 
     def encode(self, text: str, source: str = "") -> list[int]:
@@ -154,7 +165,13 @@ class CTCHeadModule(HeadModule):
     def forward(self, features: Tensor, lengths: Tensor) -> HeadOutput:
         if self.config.kernel_size > 1:  # what pads a batch is no neighbour
             features = features.masked_fill(~frame_mask(lengths, features.shape[1]).unsqueeze(-1), 0)
-        return HeadOutput(logits=self.linear(self.hidden(self.dropout(features))), lengths=lengths)
+        twice = self.training and self.config.consistency > 0
+        return HeadOutput(
+            logits=self._logits(features), lengths=lengths, second=self._logits(features) if twice else None
+        )
+
+    def _logits(self, features: Tensor) -> Tensor:
+        return self.linear(self.hidden(self.dropout(features)))
 
     def loss(self, output: HeadOutput, targets: Tensor) -> Tensor:
         """CTC loss of ``targets`` (B, L), padded with -100; computed in fp32 under any autocast.
@@ -162,17 +179,36 @@ class CTCHeadModule(HeadModule):
         An utterance with too few frames for its symbols has no alignment and an infinite loss; it counts as zero here
         (speed augmentation may do this to a few), so run :func:`check_ctc_lengths` on the data before training.
         """
-        assert output.lengths is not None, "a frame-wise head gives them"
         with torch.autocast(output.logits.device.type, enabled=False):
-            return F.ctc_loss(
-                output.logits.float().log_softmax(-1).transpose(0, 1),
-                targets.clamp(min=0),
-                output.lengths,
-                (targets >= 0).sum(-1),
-                blank=self.config.vocabulary.blank_id,
-                reduction=self.config.reduction,
-                zero_infinity=True,
-            )
+            first = output.logits.float().log_softmax(-1)
+            if output.second is None:
+                return self._ctc(first, output.lengths, targets)
+            second = output.second.float().log_softmax(-1)
+            both = (self._ctc(first, output.lengths, targets) + self._ctc(second, output.lengths, targets)) / 2
+            return both + self.config.consistency * self._divergence(first, second, output.lengths, targets)
+
+    def _ctc(self, log_probs: Tensor, lengths: Tensor | None, targets: Tensor) -> Tensor:
+        assert lengths is not None, "a frame-wise head gives them"
+        return F.ctc_loss(
+            log_probs.transpose(0, 1),
+            targets.clamp(min=0),
+            lengths,
+            (targets >= 0).sum(-1),
+            blank=self.config.vocabulary.blank_id,
+            reduction=self.config.reduction,
+            zero_infinity=True,
+        )
+
+    def _divergence(self, first: Tensor, second: Tensor, lengths: Tensor | None, targets: Tensor) -> Tensor:
+        """How far two passes (B, T, V) are apart, over real frames; each learns from the other as it stands."""
+        assert lengths is not None, "a frame-wise head gives them"
+        pairs = ((first, second), (second, first))
+        each = [F.kl_div(one, other.detach(), reduction="none", log_target=True).sum(-1) for one, other in pairs]
+        padding = ~frame_mask(lengths, first.shape[1])
+        per_utterance = ((each[0] + each[1]) / 2).masked_fill(padding, 0).sum(1)
+        if self.config.reduction == "sum":
+            return per_utterance.sum()
+        return (per_utterance / (targets >= 0).sum(-1).clamp(min=1)).mean()  # as the loss beside it
 
     def mistakes(self, output: HeadOutput, targets: Tensor) -> tuple[int, int]:
         """Errors of the best path and words of ``targets`` (B, L); of symbols, where the vocabulary has no words."""

@@ -49,6 +49,7 @@ class SpeechRecognition(Task[WERResult]):
         hidden_size: of a hidden layer in the head; None for none, as published.
         kernel_size: frames that this layer joins.
         dropout: on the head's features while it is trained.
+        consistency: weight of the divergence between two passes of the head with dropouts of their own.
         encoder: name of the encoder, for "checkpoint".
 
     Raises:
@@ -68,10 +69,12 @@ class SpeechRecognition(Task[WERResult]):
         hidden_size: int | None = None,
         kernel_size: int = 1,
         dropout: float = 0.1,
+        consistency: float = 0.0,
         encoder: str | None = None,
     ) -> None:
         self.normalizer, self.accept_letters = choose_normalizer(normalizer), accept_letters
-        self.hidden_size, self.kernel_size, self.dropout, self.subwords = hidden_size, kernel_size, dropout, subwords
+        self.hidden_size, self.kernel_size, self.subwords = hidden_size, kernel_size, subwords
+        self.dropout, self.consistency = dropout, consistency
         self.learnt = vocabulary if vocabulary in LEARNT else None
         self.vocabulary = None if self.learnt else _given_vocabulary(vocabulary, encoder)
         self._made: tuple[Manifest, CTCHead] | None = None
@@ -101,6 +104,7 @@ class SpeechRecognition(Task[WERResult]):
             hidden_size=self.hidden_size,
             kernel_size=self.kernel_size,
             dropout=self.dropout,
+            consistency=self.consistency,
         )
 
     def _learn(self, texts: Sequence[str]) -> Vocabulary:

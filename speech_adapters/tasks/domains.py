@@ -91,6 +91,9 @@ class DomainsConfig:
     head_hidden_size: Size | None = option(None, "a hidden layer in the CTC head; none by default, as published")
     head_kernel_size: Size = option(1, "neighbouring frames that this layer joins, an odd number")
     head_dropout: Dropout = option(0.1, "share of the features that the head does not see while it is trained")
+    head_consistency: NotNegative = option(
+        0.0, "weight of the divergence between two passes of the head, each with a dropout of its own (0.2 in CR-CTC)"
+    )
     rank: Size | None = option(16, "rank of the fusion's matrices; null for full ones, as published")
     guide: NotNegative = option(
         1.0, "weight of the guide loss: fusion and router learn which adapter is the domain's own"
@@ -143,6 +146,7 @@ def domains_head(config: DomainsConfig, domains: Sequence[Domain]) -> CTCHead:
             hidden_size=config.head_hidden_size,
             kernel_size=config.head_kernel_size,
             dropout=config.head_dropout,
+            consistency=config.head_consistency,
         )
         trains = [domain.train for domain in domains]
         return task.head_for(Manifest((u for manifest in trains for u in manifest), "all domains"))
