@@ -182,9 +182,13 @@ def test_the_recipe_runs_on_the_packaged_whisper(corpus):
     run(
         "recipes/asr_librispeech.py", *sets, "--encoder=whisper-tiny-en", "--adapter=lora", f"--output={output}",
         "training.updates=12", "training.batch_seconds=6", "training.time_mask_probability=0.1",
-        "training.cache=null",
+        "training.cache=null", "--head-hidden-size=16", "--head-kernel-size=3", "--head-dropout=0.3",
+        "--head-consistency=0.2",
     )  # fmt: skip
     results = json.loads((output / "results.json").read_text())
+    head = json.loads((output / "heads" / "lora" / "head.json").read_text())["config"]
+    chosen = {"hidden_size": 16, "kernel_size": 3, "dropout": 0.3, "consistency": 0.2}
+    assert {key: head[key] for key in chosen} == chosen
     assert results["encoder"] == "whisper-tiny-en" and results["parameters"]["total"] > 8_208_384
     saved = json.loads((output / "adapters" / "lora" / "adapter.json").read_text())
     assert saved["base"]["family"] == "whisper" and saved["base"]["normalize"] is False
