@@ -166,7 +166,7 @@ def save_onnx_adapter(
         )
     graph = read_json(file.parent / DESCRIPTION)
     base = {"normalized_inside": encoder.normalize, "settings": encoder.settings}
-    other = [] if graph["fingerprint"] in encoder.fingerprints else ["fingerprint"]
+    other = [] if graph.get("fingerprint") in encoder.fingerprints else ["fingerprint"]
     if other := other + [key for key in base if graph.get(key, base[key]) != base[key]]:
         raise CheckpointError(
             f"{file}: the graph beside it is of {graph['base']!r}, this adapter of {encoder.name!r}, which has other "
