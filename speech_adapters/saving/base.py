@@ -54,8 +54,8 @@ class Base:
 
     def has_weights_of(self, other: Base) -> bool:
         """Whether both are the same frozen weights, whatever their names."""
-        mine, others = ({one.fingerprint, one.older_fingerprint} - {None} for one in (self, other))
-        return not mine.isdisjoint(others)
+        either = other.fingerprint, other.older_fingerprint
+        return self.fingerprint in either or self.older_fingerprint == other.fingerprint
 
     def check(self, other: Base, part: str) -> None:
         """Raise a CheckpointError unless ``other`` is this base; ``part`` opens the message."""
