@@ -14,7 +14,8 @@ def from_speechbrain(module: str) -> Any:
     and scores in float32 would then hang on whether a head of its kind was built before. It is asked not to, by the
     variable that it has for it. Where somebody else imported it first, that stands.
     """
-    name, before = "SB_DISABLE_QUIRKS", os.environ.get("SB_DISABLE_QUIRKS")
+    name = "SB_DISABLE_QUIRKS"
+    before = os.environ.get(name)
     os.environ[name] = ",".join(filter(None, (before, "allow_tf32")))
     try:
         return import_module(f"speechbrain.{module}")

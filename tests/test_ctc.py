@@ -150,8 +150,8 @@ def test_a_hidden_layer_joins_neighbouring_frames_and_no_padding():
 
 
 def test_config_round_trip_through_json():
-    config = CTCHead(Vocabulary.from_texts(["grüße"]), normalizer="none", hidden_size=64, kernel_size=3, dropout=0.2)
-    config.consistency = 0.2
+    vocabulary = Vocabulary.from_texts(["grüße"])
+    config = CTCHead(vocabulary, normalizer="none", hidden_size=64, kernel_size=3, dropout=0.2, consistency=0.2)
     again = head_from_dict(json.loads(json.dumps(config.to_dict())))
     assert isinstance(again, CTCHead) and again == config
     assert again.encode("grüße") == config.vocabulary.encode("grüße")

@@ -179,16 +179,18 @@ class CTCHeadModule(HeadModule):
         An utterance with too few frames for its symbols has no alignment and an infinite loss; it counts as zero here
         (speed augmentation may do this to a few), so run :func:`check_ctc_lengths` on the data before training.
         """
+        lengths = output.lengths
+        assert lengths is not None, "a frame-wise head gives them"
         with torch.autocast(output.logits.device.type, enabled=False):
             first = output.logits.float().log_softmax(-1)
             if output.second is None:
-                return self._ctc(first, output.lengths, targets)
+                return self._ctc(first, lengths, targets)
             second = output.second.float().log_softmax(-1)
-            both = (self._ctc(first, output.lengths, targets) + self._ctc(second, output.lengths, targets)) / 2
-            return both + self.config.consistency * self._divergence(first, second, output.lengths, targets)
+            both = (self._ctc(first, lengths, targets) + self._ctc(second, lengths, targets)) / 2
+            return both + self.config.consistency * self._divergence(first, second, lengths, targets)
 
-    def _ctc(self, log_probs: Tensor, lengths: Tensor | None, targets: Tensor) -> Tensor:
-        assert lengths is not None, "a frame-wise head gives them"
+    def _ctc(self, log_probs: Tensor, lengths: Tensor, targets: Tensor) -> Tensor:
+        """The loss of one pass's log probabilities (B, T, V), reduced as the config says."""
         return F.ctc_loss(
             log_probs.transpose(0, 1),
             targets.clamp(min=0),
@@ -199,16 +201,16 @@ class CTCHeadModule(HeadModule):
             zero_infinity=True,
         )
 
-    def _divergence(self, first: Tensor, second: Tensor, lengths: Tensor | None, targets: Tensor) -> Tensor:
-        """How far two passes (B, T, V) are apart, over real frames; each learns from the other as it stands."""
-        assert lengths is not None, "a frame-wise head gives them"
+    def _divergence(self, first: Tensor, second: Tensor, lengths: Tensor, targets: Tensor) -> Tensor:
+        """How far the log probabilities of two passes (B, T, V) are apart, in nats over real frames, reduced as the
+        loss is; each learns from the other as it stands."""
         pairs = ((first, second), (second, first))
         each = [F.kl_div(one, other.detach(), reduction="none", log_target=True).sum(-1) for one, other in pairs]
         padding = ~frame_mask(lengths, first.shape[1])
         per_utterance = ((each[0] + each[1]) / 2).masked_fill(padding, 0).sum(1)
         if self.config.reduction == "sum":
             return per_utterance.sum()
-        return (per_utterance / (targets >= 0).sum(-1).clamp(min=1)).mean()  # as the loss beside it
+        return (per_utterance / (targets >= 0).sum(-1).clamp(min=1)).mean()
 
     def mistakes(self, output: HeadOutput, targets: Tensor) -> tuple[int, int]:
         """Errors of the best path and words of ``targets`` (B, L); of symbols, where the vocabulary has no words."""
