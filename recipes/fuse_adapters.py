@@ -130,11 +130,10 @@ def main(config: Config) -> None:
 
     run = RunFolder.open("fuse_adapters", config, config.output, resume=config.resume)
     print(f"{model.encoder!r}\ntrain {corpus.train.summary()}\ntest  {corpus.test.summary()}\nrun   {run.path}\n")
-    options: dict[str, Any] = {"augmentation": settings.augmentation, "seed": settings.seed}
     data = (
-        GuidedDataset(corpus.train, config.names, target=head.target, **options)
+        GuidedDataset(corpus.train, config.names, target=head.target, **settings.dataset_options)
         if config.guide
-        else SpeechDataset(corpus.train, head.target, **options)
+        else SpeechDataset(corpus.train, head.target, **settings.dataset_options)
     )
     trained = train(model, data, settings, run, SpeechDataset(corpus.dev, head.target), config.method)
     for name in config.names:

@@ -245,6 +245,17 @@ def test_flac_of_unknown_length_is_read(tmp_path: Path):
     assert len(read_audio(path, offset=0.5, duration=0.25)) == 4_000
 
 
+def test_counting_an_open_length_ends_where_it_is_told_to(tmp_path: Path):
+    path = tmp_path / "piped.flac"
+    write_audio(path, torch.zeros(600 * 16_000))
+    content = bytearray(path.read_bytes())
+    content[21] &= 0xF0
+    content[22:26] = bytes(4)
+    path.write_bytes(content)
+    assert 30 < audio_info(path, count_to=30).duration < 300
+    assert audio_info(path, count_to=601).duration == 600
+
+
 @pytest.mark.parametrize(("written", "asked"), [("NFC", "NFD"), ("NFD", "NFC")])
 def test_names_that_look_the_same_are_found(tmp_path: Path, written: str, asked: str):
     folder = tmp_path / unicodedata.normalize(written, "Zoë")

@@ -269,7 +269,7 @@ def test_processes_share_the_work(tmp_path, manifest, monkeypatch):  # noqa: F81
 
     model, held = make_model("head-only"), []
     for rank in (0, 1):
-        monkeypatch.setattr(cache_file, "PartialState", lambda rank=rank, **_: Process(rank))
+        monkeypatch.setattr(cache_file, "processes", lambda rank=rank: Process(rank))
         data = CachedDataset(SpeechDataset(manifest), model, tmp_path / str(rank), 2.0)
         held.append({key for key in data.keys if key in data.taps["state-3"]})
     assert held[0] and held[1] and not held[0] & held[1] and len(held[0] | held[1]) == len(manifest)

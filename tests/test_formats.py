@@ -306,6 +306,22 @@ def test_a_name_that_two_recordings_have(audio: Path, tmp_path: Path) -> None:
     assert found.left_out == (audio / "b" / "b.wav",)
 
 
+def test_the_path_from_the_folder_is_the_recording_whatever_sorts_first(audio: Path, tmp_path: Path) -> None:
+    speak(audio / "z.wav", 1.0)
+    speak(audio / "b" / "z.wav", 2.0)
+    for said in ("z.wav", str(audio / "z.wav")):
+        (tmp_path / "t.csv").write_text(f"file,text\n{said},YES\n")
+        (found,) = read_folder(audio, table=tmp_path / "t.csv").manifest
+        assert found.audio_filepath == audio / "z.wav"
+    (tmp_path / "t.csv").write_text(f"file,text\n{audio / 'b' / 'z.wav'},YES\n")
+    with pytest.raises(ManifestError, match=r"t.csv:2: .*c has no '.*z.wav'"):
+        (audio / "c").mkdir()
+        speak(audio / "c" / "z.wav", 1.0)
+        read_folder(audio / "c", table=tmp_path / "t.csv")
+    (tmp_path / "t.csv").write_text("file,text\n/of/another/machine/b.wav,YES\n")
+    assert read_folder(audio, table=tmp_path / "t.csv").manifest[0].audio_filepath == audio / "b" / "b.wav"
+
+
 def test_texts_beside_the_recordings(audio: Path) -> None:
     assert [u.text for u in read_folder(audio).manifest] == [None, None]
     (audio / "a.txt").write_text("Yes,\n it is.\n")

@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from speech_adapters.config import load_config
 from speech_adapters.errors import ConfigError, InputError
 from speech_adapters.runs.environment import environment, peak_memory_bytes, reset_peak_memory
 from speech_adapters.runs.folder import RunFolder
+from speech_adapters.training.settings import Cache, TrainingConfig
 
 
 @dataclass(kw_only=True)
@@ -70,6 +71,19 @@ def test_the_same_run_goes_on_and_another_is_refused(tmp_path: Path) -> None:
     assert RunFolder.open("asr", Recipe(), resume="latest", root=tmp_path).path == begun.path.resolve()
     with pytest.raises(ConfigError, match="not both"):
         RunFolder.open("asr", Recipe(), tmp_path / "mine", resume="latest", root=tmp_path)
+
+
+@dataclass(kw_only=True)
+class Trained(Recipe):
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+
+def test_what_changes_no_update_may_change(tmp_path: Path) -> None:
+    RunFolder.open("asr", Trained(training=TrainingConfig(updates=5)), tmp_path / "mine")
+    free = TrainingConfig(updates=5, workers=2, save_minutes=1.0, cache=Cache(folder=tmp_path), trackers=())
+    assert RunFolder.open("asr", Trained(training=free), tmp_path / "mine").resumed
+    with pytest.raises(ConfigError, match=r"settings: training.updates was 5, now 6\. Go on"):
+        RunFolder.open("asr", Trained(training=replace(free, updates=6)), tmp_path / "mine")
 
 
 def test_a_folder_left_by_a_kill_before_its_configuration_is_used(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -38,7 +39,7 @@ from speech_adapters.runs.folder import RunFolder
 from speech_adapters.tasks.classification import evaluate_classification
 from speech_adapters.training.loop import rate_factor
 from speech_adapters.training.settings import TrainingConfig
-from speech_adapters.training.supervised import time_mask, train
+from speech_adapters.training.supervised import Supervised, time_mask, train
 
 HEAD = CTCHead(dropout=0.0)  # so that processes need not share random numbers
 QUIET = {"trackers": (), "precision": "fp32", "batch_seconds": 3.0, "log_every": 1}
@@ -440,3 +441,69 @@ def test_two_processes_equal_one_with_twice_the_accumulation(manifest, tmp_path)
         curves.append([line["loss"] for line in lines if "loss" in line])
     assert len(curves[0]) == 4
     np.testing.assert_allclose(curves[0], curves[1], rtol=1e-4)
+
+
+WATCHED_BY_TWO = """
+import sys; sys.path.insert(0, {tests!r})
+from pathlib import Path
+import torch
+from test_training import QUIET, make_model
+from speech_adapters.data.batches import SpeechDataset
+from speech_adapters.data.manifest import Manifest
+from speech_adapters.heads import SpeakerHead
+from speech_adapters.runs.folder import RunFolder
+from speech_adapters.runs.processes import processes
+from speech_adapters.training.settings import TrainingConfig
+from speech_adapters.training.supervised import train
+manifest = Manifest.read({manifest!r}, require=("text",))
+head = SpeakerHead(speakers=("s0", "s1", "s2", "s3"), network="ecapa", channels=8, embedding_size=8)
+config = TrainingConfig(**QUIET, updates=12, evaluate_every=1, patience=1, learning_rates={{"head": 0.1}}, warmup=0.0)
+model, data = make_model("head-only", head), SpeechDataset(manifest, head.target)
+done = train(model, data, config, RunFolder({folder!r}), data, name="m")
+torch.save((done.updates, dict(model.head.named_buffers())), Path({folder!r}, f"rank{{processes().process_index}}.pt"))
+"""
+
+
+@pytest.mark.slow
+def test_processes_evaluate_one_model_and_stop_together(manifest, tmp_path):
+    """Batch norm's statistics are of each process's own batches, and what is kept and when it ends hangs on them."""
+    manifest.write(tmp_path / "train.jsonl")
+    values = {"tests": str(Path(__file__).parent), "manifest": str(tmp_path / "train.jsonl"), "folder": str(tmp_path)}
+    (tmp_path / "script.py").write_text(WATCHED_BY_TWO.format(**values))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29612"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [*launcher, str(tmp_path / "script.py")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (updates, buffers), (others_updates, others) = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
+    assert updates == others_updates and buffers
+    assert all(torch.equal(buffers[name], others[name]) for name in buffers)
+
+
+def test_an_evaluation_that_is_no_number_is_never_the_best(manifest, tmp_path, monkeypatch):
+    found = iter([math.nan, 1.0, 0.5, math.nan])
+    monkeypatch.setattr(Supervised, "evaluate", lambda self: {"loss": next(found)})
+    settings = {"updates": 4, "evaluate_every": 1, "keep": "loss", "patience": 2}
+    done = train(
+        make_model(), SpeechDataset(manifest, HEAD.target), TrainingConfig(**QUIET, **settings), RunFolder(tmp_path),
+        SpeechDataset(manifest, HEAD.target), name="m",
+    )  # fmt: skip
+    assert done.updates == 4 and done.best_dev_loss == 0.5
+
+
+def test_a_run_killed_before_its_first_checkpoint_logs_once(manifest, tmp_path):
+    torn = '{"method": "m", "step": 1, "loss": 3.0}\n{"method": "other", "step": 1}\n{"method": "m", "st'
+    (tmp_path / "metrics.jsonl").write_text(torn)
+    run, data = RunFolder(tmp_path), SpeechDataset(manifest, HEAD.target)
+    train(make_model(), data, TrainingConfig(**QUIET, updates=2), run, name="m")
+    assert [(line["method"], line["step"]) for line in run.read_metrics()] == [("other", 1), ("m", 1), ("m", 2)]
+
+
+@pytest.mark.parametrize("option", [{"crop_seconds": 0.5}, {"augmentation": Augmentation()}])
+def test_settings_that_the_dataset_does_not_know_are_refused(manifest, tmp_path, option):
+    head = SpeakerHead(speakers=("s0", "s1", "s2", "s3"))
+    settings = TrainingConfig(**QUIET, updates=1, **option)
+    with pytest.raises(ConfigError, match=f"training.{next(iter(option))}=.*which the dataset does not do"):
+        train(make_model("e", head), SpeechDataset(manifest, head.target), settings, RunFolder(tmp_path))
+    data = SpeechDataset(manifest, head.target, **settings.dataset_options)
+    assert train(make_model("e", head), data, settings, RunFolder(tmp_path)).updates == 1

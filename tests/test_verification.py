@@ -21,7 +21,7 @@ from speech_adapters.metrics.detection import eer, min_dcf
 from speech_adapters.metrics.plda import PLDA
 from speech_adapters.metrics.verification import verification_result
 from speech_adapters.tasks.predict import extract_embeddings
-from speech_adapters.tasks.verification import evaluate_verification, speaker_means
+from speech_adapters.tasks.verification import evaluate_verification, score_verification, speaker_means
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +177,8 @@ def test_plda_scores_equal_speechbrains_and_beat_the_cosine():
     test, who = gaussian_speakers(30, 4, 1)
     pairs = np.triu_indices(len(who), 1)
     labels = np.array([who[i] == who[j] for i, j in zip(*pairs, strict=True)])
-    scores = plda.score(test.vectors, test.vectors, *pairs)
+    ready = plda.prepare(test.vectors)
+    scores = plda.score(ready, ready, *pairs)
     cosines = torch.nn.functional.cosine_similarity(test.vectors[pairs[0]], test.vectors[pairs[1]]).numpy()
     assert eer(scores, labels) < 0.6 * eer(cosines, labels)
 
@@ -203,6 +204,31 @@ def test_plda_scores_equal_speechbrains_and_beat_the_cosine():
     np.testing.assert_allclose(scores, expected.scoremat[row[pairs[0]], row[pairs[1]]], atol=1e-4)
     with pytest.raises(InputError, match="PLDA training: 4 utterances of 1 speakers"):
         PLDA.fit(torch.randn(4, 6), ["s"] * 4)
+
+
+def test_plda_scores_trials_of_embeddings_as_a_head_gives_them(tmp_path):
+    """Far from the origin and of any scale: what is averaged into a model is prepared first, like the test's."""
+    train, speakers = gaussian_speakers(60, 5, 0)
+    test, who = gaussian_speakers(30, 4, 1)
+    plda = PLDA.fit(train.vectors * 10, speakers, rank=2)
+    embeddings = replace(test, vectors=test.vectors * 10)
+    pairs = np.triu_indices(len(who), 1)
+    lines = [f"{int(who[i] == who[j])} {test.ids[i]} {test.ids[j]}" for i, j in zip(*pairs, strict=True)]
+    (tmp_path / "trials.txt").write_text("\n".join(lines))
+    scored = score_verification(embeddings, read_trials(tmp_path / "trials.txt"), plda=plda)
+    ready = plda.prepare(embeddings.vectors)
+    np.testing.assert_allclose(scored.scores, plda.score(ready, ready, *pairs), atol=1e-4)
+    labels = np.array([who[i] == who[j] for i, j in zip(*pairs, strict=True)])
+
+    names = [*dict.fromkeys(who)]
+    (tmp_path / "enrol.txt").write_text("".join(f"{a} {' '.join(test.ids[4 * n:][:3])}\n" for n, a in enumerate(names)))
+    trials = [(a, b) for a in names for b in test.ids[3::4]]
+    same = np.array([b.startswith(f"{a}-") for a, b in trials])
+    (tmp_path / "models.txt").write_text("".join(f"{int(s)} {a} {b}\n" for (a, b), s in zip(trials, same, strict=True)))
+    several = score_verification(
+        embeddings, read_trials(tmp_path / "models.txt"), enrolment=read_enrolment(tmp_path / "enrol.txt"), plda=plda
+    )
+    assert eer(several.scores, same) < eer(scored.scores, labels) < 0.25
 
 
 def test_options_that_do_not_go_together(corpus, model):

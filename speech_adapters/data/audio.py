@@ -10,6 +10,7 @@ training, evaluation and serving hear the same. Peaks above 1 (floating-point mi
 
 from __future__ import annotations
 
+import math
 import os
 import struct
 import sys
@@ -62,14 +63,23 @@ class AudioInfo:
         return self.frames / self.sample_rate
 
 
-def audio_info(path: str | os.PathLike[str]) -> AudioInfo:
-    """Read the header only.
+def audio_info(path: str | os.PathLike[str], *, count_to: float = math.inf) -> AudioInfo:
+    """Read the header; of a stream whose header leaves the length open, decode all of it to count the samples.
+
+    Args:
+        count_to: seconds after which counting ends: what such a stream is then said to last is a little more.
 
     Raises:
         AudioError: the file is missing, empty, of an unknown format or cut short.
     """
     with _open(path) as file:
-        return AudioInfo(file.samplerate, file.channels, _frames(file))
+        return AudioInfo(file.samplerate, file.channels, _frames(file, count_to * file.samplerate))
+
+
+def audio_channels(path: str | os.PathLike[str]) -> int:
+    """How many channels the header says. Raises as :func:`audio_info`."""
+    with _open(path) as file:
+        return int(file.channels)
 
 
 def read_audio(
@@ -449,13 +459,14 @@ def _check_header(path: Path | Member, file: soundfile.SoundFile, size: int) -> 
         raise AudioError(f"{path}: cut short: its header promises more bytes; {_AGAIN}")
 
 
-def _frames(file: soundfile.SoundFile) -> int:
-    """Samples per channel: the header's count or, where it leaves that open, what is counted by decoding."""
+def _frames(file: soundfile.SoundFile, most: float = math.inf) -> int:
+    """Samples per channel: the header's count or, where it leaves that open, what is counted by decoding, which ends
+    above ``most``."""
     if file.frames < _UNKNOWN:
         return int(file.frames)
     try:
         total, block = 0, max(_BLOCK // file.channels, 1)
-        while read := len(file.read(block, dtype="float32", always_2d=True)):
+        while total <= most and (read := len(file.read(block, dtype="float32", always_2d=True))):
             total += read
         file.seek(0)
     except (soundfile.SoundFileError, RuntimeError) as error:

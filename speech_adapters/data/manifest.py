@@ -28,7 +28,7 @@ from operator import eq
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from speech_adapters.data.audio import audio_info, read_audio
+from speech_adapters.data.audio import audio_channels, audio_info, read_audio
 from speech_adapters.data.audio_files import Piece, audio_hashes, check_pieces, identity
 from speech_adapters.data.manifest_index import IndexedLines, ManifestIndex, index_file, write_index
 from speech_adapters.errors import AudioError, ManifestError
@@ -456,7 +456,7 @@ def file_names(name: str) -> str:
 
 def _channels(path: Path) -> int:
     try:
-        return audio_info(path).channels
+        return audio_channels(path)
     except AudioError:
         return 0
 

@@ -166,6 +166,8 @@ class ECAPANetwork(nn.Module):
 
     def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
         if self.training:  # batch norm needs the batch; crops of one length leave no padding
+            # after the pooling it sees a vector per utterance: one alone, an epoch's last, has no deviation
+            self.model.asp_bn.train(len(features) > 1)
             # half a frame less: rounding of shares must not let the first padded frame in
             return self.model(features, (lengths - 0.5) / features.shape[1]).squeeze(1)
         # Its convolutions carry padding into real frames: each utterance on its own is exact.

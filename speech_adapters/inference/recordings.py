@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from speech_adapters.data.audio import MIN_SAMPLES, SAMPLE_RATE, audio_info, check_waveform, resample, stream_audio
+from speech_adapters.data.audio import MIN_SAMPLES, SAMPLE_RATE, audio_channels, check_waveform, resample, stream_audio
 from speech_adapters.data.manifest import Utterance
 from speech_adapters.errors import AudioError, ConfigError
 
@@ -114,7 +114,7 @@ def _name(item: Any, number: int) -> str:
 
 
 def _of_file(name: str, path: Path, channel: int | str | None, speakers: Sequence[str] | None) -> list[Recording]:
-    channels = audio_info(path).channels
+    channels = audio_channels(path)
     if speakers is not None:
         if len(speakers) != channels:
             raise AudioError(

@@ -2,7 +2,7 @@
 
 An embedding is mean + F h + noise, h ~ N(0, I) one per speaker, noise ~ N(0, Sigma); the score compares one shared h
 with two (Prince and Elder, ICCV 2007). Embeddings are centred on the training mean and length-normalised first
-(Garcia-Romero and Espy-Wilson, Interspeech 2011). speechbrain fits F and Sigma by EM; its scorer makes a matrix of all
+(Garcia-Romero and Espy-Wilson, Interspeech 2011), each utterance's before a model's are averaged. speechbrain fits F and Sigma by EM; its scorer makes a matrix of all
 models by all utterances, so trials are scored here, one product of two rows each:
 
     score(x, y) = x' Phi x / 2 + y' Phi y / 2 + x' Psi y + constant
@@ -79,13 +79,15 @@ class PLDA:
         test_index: np.ndarray,
         device: str | torch.device = "cpu",
     ) -> np.ndarray:
-        """(n,) log-likelihood ratios; arguments as of :func:`~speech_adapters.metrics.trial_scores.cosine_scores`."""
-        left, right = self._prepared(enrol), self._prepared(test)
+        """(n,) log-likelihood ratios; arguments as of :func:`~speech_adapters.metrics.trial_scores.cosine_scores`, but
+        ``enrol`` and ``test`` are what :meth:`prepare` gives, or means of it, whose length is made one again."""
+        left, right = (normalize(side.double(), dim=1) - self.mean for side in (enrol, test))
         own = [((side @ self.phi) * side).sum(1).numpy() / 2 for side in (left, right)]
         products = row_products(
             (left @ self.psi).float().to(device), right.float().to(device), enrol_index, test_index
         )
         return products + own[0][enrol_index] + own[1][test_index] + self.constant
 
-    def _prepared(self, vectors: Tensor) -> Tensor:
-        return normalize(vectors.double() - self.centre, dim=1) - self.mean
+    def prepare(self, vectors: Tensor) -> Tensor:
+        """Embeddings (N, E) as a head gives them, centred on the training's mean and length-normalised."""
+        return normalize(vectors.double() - self.centre, dim=1)

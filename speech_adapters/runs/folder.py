@@ -20,7 +20,8 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import is_dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -139,8 +140,9 @@ class RunFolder:
 
     def _check_same(self, config: Any, ignore: Sequence[str]) -> None:
         before, now = _flat(to_dict(load_config(type(config), self.config_file))), _flat(to_dict(config))
+        free = tuple(f"{key}." for key in (*ignore, *_free_to_change(config)))
         differing = [
-            key for key in now | before if key.split(".")[0] not in ignore and now.get(key) != before.get(key)
+            key for key in now | before if not f"{key}.".startswith(free) and now.get(key) != before.get(key)
         ]
         if differing:
             shown = "; ".join(f"{key} was {before.get(key)!r}, now {now.get(key)!r}" for key in differing[:10])
@@ -275,28 +277,20 @@ def _once_for_all_processes(make: Callable[[], RunFolder]) -> RunFolder:
     """Under ``torchrun`` the main process makes the folder and tells the others where it lies, or what is wrong."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return make()
-    import torch
-    from accelerate import PartialState
-    from accelerate.utils import broadcast_object_list
+    from speech_adapters.runs.processes import from_main, processes
 
-    processes = PartialState(cpu=not torch.cuda.is_available())
-    made: list[Any] = [None]
-    if processes.is_main_process:
+    made: RunFolder | InputError | None = None
+    if processes().is_main_process:
         try:
-            made = [make()]
+            made = make()
         except InputError as error:
-            made = [error]
-    own, told = (
-        made[0],
-        [(os.fspath(made[0]) if isinstance(made[0], RunFolder) else str(made[0]), getattr(made[0], "resumed", None))],
-    )
-    broadcast_object_list(told)
-    if own is None:
-        text, resumed = told[0]
-        own = InputError(text) if resumed is None else RunFolder(text, resumed=resumed)
-    if isinstance(own, InputError):
-        raise own
-    return own
+            made = error
+    text, resumed = from_main((os.fspath(made), made.resumed) if isinstance(made, RunFolder) else (str(made), None))
+    if made is None:
+        made = InputError(text) if resumed is None else RunFolder(text, resumed=resumed)
+    if isinstance(made, InputError):
+        raise made
+    return made
 
 
 def _flat(values: Any, key: str = "") -> dict[str, Any]:
@@ -304,6 +298,14 @@ def _flat(values: Any, key: str = "") -> dict[str, Any]:
     if not isinstance(values, dict) or not values:
         return {key: values}
     return {k: v for name, value in values.items() for k, v in _flat(value, f"{key}.{name}" if key else name).items()}
+
+
+def _free_to_change(config: Any, at: str = "") -> Iterator[str]:
+    """Dotted keys of what parts of a configuration call ``free_to_change``: it changes no result."""
+    for name, value in vars(config).items() if is_dataclass(config) else ():
+        if name in getattr(config, "free_to_change", ()):
+            yield at + name
+        yield from _free_to_change(value, f"{at}{name}.")
 
 
 def _file_name(name: str) -> str:

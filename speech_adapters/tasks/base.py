@@ -268,10 +268,8 @@ class Task(ABC, Generic[R]):
         data = SpeechDataset(
             corpus.train,
             head.target,
-            settings.augmentation,
-            settings.seed,
-            settings.crop_seconds,
             keep_in_memory=corpus.train.hours < KEPT_HOURS,
+            **settings.dataset_options,
         )
         return data, None if corpus.dev is None else SpeechDataset(corpus.dev, head.target)
 

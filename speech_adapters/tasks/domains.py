@@ -267,11 +267,10 @@ class DomainsRun:
         rates = {group: rate for group, rate in wanted.items() if group in groups}
         settings = replace(settings, seed=self.seed, learning_rates=rates)
         target = self.head.target
-        options: dict[str, Any] = {"target": target, "augmentation": settings.augmentation, "seed": self.seed}
         data = (
-            GuidedDataset(manifest, self.names, **options)
+            GuidedDataset(manifest, self.names, target=target, **settings.dataset_options)
             if model.active_fusions
-            else SpeechDataset(manifest, **options)
+            else SpeechDataset(manifest, target, **settings.dataset_options)
         )
         held_out = None if dev is None else SpeechDataset(dev, target)
         trained = train(model, data, settings, self.run, held_out, method + self.suffix)

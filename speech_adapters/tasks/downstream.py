@@ -133,7 +133,7 @@ class Downstream:
         groups = {self.adapter: set(model.parameter_groups())}
         rates = chosen_rates(self.rates, self.training.learning_rates, groups)[self.adapter]
         settings = replace(self.training, seed=seed, learning_rates=rates)
-        data: Any = SpeechDataset(labelled, head.target, settings.augmentation, seed)
+        data: Any = SpeechDataset(labelled, head.target, **settings.dataset_options)
         if pool is not None and (cached := self.cached(model, pool)) is not None:
             data, settings = cached.part(data), replace(settings, cache=None)
         train(model, data, settings, run, name=name)

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
-from accelerate import PartialState
 
 from speech_adapters.adapters import preset
 from speech_adapters.adapters.base import AdapterConfig
@@ -24,6 +23,7 @@ from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.reports.card import write_cards
 from speech_adapters.reports.report import method_rows, summary_table, write_report
 from speech_adapters.runs.folder import RunFolder
+from speech_adapters.runs.processes import processes
 from speech_adapters.runs.results import MethodResults, Results
 from speech_adapters.tasks.base import Corpus, ExperimentConfig, Task
 from speech_adapters.tasks.start import Start
@@ -86,9 +86,8 @@ def run_experiment(
     Raises:
         InputError: found in the encoder, the data, a preset or a setting, before any training.
     """
-    processes = PartialState(cpu=not torch.cuda.is_available())
     encoder = load_encoder(config.encoder, quantize=config.quantize)
-    with processes.main_process_first():
+    with processes().main_process_first():
         corpora = list(find())
     start = Start.read(config, encoder, task.own_head)
     task.start_head = start.head_config
@@ -99,12 +98,12 @@ def run_experiment(
     run = RunFolder.open(recipe, config, config.output, resume=config.resume)
     facts = [f"{s:5s} {manifest.summary()}" for s, manifest in corpora[0].splits.items() if s != "dev"]
     facts += [*start.notes(config), *task.notes(corpora[0])]
-    processes.print("\n".join([f"{encoder!r}", *facts, f"run   {run.path}\n"]))
+    processes().print("\n".join([f"{encoder!r}", *facts, f"run   {run.path}\n"]))
 
     started = time.perf_counter()
     options = config.scoring
     figures: dict[str, MethodResults] = {}
-    if processes.is_main_process:
+    if processes().is_main_process:
         figures = task.untrained(encoder, corpora[0], run, **options)
     for method, entry in figures.items():
         print(_line(method, task, entry))
@@ -118,9 +117,9 @@ def run_experiment(
                 model, cost = trained.pop(training.name)
             else:
                 model, cost = _train(task, corpora[training.fold], encoder, training, run)
-            if processes.is_main_process:  # under torchrun all train, one scores
+            if processes().is_main_process:  # under torchrun all train, one scores
                 scored.append(_score(task, corpora[training.fold], model, training, cost, run, options))
-        if not processes.is_main_process:
+        if not processes().is_main_process:
             continue
         figures[method] = _combine(task, scored)
         print(_line(method, task, figures[method]))
@@ -129,7 +128,7 @@ def run_experiment(
             if scored[0].layer_weights:
                 write_json(run.layer_weights_file, {method: scored[0].layer_weights})
 
-    if not processes.is_main_process:
+    if not processes().is_main_process:
         return None
     results = Results(
         task=task.name,
@@ -259,7 +258,7 @@ def train_in_one_pass(
 
 
 def _save(task: Task[Any], model: SpeechAdapterModel, name: str, run: RunFolder) -> None:
-    if PartialState().is_main_process:
+    if processes().is_main_process:
         model.save_adapter(name, run.adapter(name))
         model.save_head(task.name, run.head(name))
 

@@ -157,7 +157,7 @@ class UserAdapters:
         for other in model.active_adapters:
             if other != name:
                 model.registry.adapter(other).requires_grad_(False).eval()
-        dataset = SpeechDataset(corrections, self.head.config.target, seed=self.training.seed)
+        dataset = SpeechDataset(corrections, self.head.config.target, **self.training.dataset_options)
         try:
             with tempfile.TemporaryDirectory() as place:
                 return train(model, dataset, self.training, RunFolder.create("corrections", path=Path(place) / "run"))

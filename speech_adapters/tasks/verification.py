@@ -289,6 +289,8 @@ def score_trials(
     """(n,) scores of trials from the embeddings of ``resolved.utterances()``, in that order; see
     :func:`score_verification` for the options."""
     trials, needed = resolved.trials, resolved.utterances()
+    if plda is not None:
+        embeddings = replace(embeddings, vectors=plda.prepare(embeddings.vectors))
     groups = [np.searchsorted(needed, model).tolist() for model in resolved.models]
     enrol = average_embeddings(embeddings, groups, trials.enrol_names).vectors
     test = embeddings.vectors[torch.from_numpy(np.searchsorted(needed, resolved.tests))]

@@ -27,7 +27,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -40,6 +39,7 @@ from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.errors import ConfigError, InputError
 from speech_adapters.files import read_json, sweep_folder, write_json
 from speech_adapters.model import SpeechAdapterModel
+from speech_adapters.runs.processes import processes
 from speech_adapters.training.frozen import Frozen, Tap, compute_taps, frozen_part, hint, width_of
 from speech_adapters.training.settings import Cache
 
@@ -226,7 +226,7 @@ class _Filling:
 
     def __init__(self, data: CachedDataset, encoder: Encoder, batch_seconds: float) -> None:
         self.data, self.encoder, self.batch_seconds = data, encoder, batch_seconds
-        self.processes = PartialState(cpu=not torch.cuda.is_available())
+        self.processes = processes()
 
     def run(self, folder: Path) -> None:
         """What is not there afterwards (it did not fit, or another run got in between) is computed in each epoch."""

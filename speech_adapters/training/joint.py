@@ -11,8 +11,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-from accelerate import PartialState
 from torch import Tensor, nn
 
 from speech_adapters.composition.blocks import Composition
@@ -20,6 +18,7 @@ from speech_adapters.data.batches import SpeechDataset
 from speech_adapters.errors import ConfigError
 from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.runs.folder import RunFolder
+from speech_adapters.runs.processes import processes
 from speech_adapters.training.loop import Learner, Loss, Position, TrainingResult, fit
 from speech_adapters.training.settings import TrainingConfig
 from speech_adapters.training.supervised import Supervised
@@ -64,7 +63,7 @@ def train_jointly(
         raise ConfigError(f"train_jointly: training.evaluate_every needs a dev set, which {lacking[0]!r} has not.")
     if config.cache is not None:
         raise ConfigError("train_jointly: training.cache holds what one task's adapters read; set it to null.")
-    model.to(PartialState(cpu=not torch.cuda.is_available()).device)
+    model.to(processes().device)
     return fit(_Joint(model, tasks, config), config, run, name)
 
 

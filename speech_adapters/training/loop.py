@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import send_to_device, set_seed
+from accelerate.utils import broadcast, send_to_device, set_seed
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from tqdm.auto import tqdm
@@ -34,6 +34,7 @@ from speech_adapters.errors import CheckpointError, ConfigError, Interrupted, Tr
 from speech_adapters.files import atomic
 from speech_adapters.runs.environment import peak_memory_bytes, reset_peak_memory
 from speech_adapters.runs.folder import RunFolder
+from speech_adapters.runs.processes import from_main, processes
 from speech_adapters.training.meters import EnergyMeter, FlopCounter
 from speech_adapters.training.settings import LoopConfig, settings_of_updates
 
@@ -291,6 +292,14 @@ class _Part:
             self.scaler.step(self.optimizer)
         self.scaler.update()
 
+    def share_buffers(self) -> None:
+        """Give running statistics, which each process gathers from its own batches, the main one's values, as
+        DistributedDataParallel does: all evaluate the same model, and a checkpoint holds all there is."""
+        learnt = {parameter.data_ptr() for parameter in self.parameters}
+        for tensor in self.learner.tensors().values():
+            if tensor.data_ptr() not in learnt:
+                tensor.copy_(broadcast(tensor.clone()))
+
     def watch(self, figures: Mapping[str, float]) -> None:
         """Keep the best state, and stop where it was long ago."""
         progress, loss, error = self.progress, figures["loss"], figures.get("error")
@@ -299,7 +308,7 @@ class _Part:
         else:  # equal errors, as of a CTC head that says nothing yet, leave it to the loss
             best = (progress.best_error, progress.best_loss)
             better = None in best or (error, loss) < best
-        if better:
+        if better and not math.isnan(loss):
             progress.best_loss, progress.best_error, progress.worse = loss, error, 0
             self.best = {key: tensor.detach().clone() for key, tensor in self.learner.tensors().items()}
         else:
@@ -346,6 +355,7 @@ class _Training:
         self.watcher = watcher
         self.parts = {key: _Part(part, config) for key, part in learner.parts.items()}
         self.total = config.updates * learner.turns
+        processes()  # joined here, if not before: how long they wait is settled then
         self.accelerator = Accelerator(
             cpu=not torch.cuda.is_available(),
             log_with=[tracker for tracker in config.trackers if tracker != "none"] or None,
@@ -365,6 +375,7 @@ class _Training:
                 raise ConfigError(f"training {self.name!r} was made in {self.folder.path} already; give another name.")
             if (results := self._load(path)) is not None:
                 return results
+        self._forget_later_lines()
         progress, learner = self.progress, self.learner
         self.folder.begin()
         self.accelerator.init_trackers(self.name)
@@ -474,6 +485,9 @@ class _Training:
                 part.learner.after_update(progress.done)
             else:
                 self._skip(name, part, ids[name])
+        if self.accelerator.num_processes > 1:
+            for part in running.values():
+                part.share_buffers()
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
@@ -591,11 +605,14 @@ class _Training:
         with self._autocast():
             evaluations = learner.evaluations(self.running)
         learner.train()
+        if self.accelerator.num_processes > 1:  # two GPUs need not round alike, and all stop at the same update
+            evaluations = from_main(evaluations)
         for name, found in evaluations.items():
             self._log(name or self.name, {f"eval_{key}": value for key, value in found.items()})
             self.parts[name].watch(found)
             done = self.progress.done // learner.turns
-            if self.watcher is not None and self.watcher(name, done, found):
+            asked = self.watcher is not None and self.watcher(name, done, found)
+            if self._any_process([1] if asked else []):
                 self.parts[name].progress.stopped = True
 
     def _bar(self) -> Any:
@@ -647,11 +664,14 @@ class _Training:
         except Exception as error:  # whatever a damaged file makes torch.load or the parts raise
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise CheckpointError(f"{path}: cannot be gone on from ({reason}); remove it to begin anew.") from error
-        if self.accelerator.is_main_process:
+        return None
+
+    def _forget_later_lines(self) -> None:
+        """Drop from a resumed run's log what was written after its checkpoint, or without one: it comes again."""
+        if self.folder.resumed and self.accelerator.is_main_process:
             step = self.progress.done // self.learner.turns
             names = {self.name, *self.parts, *(self.learner.turn(number) for number in range(self.learner.turns))}
             self.folder.forget_metrics(lambda line: line.get("method") in names and line.get("step", 0) > step)
-        return None
 
     def _check_settings(self, path: Path, stored: Mapping[str, Mapping[str, str]]) -> None:
         """Raise a ConfigError for a checkpoint of other parts or settings."""

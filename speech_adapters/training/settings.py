@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from speech_adapters.data.audio_files import cache_folder
 from speech_adapters.data.augmentation import Augmentation
@@ -64,6 +64,9 @@ class Cache:
 @dataclass(kw_only=True)
 class LoopConfig(Configuration):
     """Settings of one run of the loop, whatever it trains."""
+
+    free_to_change: ClassVar = ("log_every", "save_minutes", "workers", "trackers", "cache")
+    """What a stopped run may go on with changed: it changes no update."""
 
     updates: Count = 1000
     """Optimizer steps. Methods are compared at equal updates."""
@@ -174,14 +177,15 @@ class TrainingConfig(LoopConfig):
         if self.cache is not None and self.augmentation is not None:
             raise ConfigError("training.cache: augmentation changes the audio in each epoch; set one of them to null.")
 
-
-FREE_TO_CHANGE = ("log_every", "save_minutes", "workers", "trackers", "cache")
-"""Settings that a stopped training may go on with changed: they change no update."""
+    @property
+    def dataset_options(self) -> dict[str, Any]:
+        """How a :class:`~speech_adapters.data.batches.SpeechDataset` to train on reads its utterances, as arguments."""
+        return {"augmentation": self.augmentation, "seed": self.seed, "crop_seconds": self.crop_seconds}
 
 
 def settings_of_updates(config: LoopConfig) -> dict[str, str]:
     """All that shapes the updates, as text: what a checkpoint belongs to."""
-    return {f.name: repr(getattr(config, f.name)) for f in fields(config) if f.name not in FREE_TO_CHANGE}
+    return {f.name: repr(getattr(config, f.name)) for f in fields(config) if f.name not in config.free_to_change}
 
 
 def fast_bfloat16() -> bool:

@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from torch import Tensor, nn
 
 from speech_adapters.data.batches import (
@@ -26,6 +25,7 @@ from speech_adapters.heads.base import HeadModule, HeadOutput, check_audible
 from speech_adapters.heads.ctc import CTCHeadModule
 from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.runs.folder import RunFolder
+from speech_adapters.runs.processes import processes
 from speech_adapters.training.cache import CachedDataset
 from speech_adapters.training.frozen import Frozen, frozen_part, model_inputs
 from speech_adapters.training.loop import Learner, Loss, Position, TrainingResult, fit
@@ -56,7 +56,7 @@ def train(
         RuntimeError, TrainingError, Interrupted: see :func:`~speech_adapters.training.loop.fit`.
     """
     check(model, dataset, config, dev)
-    model.to(PartialState(cpu=not torch.cuda.is_available()).device)
+    model.to(processes().device)
     watched = dev if config.evaluate_every else None
     if config.cache is not None:
         if isinstance(dataset, SpeechDataset):
@@ -82,6 +82,12 @@ def check(
     if getattr(dataset, "crop_seconds", None) is not None and isinstance(model.head, CTCHeadModule):
         raise ConfigError("train: training.crop_seconds cuts speech but not its text; a CTC head needs it whole.")
     if isinstance(dataset, SpeechDataset):
+        for option in ("augmentation", "crop_seconds"):
+            if (said := getattr(config, option)) is not None and getattr(dataset, option) is None:
+                raise ConfigError(
+                    f"train: training.{option}={said}, which the dataset does not do; make it by "
+                    "SpeechDataset(manifest, head.target, **training.dataset_options)."
+                )
         check_speeds(dataset.manifest, model.encoder, config)
 
 

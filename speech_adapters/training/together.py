@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from torch import Tensor, nn
 
 from speech_adapters.data.batches import SpeechDataset, UtteranceDataset, evaluation_loader
@@ -26,6 +25,7 @@ from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.errors import ConfigError
 from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.runs.folder import RunFolder
+from speech_adapters.runs.processes import processes
 from speech_adapters.training.cache import CachedDataset
 from speech_adapters.training.frozen import Frozen, Tap, batch_taps, compute_taps, frozen_part
 from speech_adapters.training.loop import Learner, Loss, Position, TrainingResult, Watcher, fit_parts, seed_update
@@ -76,7 +76,7 @@ def train_together(
                 f"train_together: {member.name!r} and {names[0]!r} differ in more than seed and learning rates."
             )
         check(member.model, member.dataset, member.config, member.dev)
-    encoder.to(PartialState(cpu=not torch.cuda.is_available()).device)
+    encoder.to(processes().device)
     for member in members:
         member.model.to(encoder.device)
     return fit_parts(_Together(members), shared, run, name, watcher)
@@ -124,7 +124,7 @@ class _Together(Learner):
 
     def __init__(self, members: Sequence[Member]) -> None:
         self.encoder = members[0].model.encoder
-        self.device, self.process = self.encoder.device, PartialState().process_index
+        self.device, self.process = self.encoder.device, processes().process_index
         self.streams = _streams(members, "dataset")
         self.dev_streams = _streams(members, "dev") if members[0].config.evaluate_every else []
         self._parts: dict[str, Supervised] = {}

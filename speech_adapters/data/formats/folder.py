@@ -105,17 +105,16 @@ def _rows_with_files(table: Table, root: Path, files: list[Path]) -> list[tuple[
     for place, entry in table.entries():
         said = str(entry.get("audio_filepath", ""))
         fitting = by_name.get(said) or by_name.get(Path(said).name, [])
-        if os.path.isabs(said) and Path(said).is_file():
-            fitting = [Path(said)]
-        exact = (
-            [file for file in fitting if file.relative_to(root).as_posix() == said] if len(fitting) > 1 else fitting
-        )
-        if len(exact) != 1:
-            few = ", ".join(file.relative_to(root).as_posix() for file in fitting[:3])
-            problem = f"{said!r} could be {few}; give the path from {root}" if fitting else f"{root} has no {said!r}"
-            problems.add(f"{place}: {problem}")
-            continue
-        found.append((place, entry | {"audio_filepath": str(fitting[0].absolute())}))
+        there = os.path.isabs(said) and Path(said).is_file()  # if not, it is another machine's: its name may do
+        exact = [f for f in fitting if (f.samefile(said) if there else f.relative_to(root).as_posix() == said)]
+        match exact or ([] if there else fitting):
+            case [file]:
+                found.append((place, entry | {"audio_filepath": str(file.absolute())}))
+            case []:
+                problems.add(f"{place}: {root} has no {said!r}")
+            case several:
+                few = ", ".join(file.relative_to(root).as_posix() for file in several[:3])
+                problems.add(f"{place}: {said!r} could be {few}; give the path from {root}")
     problems.raise_any()
     return found
 

@@ -71,13 +71,13 @@ def _open(paths: Sequence[Path], channel: str | None, most: float) -> list[Recor
     from speech_adapters.data.audio import audio_info
 
     for path in paths:
-        info = audio_info(path)
+        info = audio_info(path, count_to=most)
         if info.channels > 1 and channel is None:
             raise AudioError(
                 f'{path} has {info.channels} channels; name one in the field channel ("0" to "{info.channels - 1}"), '
                 'or their mean ("mix")'
             )
-        if info.duration > most and info.frames < 1 << 62:
-            raise AudioError(f"{path} lasts {info.duration:.0f} s, longer than the {most:g} s that are taken; cut it")
+        if info.duration > most:
+            raise AudioError(f"{path} lasts more than the {most:g} s that are taken; cut it")
     index = None if channel is None else channel if channel == "mix" else int(channel)
     return [each[0] for each in recordings_of(list(paths), channel=index, names=["the audio"] * len(paths))]
