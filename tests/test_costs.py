@@ -136,7 +136,11 @@ def test_energy_is_what_the_counters_gained(tmp_path, monkeypatch):
     for name, value in (("intel-rapl:0", 5_000_000), ("intel-rapl:0:1", 7), ("intel-rapl:1", 1_000_000)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "energy_uj").write_text(f"{value}\n")
+        (tmp_path / name / "max_energy_range_uj").write_text("9000000\n")
     monkeypatch.setattr(meters, "POWERCAP", Path(tmp_path))
     meter = EnergyMeter()
     (tmp_path / "intel-rapl:0" / "energy_uj").write_text("7500000\n")
     assert meter.joules() == 2.5, "packages count, their parts are in them"
+    (tmp_path / "intel-rapl:0" / "energy_uj").write_text("500000\n")
+    assert meter.joules() == 4.5, "the counter began again at 9 J"
+    assert meter.joules() == 4.5

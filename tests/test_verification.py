@@ -221,10 +221,14 @@ def test_plda_scores_trials_of_embeddings_as_a_head_gives_them(tmp_path):
     labels = np.array([who[i] == who[j] for i, j in zip(*pairs, strict=True)])
 
     names = [*dict.fromkeys(who)]
-    (tmp_path / "enrol.txt").write_text("".join(f"{a} {' '.join(test.ids[4 * n:][:3])}\n" for n, a in enumerate(names)))
+    (tmp_path / "enrol.txt").write_text(
+        "".join(f"{a} {' '.join(test.ids[4 * n :][:3])}\n" for n, a in enumerate(names))
+    )
     trials = [(a, b) for a in names for b in test.ids[3::4]]
     same = np.array([b.startswith(f"{a}-") for a, b in trials])
-    (tmp_path / "models.txt").write_text("".join(f"{int(s)} {a} {b}\n" for (a, b), s in zip(trials, same, strict=True)))
+    (tmp_path / "models.txt").write_text(
+        "".join(f"{int(s)} {a} {b}\n" for (a, b), s in zip(trials, same, strict=True))
+    )
     several = score_verification(
         embeddings, read_trials(tmp_path / "models.txt"), enrolment=read_enrolment(tmp_path / "enrol.txt"), plda=plda
     )

@@ -24,6 +24,11 @@ from speech_adapters.data.records import Names, is_table, read_records
 from speech_adapters.errors import ManifestError
 from speech_adapters.files import write_text
 
+_SUFFIXES = frozenset(
+    (".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".mp4", ".aac", ".wma", ".sph", ".aif", ".aiff")
+)
+"""Of audio files: a list may name another than the manifest has, or none."""
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -276,7 +281,8 @@ class UtteranceIndex:
         """The number of the utterance whose path ends with ``name``; -1 for several."""
 
         def parts(path: PurePath) -> tuple[str, ...]:
-            return path.parts if with_suffix else path.with_suffix("").parts
+            audio = path.suffix.lower() in _SUFFIXES  # the end of "call.speakerB" is none: it names its speaker
+            return path.with_suffix("").parts if audio and not with_suffix else path.parts
 
         if not name.name:  # "." or "/"
             return None

@@ -58,16 +58,24 @@ def bootstrap(
     denominators: ArrayLike,
     groups: Sequence[str | None] | None = None,
     *,
+    ids: Sequence[str] | None = None,
     n: int = 1000,
     seed: int = 0,
     level: float = 0.95,
 ) -> Interval:
     """The ratio of sums, such as errors by words, of utterances that belong to ``groups`` (their speakers).
 
-    All arguments hold one entry an utterance. The order of the utterances does not change the interval.
+    All arguments hold one entry per utterance; with ``ids``, one per utterance and run: what several runs made of an
+    utterance is drawn together, and more runs make no narrower interval. The order does not change the interval.
     """
     numerators = np.asarray(numerators, dtype=float)
     denominators = np.asarray(denominators, dtype=float)
+    if ids is not None:
+        places: dict[tuple[str | None, str], int] = {}
+        owners = [None] * len(ids) if groups is None else groups
+        member = [places.setdefault(key, len(places)) for key in zip(owners, ids, strict=True)]
+        numerators, denominators = (np.bincount(member, weights=sums) for sums in (numerators, denominators))
+        groups = [owner for owner, _ in places]
     if not denominators.sum() > 0:
         raise InputError("a rate over no words, frames or utterances is not defined; give a non-empty test set")
     order = np.lexsort((numerators, denominators))

@@ -41,7 +41,8 @@ class SlotsResult:
         return {name: self._share([pair[i][0] == pair[i][1] for pair in pairs]) for i, name in enumerate(self.slots)}
 
     def _share(self, right: Sequence[bool]) -> Interval:
-        return bootstrap(right, [1] * len(right), [u.speaker for u in self.utterances])
+        speakers, ids = [u.speaker for u in self.utterances], [u.id for u in self.utterances]
+        return bootstrap(right, [1] * len(right), speakers, ids=ids)
 
     def to_dict(self) -> dict[str, Any]:
         """``accuracy``, ``by_slot`` and the number of ``utterances`` (predictions), for ``results.json``."""

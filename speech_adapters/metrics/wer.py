@@ -214,10 +214,10 @@ def compare(a: WERResult, b: WERResult, *, n: int = 1000, seed: int = 0) -> Inte
 def pooled_metrics(results: Sequence[WERResult]) -> dict[str, Any]:
     """``wer`` and ``cer`` of several runs or test sets taken together, intervals by speaker, and mean counts."""
     scores = [score for result in results for score in result.utterances]
-    speakers = [score.speaker for score in scores]
+    interval = partial(bootstrap, groups=[s.speaker for s in scores], ids=[s.id for s in scores])
     metrics: dict[str, Any] = {
-        "wer": bootstrap([s.errors for s in scores], [s.words for s in scores], speakers).to_dict(),
-        "cer": bootstrap([s.character_errors for s in scores], [s.characters for s in scores], speakers).to_dict(),
+        "wer": interval([s.errors for s in scores], [s.words for s in scores]).to_dict(),
+        "cer": interval([s.character_errors for s in scores], [s.characters for s in scores]).to_dict(),
     }
     for count in ("words", "characters", "substitutions", "deletions", "insertions"):
         metrics[count] = round(sum(getattr(result, count) for result in results) / len(results))

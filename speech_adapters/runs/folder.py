@@ -141,9 +141,7 @@ class RunFolder:
     def _check_same(self, config: Any, ignore: Sequence[str]) -> None:
         before, now = _flat(to_dict(load_config(type(config), self.config_file))), _flat(to_dict(config))
         free = tuple(f"{key}." for key in (*ignore, *_free_to_change(config)))
-        differing = [
-            key for key in now | before if not f"{key}.".startswith(free) and now.get(key) != before.get(key)
-        ]
+        differing = [key for key in now | before if not f"{key}.".startswith(free) and now.get(key) != before.get(key)]
         if differing:
             shown = "; ".join(f"{key} was {before.get(key)!r}, now {now.get(key)!r}" for key in differing[:10])
             raise ConfigError(
@@ -186,11 +184,6 @@ class RunFolder:
     def detection_file(self) -> Path:
         """What the report draws DET curves and score histograms from, by system."""
         return self.path / "detection.json"
-
-    @property
-    def report_file(self) -> Path:
-        """The page of this run."""
-        return self.path / "report.html"
 
     def checkpoint(self, name: str) -> Path:
         """What the training called ``name`` goes on from."""

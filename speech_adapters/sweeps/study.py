@@ -259,14 +259,10 @@ class Sweep:
             trial.set_user_attr("reason", str(error))
             self._tell(trial, None)
             return
-        options = {
-            "batch_seconds": 2 * self.config.training.batch_seconds,
-            "precision": self.config.training.precision,
-        }
         for name, trial in names.items():
             model, cost = made[name]
             if trial.user_attrs.get("pruned") is None and trial.user_attrs.get("metrics") is None:
-                result = self.task.score(model, self.corpus, **options)
+                result = self.task.score(model, self.corpus, **self.config.scoring)
                 trial.set_user_attr("metrics", to_json(self.task.metrics([result])))
             trial.set_user_attr("parameters", model.count_parameters())
             trial.set_user_attr("updates", cost.updates)

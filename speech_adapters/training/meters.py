@@ -34,20 +34,26 @@ class EnergyMeter:
 
     def __init__(self, device: Any = "cpu") -> None:
         self.device = device
-        self._before = self._counters()
+        self._last = self._counters()
+        self._spent = dict.fromkeys(self._last, 0.0)
 
     def joules(self) -> float | None:
-        """None where no counter can be read."""
+        """None where no counter can be read. A CPU's begins again at 0 after an hour or so: ask more often."""
         now = self._counters()
-        spent = [now[key] - before for key, before in self._before.items() if key in now]
-        return sum(spent) if spent else None
+        for key in self._spent.keys() & now.keys():
+            step, wrap = now[key][0] - self._last[key][0], now[key][1]
+            self._spent[key] += step if step >= 0 else step + wrap
+            self._last[key] = now[key]
+        return sum(self._spent.values()) if self._spent else None
 
-    def _counters(self) -> dict[str, float]:
+    def _counters(self) -> dict[str, tuple[float, float]]:
+        """Joules of each counter, and where it begins again."""
         found = {}
         for package in POWERCAP.glob("intel-rapl:[0-9]*"):
             with contextlib.suppress(OSError, ValueError):
                 if ":" not in package.name.removeprefix("intel-rapl:"):  # a package, not a part of one
-                    found[package.name] = int((package / "energy_uj").read_text()) / 1e6
+                    now, most = (int((package / name).read_text()) for name in ("energy_uj", "max_energy_range_uj"))
+                    found[package.name] = now / 1e6, most / 1e6
         if torch.device(self.device).type == "cuda":
             with contextlib.suppress(Exception):  # no library, or a driver that does not tell
                 import pynvml
@@ -55,5 +61,5 @@ class EnergyMeter:
                 pynvml.nvmlInit()
                 uuid = str(torch.cuda.get_device_properties(self.device).uuid)
                 handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
-                found["gpu"] = pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3
+                found["gpu"] = pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3, 0.0
         return found

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import math
 import time
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -157,14 +157,14 @@ class Guard:
 
     def _check_origin(self, headers: Headers) -> None:
         host = headers.get("host", "")
-        name = urlsplit(f"//{host}").hostname if host else None
+        name = _parts(f"//{host}").hostname if host else None
         if "*" not in self.settings.hosts and name not in self.settings.hosts:
             raise ApiError(
                 421, f"this server does not answer as {name!r}; its operator adds names with --host-name",
                 code="unknown_host",
             )  # fmt: skip
         origin = headers.get("origin")
-        if origin is None or origin in self.settings.origins or urlsplit(origin).netloc == host:
+        if origin is None or origin in self.settings.origins or _parts(origin).netloc == host:
             return
         raise ApiError(
             403, f"pages of {origin!r} may not ask here; the server's operator allows origins with --origin",
@@ -247,6 +247,14 @@ def too_large(most: int) -> ApiError:
         413, f"more than the {most / 2**20:.3g} MB that are taken at once; send FLAC or Opus, or cut the recording",
         code="request_too_large",
     )  # fmt: skip
+
+
+def _parts(address: str) -> SplitResult:
+    """Those of a URL; none of what cannot be one, such as ``//[abc``."""
+    try:
+        return urlsplit(address)
+    except ValueError:
+        return urlsplit("")
 
 
 def _busy(why: str, seconds: float) -> ApiError:
