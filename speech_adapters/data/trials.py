@@ -24,9 +24,7 @@ from speech_adapters.data.records import Names, is_table, read_records
 from speech_adapters.errors import ManifestError
 from speech_adapters.files import write_text
 
-_SUFFIXES = frozenset(
-    (".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".mp4", ".aac", ".wma", ".sph", ".aif", ".aiff")
-)
+_SUFFIXES = frozenset(f".{kind}" for kind in "wav flac ogg opus mp3 m4a mp4 aac wma sph aif aiff".split())
 """Of audio files: a list may name another than the manifest has, or none."""
 
 

@@ -73,8 +73,8 @@ def bootstrap(
     if ids is not None:
         places: dict[tuple[str | None, str], int] = {}
         owners = [None] * len(ids) if groups is None else groups
-        member = [places.setdefault(key, len(places)) for key in zip(owners, ids, strict=True)]
-        numerators, denominators = (np.bincount(member, weights=sums) for sums in (numerators, denominators))
+        runs = [places.setdefault(key, len(places)) for key in zip(owners, ids, strict=True)]
+        numerators, denominators = (np.bincount(runs, weights=sums) for sums in (numerators, denominators))
         groups = [owner for owner, _ in places]
     if not denominators.sum() > 0:
         raise InputError("a rate over no words, frames or utterances is not defined; give a non-empty test set")

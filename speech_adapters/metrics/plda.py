@@ -2,8 +2,9 @@
 
 An embedding is mean + F h + noise, h ~ N(0, I) one per speaker, noise ~ N(0, Sigma); the score compares one shared h
 with two (Prince and Elder, ICCV 2007). Embeddings are centred on the training mean and length-normalised first
-(Garcia-Romero and Espy-Wilson, Interspeech 2011), each utterance's before a model's are averaged. speechbrain fits F and Sigma by EM; its scorer makes a matrix of all
-models by all utterances, so trials are scored here, one product of two rows each:
+(Garcia-Romero and Espy-Wilson, Interspeech 2011), each utterance's before a model's are averaged. speechbrain fits F
+and Sigma by EM; its scorer makes a matrix of all models by all utterances, so trials are scored here, one product of
+two rows each:
 
     score(x, y) = x' Phi x / 2 + y' Phi y / 2 + x' Psi y + constant
 """

@@ -25,4 +25,4 @@ def from_main(value: T) -> T:
     """The main process's ``value`` in every one of them."""
     told: list[Any] = [value]
     broadcast_object_list(told)
-    return told[0]  # type: ignore[no-any-return]
+    return told[0]

@@ -179,7 +179,7 @@ class TrainingConfig(LoopConfig):
 
     @property
     def dataset_options(self) -> dict[str, Any]:
-        """How a :class:`~speech_adapters.data.batches.SpeechDataset` to train on reads its utterances, as arguments."""
+        """How a :class:`~speech_adapters.data.batches.SpeechDataset` to train on reads its utterances."""
         return {"augmentation": self.augmentation, "seed": self.seed, "crop_seconds": self.crop_seconds}
 
 
