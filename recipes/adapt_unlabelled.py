@@ -239,7 +239,8 @@ def main(config: Config) -> None:
     windows = Windows(seconds=config.window, voice_activity="none")
     precision = config.precision if config.precision != "auto" else ("bf16" if fast_bfloat16() else "fp32")
     model = None if config.adapter is None else find_model(config, source, None)
-    run = RunFolder.open("adapt_unlabelled", config, config.output, resume=config.resume)
+    data = {"test": test.describe()} | ({} if dev is None else {"dev": dev.describe()})
+    run = RunFolder.open("adapt_unlabelled", config, config.output, resume=config.resume, data=data)
     model = model or find_model(config, source, run)
     run.begin()
     model.head.config.check(test, model.encoder, any_length=True)
@@ -287,7 +288,7 @@ def main(config: Config) -> None:
         task="adapt_unlabelled",
         encoder=model.encoder.name,
         adapter=own,
-        data={"test": test.describe()} | ({} if dev is None else {"dev": dev.describe()}),
+        data=data,
         own=found.pop(own),
         baselines=found,
         seeds=list(config.seeds),

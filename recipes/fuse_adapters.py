@@ -128,14 +128,15 @@ def main(config: Config) -> None:
         group = model.registry.fusion(config.method).group
         settings = replace(settings, learning_rates={group: config.learning_rate, **settings.learning_rates})
 
-    run = RunFolder.open("fuse_adapters", config, config.output, resume=config.resume)
+    data = {name: manifest.describe() for name, manifest in corpus.splits.items()}
+    run = RunFolder.open("fuse_adapters", config, config.output, resume=config.resume, data=data)
     print(f"{model.encoder!r}\ntrain {corpus.train.summary()}\ntest  {corpus.test.summary()}\nrun   {run.path}\n")
-    data = (
+    dataset = (
         GuidedDataset(corpus.train, config.names, target=head.target, **settings.dataset_options)
         if config.guide
         else SpeechDataset(corpus.train, head.target, **settings.dataset_options)
     )
-    trained = train(model, data, settings, run, SpeechDataset(corpus.dev, head.target), config.method)
+    trained = train(model, dataset, settings, run, SpeechDataset(corpus.dev, head.target), config.method)
     for name in config.names:
         model.save_adapter(name, run.adapter(name))
     model.save_fusion(config.method, run.path / "fusions" / config.method)
@@ -157,7 +158,7 @@ def main(config: Config) -> None:
         task=task.name,
         encoder=model.encoder.name,
         adapter=config.method,
-        data={name: manifest.describe() for name, manifest in corpus.splits.items()},
+        data=data,
         own=own,
         baselines=figures,
         more={"updates": settings.updates, "total_seconds": time.perf_counter() - started},

@@ -171,7 +171,7 @@ def main(argv: list[str] | None = None) -> None:
     model = SpeechAdapterModel(encoder)
     model.add_adapter("tapt", preset(config.adapter, "asr", **config.adapter_options))
     model.train_adapter("tapt")
-    run = RunFolder.open("tapt", config, config.output, resume=config.resume)
+    run = RunFolder.open("tapt", config, config.output, resume=config.resume, data=data)
     objective = config.build(model, train, config.training, run, noises)
     print(f"{encoder!r}\ntrain {train.summary()}\nheld  {held_out.summary()}")
     print(f"{objective.name} objective, prediction head: {objective.head_source}\nrun   {run.path}\n")

@@ -86,6 +86,21 @@ def test_what_changes_no_update_may_change(tmp_path: Path) -> None:
         RunFolder.open("asr", Trained(training=replace(free, updates=6)), tmp_path / "mine")
 
 
+def test_manifests_that_changed_since_are_refused(tmp_path: Path) -> None:
+    train = {"name": "train.jsonl", "utterances": 27, "hours": 0.1, "speakers": 3, "sha256": "a"}
+    data = {"corpus": "mine", "train": train}
+    RunFolder.open("asr", Recipe(), tmp_path / "mine", data=data)
+    assert RunFolder.open("asr", Recipe(), tmp_path / "mine", data=data).resumed
+    moved = {"corpus": "other", "train": {**train, "name": "elsewhere/train.jsonl"}}
+    assert RunFolder.open("asr", Recipe(), tmp_path / "mine", data=moved).resumed, "the same lines"
+    cut = {"train": {**train, "utterances": 10, "sha256": "b"}, "dev": {**train, "name": "dev.jsonl"}}
+    message = r"data has changed.*train \(train.jsonl\) held 27 utterances then, 10 now; dev \(dev.jsonl\) held nothing"
+    with pytest.raises(ConfigError, match=message):
+        RunFolder.open("asr", Recipe(), tmp_path / "mine", data=cut)
+    (tmp_path / "mine" / "data.json").unlink()  # a run of before
+    assert RunFolder.open("asr", Recipe(), tmp_path / "mine", data=cut).resumed
+
+
 def test_a_folder_left_by_a_kill_before_its_configuration_is_used(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / ".lock").touch()

@@ -2,6 +2,7 @@
 
     runs/asr_librispeech/2025-01-31_12-00-00/
         config.yaml        the resolved configuration; ``--config`` with it repeats the run
+        data.json          what the manifests held: name, utterances, hours, speakers, sha256
         metrics.jsonl      one line per logged step
         results.json       figures with intervals, parameters, seconds, versions
         checkpoints/       what a training goes on from when it was stopped
@@ -9,8 +10,8 @@
         tensorboard/   report.html
     runs/asr_librispeech/latest -> the newest run that began to train
 
-The same configuration with the same folder goes on where it stopped; another configuration is refused. One process (of
-a multi-process run the main one) writes to a folder at a time.
+The same configuration with the same folder goes on where it stopped; another configuration is refused, and so is a
+manifest that has changed since. One process (of a multi-process run the main one) writes to a folder at a time.
 """
 
 from __future__ import annotations
@@ -72,6 +73,7 @@ class RunFolder:
         resume: str | None = None,
         root: str | os.PathLike[str] = "runs",
         ignore: Sequence[str] = (),
+        data: Mapping[str, Any] | None = None,
     ) -> RunFolder:
         """The folder of a run with this ``config``: the one that was begun, else a new one that holds it.
 
@@ -79,9 +81,10 @@ class RunFolder:
             path: where it lies or shall lie; ``<root>/<recipe>/<time>`` by default.
             resume: "latest" for ``<root>/<recipe>/latest``, or a path: a run that must have been begun.
             ignore: settings that may differ from those it was begun with.
+            data: its manifests, by split, as :meth:`~speech_adapters.data.manifest.Manifest.describe` has them.
 
         Raises:
-            ConfigError: it was begun with other settings; the message names all that differ.
+            ConfigError: it was begun with other settings or data; the message names all that differ.
             InputError: a folder that is no run's, that another process writes to, or that cannot be made.
         """
         if resume is not None:
@@ -98,10 +101,14 @@ class RunFolder:
             if path is None or not _begun(Path(path)):
                 run = cls._create(recipe, root, path)
                 run.save_config(config)
+                if data is not None:
+                    write_json(run.data_file, data)
                 return run
             run = cls(path)
             hold(run.path)
             run._check_same(config, (*NEVER_COMPARED, *ignore))
+            if data is not None:
+                run._check_data(data)
             return run
 
         return _once_for_all_processes(opened)
@@ -131,6 +138,23 @@ class RunFolder:
         if path is None:
             run._latest = folder.parent / "latest"
         return run
+
+    def _check_data(self, data: Mapping[str, Any]) -> None:
+        """The same files may hold something else by now: what was trained on them would be mixed with what is to come."""
+        if not self.data_file.exists():  # of a version that kept no such file, or killed before it was written
+            write_json(self.data_file, data)
+            return
+        before, changed = read_json(self.data_file), []
+        for split, now in data.items():
+            then = before.get(split)
+            if isinstance(now, Mapping) and (not isinstance(then, Mapping) or then.get("sha256") != now["sha256"]):
+                held = f"{then.get('utterances')} utterances" if isinstance(then, Mapping) else "nothing"
+                changed.append(f"{split} ({now['name']}) held {held} then, {now['utterances']} now")
+        if changed:
+            raise ConfigError(
+                f"{self.path}: the data has changed since this run was begun: {'; '.join(changed[:10])}. Restore the "
+                "manifests, or name a new folder as --output."
+            )
 
     def begin(self) -> None:
         """Called when the first update is about to be made: only now does ``latest`` point here."""
@@ -184,6 +208,11 @@ class RunFolder:
     def detection_file(self) -> Path:
         """What the report draws DET curves and score histograms from, by system."""
         return self.path / "detection.json"
+
+    @property
+    def data_file(self) -> Path:
+        """What the manifests held when the run was begun."""
+        return self.path / "data.json"
 
     def checkpoint(self, name: str) -> Path:
         """What the training called ``name`` goes on from."""

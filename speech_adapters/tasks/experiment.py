@@ -95,7 +95,7 @@ def run_experiment(
         check(config, task, corpus, encoder)
     trainings = plan(config, task, corpora, encoder, start)
     data = _describe(corpora)
-    run = RunFolder.open(recipe, config, config.output, resume=config.resume)
+    run = RunFolder.open(recipe, config, config.output, resume=config.resume, data=data)
     facts = [f"{s:5s} {manifest.summary()}" for s, manifest in corpora[0].splits.items() if s != "dev"]
     facts += [*start.notes(config), *task.notes(corpora[0])]
     processes().print("\n".join([f"{encoder!r}", *facts, f"run   {run.path}\n"]))
