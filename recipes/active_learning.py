@@ -101,7 +101,7 @@ def read_data(config: Config) -> tuple[Manifest, Manifest | None]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    config = parse_cli(Config, argv, presets=PRESETS, default_preset="demo", description=__doc__)
+    config = parse_cli(Config, argv, presets=PRESETS, description=__doc__, recipe="active_learning")
     import torch
 
     from speech_adapters.active.curve_report import curve_page, curve_table
@@ -122,9 +122,7 @@ def main(argv: list[str] | None = None) -> None:
     elif test is not None:
         check_audible(test, encoder, any_length=config.task.windows is not None)
     data = {name: manifest.describe() for name, manifest in (("pool", pool), ("test", test)) if manifest is not None}
-    run = RunFolder.open(
-        "active_learning", config, config.output, resume=config.resume, ignore=("filled",), data=data
-    )
+    run = RunFolder.open("active_learning", config, config.output, resume=config.resume, ignore=("filled",), data=data)
     print(f"{encoder!r}\npool  {pool.summary()}\nrun   {run.path}\n")
     if config.mode == "sheet":
         return run_sheet(config, encoder, pool, test, run)

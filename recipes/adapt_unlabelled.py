@@ -301,4 +301,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    run_main(lambda: main(parse_cli(Config, presets=PRESETS, default_preset="demo", description=__doc__)))
+    run_main(lambda: main(parse_cli(Config, presets=PRESETS, description=__doc__, recipe="adapt_unlabelled")))

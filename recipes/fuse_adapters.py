@@ -170,4 +170,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    run_main(lambda: main(parse_cli(Config, description=__doc__)))
+    run_main(lambda: main(parse_cli(Config, description=__doc__, recipe="fuse_adapters")))

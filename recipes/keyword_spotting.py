@@ -81,4 +81,4 @@ def main(config: Config) -> Any:
 
 
 if __name__ == "__main__":
-    run_main(lambda: main(parse_cli(Config, description=__doc__)))
+    run_main(lambda: main(parse_cli(Config, description=__doc__, recipe="keyword_spotting")))

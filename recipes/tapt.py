@@ -145,7 +145,7 @@ def compare_downstream(config: Config, encoder, data, run) -> dict[str, MethodRe
 
 
 def main(argv: list[str] | None = None) -> None:
-    config = parse_cli(Config, argv, presets=PRESETS, default_preset="demo", description=__doc__)
+    config = parse_cli(Config, argv, presets=PRESETS, description=__doc__, recipe="tapt")
     import torch
 
     from speech_adapters import SpeechAdapterModel

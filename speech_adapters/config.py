@@ -79,6 +79,29 @@ def to_yaml(config: Any) -> str:
     return yaml.dump(to_dict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
 
 
+RUN_CONFIG = "config.yaml"
+"""What a run folder calls its configuration."""
+
+
+def find_run(recipe: str, name: str | os.PathLike[str], root: str | os.PathLike[str] = "runs") -> Path:
+    """The folder of a run to go on with: "latest" for ``<root>/<recipe>/latest``, or a path.
+
+    Raises :class:`InputError` where no run was begun.
+    """
+    path = Path(root, recipe, "latest") if name == "latest" else Path(name)
+    if not is_run(path):
+        raise InputError(f"{path}: no run to resume; see what lies in {Path(root, recipe)}, or omit --resume.")
+    return path.resolve()
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a run was begun in a folder. Raises InputError for what cannot be a folder's name."""
+    try:
+        return (folder / RUN_CONFIG).is_file()
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder}: cannot be a run folder ({getattr(error, 'strerror', None) or error})") from error
+
+
 def save_config(config: Any, path: str | os.PathLike[str]) -> None:
     """Write the resolved configuration as YAML, whole or not at all."""
     write_text(path, to_yaml(config))
@@ -89,17 +112,19 @@ def parse_cli(
     argv: Sequence[str] | None = None,
     *,
     presets: Mapping[str, Path] | None = None,
-    default_preset: str | None = None,
     description: str = "",
+    recipe: str | None = None,
 ) -> C:
     """The command line of a recipe: a preset or file, then ``key=value`` overrides and a flag a top-level field.
 
-    ``default_preset`` is what a bare call runs; a ``--config`` takes its place. What everyone sets has a short flag
+    A bare call runs the preset ``demo``, where there is one; ``--config`` takes its place, and so does the
+    configuration of the run of ``recipe`` that ``--resume`` names. What everyone sets has a short flag
     (:data:`~speech_adapters.flags.SHORT`); a key that is set twice is an error. ``--help`` lists every key.
     ``--print-config`` prints the resolved configuration and exits. Raises :class:`ConfigError` for anything it cannot
     use; :func:`run_main` turns that into one line and exit code 2.
     """
     presets = presets or {}
+    default_preset = "demo" if "demo" in presets else None
     given_argv = sys.argv[1:] if argv is None else argv
     parser = Parser()
     parser.description = _EXAMPLE.sub(parser.prog, description) if " " in parser.prog else description
@@ -121,12 +146,13 @@ def parse_cli(
     given = {name: getattr(arguments, name) for name in keys if getattr(arguments, name) is not None}
     check_conflicts({"--" + name.replace("_", "-"): keys[name] for name in given}, arguments.overrides)
     use_device(getattr(arguments, "where", None) or "auto")
-    preset = getattr(arguments, "preset", None) or (None if arguments.config else default_preset)
-    config = load_config(
-        cls,
-        presets[preset] if preset else arguments.config,
-        [*arguments.overrides, *(f"{keys[name]}={value}" for name, value in given.items())],
-    )
+    preset, file = getattr(arguments, "preset", None), arguments.config
+    overrides = [*arguments.overrides, *(f"{keys[name]}={value}" for name, value in given.items())]
+    if recipe is not None and given.get("resume") and not (preset or file):
+        file = find_run(recipe, given["resume"]) / RUN_CONFIG
+        overrides = ["output=null", *overrides]
+    preset = preset or (None if file else default_preset)
+    config = load_config(cls, presets[preset] if preset else file, overrides)
     if arguments.print_config:
         print(to_yaml(config), end="")
         raise SystemExit(0)

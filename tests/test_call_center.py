@@ -63,7 +63,7 @@ def data(tmp_path_factory) -> Path:
 def configure(recipe, data, *arguments):
     splits = [f"--{split}={data / split}.jsonl" for split in ("train", "dev", "test")]
     quick = ["training.updates=2", "combination.updates=2", "training.batch_seconds=2", "combination.batch_seconds=2"]
-    options = {"presets": recipe.PRESETS, "default_preset": "demo", "description": recipe.__doc__}
+    options = {"presets": recipe.PRESETS, "description": recipe.__doc__}
     return parse_cli(recipe.Config, [*splits, f"--encoder={data / 'encoder'}", *quick, *arguments], **options)
 
 

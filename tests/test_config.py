@@ -285,6 +285,30 @@ def test_command_line_order_is_source_then_overrides_then_flags(tmp_path: Path) 
     assert parse_cli(Recipe, ["--no-fp16", "--rate=-1e-3"]) == Recipe(rate=-1e-3)
 
 
+@dataclass(kw_only=True)
+class Resumable(Recipe):
+    output: str | None = None
+    resume: str | None = None
+
+
+def test_resume_takes_the_runs_own_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the preset of a bare call: what was given when the run was begun need not be given again."""
+    monkeypatch.chdir(tmp_path)
+    demo = {"demo": tmp_path / "demo.yaml"}
+    demo["demo"].write_text("seed: 1\n")
+    begun = Resumable(seed=5, output="mine", training=Training(epochs=9))
+    (tmp_path / "mine").mkdir()
+    save_config(begun, tmp_path / "mine" / "config.yaml")
+    (tmp_path / "runs" / "asr").mkdir(parents=True)
+    (tmp_path / "runs" / "asr" / "latest").symlink_to(tmp_path / "mine")
+    for name in ("latest", "mine"):
+        config = parse_cli(Resumable, ["--resume", name, "training.learning_rate=1"], presets=demo, recipe="asr")
+        assert (config.seed, config.training, config.output) == (5, Training(epochs=9, learning_rate=1), None)
+    assert parse_cli(Resumable, ["--resume", "mine", "--preset", "demo"], presets=demo, recipe="asr").seed == 1
+    with pytest.raises(InputError, match=r"nix: no run to resume; see what lies in runs/asr, or omit --resume"):
+        parse_cli(Resumable, ["--resume", "nix"], presets=demo, recipe="asr")
+
+
 def test_print_config_is_a_config_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         parse_cli(Recipe, ["--seed", "5", "training.epochs=2", "--print-config"])
@@ -312,13 +336,13 @@ def test_help_comes_from_docstrings_and_options(
     [
         (["--sed", "3"], "unknown argument '--sed'; did you mean '--seed'?"),
         (["--preset", "dmo"], "'dmo'"),
-        (["--preset", "demo", "--config", "x.yaml"], "not allowed with"),
+        (["--preset", "small", "--config", "x.yaml"], "not allowed with"),
         (["--seed", "x"], "argument 'seed=x': seed: expected an integer, got 'x'"),
     ],
 )
 def test_bad_command_line_is_a_config_error(argv: list[str], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        parse_cli(Recipe, argv, presets={"demo": Path("demo.yaml")})
+        parse_cli(Recipe, argv, presets={"small": Path("small.yaml")})
     assert message in str(caught.value)
 
 

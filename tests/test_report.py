@@ -293,6 +293,14 @@ def test_bold_is_only_what_no_interval_reaches() -> None:
     assert best(kappa0=(0.2, 0.1, 0.3), kappa1=(0.5, 0.4, 0.6)) is None  # whose direction is not known
 
 
+def test_one_channel_of_a_call_is_heard(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "call.wav", np.zeros((16_000, 2)), 16_000)
+    heard = {"audio_filepath": str(tmp_path / "call.wav"), "offset": 0.0, "duration": 1.0, "channel": 1}
+    mistake = {"id": "u1", "reference": "calm", "hypothesis": "angry", **heard}
+    page, source = page_of(write_run(tmp_path, results=results(), worst=[mistake]))
+    assert "no audio" not in page.text and "data:audio/flac" in source
+
+
 def test_classes_are_not_called_words(tmp_path: Path) -> None:
     mistake = {"id": "u1", "reference": "calm (20 %)", "hypothesis": "angry (80 %)"}
     page, _ = page_of(write_run(tmp_path, results=results(), worst=[mistake]))

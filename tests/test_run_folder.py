@@ -94,7 +94,9 @@ def test_manifests_that_changed_since_are_refused(tmp_path: Path) -> None:
     moved = {"corpus": "other", "train": {**train, "name": "elsewhere/train.jsonl"}}
     assert RunFolder.open("asr", Recipe(), tmp_path / "mine", data=moved).resumed, "the same lines"
     cut = {"train": {**train, "utterances": 10, "sha256": "b"}, "dev": {**train, "name": "dev.jsonl"}}
-    message = r"data has changed.*train \(train.jsonl\) held 27 utterances then, 10 now; dev \(dev.jsonl\) held nothing"
+    message = (
+        r"data has changed.*train \(train.jsonl\) held 27 utterances then, 10 now; dev \(dev.jsonl\) held nothing"
+    )
     with pytest.raises(ConfigError, match=message):
         RunFolder.open("asr", Recipe(), tmp_path / "mine", data=cut)
     (tmp_path / "mine" / "data.json").unlink()  # a run of before

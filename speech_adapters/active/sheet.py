@@ -104,7 +104,8 @@ def write_sheet(folder: str | os.PathLike[str], rows: Sequence[Row], key: str, l
     write_text(folder / "sheet.csv", table.getvalue())
     left, cards = MOST_AUDIO_BYTES, []
     for row in rows:
-        sound = sound_of(row.utterance.audio_filepath, row.utterance.offset, row.utterance.duration, left)
+        u = row.utterance
+        sound = sound_of(u.audio_filepath, u.offset, u.duration, u.channel, left)
         left -= sound.size
         cards.append((row, sound))
     title = f"{len(rows)} utterances to label"

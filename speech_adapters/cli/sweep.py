@@ -77,7 +77,6 @@ def run(name: str, arguments: argparse.Namespace, others: Sequence[str]) -> None
         recipe.Config,
         [argument for argument in others if argument not in over],
         presets=getattr(recipe, "PRESETS", None),
-        default_preset="demo" if hasattr(recipe, "PRESETS") else None,
         description=recipe.__doc__ or "",
     )
     sweep = Sweep(recipe.experiment(config), settings, arguments.output)

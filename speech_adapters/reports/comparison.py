@@ -166,7 +166,7 @@ def write_comparison(
             sound = (
                 Sound()
                 if utterance is None
-                else sound_of(utterance.audio_filepath, utterance.offset, utterance.duration, left)
+                else sound_of(utterance.audio_filepath, utterance.offset, utterance.duration, utterance.channel, left)
             )
             left -= sound.size
             shown.append((change, sound))

@@ -271,7 +271,7 @@ def _mistakes(utterances: Sequence[Mistake], folder: Path, bytes_left: int) -> l
         sound = Sound()
         if utterance.audio_filepath:
             path = folder / utterance.audio_filepath  # an absolute path stays itself
-            sound = sound_of(path, utterance.offset or 0.0, utterance.duration, bytes_left)
+            sound = sound_of(path, utterance.offset or 0.0, utterance.duration, utterance.channel, bytes_left)
         bytes_left -= sound.size
         found.append((utterance, sound))
     return found

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from speech_adapters.data.manifest import Channel
 from speech_adapters.errors import InputError
 from speech_adapters.files import read_json, read_log
 from speech_adapters.reports.detection_charts import DetectionData
@@ -45,6 +46,7 @@ class Mistake:
     audio_filepath: str | None = None
     offset: float | None = None
     duration: float | None = None
+    channel: Channel | None = None
 
     def __post_init__(self) -> None:
         if (self.offset or 0.0) < 0 or (self.duration is not None and self.duration <= 0):

@@ -32,12 +32,18 @@ class Sound:
         return len(self.audio) + len(self.spectrogram)
 
 
-def sound_of(path: Path, offset: float = 0.0, duration: float | None = None, bytes_left: int = 12_000_000) -> Sound:
+def sound_of(
+    path: Path,
+    offset: float = 0.0,
+    duration: float | None = None,
+    channel: int | str | None = None,
+    bytes_left: int = 12_000_000,
+) -> Sound:
     """The first 30 s of an utterance; without sound where the file cannot be read or ``bytes_left`` is too little."""
     import soundfile
 
     try:
-        waveform = read_audio(path, offset=offset, duration=duration and min(duration, MOST_SECONDS))
+        waveform = read_audio(path, offset=offset, duration=duration and min(duration, MOST_SECONDS), channel=channel)
     except (OSError, ValueError) as error:  # the reader's own errors, and those of names that no file can have
         return Sound(note=f"no audio: {str(error).replace(str(path), path.name)}")
     samples = waveform[: int(MOST_SECONDS * SAMPLE_RATE)].clamp(-1.0, 1.0).numpy()

@@ -27,7 +27,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from speech_adapters.config import load_config, save_config, to_dict
+from speech_adapters.config import RUN_CONFIG, find_run, is_run, load_config, save_config, to_dict
 from speech_adapters.errors import ConfigError, InputError
 from speech_adapters.files import hold, read_json, read_log, to_json, write_json, write_text
 
@@ -90,15 +90,10 @@ class RunFolder:
         if resume is not None:
             if path is not None:
                 raise ConfigError("give --output or --resume, not both: each names the run folder.")
-            path = Path(root) / _file_name(recipe) / "latest" if resume == "latest" else Path(resume)
-            if not _begun(path):
-                raise InputError(
-                    f"{path}: no run to resume; see what lies in {Path(root) / recipe}, or leave --resume."
-                )
-            path = path.resolve()
+            path = find_run(_file_name(recipe), resume, root)
 
         def opened() -> RunFolder:
-            if path is None or not _begun(Path(path)):
+            if path is None or not is_run(Path(path)):
                 run = cls._create(recipe, root, path)
                 run.save_config(config)
                 if data is not None:
@@ -182,7 +177,7 @@ class RunFolder:
     @property
     def config_file(self) -> Path:
         """The resolved configuration."""
-        return self.path / "config.yaml"
+        return self.path / RUN_CONFIG
 
     @property
     def metrics_file(self) -> Path:
@@ -274,14 +269,6 @@ class RunFolder:
     def read_results(self) -> dict[str, Any]:
         """The content of ``results.json``. Raises :class:`InputError` where the run did not finish."""
         return read_json(self.results_file)
-
-
-def _begun(folder: Path) -> bool:
-    """Whether a run was begun in a folder. Raises InputError for what cannot be a folder's name."""
-    try:
-        return (folder / "config.yaml").is_file()
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder}: cannot be a run folder ({getattr(error, 'strerror', None) or error})") from error
 
 
 def _point(link: Path, target: str) -> None:

@@ -254,6 +254,7 @@ def worst_utterances(result: WERResult, manifest: Manifest, count: int = 15) -> 
             "audio_filepath": str(by_id[score.id].audio_filepath),
             "offset": by_id[score.id].offset,
             "duration": by_id[score.id].duration,
+            "channel": by_id[score.id].channel,
             "reference": score.reference,
             "hypothesis": score.hypothesis,
             "alignment": score.alignment(),
