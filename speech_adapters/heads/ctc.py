@@ -121,7 +121,10 @@ class CTCHead(HeadConfig):
                 f"{manifest.name}: the transcripts of {utterance_names(empty)} have no words after the normaliser "
                 f"{normalizer_name(self.normalizer)!r}; give their texts, or leave these utterances out"
             )
-        targets = [self.vocabulary.encode(text, name) for name, text in zip(ids, texts, strict=True)]
+        try:
+            targets = [self.vocabulary.encode(text, name) for name, text in zip(ids, texts, strict=True)]
+        except TextError as error:
+            raise TextError(f"{manifest.name}: {error}") from error
         samples = torch.tensor([round(utterance.duration * SAMPLE_RATE) for utterance in manifest])
         check_ctc_lengths(targets, encoder.output_lengths(samples).tolist(), ids)
 

@@ -135,7 +135,7 @@ class RunFolder:
         return run
 
     def _check_data(self, data: Mapping[str, Any]) -> None:
-        """The same files may hold something else by now: what was trained on them would be mixed with what is to come."""
+        """The same files may hold something else by now: what was trained on them would count as trained on that."""
         if not self.data_file.exists():  # of a version that kept no such file, or killed before it was written
             write_json(self.data_file, data)
             return

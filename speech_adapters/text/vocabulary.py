@@ -212,7 +212,8 @@ class Vocabulary:
                 return f"it has them in {said} case: choose a normaliser that writes them so (basic: lower case)"
         return (
             "normalise the transcripts (normalizer='librispeech' gives A-Z, apostrophe and space; write numbers as "
-            "words) or build the vocabulary from your manifests (vocabulary=characters, Vocabulary.from_texts)"
+            "words), build the vocabulary from your texts (vocabulary=characters: those of the training manifest; "
+            "Vocabulary.from_texts), or leave out utterances with symbols that the training texts lack"
         )
 
     def decode(self, ids: Iterable[int]) -> str:
