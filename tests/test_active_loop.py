@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from speech_adapters.active.curves import Curve, area_difference, over_seeds
-from speech_adapters.active.loop import ActiveLearner, LoopConfig
+from speech_adapters.active.loop import ActiveLearner, LabellingConfig
 from speech_adapters.active.pool_predictions import Observation
 from speech_adapters.active.sheet import Row, read_sheet, sheet_rows, write_sheet
 from speech_adapters.active.strategies import STRATEGIES, PoolView
@@ -98,7 +98,7 @@ def drive(learner: ActiveLearner, score=lambda done: float(done), until: int = 1
 )
 def test_budgets_hold_for_every_strategy(tmp_path, durations, strategy, cold, unit, budget, shares, rounds, seed):
     pool = make_pool(durations)
-    config = LoopConfig(strategy=strategy, cold_start=cold, unit=unit, budget=budget, initial=shares[0],
+    config = LabellingConfig(strategy=strategy, cold_start=cold, unit=unit, budget=budget, initial=shares[0],
                         reserve=shares[1], rounds=rounds, seed=seed)  # fmt: skip
     folder = tmp_path / str(len(list(tmp_path.iterdir())))
     learner = drive(ActiveLearner(pool, config, folder))
@@ -114,7 +114,7 @@ def test_budgets_hold_for_every_strategy(tmp_path, durations, strategy, cold, un
 @pytest.mark.parametrize("strategy", sorted(STRATEGIES))
 def test_killed_anywhere_it_goes_on_with_the_same_picks(tmp_path, strategy):
     pool = make_pool(np.random.default_rng(1).uniform(1, 6, 30))
-    config = LoopConfig(strategy=strategy, budget=60, unit="seconds", rounds=4, reserve=0.2, seed=3)
+    config = LabellingConfig(strategy=strategy, budget=60, unit="seconds", rounds=4, reserve=0.2, seed=3)
     expected = drive(ActiveLearner(pool, config, tmp_path / "whole"))
     for kill in range(1, 12):
         folder = tmp_path / f"kill{kill}"
@@ -131,7 +131,9 @@ def test_killed_anywhere_it_goes_on_with_the_same_picks(tmp_path, strategy):
 
 def test_the_strategy_decides_after_the_start_and_the_reserve_goes_to_doubt(tmp_path):
     pool = make_pool([1.0] * 40)
-    learner = drive(ActiveLearner(pool, LoopConfig(strategy="margin", budget=20, rounds=4, reserve=0.25), tmp_path))
+    learner = drive(
+        ActiveLearner(pool, LabellingConfig(strategy="margin", budget=20, rounds=4, reserve=0.25), tmp_path)
+    )
     picks = [e for e in learner.events if e["event"] == "picks"]
     assert [e["stage"] for e in picks] == ["start", "choose", "choose", "polish"]
     assert [e["strategy"] for e in picks] == ["cluster", "margin", "margin", "least_confidence"]
@@ -143,7 +145,7 @@ def test_the_strategy_decides_after_the_start_and_the_reserve_goes_to_doubt(tmp_
 
 def test_stop_rules(tmp_path):
     pool, scores = make_pool([1.0] * 60), [0.2, 0.5, 0.501, 0.9, 0.9, 0.9]
-    config = LoopConfig(strategy="entropy", budget=50, rounds=6, stop_gain=0.05)
+    config = LabellingConfig(strategy="entropy", budget=50, rounds=6, stop_gain=0.05)
     learner = drive(ActiveLearner(pool, config, tmp_path / "gain"), lambda done: scores[done])
     assert len(learner.scores) == 3 and "gain of" in learner.events[-1]["reason"]
     again = drive(ActiveLearner(pool, config, tmp_path / "gain"), lambda done: scores[done])
@@ -153,27 +155,27 @@ def test_stop_rules(tmp_path):
     assert [e["stage"] for e in learner.events if e["event"] == "picks"][-1] == "polish"
     assert [len(e["ids"]) for e in learner.events if e["event"] == "picks"][-1] == 10
     for threshold, rounds in ((0.0, 1), (1.0, 6)):
-        config = LoopConfig(strategy="entropy", budget=50, rounds=6, stop_agreement=threshold)
+        config = LabellingConfig(strategy="entropy", budget=50, rounds=6, stop_agreement=threshold)
         learner = drive(ActiveLearner(pool, config, tmp_path / f"agree{threshold}"))
         assert len(learner.scores) == rounds
 
 
 def test_another_pool_or_configuration_is_refused(tmp_path):
-    config = LoopConfig(budget=5)
+    config = LabellingConfig(budget=5)
     ActiveLearner(make_pool([1, 2, 3]), config, tmp_path)
     with pytest.raises(ConfigError, match="another pool"):
         ActiveLearner(make_pool([1, 2]), config, tmp_path)
     with pytest.raises(ConfigError, match="another configuration"):
-        ActiveLearner(make_pool([1, 2, 3]), LoopConfig(budget=5, seed=1), tmp_path)
+        ActiveLearner(make_pool([1, 2, 3]), LabellingConfig(budget=5, seed=1), tmp_path)
     for bad in ({"strategy": "best"}, {"budget": 0}, {"initial": 0}, {"reserve": 0.9}, {"rounds": 1}):
         with pytest.raises(ConfigError):
-            LoopConfig(**bad)
+            LabellingConfig(**bad)
     with pytest.raises(ConfigError, match="empty"):
         ActiveLearner(make_pool([]), config, tmp_path / "x")
 
 
 def test_labels_must_be_those_of_the_picks(tmp_path):
-    learner = ActiveLearner(make_pool([1] * 9), LoopConfig(budget=9, initial=0.3), tmp_path)
+    learner = ActiveLearner(make_pool([1] * 9), LabellingConfig(budget=9, initial=0.3), tmp_path)
     with pytest.raises(ConfigError, match="no round waits"):
         learner.label({})
     turn = learner.next_round(lambda: view_of(learner))
@@ -335,11 +337,11 @@ def test_interval_over_seeds_is_students():
 
 def test_one_process_labels_in_a_folder_at_a_time(tmp_path):
     (tmp_path / "decisions.jsonl").write_text('{"event": "sta')  # torn by a kill before the first line was whole
-    ActiveLearner(make_pool([1.0] * 4), LoopConfig(), tmp_path)
+    ActiveLearner(make_pool([1.0] * 4), LabellingConfig(), tmp_path)
     assert len((tmp_path / "decisions.jsonl").read_text().splitlines()) == 1
     script = (
         "import sys; sys.path.insert(0, sys.argv[1]); from test_active_loop import *\n"
-        "try: ActiveLearner(make_pool([1.0] * 4), LoopConfig(), sys.argv[2])\n"
+        "try: ActiveLearner(make_pool([1.0] * 4), LabellingConfig(), sys.argv[2])\n"
         "except ValueError as error: print(error)"
     )
     command = [sys.executable, "-c", script, str(Path(__file__).parent), str(tmp_path)]

@@ -87,7 +87,7 @@ def given_to(config: type, **values: Any) -> dict[str, Any]:
 
 def test_configurations_of_all_kinds_are_found():
     assert set(ALL.values()) >= CONFIGURATIONS and len(ALL) > 40
-    assert {"active.loop.LoopConfig", "tapt.Config", "training.settings.TrainingConfig"} <= set(ALL)
+    assert {"active.loop.LabellingConfig", "tapt.Config", "training.settings.TrainingConfig"} <= set(ALL)
 
 
 @pytest.mark.parametrize("name", ALL)

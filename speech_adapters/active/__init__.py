@@ -1,5 +1,5 @@
 """Active learning: label what teaches most. See :class:`ActiveLearner` and, for a whole run, the recipe."""
 
-from speech_adapters.active.loop import ActiveLearner, LoopConfig
+from speech_adapters.active.loop import ActiveLearner, LabellingConfig
 
-__all__ = ["ActiveLearner", "LoopConfig"]
+__all__ = ["ActiveLearner", "LabellingConfig"]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from speech_adapters.active.curves import Curve, area_difference, over_seeds
-from speech_adapters.active.loop import ActiveLearner, LoopConfig, Round
+from speech_adapters.active.loop import ActiveLearner, LabellingConfig, Round
 from speech_adapters.active.pool_predictions import committee_disagreement, dropout_disagreement, observe
 from speech_adapters.active.strategies import STRATEGIES, PoolView
 from speech_adapters.config import option
@@ -34,7 +34,7 @@ class ActiveConfig:
     encoder: str = option("tiny-wavlm", "packaged name, local folder or hub id")
     start: Path | None = option(None, "adapter from recipes/tapt.py that every training starts from")
     task: Downstream = field(default_factory=Downstream)
-    loop: LoopConfig = field(default_factory=LoopConfig)
+    loop: LabellingConfig = field(default_factory=LabellingConfig)
     strategies: tuple[str, ...] = option(
         ("random", "hybrid"), "of an experiment; random is what others are held against"
     )
@@ -66,7 +66,7 @@ class LabellingLoop:
         pool: Manifest,
         test: Manifest | None,
         folder: Path,
-        loop: LoopConfig,
+        loop: LabellingConfig,
     ) -> None:
         self.config, self.encoder, self.test, self.task = config, encoder, test, config.task
         self.learner = ActiveLearner(pool, loop, folder)
@@ -152,7 +152,7 @@ def compare_strategies(
 ) -> tuple[dict[str, MethodResults], dict[str, Any]]:
     """Every strategy and seed, and the whole pool labelled: figures by strategy, and what all are held against."""
 
-    def run(loop: LoopConfig, name: str) -> list[tuple[float, float]]:
+    def run(loop: LabellingConfig, name: str) -> list[tuple[float, float]]:
         return LabellingLoop(config, encoder, pool, test, folder / f"{name}-seed{loop.seed}", loop).oracle()
 
     curves = {}
@@ -166,7 +166,7 @@ def compare_strategies(
     total = sum(u.duration for u in pool) if unit == "seconds" else len(pool)
     full = []
     for seed in config.seeds:  # one round that labels everything
-        everything = LoopConfig(
+        everything = LabellingConfig(
             strategy="random", budget=total, unit=unit, initial=1.0, cold_start="random", rounds=1, seed=seed
         )
         full.append(run(everything, "full")[-1])

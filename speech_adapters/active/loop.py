@@ -33,7 +33,7 @@ ROUNDING = 1e-9
 
 
 @dataclass(kw_only=True)
-class LoopConfig:
+class LabellingConfig:
     """What may be labelled, in how many rounds, and how it is chosen."""
 
     strategy: str = "hybrid"
@@ -90,7 +90,7 @@ class ActiveLearner:
         ConfigError: the folder holds a loop over another pool or with other settings.
     """
 
-    def __init__(self, pool: Manifest, config: LoopConfig, folder: str | os.PathLike[str]) -> None:
+    def __init__(self, pool: Manifest, config: LabellingConfig, folder: str | os.PathLike[str]) -> None:
         if not len(pool):
             raise ConfigError(f"{pool.name}: the pool is empty; give utterances to choose from.")
         self.pool, self.config, self.folder = pool, config, Path(folder)

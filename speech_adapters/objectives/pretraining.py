@@ -130,7 +130,9 @@ class MaskedPrediction(Learner):
 
     def loss(self, batch: Tensor, update: int) -> Loss:
         self.objective.set_step(update)
-        output = self.objective(self.model, batch, None, np.random.default_rng((self.config.seed, update)))
+        # numpy's own numbers are seeded by the update and the process, and go on from batch to batch of one update
+        rng = np.random.default_rng(np.random.randint(0, 2**32, 4, np.uint32))
+        output = self.objective(self.model, batch, None, rng)
         return Loss(output.loss, batch.numel() / SAMPLE_RATE, (), output.figures)
 
     def evaluate(self) -> dict[str, float]:

@@ -44,6 +44,7 @@ from speech_adapters.saving.parts import load_part
 from speech_adapters.tasks.asr import SpeechRecognition, evaluate_asr
 from speech_adapters.tasks.base import check_seeds, chosen_rates
 from speech_adapters.tasks.predict import mean_attention
+from speech_adapters.training.loop import mean_costs
 from speech_adapters.training.settings import TrainingConfig
 from speech_adapters.training.supervised import train
 
@@ -389,7 +390,8 @@ def summarise(seeds: Sequence[DomainsRun]) -> tuple[dict[str, MethodResults], Ce
         figures[method] = MethodResults(
             metrics=pooled_metrics([row[name] for row in rows for name in names]),
             more={"mean_wer": sum(values) / len(values), "domains": by_domain},
-            **seeds[0].costs[method],
+            parameters=seeds[0].costs[method]["parameters"],
+            **mean_costs([{key: c for key, c in seed.costs[method].items() if key != "parameters"} for seed in seeds]),
         )
     oracle = figures["oracle-routing"].more["mean_wer"]
     for entry in figures.values():

@@ -27,7 +27,7 @@ from speech_adapters.runs.processes import processes
 from speech_adapters.runs.results import MethodResults, Results
 from speech_adapters.tasks.base import Corpus, ExperimentConfig, Task
 from speech_adapters.tasks.start import Start
-from speech_adapters.training.loop import TrainingResult, Watcher
+from speech_adapters.training.loop import TrainingResult, Watcher, mean_costs
 from speech_adapters.training.settings import TrainingConfig
 from speech_adapters.training.supervised import check_speeds
 from speech_adapters.training.together import Member, train_together
@@ -297,22 +297,13 @@ def _combine(task: Task[R], scored: Sequence[_Scored[R]]) -> MethodResults:
     return MethodResults(
         metrics=task.metrics([one.result for one in scored]),
         parameters=scored[0].parameters,
-        **_mean_costs(costs),
+        **mean_costs([cost.costs for cost in costs]),
         more={
             f"{task.metric}_by_seed": by("seed"),
             **({f"{task.metric}_by_fold": by("fold")} if several else {}),
             **({"together": costs[0].together} if costs[0].together > 1 else {}),
         },
     )
-
-
-def _mean_costs(costs: Sequence[TrainingResult]) -> dict[str, Any]:
-    """Means over trainings; of the memory the largest."""
-    columns = {name: [cost.costs[name] for cost in costs] for name in costs[0].costs}
-    means = {
-        name: None if None in values else sum(filter(None, values)) / len(values) for name, values in columns.items()
-    }
-    return {**means, "peak_memory_bytes": max(cost.peak_memory_bytes for cost in costs)}
 
 
 def _line(method: str, task: Task[Any], entry: MethodResults) -> str:

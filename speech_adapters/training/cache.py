@@ -336,7 +336,8 @@ def code_version() -> str:
     """Hash of the code that computes activations: ours from file to encoder, and the versions of what it stands on."""
     root = Path(speech_adapters.__file__).parent
     digest = hashlib.sha256(f"torch {version('torch')} transformers {version('transformers')}".encode())
-    for path in sorted([root / "data" / "audio.py", *(root / "encoders").rglob("*.py")]):
+    own = [root / "data" / "audio.py", root / "training" / "cache.py", root / "training" / "frozen.py"]
+    for path in sorted([*own, *(root / "encoders").rglob("*.py")]):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

@@ -287,8 +287,8 @@ class _Part:
         return math.isfinite(float(nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)))
 
     def step(self, finite: bool) -> None:
-        """Apply what is finite."""
-        if finite or self.scaler.is_enabled():  # the scaler skips what is not finite by itself, and learns from it
+        """Apply what is finite; of the rest the scaler, which has seen the gradients in :meth:`clip`, learns."""
+        if finite:
             self.scaler.step(self.optimizer)
         self.scaler.update()
 
@@ -688,6 +688,16 @@ class _Training:
                     f"{path} was begun with training.{changed[0]}={before[changed[0]]}, not "
                     f"{settings[changed[0]]}; go on with the former, or start a new run folder."
                 )
+
+
+def mean_costs(costs: Sequence[Mapping[str, float | None]]) -> dict[str, Any]:
+    """Means of several trainings' :attr:`TrainingResult.costs`, None where one is unknown; of the memory the most."""
+    means: dict[str, Any] = {}
+    for name in costs[0]:
+        known = [value for cost in costs if (value := cost[name]) is not None]
+        whole = len(known) == len(costs)
+        means[name] = None if not whole else max(known) if name == "peak_memory_bytes" else sum(known) / len(known)
+    return means
 
 
 def seed_update(seed: int, update: int, process: int = 0) -> None:

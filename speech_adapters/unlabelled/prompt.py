@@ -14,6 +14,7 @@ of the search from one utterance to the next.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from torch import Tensor
 from speech_adapters.adapters.code import CodeAdapter
 from speech_adapters.data.audio import SAMPLE_RATE
 from speech_adapters.data.windows import Windows
-from speech_adapters.errors import ConfigError
+from speech_adapters.errors import CheckpointError, ConfigError
 from speech_adapters.heads.ctc import CTCHeadModule
 from speech_adapters.inference.recordings import Recording
 from speech_adapters.model_output import ModelOutput
@@ -120,6 +121,8 @@ class Prompt(Method):
             losses.append(best)
             if waited == self.patience > 0:
                 break
+        if not math.isfinite(best):
+            raise CheckpointError("adapting: the losses are not finite; the model's weights are broken, or need fp32.")
         code.copy_(torch.from_numpy(found))
         return tuple(losses)
 
