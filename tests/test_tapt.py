@@ -25,7 +25,7 @@ from speech_adapters.objectives.pretraining import MaskedPrediction, Pretraining
 from speech_adapters.objectives.units import KMeansUnits
 from speech_adapters.runs.folder import RunFolder
 from speech_adapters.tasks.downstream import Downstream
-from speech_adapters.training.loop import TrainingResult
+from speech_adapters.training.loop import Position, TrainingResult, seed_update
 from speech_adapters.training.settings import TrainingConfig
 
 
@@ -122,6 +122,17 @@ def test_a_killed_pass_goes_on_as_if_it_had_not_been(speech, tmp_path, method):
     ):
         assert torch.equal(one, other), name
     assert again.run.read_metrics() == whole.run.read_metrics()
+
+
+def test_each_batch_of_an_update_is_masked_in_its_own_way(speech, tmp_path):
+    """And in each process: two batches of the same sizes would else hide the same frames."""
+    own = Pass(speech, tmp_path, updates=2, accumulation=2)
+    learner = MaskedPrediction(own.model, own.objective, *own.speech, own.config, own.run)
+    batch, losses = next(learner.batches(Position(0, 0))), []
+    for process in (0, 1, 0):
+        seed_update(own.config.seed, 1, process)
+        losses.append([learner.loss(batch, 1).loss.item() for _ in range(2)])
+    assert losses[0] == losses[2] and len({*losses[0], *losses[1]}) == 4
 
 
 def test_the_new_head_can_learn_first_alone(speech, tmp_path):

@@ -15,7 +15,7 @@ from small_models import small_model
 from speech_adapters.adapters import CNNAdapter
 from speech_adapters.composition import Parallel, Stack
 from speech_adapters.data.windows import Windows
-from speech_adapters.errors import AudioError, ConfigError
+from speech_adapters.errors import AudioError, CheckpointError, ConfigError
 from speech_adapters.heads import ClassificationHead
 from speech_adapters.inference.recordings import recordings_of
 from speech_adapters.model import SpeechAdapterModel
@@ -208,6 +208,16 @@ def test_a_prompt_is_never_worse_than_none_and_follows_its_seed() -> None:
 
 
 # ---------------------------------------------------------------------- what is refused
+
+
+def test_a_search_whose_losses_are_no_numbers_is_refused(monkeypatch) -> None:
+    model = model_of()
+    method = searched(model)
+    monkeypatch.setattr(
+        Prompt, "_losses", lambda self, model, head, candidates, speech: np.full(len(candidates), np.nan)
+    )
+    with pytest.raises(CheckpointError, match="not finite"), model.adapted(speech(), method, windows=SHORT):
+        pass
 
 
 def test_bad_input_is_refused_and_leaves_no_trace() -> None:
