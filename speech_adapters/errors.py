@@ -22,6 +22,11 @@ def shown(value: Any) -> str:
         return "a number of thousands of digits"
 
 
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """``1 file``, ``1,200 files``; ``plural`` where it is not the noun with an s."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
 class InputError(ValueError):
     """Something handed to the toolkit cannot be used as it is."""
 

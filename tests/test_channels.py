@@ -76,7 +76,7 @@ def test_a_line_goes_before_the_run(calls):
 def test_check_says_which_files_need_one(calls):
     manifest = Manifest.read(calls / "train.jsonl")
     findings = check_corpus([manifest])
-    assert len(findings) == 1 and "4 file(s) of 2 channels, such as 'call0.wav'" in findings[0]
+    assert len(findings) == 1 and "4 files of 2 channels, such as 'call0.wav'" in findings[0]
     assert 'the key "channel" (0, 1 or "mix") to the lines of the manifest, or give --channel' in findings[0]
     assert not check_corpus([manifest.with_channel(0)])
     for arguments, code in (([], 2), (["--channel", "1"], 0), (["--channel", "2"], 2)):

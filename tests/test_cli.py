@@ -409,7 +409,7 @@ def test_cache_lists_and_clears_activations_only(sa, tmp_path: Path) -> None:
 def test_manifest_verbs_say_what_they_did(sa, tmp_path: Path) -> None:
     rows = []
     for number in range(10):
-        speak(tmp_path / "calls" / f"c{number}.wav", 0.5)
+        speak(tmp_path / "calls" / f"c{number}.wav", 0.5 + number / 100)
         rows.append(f"c{number},yes,s{number % 5},calm")
     (tmp_path / "t.csv").write_text("\n".join(["file,transcript,speaker,mood", *rows[:9]]))
     made = sa("manifest", "make", "calls", "--table", "t.csv", "-o", "all.jsonl")
@@ -419,6 +419,10 @@ def test_manifest_verbs_say_what_they_did(sa, tmp_path: Path) -> None:
     assert [line.split(":")[0] for line in shown.splitlines()] == [f"data/{s}.jsonl" for s in ("train", "dev", "test")]
     assert "data/train.jsonl: exists already" in sa("manifest", "split", "all.jsonl", "-o", "data", expect=2).err
     assert "share no speaker" in sa("manifest", "check", "data/train.jsonl", "data/test.jsonl")
+    text = (tmp_path / "all.jsonl").read_text().replace('"s0"', '"n/a"').replace('"s1"', '"S2"')
+    (tmp_path / "names.jsonl").write_text(text)
+    told = sa("manifest", "split", "names.jsonl", "-o", "names").err
+    assert "speaker 'n/a' (2 utterances): no name" in told and "'S2' (names.jsonl) and 's2' (names.jsonl)" in told
     sa("manifest", "export", "kaldi", "all.jsonl", "kaldi")
     assert "9 utterances" in sa("manifest", "import", "kaldi", "kaldi", "-o", "back.jsonl")
     assert "kaldi: exists already" in sa("manifest", "export", "kaldi", "all.jsonl", "kaldi", expect=2).err

@@ -117,7 +117,7 @@ def test_models_of_several_utterances(corpora):
                 *("--trials={test}/trials.txt", "--manifest={test}/test.jsonl", "--encoder={folder}/encoder"),
                 "--cohort={test}/test.jsonl",
             ],
-            "speaker value.s. are also in",
+            "shares . speakers? with",
         ),
     ],
 )

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import re
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 
 from speech_adapters.data import audio_files
 from speech_adapters.data.audio import write_audio
-from speech_adapters.data.corpus_check import check_corpus
+from speech_adapters.data.corpus_check import check_corpus, corpus_notes
 from speech_adapters.data.manifest import Manifest, Utterance, check_disjoint, equal_shares
 from speech_adapters.errors import ManifestError
 
@@ -225,7 +226,7 @@ def test_bad_subsets(arguments: dict, message: str):
 def test_check_disjoint_lists_the_leak():
     train = Manifest((Utterance(f"t{i}", Path("/x"), 1.0, speaker=f"s{i}") for i in range(9)), "train.jsonl")
     test = Manifest((Utterance(f"e{i}", Path("/x"), 1.0, speaker=f"s{i}") for i in range(2, 12)), "test.jsonl")
-    leak = r"train\.jsonl: 7 speaker value\(s\) are also in test\.jsonl: 's2', 's3'.*\.\.\."
+    leak = r"train\.jsonl: shares 7 speakers with test\.jsonl: 's2', 's3'.*\.\.\."
     with pytest.raises(ManifestError, match=leak):
         check_disjoint(train, test)
     check_disjoint(train, test.filter(lambda u: u.speaker > "s8" or u.speaker < "s2"))
@@ -326,7 +327,7 @@ def test_what_was_found_sound_is_not_read_again(tmp_path: Path, monkeypatch: pyt
 
 
 def test_check_corpus_lists_everything(tmp_path: Path):
-    write_audio(tmp_path / "a.wav", torch.zeros(16_000))
+    write_audio(tmp_path / "a.wav", torch.full((16_000,), 0.1))
     good = {"audio_filepath": "a.wav", "duration": 1.0, "speaker": "s1"}
     lines = [line(**good, id="call (2)", emotion="sad"), line(**good, id="b", text="?!", emotion="Sad")]
     train = Manifest.read(write_lines(tmp_path, *lines, name="train.jsonl"))
@@ -334,13 +335,125 @@ def test_check_corpus_lists_everything(tmp_path: Path):
     findings = "\n".join(check_corpus([train, test]))
     expected = (
         "'b': text without a letter",
-        "'Sad' .* and 'sad' .* in case only",
+        "'Sad' .* and 'sad' .* in case only and count as two classes",
         "'b': .*b.wav: no such audio file",
-        "also in .*test.jsonl: 's1'",
+        "shares 1 speaker with .*test.jsonl: 's1'",
     )
     assert len(findings.split("\n")) == len(expected)
     for finding in expected:
         assert re.search(finding, findings), finding
+
+
+def tone(path: Path, level: float) -> dict[str, object]:
+    """The keys of a line about one second of a constant sample, written to ``path``."""
+    write_audio(path, torch.full((16_000,), level))
+    return {"audio_filepath": path.name, "duration": 1.0}
+
+
+def test_check_finds_one_recording_in_two_splits(tmp_path: Path):
+    a, copy, other = (tone(tmp_path / f"{n}.wav", x) for n, x in (("a", 0.1), ("copy", 0.1), ("other", 0.2)))
+    train = Manifest.read(
+        write_lines(tmp_path, line(**a, speaker="x"), line(**other, speaker="x"), name="train.jsonl")
+    )
+    for leak, found in (
+        (line(**copy, speaker="y"), True),
+        (line(**a | {"duration": 0.5}, offset=0.4, speaker="y"), True),
+        (line(**other, id="a", speaker="y"), True),
+        (line(**tone(tmp_path / "new.wav", 0.3), speaker="y"), False),
+    ):
+        test = Manifest.read(write_lines(tmp_path, leak, name="test.jsonl"))
+        findings = check_corpus([train, test])
+        assert len(findings) == found
+        assert not found or "train.jsonl: shares the audio of 1 utterance with" in findings[0]
+    halves = [line(**a | {"duration": 0.5}, offset=offset, id="same") for offset in (0.0, 0.5)]
+    parts = [Manifest.read(write_lines(tmp_path, h, name=f"{n}.jsonl")) for n, h in enumerate(halves)]
+    assert check_corpus(parts) == [], "two pieces of a recording that do not overlap"
+    notes = "\n".join(corpus_notes(parts))
+    assert "0.jsonl: speakers unknown: disjointness not checked" in notes and "shares 1 id with" in notes
+
+
+def test_splits_are_called_disjoint_only_where_all_speakers_are_known(tmp_path: Path, capsys):
+    from speech_adapters.cli import main
+
+    a, b = tone(tmp_path / "a.wav", 0.1), tone(tmp_path / "b.wav", 0.2)
+    paths = [str(write_lines(tmp_path, line(**a, speaker="x"), name="a.jsonl"))]
+    for speaker, said in (({"speaker": "y"}, True), ({}, False)):
+        other = write_lines(tmp_path, line(**b, **speaker), name="b.jsonl")
+        with pytest.raises(SystemExit, match="0"):
+            main(["check", *paths, str(other)])
+        shown = capsys.readouterr()
+        assert ("share no speaker" in shown.out) is said
+        assert ("note: " in shown.err and "b.jsonl: speakers unknown" in shown.err) is not said
+    with pytest.raises(SystemExit, match="0"):
+        main(["check", *paths])
+    assert capsys.readouterr().out.strip().endswith("nothing found: audio decodes")
+
+
+def test_check_finds_names_that_are_none_or_written_in_two_ways(tmp_path: Path):
+    base = tone(tmp_path / "a.wav", 0.1)
+    names = ["Müller", unicodedata.normalize("NFD", "Müller"), "n/a", "NaN", "n/a", None, "Otto", " otto"]
+    lines = [
+        line(**base, id=str(number), label=("YES", "Yes", "yes")[min(number, 2)], emotion=None if number else "sad",
+             **({} if name is None else {"speaker": name}))
+        for number, name in enumerate(names)
+    ]  # fmt: skip
+    findings = check_corpus([Manifest.read(write_lines(tmp_path, *lines))])
+    either = "case, white space or Unicode form only and count as two speakers; spell them alike"
+    assert [finding.replace(f"{tmp_path}/m.jsonl", "m") for finding in findings] == [
+        "m: utterance '5': no speaker where other lines have one",
+        "m: speaker 'NaN' (1 utterance), 'n/a' (2 utterances): no name, but would count as one; give the name, or "
+        "leave the key out",
+        f"speaker: ' otto' (m) and 'Otto' (m) differ in {either}",
+        f"speaker: 'Mu\\u0308ller' (m) and 'M\\xfcller' (m) differ in {either}",
+        "label: 'YES' (m), 'Yes' (m) and 'yes' (m) differ in case only and count as 3 classes; spell them alike",
+    ]
+
+
+def test_check_finds_labels_that_most_lines_have(tmp_path: Path):
+    base = tone(tmp_path / "a.wav", 0.1)
+    lines = [line(**base, id=str(n), **({"emotion": "sad"} if n < 2 else {})) for n in range(3)]
+    (finding,) = check_corpus([Manifest.read(write_lines(tmp_path, *lines))])
+    assert finding.endswith("utterance '2': no emotion where most lines have one")
+
+
+def test_check_finds_silence_and_audio_that_is_too_short_for_its_text(tmp_path: Path):
+    quiet, short = tone(tmp_path / "quiet.wav", 0.0), tone(tmp_path / "a.wav", 0.1) | {"duration": 0.1}
+    manifest = Manifest.read(write_lines(tmp_path, line(**quiet), line(**short), line(**short, id="n", text=...)))
+    silence, text, missing = check_corpus([manifest])
+    assert "'quiet': all samples are zero" in silence and "'a': a text, but less than 0.2 s" in text
+    assert "'n': no text" in missing
+    manifest.check_audio()  # silence may be learnt from
+
+
+def test_long_utterances_are_a_note(tmp_path: Path):
+    manifest = make(2).map(lambda u: replace(u, duration=31.0 if u.id == "u1" else 30.0))
+    (note,) = corpus_notes([manifest])
+    assert "1 utterance of more than 30 s, such as 'u1'" in note
+
+
+def test_one_cause_is_one_finding(tmp_path: Path, capsys):
+    from speech_adapters.cli import main
+
+    soundfile.write(tmp_path / "call.wav", np.full((16_000, 2), 0.1), 16_000)
+    lines = [line(audio_filepath="call.wav", duration=1.0, id=str(number)) for number in range(35)]
+    with pytest.raises(SystemExit, match="2"):
+        main(["check", "--channel", "5", str(write_lines(tmp_path, *lines))])
+    shown = capsys.readouterr()
+    assert shown.out.strip().endswith("1 finding") and "'19' and 15 more: " in shown.err
+    assert "channel=5 does not exist; use 0 to 1" in shown.err
+
+
+def test_a_table_is_no_manifest(tmp_path: Path):
+    table = tmp_path / "calls.csv"
+    table.write_text("file,text\n" + "a.wav,YES\n" * 30)
+    for read in (Manifest.read, Manifest.make_index):
+        with pytest.raises(
+            ManifestError, match=r"^\S*calls.csv: a table, .*manifest make FOLDER --table \S+"
+        ) as caught:
+            read(table)
+        assert caught.value.problems == 1
+    table.write_text(line() + "\n")
+    assert len(Manifest.read(table)) == 1, "the name alone makes no table"
 
 
 def test_the_folder_one_stands_in_is_no_manifest(tmp_path, monkeypatch):

@@ -47,7 +47,7 @@ def test_shares_are_near_what_was_asked_and_seeds_differ() -> None:
     [
         ({"test": 0.5, "dev": 0.5, "train": 1}, "speaker", "less than 1 in all"),
         ({"test": 0.0, "train": 1}, "speaker", "give each more than 0"),
-        (SHARES, "session", "4 utterances have no 'session', such as 'a-0'"),
+        (SHARES, "session", "4 utterances without 'session', such as 'a-0'"),
         (SHARES, "speaker", "2 different values of 'speaker' for 3 sets"),
     ],
 )

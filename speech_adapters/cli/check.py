@@ -16,7 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print what was found; 2 where there is anything."""
-    from speech_adapters.data.corpus_check import check_corpus, read_all
+    from speech_adapters.data.corpus_check import check_corpus, corpus_notes, read_all
+    from speech_adapters.errors import counted
 
     manifests, findings, count = read_all(arguments.manifests, arguments.channel)
     for manifest in manifests:
@@ -24,7 +25,10 @@ def run(arguments: argparse.Namespace) -> int:
     found = check_corpus(manifests)
     for finding in [*findings, *found]:
         print(finding, file=sys.stderr)
+    for note in corpus_notes(manifests):
+        print(f"note: {note}", file=sys.stderr)
     count += len(found)
-    found_all = f"{count:,} finding{'' if count == 1 else 's'}"
-    print(found_all if count else "nothing found: audio decodes, splits share no speaker")
+    disjoint = len(manifests) > 1 and all(u.speaker is not None for manifest in manifests for u in manifest)
+    fit = "nothing found: audio decodes" + (", splits share no speaker" if disjoint else "")
+    print(counted(count, "finding") if count else fit)
     return 2 if count else 0

@@ -118,8 +118,10 @@ def check_audio_file(
     offset: float = 0.0,
     duration: float | None = None,
     channel: int | str | None = None,
-) -> None:
+) -> bool:
     """Decode a file or a piece of it, at its own rate, as a check that :func:`read_audio` will give it.
+
+    Returns: whether there is any sound in it: silence may be wanted, samples that are all zero hardly are.
 
     Raises:
         AudioError: as there.
@@ -127,6 +129,7 @@ def check_audio_file(
     waveform, rate = _decode(path, offset, duration, channel)
     if len(waveform) * SAMPLE_RATE < MIN_SAMPLES * rate:
         check_waveform(waveform, path, min_samples=-(-MIN_SAMPLES * rate // SAMPLE_RATE))
+    return bool(waveform.any())
 
 
 def stream_audio(

@@ -28,8 +28,8 @@ _SETTLED = 2.0
 """Seconds after its last change from which a file's answer is remembered: within one tick of the disk's clock it could
 change again unnoticed."""
 
-_RULES = 1
-"""Raise it when :func:`~speech_adapters.data.audio.check_audio_file` refuses more than before."""
+_RULES = 2
+"""Raise it when :func:`~speech_adapters.data.audio.check_audio_file` says more than before."""
 
 
 class Piece(NamedTuple):
@@ -64,23 +64,28 @@ def audio_hashes(paths: Sequence[Path]) -> list[str]:
     return _remembered([f"sha256 {os.fspath(path)}" for path in paths], paths, _hash, "hashing audio")
 
 
-def check_pieces(pieces: Sequence[Piece], description: str = "checking audio") -> Iterator[tuple[int, str]]:
-    """Decode every piece: the number of each that cannot be used, and why."""
+def check_pieces(
+    pieces: Sequence[Piece], description: str = "checking audio", silence: bool = False
+) -> Iterator[tuple[int, str]]:
+    """Decode every piece: the number of each that cannot be used, and why; with ``silence`` those too that hold zeros
+    only."""
     keys = [f"check{_RULES} {p.offset!r} {p.duration!r} {p.channel!r} {os.fspath(p.path)}" for p in pieces]
     by_key = dict(zip(keys, pieces, strict=True))
     found = _remembered(keys, [p.path for p in pieces], lambda key, _: _check(by_key[key]), description)
-    return ((number, verdict) for number, verdict in enumerate(found) if verdict != _SOUND)
+    usable = (_SOUND,) if silence else (_SOUND, _SILENT)
+    return ((number, verdict) for number, verdict in enumerate(found) if verdict not in usable)
 
 
 _SOUND = "sound"
+_SILENT = "all samples are zero; record or export it again, or remove the line"
 
 
 def _check(piece: Piece) -> str:
     try:
-        check_audio_file(piece.path, offset=piece.offset, duration=piece.duration, channel=piece.channel)
+        heard = check_audio_file(piece.path, offset=piece.offset, duration=piece.duration, channel=piece.channel)
     except AudioError as error:
         return str(error)
-    return _SOUND
+    return _SOUND if heard else _SILENT
 
 
 def _hash(_: str, path: Path) -> str:
@@ -119,7 +124,7 @@ def _settled(identity: str, latest: int) -> bool:
 
 def _worth_remembering(value: str) -> bool:
     """Hashes and sound files; a fault is looked at again, since it may lie in rights or a disk that comes back."""
-    return value == _SOUND or (len(value) == 64 and " " not in value)
+    return value in (_SOUND, _SILENT) or (len(value) == 64 and " " not in value)
 
 
 def _recall(wanted: dict[str, tuple[Path, str]]) -> Iterator[tuple[str, str]]:

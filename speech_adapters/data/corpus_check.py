@@ -1,19 +1,29 @@
 """Everything in a set of manifests that training or scoring would trip over: what ``speech-adapters check`` prints.
 
 Each function gives findings, one sentence each, that name the manifest, the utterances and the remedy; none means fit.
+Notes are what a person should know and may well want as it is.
 """
 
 from __future__ import annotations
 
 import os
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 
-from speech_adapters.data.manifest import Channel, Manifest, check_disjoint
-from speech_adapters.errors import ManifestError
+from speech_adapters.data.audio import DURATION_TOLERANCE
+from speech_adapters.data.audio_files import audio_hashes
+from speech_adapters.data.manifest import SHOWN_PROBLEMS, Channel, Manifest, Utterance, check_disjoint
+from speech_adapters.data.spellings import difference, is_placeholder, quoted, spelt_differently
+from speech_adapters.errors import ManifestError, counted
 from speech_adapters.text import utterance_names
+
+SHORTEST = 0.2
+"""Seconds in which nothing is said that a transcript could hold: about one syllable."""
+
+LONGEST = 30.0
+"""Seconds above which an utterance asks for a decision: what Whisper's encoders hear at most."""
 
 
 def read_all(
@@ -37,19 +47,40 @@ def check_corpus(manifests: Sequence[Manifest]) -> list[str]:
     for manifest in manifests:
         unsaid = manifest.need_channel()
         findings += channel_findings(manifest, unsaid)
-        findings += [
-            f"{manifest.name}: utterance {utterance.id!r}: {problem}"
-            for utterance, problem in manifest.audio_problems()
-            if utterance.channel is not None or utterance.audio_filepath not in unsaid  # said once for all
-        ]
+        findings += audio_findings(manifest, unsaid)
         findings += text_findings(manifest)
-    findings += class_findings(manifests)
-    for first, second in combinations(manifests, 2):
+        findings += missing_findings(manifest)
+        findings += placeholder_findings(manifest)
+    for key in ("speaker", "emotion", "label"):
+        findings += spelling_findings(manifests, key)
+    for (first, pieces), (second, others) in combinations(_pieces(manifests), 2):
         try:
             check_disjoint(first, second)
         except ManifestError as error:
             findings.append(str(error))
+        findings += shared_audio_findings(first, second, pieces, others)
     return findings
+
+
+def corpus_notes(manifests: Sequence[Manifest]) -> list[str]:
+    """What the same manifests hold that is no fault: long utterances, and what keeps splits from being compared."""
+    notes = []
+    for manifest in manifests:
+        if long := [u.id for u in manifest if u.duration > LONGEST]:
+            notes.append(
+                f"{manifest.name}: {counted(len(long), 'utterance')} of more than {LONGEST:g} s, such as {long[0]!r}; "
+                "training.crop_seconds=20 trains on pieces of them, windows.seconds=20 scores them in pieces"
+            )
+        if len(manifests) > 1 and (unknown := [u.id for u in manifest if u.speaker is None]):
+            some = "speakers" if len(unknown) == len(manifest) else f"the speaker of {utterance_names(unknown)}"
+            notes.append(f'{manifest.name}: {some} unknown: disjointness not checked; add the key "speaker"')
+    for first, second in combinations(manifests, 2):
+        if shared := sorted({u.id for u in first} & {u.id for u in second}):
+            notes.append(
+                f"{first.name}: shares {counted(len(shared), 'id')} with {second.name}: {utterance_names(shared)}; "
+                "make sure that they are other recordings, and give each its own id before the two are joined"
+            )
+    return notes
 
 
 def channel_findings(manifest: Manifest, unsaid: Mapping[Path, int]) -> list[str]:
@@ -58,36 +89,111 @@ def channel_findings(manifest: Manifest, unsaid: Mapping[Path, int]) -> list[str
         return []
     counts = " or ".join(map(str, sorted(set(unsaid.values()))))
     return [
-        f"{manifest.name}: {len(unsaid)} file(s) of {counts} channels, such as "
+        f"{manifest.name}: {counted(len(unsaid), 'file')} of {counts} channels, such as "
         f'{utterance_names([file.name for file in unsaid])}, and no word on which is heard; add the key "channel" '
         '(0, 1 or "mix") to the lines of the manifest, or give --channel for the whole run'
     ]
 
 
+def audio_findings(manifest: Manifest, unsaid: Mapping[Path, int]) -> list[str]:
+    """Audio that cannot be used, in one sentence for all utterances with the same fault; ``unsaid`` as above."""
+    alike: defaultdict[str, list[tuple[Utterance, str]]] = defaultdict(list)
+    for utterance, problem in manifest.audio_problems(silence=True):
+        if utterance.channel is not None or utterance.audio_filepath not in unsaid:  # said once for all
+            alike[problem.removeprefix(f"{utterance.audio_filepath}: ")].append((utterance, problem))
+    return [
+        f"{manifest.name}: utterance {utterance_names([u.id for u, _ in found], SHOWN_PROBLEMS)}: {found[0][1]}"
+        for found in alike.values()
+    ]
+
+
 def text_findings(manifest: Manifest) -> list[str]:
-    """Transcripts without a letter or digit, and those that lack where others have one: neither can be scored."""
+    """Transcripts without a letter or digit, and of audio that is too short for any: neither can be scored."""
     empty = [u.id for u in manifest if u.text is not None and not any(s.isalnum() for s in u.text)]
-    missing = [u.id for u in manifest if u.text is None]
+    short = [u.id for u in manifest if u.text is not None and u.duration < SHORTEST]
     findings = []
     if empty:
         findings.append(f"{manifest.name}: utterance {utterance_names(empty)}: text without a letter; remove the line")
-    if missing and len(missing) < len(manifest):
-        findings.append(f"{manifest.name}: utterance {utterance_names(missing)}: no text where other lines have one")
+    if short:
+        findings.append(
+            f"{manifest.name}: utterance {utterance_names(short)}: a text, but less than {SHORTEST:g} s of audio; "
+            "correct the duration, or remove the line"
+        )
     return findings
 
 
-def class_findings(manifests: Iterable[Manifest]) -> list[str]:
-    """Classes that differ in case only, within or between manifests: they would be scored as two."""
+def missing_findings(manifest: Manifest) -> list[str]:
+    """Keys that lack where others have them: text and speaker where any line has one, classes where most have."""
     findings = []
-    for key in ("emotion", "label"):
-        spellings: defaultdict[str, set[str]] = defaultdict(set)
-        where: dict[str, str] = {}
-        for manifest in manifests:
-            for value in manifest.values(key):
-                spellings[value.casefold()].add(value)
-                where.setdefault(value, manifest.name)
-        for alike in spellings.values():
-            if len(alike) > 1:
-                shown = " and ".join(f"{value!r} ({where[value]})" for value in sorted(alike))
-                findings.append(f"{key}: {shown} differ in case only and count as two classes; spell them alike")
+    for key, share in (("text", 0.0), ("speaker", 0.0), ("emotion", 0.5), ("label", 0.5)):
+        missing = [u.id for u in manifest if u.get(key) is None]
+        if missing and 1 - len(missing) / len(manifest) > share:
+            where = f"{manifest.name}: utterance {utterance_names(missing)}"
+            findings.append(f"{where}: no {key} where {'most' if share else 'other'} lines have one")
     return findings
+
+
+def placeholder_findings(manifest: Manifest, key: str = "speaker") -> list[str]:
+    """Words such as "n/a" as the name of a speaker: all who are called so would count as one."""
+    counts = Counter(str(u.get(key)) for u in manifest if u.get(key) is not None)
+    if not (said := sorted(filter(is_placeholder, counts))):
+        return []
+    shown = ", ".join(f"{name!r} ({counted(counts[name], 'utterance')})" for name in said)
+    return [f"{manifest.name}: {key} {shown}: no name, but would count as one; give the name, or leave the key out"]
+
+
+def spelling_findings(manifests: Iterable[Manifest], key: str) -> list[str]:
+    """Values that differ in case, white space or Unicode form only, within or between manifests: they would count as
+    different ones."""
+    classes = key in ("emotion", "label")
+    where: dict[str, str] = {}
+    for manifest in manifests:
+        for value in map(str, manifest.values(key)):
+            if classes or not is_placeholder(value):
+                where.setdefault(value, manifest.name)
+    findings = []
+    for alike in spelt_differently(where):
+        *first, last = (f"{said} ({where[value]})" for said, value in zip(quoted(alike), alike, strict=True))
+        count = "two" if len(alike) == 2 else len(alike)
+        findings.append(
+            f"{key}: {', '.join(first)} and {last} differ in {difference(alike)} only and count as {count} "
+            f"{'classes' if classes else key + 's'}; spell them alike"
+        )
+    return findings
+
+
+_Piece = tuple[float, float, object, str]
+"""Start and end in seconds, channel, id."""
+
+
+def _pieces(manifests: Sequence[Manifest]) -> Iterator[tuple[Manifest, Mapping[str, list[_Piece]]]]:
+    """Each manifest with the pieces that it takes of each file, by the hash of the file's bytes: copies are one."""
+    for manifest in manifests:
+        found: defaultdict[str, list[_Piece]] = defaultdict(list)
+        paths = [u.audio_filepath for u in manifest] if len(manifests) > 1 else []
+        for u, path, file in zip(manifest, paths, audio_hashes(paths), strict=False):
+            key = str(path) if file == "missing" else file
+            found[key].append((u.offset, u.offset + u.duration, u.channel, u.id))
+        yield manifest, found
+
+
+def shared_audio_findings(
+    first: Manifest, second: Manifest, pieces: Mapping[str, list[_Piece]], others: Mapping[str, list[_Piece]]
+) -> list[str]:
+    """Utterances of one manifest that are heard in another too, under whatever name and speaker."""
+    shared = [
+        name
+        for file in pieces.keys() & others.keys()
+        for start, end, channel, name in pieces[file]
+        if any(
+            min(end, other_end) - max(start, other_start) > DURATION_TOLERANCE
+            and (channel == other or not (isinstance(channel, int) and isinstance(other, int)))
+            for other_start, other_end, other, _ in others[file]
+        )
+    ]
+    if not shared:
+        return []
+    return [
+        f"{first.name}: shares the audio of {counted(len(shared), 'utterance')} with {second.name}: "
+        f"{utterance_names(sorted(shared))}; scores would be flattered: keep each recording in one split"
+    ]

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from speech_adapters.data.audio import audio_channels, audio_info, read_audio
 from speech_adapters.data.audio_files import Piece, audio_hashes, check_pieces, identity
 from speech_adapters.data.manifest_index import IndexedLines, ManifestIndex, index_file, write_index
-from speech_adapters.errors import AudioError, ManifestError
+from speech_adapters.errors import AudioError, ManifestError, counted
 from speech_adapters.files import atomic
 from speech_adapters.ranges import Count
 
@@ -186,7 +186,7 @@ class Manifest(Sequence[Utterance]):
                     utterances.append(utterance)
                     ids.add(utterance.id)
                     numbers.append(number)
-            problems.raise_any()
+            _raise_problems(path, problems)
             if not utterances:
                 raise ManifestError(f"{path}:1: empty manifest; write one JSON object a line")
             manifest = cls(utterances, str(path))
@@ -209,7 +209,7 @@ class Manifest(Sequence[Utterance]):
                 known = [key for key in (*TEXT_KEYS, "channel") if getattr(utterance, key) is not None]
                 keys = [*known, *(key for key, value in utterance.extra.items() if value is not None)]
                 yield start, size, utterance.id, utterance.duration, columns, keys
-            problems.raise_any()
+            _raise_problems(path, problems)
 
         root = os.path.abspath(path.parent)
         write_index(path, rows(), lambda line: _utterance_of(line, root).id)
@@ -398,12 +398,15 @@ class Manifest(Sequence[Utterance]):
             size = count
         return self._take(sorted(order[:size]))
 
-    def audio_problems(self, channel: int | str | None = None) -> Iterator[tuple[Utterance, str]]:
-        """The utterances whose audio cannot be used, each with what is wrong; see :meth:`check_audio`."""
+    def audio_problems(
+        self, channel: int | str | None = None, silence: bool = False
+    ) -> Iterator[tuple[Utterance, str]]:
+        """The utterances whose audio cannot be used, each with what is wrong; see :meth:`check_audio`. With
+        ``silence`` also those whose samples are all zero, which can be used."""
         pieces = [
             Piece(u.audio_filepath, u.offset, u.duration, channel if u.channel is None else u.channel) for u in self
         ]
-        return ((self[number], problem) for number, problem in check_pieces(pieces, f"checking {self.name}"))
+        return ((self[number], problem) for number, problem in check_pieces(pieces, f"checking {self.name}", silence))
 
     def check_audio(self, channel: int | str | None = None) -> Manifest:
         """Itself when all audio that it names decodes, in parallel; files found sound are not read again.
@@ -439,9 +442,9 @@ class Manifest(Sequence[Utterance]):
         """One line for people: utterances, hours, speakers, domains, emotions."""
         hours = self.hours
         length = f"{hours:.2f} h" if hours >= 1 else f"{hours * 60:.1f} min"
-        parts = [f"{len(self)} utterances", length]
+        parts = [counted(len(self), "utterance"), length]
         if self.speakers:
-            parts.append(f"{len(self.speakers)} speaker{'' if len(self.speakers) == 1 else 's'}")
+            parts.append(counted(len(self.speakers), "speaker"))
         for key in ("domain", "emotion", "label"):
             counts = self._counts(key)
             if 0 < len(counts) <= 12:
@@ -493,7 +496,7 @@ def check_disjoint(first: Manifest, second: Manifest, key: str = "speaker") -> N
     if shared := sorted(set(first.values(key)) & set(second.values(key))):
         shown = ", ".join(repr(value) for value in shared[:5]) + (", ..." if len(shared) > 5 else "")
         raise ManifestError(
-            f"{first.name}: {len(shared)} {key} value(s) are also in {second.name}: {shown}; "
+            f"{first.name}: shares {counted(len(shared), key)} with {second.name}: {shown}; "
             f"scores would be flattered: move each {key} into one split"
         )
 
@@ -553,6 +556,16 @@ def _lines(path: Path, problems: Problems, require: Sequence[str] = ()) -> Itera
         except ManifestError as error:
             problems.add(f":{number}: {error}")
         start += size
+
+
+def _raise_problems(path: Path, problems: Problems) -> None:
+    """Raise the problems of a manifest; of a table there is one: that it is none."""
+    if problems.count and path.suffix.lower() in (".csv", ".tsv"):
+        raise ManifestError(
+            f"{path}: a table, expected a manifest of JSON lines; make one of it and the folder of its recordings: "
+            f"speech-adapters manifest make FOLDER --table {path} -o {path.with_suffix('.jsonl')}"
+        )
+    problems.raise_any()
 
 
 def _parsed(raw: bytes, root: str, parse: Callable[[str], Any], shared: _Shared) -> Utterance | None:

@@ -6,7 +6,7 @@ import random
 from collections.abc import Mapping
 
 from speech_adapters.data.manifest import Manifest
-from speech_adapters.errors import ManifestError
+from speech_adapters.errors import ManifestError, counted
 
 
 def split(manifest: Manifest, shares: Mapping[str, float], by: str = "speaker", seed: int = 0) -> dict[str, Manifest]:
@@ -29,8 +29,9 @@ def split(manifest: Manifest, shares: Mapping[str, float], by: str = "speaker", 
     lacking = [utterance.id for utterance in manifest if utterance.get(by) is None]
     if lacking:
         raise ManifestError(
-            f"{manifest.name}: {len(lacking)} utterances have no {by!r}, such as {lacking[0]!r}; add it to every "
-            "line, or divide by another key (id: each utterance on its own; a speaker may then be in several sets)"
+            f"{manifest.name}: {counted(len(lacking), 'utterance')} without {by!r}, such as {lacking[0]!r}; add it "
+            "to every line, or divide by another key (id: each utterance on its own; a speaker may then be in several "
+            "sets)"
         )
     seconds: dict[str, float] = {}
     for utterance in manifest:

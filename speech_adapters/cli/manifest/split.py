@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Say what each set holds; a set that is there already is not written over."""
+    from speech_adapters.data.corpus_check import placeholder_findings, spelling_findings
     from speech_adapters.data.manifest import Manifest
     from speech_adapters.data.splits import split
     from speech_adapters.errors import ConfigError
@@ -29,10 +30,14 @@ def run(arguments: argparse.Namespace) -> None:
     shares = {"test": arguments.test, "dev": arguments.dev, "train": 1.0}
     if not arguments.test:
         del shares["test"]
-    sets = split(Manifest.read(arguments.manifest), shares, arguments.by, arguments.seed)
+    manifest = Manifest.read(arguments.manifest)
+    sets = split(manifest, shares, arguments.by, arguments.seed)
     paths = {name: arguments.output / f"{name}.jsonl" for name in reversed(shares)}
     if taken := [path for path in paths.values() if path.exists()]:
         raise ConfigError(f"{taken[0]}: exists already; name another folder with --output, or remove it")
+    if arguments.by != "id":
+        for finding in [*placeholder_findings(manifest, arguments.by), *spelling_findings([manifest], arguments.by)]:
+            print(finding, file=sys.stderr)
     for name, path in paths.items():
         sets[name].write(path)
         print(f"{path}: {sets[name].summary()}")
