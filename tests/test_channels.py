@@ -17,6 +17,7 @@ from speech_adapters.data.batches import SpeechDataset, evaluation_loader
 from speech_adapters.data.corpus_check import check_corpus
 from speech_adapters.data.manifest import Manifest
 from speech_adapters.errors import AudioError, InputError
+from speech_adapters.inference.recordings import recordings_of
 from speech_adapters.tasks.asr import SpeechRecognition
 from speech_adapters.tasks.base import Corpus, ExperimentConfig
 from speech_adapters.tasks.experiment import run_experiment
@@ -71,6 +72,23 @@ def test_a_line_goes_before_the_run(calls):
     assert manifest.with_channel(None) is manifest
     keys = {manifest.with_channel(channel).content_key() for channel in (None, 0, 1, "mix")}
     assert len(keys) == 4
+
+
+def test_a_file_of_one_channel_needs_none(calls, tmp_path):
+    soundfile.write(tmp_path / "mono.wav", np.full(16_000, 0.1), 16_000)
+    soundfile.write(tmp_path / "stereo.wav", np.full((16_000, 2), 0.1), 16_000)
+    path = tmp_path / "m.jsonl"
+    path.write_text("".join(f'{{"audio_filepath": "{n}.wav", "duration": 1.0}}\n' for n in ("mono", "stereo")))
+    plain = Manifest.read(path, channel=1)
+    indexed = Manifest.make_index(path).with_channel(1)
+    assert [u.channel for u in plain] == [u.channel for u in indexed] == [None, 1]
+    assert not check_corpus([plain]) and len(plain[0].waveform()) == 16_000
+    assert [r.channel for (r,) in recordings_of([tmp_path / "mono.wav", tmp_path / "stereo.wav"], channel=1)] == [
+        None,
+        1,
+    ]
+    with pytest.raises(AudioError, match="channel=1 does not exist; there is one, which needs no channel"):
+        read_audio(tmp_path / "mono.wav", channel=1)  # of this very file
 
 
 def test_check_says_which_files_need_one(calls):

@@ -414,7 +414,7 @@ def test_manifest_verbs_say_what_they_did(sa, tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("\n".join(["file,transcript,speaker,mood", *rows[:9]]))
     made = sa("manifest", "make", "calls", "--table", "t.csv", "-o", "all.jsonl")
     assert "file -> audio_filepath, transcript -> text" in made and "kept under their names: mood" in made
-    assert "left out: 1 recordings have no row in the table, such as calls/c9.wav" in made.err
+    assert "left out: 1 recording without a row in the table, such as calls/c9.wav" in made.err
     shown = sa("manifest", "split", "all.jsonl", "-o", "data")
     assert [line.split(":")[0] for line in shown.splitlines()] == [f"data/{s}.jsonl" for s in ("train", "dev", "test")]
     assert "data/train.jsonl: exists already" in sa("manifest", "split", "all.jsonl", "-o", "data", expect=2).err

@@ -5,10 +5,13 @@ from __future__ import annotations
 import gzip
 import json
 import string
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small_corpora import speak
@@ -17,7 +20,8 @@ from speech_adapters.data.formats import FORMATS, read_format, write_format
 from speech_adapters.data.formats.folder import read_folder
 from speech_adapters.data.formats.tables import read_table
 from speech_adapters.data.manifest import Manifest, Utterance
-from speech_adapters.errors import ConfigError, ManifestError
+from speech_adapters.errors import AudioError, ConfigError, ManifestError
+from speech_adapters.inference.sources import local_files
 
 FILES = {
     "kaldi": "data",
@@ -258,6 +262,14 @@ def test_tables_as_people_write_them(content: str, columns: dict | None, audio: 
         ("file,file\na,b\n", None, ":1: two columns have the same name"),
         ("file,text\na,b\n", {"speaker": "who"}, ":1: no column 'who' for speaker; there are 'file', 'text'"),
         ("a,b\n", {"audio_filepath": "1", "text": "3"}, ":1: no column '3' for text"),
+        (
+            "file,text\n",
+            {"file": "file"},
+            ":1: --columns file=file: 'file' is no key .*; did you mean 'audio_filepath'",
+        ),
+        ("file,said\na,b\n", {"txt": "said"}, ":1: --columns txt=said: .*; did you mean 'text'"),
+        ("file,who\na,b\n", {"spkr": "who"}, ":1: --columns spkr=who: .*; did you mean 'speaker'"),
+        ("file,who\na,b\n", {"wxyz": "who"}, ":1: --columns wxyz=who: .*; there are audio_filepath, text, speaker"),
     ],
 )
 def test_what_is_wrong_in_a_table(content: str, columns: dict | None, message: str, tmp_path: Path) -> None:
@@ -281,15 +293,72 @@ def test_a_table_of_clips_in_another_folder(audio: Path, tmp_path: Path) -> None
 
 def test_a_folder_and_a_table_by_path_name_or_stem(audio: Path, tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("file,text,text_id\nb/b.wav,NO,1\na,YES,2\n")
-    content = read_folder(audio, table=tmp_path / "t.csv", channel=1)
-    assert [(u.id, u.text, u.duration, u.channel, u.extra) for u in content.manifest] == [
-        ("b-channel1", "NO", 1.0, 1, {"text_id": "1"}),
-        ("a-channel1", "YES", 2.0, 1, {"text_id": "2"}),
+    content = read_folder(audio, table=tmp_path / "t.csv")
+    assert [(u.id, u.text, u.duration, u.extra) for u in content.manifest] == [
+        ("b", "NO", 1.0, {"text_id": "1"}),
+        ("a", "YES", 2.0, {"text_id": "2"}),
     ]
     assert content.left_out == () and content.table.kept == ("text_id",)
     (tmp_path / "t.csv").write_text("file,text\na.wav,YES\nc.wav,NO\n")
     with pytest.raises(ManifestError, match="t.csv:3: .*wav has no 'c.wav'"):
         read_folder(audio, table=tmp_path / "t.csv")
+
+
+def test_a_channel_is_one_of_files_with_several(audio: Path, tmp_path: Path) -> None:
+    soundfile.write(audio / "call.wav", np.full((16_000, 2), 0.1), 16_000)
+    for channel in (0, 1, "mix"):
+        found = {u.audio_filepath.name: u.channel for u in read_folder(audio, channel=channel).manifest}
+        assert found == {"a.wav": None, "b.wav": None, "call.wav": channel}
+    with pytest.raises(ManifestError, match=r": call.wav: .*call.wav: channel=5 does not exist; use 0 to 1, or"):
+        read_folder(audio, channel=5)
+
+
+def test_the_folders_of_windows_and_the_accents_of_macs(audio: Path, tmp_path: Path) -> None:
+    composed, decomposed = (unicodedata.normalize(form, "Müller") for form in ("NFC", "NFD"))
+    for there, said in ((decomposed, composed), (composed, decomposed)):
+        folder = tmp_path / f"{ascii(there)[1]}{len(there)}"
+        speak(folder / there / "Anruf 1.wav", 1.0)
+        speak(folder / "other" / "Anruf 1.wav", 1.0)
+        for path in (f"{said}/Anruf 1.wav", f"{said}\\Anruf 1.wav", f"{there}\\Anruf 1"):
+            (tmp_path / "t.csv").write_text(f"file,text\n{path},YES\n")
+            (u,) = read_folder(folder, table=tmp_path / "t.csv").manifest
+            assert u.audio_filepath == folder / there / "Anruf 1.wav" and u.id == "Anruf 1"
+    (tmp_path / "t.csv").write_text("file,text\nC:\\calls\\b.wav,YES\n")
+    assert read_folder(audio, table=tmp_path / "t.csv").manifest[0].audio_filepath == audio / "b" / "b.wav"
+    (tmp_path / "t.csv").write_text("file,text\nwav\\b\\b.wav,YES\n")
+    assert read_format("csv", tmp_path / "t.csv")[0].audio_filepath == audio / "b" / "b.wav"
+    speak(audio / "odd\\name.wav", 1.0)
+    (tmp_path / "t.csv").write_text("file,text\nodd\\name.wav,YES\n")
+    assert read_folder(audio, table=tmp_path / "t.csv").manifest[0].audio_filepath == audio / "odd\\name.wav"
+
+
+def test_two_rows_of_one_recording_are_named(audio: Path, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("file,text\na.wav,YES\nb/b.wav,NO\na.wav,YES\n")
+    for read in (lambda t: read_folder(audio, table=t), lambda t: read_format("csv", t, root=audio)):
+        with pytest.raises(
+            ManifestError, match=r"t\.csv:4: id 'a' repeats that of .*t\.csv:2; give each line its own"
+        ):
+            read(tmp_path / "t.csv")
+
+
+def test_recordings_that_must_be_converted_are_named(audio: Path, tmp_path: Path) -> None:
+    (audio / "c.M4A").write_bytes(b"aac")
+    speak(audio / "d.aiff", 1.0)
+    content = read_folder(audio)
+    assert content.unreadable == (audio / "c.M4A",) and len(content.manifest) == 3
+    (tmp_path / "t.csv").write_text("file,text\na,YES\nc.M4A,NO\n")
+    with pytest.raises(ManifestError, match=r"t\.csv:3: .*has no 'c.M4A' of a kind that is read: .*ffmpeg"):
+        read_folder(audio, table=tmp_path / "t.csv")
+    (tmp_path / "phone").mkdir()
+    (audio / "c.M4A").rename(tmp_path / "phone" / "c.m4a")
+    for read, error in (
+        (read_folder, ManifestError),
+        (lambda folder: local_files([str(folder)]).__enter__(), AudioError),
+    ):
+        with pytest.raises(
+            error, match=r"phone: 1 recording of a kind that is not read, such as .*c\.m4a; convert to"
+        ):
+            read(tmp_path / "phone")
 
 
 def test_a_name_that_two_recordings_have(audio: Path, tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ def test_channels_are_speakers_mixed_or_named(call: Path):
     assert all(4.7 < segment.start < segment.end < 8.3 for segment in own)
     assert model.transcribe(call / "call.wav", channel="mix").text
     for options, message in (
-        ({"speakers": ("agent",)}, "2 channels, but 1 speakers are named"),
+        ({"speakers": ("agent",)}, "2 channels, but 1 name of speakers"),
         ({"speakers": ("a", "a")}, "give different names"),
         ({"speakers": "agent"}, "give different names"),
         ({"speakers": ("a", "b"), "channel": 0}, "not both"),

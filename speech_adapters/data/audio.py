@@ -82,6 +82,18 @@ def audio_channels(path: str | os.PathLike[str]) -> int:
         return int(file.channels)
 
 
+def channel_of_several(path: str | os.PathLike[str], channel: int | str | None) -> int | str | None:
+    """``channel`` where the file has several, None where it has one, which needs no choice.
+
+    Raises:
+        AudioError: a channel that the file does not have; or as :func:`audio_info`.
+    """
+    channels = audio_channels(path)
+    if channels == 1 or channel is None:
+        return None
+    return _channel_index(path, channel, channels)
+
+
 def read_audio(
     path: str | os.PathLike[str],
     *,
@@ -578,7 +590,8 @@ def _channel_index(path: str | os.PathLike[str], channel: int | str | None, chan
         return "mix"
     if isinstance(channel, int) and not isinstance(channel, bool) and 0 <= channel < channels:
         return channel
-    raise AudioError(f'{path}: channel={channel!r} does not exist; use 0 to {channels - 1}, or "mix"')
+    use = "there is one, which needs no channel" if channels == 1 else f'use 0 to {channels - 1}, or "mix"'
+    raise AudioError(f"{path}: channel={channel!r} does not exist; {use}")
 
 
 def _piece(

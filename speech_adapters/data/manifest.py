@@ -23,7 +23,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from operator import eq
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -230,6 +230,7 @@ class Manifest(Sequence[Utterance]):
             ManifestError: with each bad entry's place.
         """
         utterances, problems, shared, folder = [], Problems(name), _Shared(), os.path.abspath(root)
+        places: dict[str, str] = {}
         for place, given in entries:
             entry = dict(given)
             try:
@@ -238,16 +239,22 @@ class Manifest(Sequence[Utterance]):
                         entry[key] = float(entry[key])
                     except (TypeError, ValueError):
                         raise ManifestError(f"{key} is {entry[key]!r}, expected seconds as a number") from None
+                audio = entry.get("audio_filepath")
+                if isinstance(audio, str) and "\\" in audio and not os.path.exists(os.path.join(folder, audio)):
+                    entry["audio_filepath"] = audio.replace("\\", "/")  # as Windows parts folders
                 if "duration" not in entry and "audio_filepath" in entry:
                     total = audio_info(Path(folder, entry["audio_filepath"])).duration
                     entry["duration"] = total - entry.get("offset", 0.0)
                 utterance = _utterance(entry, folder, shared)
                 _check_names(utterance)
+                if (first := places.get(utterance.id)) is not None:
+                    raise ManifestError(f"id {utterance.id!r} repeats that of {name}{first}; {_UNIQUE}")
+                places[utterance.id] = place
                 utterances.append(utterance)
             except (ManifestError, AudioError) as error:
                 problems.add(f"{place}: {error}")
         problems.raise_any()
-        return cls(_check_ids(utterances, name), name)
+        return cls(utterances, name)
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write as JSON Lines; audio paths become relative to ``path``'s folder. Whole file or nothing."""
@@ -331,12 +338,14 @@ class Manifest(Sequence[Utterance]):
         return digest.hexdigest()
 
     def with_channel(self, channel: Channel | None) -> Manifest:
-        """The same, hearing ``channel`` of the files whose line names none: a number from 0, or "mix" for the mean."""
+        """The same, hearing ``channel`` of the files with several whose line names none: a number from 0, or "mix" for
+        the mean."""
         if channel is None:
             return self
         if isinstance(lines := self._utterances, IndexedLines):
             return Manifest(IndexedLines(lines.source, partial(lines.parse, channel=channel), lines.places), self.name)
-        return self.map(lambda u: u if u.channel is not None else replace(u, channel=channel))
+        hears = cache(partial(_hears, channel))
+        return self.map(lambda u: replace(u, channel=channel) if u.channel is None and hears(u.audio_filepath) else u)
 
     def need_channel(self) -> dict[Path, int]:
         """The files with several channels, and how many, that a line names without saying which is heard."""
@@ -455,6 +464,11 @@ class Manifest(Sequence[Utterance]):
 def file_names(name: str) -> str:
     """The name of a manifest, or of several that were joined, without folders."""
     return " + ".join(PurePath(part).name for part in name.split(" + "))
+
+
+def _hears(channel: Channel, path: Path) -> bool:
+    """Whether a run's choice of a channel is one for this file; 0 and the mean of a file with one are the file."""
+    return channel in (0, "mix") or _channels(path) != 1
 
 
 def _channels(path: Path) -> int:
@@ -592,7 +606,9 @@ def _parsed(raw: bytes, root: str, parse: Callable[[str], Any], shared: _Shared)
 def _utterance_of(line: bytes, root: str, channel: Channel | None = None) -> Utterance:
     """The utterance of a line that has been checked; ``channel`` where the line names none."""
     utterance = _utterance(json.loads(line.removeprefix(codecs.BOM_UTF8)), root, _Shared())
-    return utterance if channel is None or utterance.channel is not None else replace(utterance, channel=channel)
+    if channel is None or utterance.channel is not None or not _hears(channel, utterance.audio_filepath):
+        return utterance
+    return replace(utterance, channel=channel)
 
 
 def _raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:

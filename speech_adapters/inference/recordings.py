@@ -12,9 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from speech_adapters.data.audio import MIN_SAMPLES, SAMPLE_RATE, audio_channels, check_waveform, resample, stream_audio
+from speech_adapters.data.audio import (
+    MIN_SAMPLES,
+    SAMPLE_RATE,
+    audio_channels,
+    channel_of_several,
+    check_waveform,
+    resample,
+    stream_audio,
+)
 from speech_adapters.data.manifest import Utterance
-from speech_adapters.errors import AudioError, ConfigError
+from speech_adapters.errors import AudioError, ConfigError, counted
 
 _BLOCK = 10 * SAMPLE_RATE
 
@@ -118,7 +126,7 @@ def _of_file(name: str, path: Path, channel: int | str | None, speakers: Sequenc
     if speakers is not None:
         if len(speakers) != channels:
             raise AudioError(
-                f"{path}: {channels} channel{'s' if channels > 1 else ''}, but {len(speakers)} speakers are named "
+                f"{path}: {counted(channels, 'channel')}, but {counted(len(speakers), 'name')} of speakers "
                 f"({', '.join(speakers)}); name one a channel."
             )
         return [Recording(name, path, channel=place, speaker=speaker) for place, speaker in enumerate(speakers)]
@@ -127,9 +135,7 @@ def _of_file(name: str, path: Path, channel: int | str | None, speakers: Sequenc
             f'{path}: {channels} channels; choose one (channel=0), their mean (channel="mix"), or hear each as a '
             'speaker: speakers=("agent", "customer") (on the command line: --channel, --speakers)'
         )
-    if isinstance(channel, int) and not 0 <= channel < channels:
-        raise AudioError(f'{path}: channel={channel!r} does not exist; use 0 to {channels - 1}, or "mix"')
-    return [Recording(name, path, channel=channel)]
+    return [Recording(name, path, channel=channel_of_several(path, channel))]
 
 
 def _samples(item: Any, name: str, sample_rate: int) -> Tensor:

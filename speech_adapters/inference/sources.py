@@ -14,15 +14,8 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 from urllib.parse import urlsplit
 
+from speech_adapters.data.audio_suffixes import USUAL, recordings_in, unreadable_message
 from speech_adapters.errors import AudioError
-
-READABLE = frozenset(
-    ".wav .flac .ogg .oga .opus .mp3 .aif .aiff .aifc .au .snd .caf .w64 .rf64 .sph .nist .voc".split()
-)
-"""Suffixes of audio that is read; a folder is searched for these."""
-
-UNREADABLE = frozenset(".m4a .mp4 .aac .wma .amr .webm .mov .mkv .3gp .ac3 .ape .raw .pcm".split())
-"""Suffixes of recordings that libsndfile does not read."""
 
 
 @contextmanager
@@ -57,15 +50,11 @@ def local_files(inputs: Sequence[str], *, download: bool = False) -> Iterator[li
 def _expand(given: str) -> list[Path]:
     path = Path(given).expanduser()
     if path.is_dir():
-        inside = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
-        if unreadable := [file for file in inside if file.suffix.lower() in UNREADABLE]:
-            raise AudioError(
-                f"{unreadable[0]}: recordings of this kind are not read"
-                + (f" ({len(unreadable)} in {given})" if len(unreadable) > 1 else "")
-                + "; convert them to wav, flac, ogg/opus or mp3 (ffmpeg -i in out.flac), or name the files to hear."
-            )
-        if not (audio := [file for file in inside if file.suffix.lower() in READABLE]):
-            raise AudioError(f"{given}: no audio in this folder (wav, flac, ogg/opus, mp3, ...); name another.")
+        audio, unreadable = recordings_in(path)
+        if unreadable:
+            raise AudioError(f"{unreadable_message(unreadable, given)}, or name the files to hear.")
+        if not audio:
+            raise AudioError(f"{given}: no audio in this folder ({USUAL}, ...); name another.")
         return audio
     if glob.has_magic(given) and not os.path.lexists(path):
         if not (matching := sorted(map(Path, glob.glob(str(path), recursive=True)))):

@@ -18,7 +18,7 @@ from speech_adapters.cli.manifest.arguments import COLUMNS, add_output, channel,
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The folder and what is said of it."""
-    parser.add_argument("folder", help="of the recordings (wav, flac, ogg, opus, mp3); searched with all in it")
+    parser.add_argument("folder", help="of the recordings (wav, flac, ogg/opus, mp3, ...); searched with all in it")
     parser.add_argument("--table", help="CSV or TSV with a row per utterance")
     parser.add_argument("--columns", type=pairs, help=f"{COLUMNS}; numbers from 1 for a table without a header")
     parser.add_argument("--pattern", help='what the paths say, without suffix: "{speaker}/{emotion}-{}"')
@@ -28,7 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Say what was taken as what, what was left out, and what the manifest holds."""
+    from speech_adapters.data.audio_suffixes import unreadable_message
     from speech_adapters.data.formats.folder import read_folder
+    from speech_adapters.errors import counted
 
     content = read_folder(
         arguments.folder,
@@ -43,9 +45,10 @@ def run(arguments: argparse.Namespace) -> None:
         if table.left_out:
             print(f"left out: the columns {', '.join(table.left_out)}, whose keys others hold", file=sys.stderr)
     if content.left_out:
-        said = "no row in the table" if arguments.table else "no .txt beside them"
-        print(
-            f"left out: {len(content.left_out)} recordings have {said}, such as {content.left_out[0]}", file=sys.stderr
-        )
+        said = "without a row in the table" if arguments.table else "without a .txt beside"
+        count = counted(len(content.left_out), "recording")
+        print(f"left out: {count} {said}, such as {content.left_out[0]}", file=sys.stderr)
+    if content.unreadable:
+        print(f"left out: {unreadable_message(content.unreadable, arguments.folder)}", file=sys.stderr)
     content.manifest.write(arguments.output)
     print(f"{arguments.output}: {content.manifest.summary()}")

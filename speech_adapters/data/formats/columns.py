@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 
 from speech_adapters.errors import ManifestError
@@ -29,14 +30,20 @@ def match_columns(names: Sequence[str], said: Mapping[str, str], where: str) -> 
     """Key -> column: what was said, and what is known by its name.
 
     Args:
-        names: the columns there. said: key -> column, which goes first; a key may be one of the user's own.
+        names: the columns there. said: key -> column, which goes first.
         where: opens the errors.
 
     Raises:
-        ManifestError: a column that is not there, two that could hold the same key, none that names the audio.
+        ManifestError: an unknown key, a column that is not there, two that could hold the same key, none that names
+            the audio.
     """
     shown = ", ".join(map(repr, names))
     for key, column in said.items():
+        if key not in NAMES:
+            raise ManifestError(
+                f"{where}: --columns {key}={column}: {key!r} is no key that tables are asked for; {_nearest(key)} "
+                "(a column that is not named here keeps its own name)"
+            )
         if column not in names:
             raise ManifestError(f"{where}: no column {column!r} for {key}; there are {shown}")
     found = dict(said)
@@ -56,3 +63,10 @@ def match_columns(names: Sequence[str], said: Mapping[str, str], where: str) -> 
             f"--columns audio_filepath={names[0] if names else 'COLUMN'}"
         )
     return found
+
+
+def _nearest(key: str) -> str:
+    """The key that an unknown one stands for: what tools call a column is often taken for the key."""
+    keys = {name: known for known, names in NAMES.items() for name in names}
+    close = difflib.get_close_matches(key.lower(), keys, n=1)
+    return f"did you mean {keys[close[0]]!r}?" if close else f"there are {', '.join(NAMES)}"

@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from speech_adapters.data.audio import channel_of_several
+from speech_adapters.data.audio_suffixes import USUAL, recordings_in, unreadable_message
 from speech_adapters.data.formats.tables import Table, read_table
 from speech_adapters.data.manifest import Manifest, Problems, read_utf8
-from speech_adapters.errors import ManifestError
-
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
-"""Files that count as recordings."""
+from speech_adapters.errors import AudioError, ManifestError
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,13 @@ class FolderContent:
 
     Attributes:
         left_out: recordings that nothing is said of.
+        unreadable: recordings of kinds that are not read.
         table: what was read beside the folder.
     """
 
     manifest: Manifest
     left_out: tuple[Path, ...] = ()
+    unreadable: tuple[Path, ...] = ()
     table: Table | None = None
 
 
@@ -62,61 +64,85 @@ def read_folder(
     root = Path(folder)
     if not root.is_dir():
         raise ManifestError(f"{root}: no such folder; give the folder of the recordings")
-    files = sorted(file for file in root.rglob("*") if file.suffix.lower() in AUDIO_SUFFIXES and file.is_file())
+    files, unreadable = recordings_in(root)
+    if not files and unreadable:
+        raise ManifestError(unreadable_message(unreadable, root))
     if not files:
-        raise ManifestError(f"{root}: no recordings in it ({', '.join(AUDIO_SUFFIXES)}); check the path")
+        raise ManifestError(f"{root}: no recordings in it ({USUAL}, ...); check the path")
     told: list[tuple[str, dict[str, Any]]]
     if table is not None:
         source = read_table(table, columns)
-        told, name = _rows_with_files(source, root, files), str(table)
+        told, name = _rows_with_files(source, root, files, unreadable), str(table)
         known = {entry["audio_filepath"] for _, entry in told}
         left_out = tuple(file for file in files if str(file.absolute()) not in known)
     else:
         source, name = None, str(root)
         told, left_out = _with_text_files(root, files)
     parse = _parser(pattern) if pattern else None
-    problems = Problems(str(root))
+    problems = Problems(name)
     stems = Counter(Path(entry["audio_filepath"]).stem for _, entry in told)
-    for _, entry in told:
+    for place, entry in told:
         path = Path(entry["audio_filepath"]).relative_to(root.absolute()).with_suffix("")
         if parse is not None:
             match = parse.fullmatch(path.as_posix())
             if match is None:
-                problems.add(f": {path.as_posix()} does not fit the pattern {pattern}")
+                problems.add(f"{place}: {path.as_posix()} does not fit the pattern {pattern}")
                 continue
             entry |= {key: value for key, value in match.groupdict().items() if key not in entry}
-        if channel is not None:
-            entry.setdefault("channel", channel)
+        if channel is not None and "channel" not in entry:
+            try:
+                heard = channel_of_several(entry["audio_filepath"], channel)
+            except AudioError as error:
+                problems.add(f"{place}: {error}")
+                continue
+            entry |= {} if heard is None else {"channel": heard}
         if "id" not in entry and stems[path.name] > 1 and "offset" not in entry:
             entry["id"] = "-".join(path.parts)  # the name alone, which is the default, would come twice
     problems.raise_any()
     manifest = Manifest.from_entries(told, name, root)
-    return FolderContent(manifest, left_out, source)
+    return FolderContent(manifest, left_out, tuple(unreadable), source)
 
 
-def _rows_with_files(table: Table, root: Path, files: list[Path]) -> list[tuple[str, dict[str, Any]]]:
+def _rows_with_files(
+    table: Table, root: Path, files: list[Path], unreadable: list[Path]
+) -> list[tuple[str, dict[str, Any]]]:
     """The table's entries with absolute audio paths."""
     by_name: dict[str, list[Path]] = {}
     for file in files:
         path = file.relative_to(root)
         for name in {path.as_posix(), path.with_suffix("").as_posix(), path.name, path.stem}:
-            by_name.setdefault(name, []).append(file)
+            by_name.setdefault(_composed(name), []).append(file)
+    others = {_composed(file.name): file for file in unreadable}
     problems, found = Problems(str(table.path)), []
     for place, entry in table.entries():
         said = str(entry.get("audio_filepath", ""))
-        fitting = by_name.get(said) or by_name.get(Path(said).name, [])
+        if _composed(said) not in by_name and not Path(said).is_file():
+            said = said.replace("\\", "/")  # as Windows parts folders
+        name = _composed(said)
+        fitting = by_name.get(name) or by_name.get(_composed(Path(said).name), [])
         there = os.path.isabs(said) and Path(said).is_file()  # if not, it is another machine's: its name may do
-        exact = [f for f in fitting if (f.samefile(said) if there else f.relative_to(root).as_posix() == said)]
+        if there:
+            exact = [f for f in fitting if f.samefile(said)]
+        else:
+            exact = [f for f in fitting if f.relative_to(root).as_posix() == said]
+            exact = exact or [f for f in fitting if _composed(f.relative_to(root).as_posix()) == name]
         match exact or ([] if there else fitting):
             case [file]:
                 found.append((place, entry | {"audio_filepath": str(file.absolute())}))
             case []:
-                problems.add(f"{place}: {root} has no {said!r}")
+                unread = others.get(_composed(Path(said).name))
+                hint = "" if unread is None else f" of a kind that is read: {unreadable_message([unread], root)}"
+                problems.add(f"{place}: {root} has no {said!r}{hint}")
             case several:
                 few = ", ".join(file.relative_to(root).as_posix() for file in several[:3])
                 problems.add(f"{place}: {said!r} could be {few}; give the path from {root}")
     problems.raise_any()
     return found
+
+
+def _composed(name: str) -> str:
+    """The name in the Unicode form of Linux and Windows; disks of Macs give the other, with accents of their own."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _with_text_files(root: Path, files: list[Path]) -> tuple[list[tuple[str, dict[str, Any]]], tuple[Path, ...]]:

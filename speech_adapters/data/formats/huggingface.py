@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from speech_adapters.data.audio import write_audio
+from speech_adapters.data.audio_suffixes import recordings_in, unreadable_message
 from speech_adapters.data.formats.columns import NAMES, match_columns
-from speech_adapters.data.formats.folder import AUDIO_SUFFIXES
 from speech_adapters.data.formats.tables import read_table
 from speech_adapters.data.manifest import TEXT_KEYS, Manifest
 from speech_adapters.errors import ConfigError, ManifestError
@@ -91,7 +91,9 @@ def _named(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]
 
 
 def _folder_per_class(path: Path) -> Manifest:
-    files = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in AUDIO_SUFFIXES]
+    files, unreadable = recordings_in(path)
+    if unreadable:
+        raise ManifestError(unreadable_message(unreadable, path))
     if not files or any(file.parent == path for file in files):
         raise ManifestError(
             f"{path}: no metadata.csv, no metadata.jsonl, no .arrow or .parquet files and no folder per class; check "
