@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import hashlib
+import io
+import itertools
 import json
 import logging
 import re
@@ -12,6 +15,7 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx2 as httpx
@@ -19,6 +23,7 @@ import numpy as np
 import openai
 import pytest
 import torch
+from fastapi import UploadFile
 from small_server import engine_of, make_adapters, make_encoder, running, shake, tone
 
 from speech_adapters.errors import ConfigError
@@ -27,6 +32,7 @@ from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.serving.engine import Engine
 from speech_adapters.serving.http.app import openapi
 from speech_adapters.serving.http.keys import ApiKey, Keys
+from speech_adapters.serving.http.models import AdapterFields, add_adapter
 from speech_adapters.serving.http.settings import HttpSettings
 
 TRANSCRIPTIONS = "/v1/audio/transcriptions"
@@ -482,11 +488,83 @@ def test_adapters_are_added_replaced_and_removed(encoder: Path, folder: Path, so
         error(http.post("/v1/adapters", data={"name": "../x"}, files=files), 400)
         renamed = [("adapter[]", ("../../evil", b"{}")), files[1]]
         error(http.post("/v1/adapters", data={"name": "evil"}, files=renamed), 400)
-        assert sorted(path.name for path in uploads.iterdir()) == ["new"]
+        assert wait_for(lambda: sorted(path.name for path in uploads.iterdir()) == ["new"])
         assert http.delete("/v1/adapters/new").json() == {"id": "new", "object": "model", "deleted": True}
         error(classify("new"), 404)
         error(http.delete("/v1/adapters/lora-0"), 409)
         assert not list(uploads.iterdir())
+
+
+class GoneAt:
+    """Awaits a coroutine whose client goes away at its ``number``-th await: before what it awaits is done, or after.
+
+    Attributes:
+        gone: False where there are fewer awaits, so that it ran to its end.
+    """
+
+    def __init__(self, coroutine: Any, number: int, *, done: bool) -> None:
+        self.coroutine, self.number, self.done, self.gone = coroutine, number, done, False
+
+    def __await__(self) -> Iterator[Any]:
+        for number in itertools.count():
+            try:
+                awaited = self.coroutine.send(None)
+            except StopIteration as end:
+                return end.value
+            if number == self.number:
+                self.gone = True
+                if self.done:
+                    yield awaited
+                with contextlib.suppress(asyncio.CancelledError):
+                    self.coroutine.throw(asyncio.CancelledError())
+                return None
+            yield awaited
+
+
+@pytest.mark.parametrize("done", [False, True])
+def test_replacing_an_adapter_is_done_or_not_wherever_its_client_goes_away(
+    encoder: Path, folder: Path, tmp_path: Path, done: bool
+) -> None:
+    uploads = tmp_path / "uploads"
+    uploads.mkdir()
+    others = make_adapters(encoder, tmp_path / "others", 2)
+    engine = engine_of(encoder, folder)
+    kinds = {"bottleneck": "houlsby-1", "lora": "lora-0"}
+
+    def form(kind: str) -> AdapterFields:
+        files: dict[str, list[UploadFile]] = {}
+        for part, field in (("adapters", "adapter[]"), ("heads", "heads[]")):
+            name = kinds[kind] + ("-classification" if part == "heads" else "")
+            for _, (filename, data) in parts(others / part, name, field):
+                files.setdefault(field, []).append(UploadFile(io.BytesIO(data), filename=filename))
+        return AdapterFields.model_validate({"name": "new", **files})
+
+    async def replace_until_done() -> list[str]:
+        state = SimpleNamespace(engine=engine, settings=HttpSettings(uploads=uploads), changing=asyncio.Lock())
+        request: Any = SimpleNamespace(app=SimpleNamespace(state=state), state=SimpleNamespace(key=None))
+        await engine.start()
+        try:
+            await add_adapter(request, form("lora"))
+            found = []
+            for number in itertools.count():
+                going = GoneAt(add_adapter(request, form("bottleneck")), number, done=done)
+                await going
+                served = engine.catalog.find("new")
+                engine.shelf.drop(served)
+                loaded = await engine.shelf.get(served)  # from the disk
+                assert loaded.heads.keys() == {"classification"}
+                found.append(served.method)
+                while [path.name for path in uploads.iterdir()] != ["new"]:
+                    await asyncio.sleep(0.01)
+                if not going.gone:
+                    return found
+                if served.method == "bottleneck":
+                    await add_adapter(request, form("lora"))
+        finally:
+            await engine.stop()
+
+    found = asyncio.run(asyncio.wait_for(replace_until_done(), 60))
+    assert found[-1] == "bottleneck" and found.count("lora") > 3
 
 
 def test_an_adapter_without_effect_is_refused(encoder: Path, folder: Path, tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +21,7 @@ from speech_adapters.serving.http.errors import ApiError
 from speech_adapters.serving.http.fields import find
 from speech_adapters.serving.http.keys import allowed
 from speech_adapters.serving.http.settings import HttpSettings
+from speech_adapters.serving.http.uploads import forget
 
 router = APIRouter()
 
@@ -93,26 +96,22 @@ async def add_adapter(
         )
     async with request.app.state.changing:
         incoming = Path(tempfile.mkdtemp(prefix=".incoming-", dir=folder))
+        writing = asyncio.ensure_future(engine.in_decoder(_write, incoming / form.name, form))
         try:
-            named = incoming / form.name
-            await engine.in_decoder(_write, named, form)
+            await asyncio.shield(writing)  # to its end, though the client goes away: see the last line
             before = catalog.find(form.name) if form.name in catalog else None
-            await _read(engine, named)
-            target = folder / form.name
-            old = incoming / "before"
-            if target.exists():
-                target.rename(old)
-            named.rename(target)
-            moved = await _read(engine, target)
-            catalog.add(moved)
-            if before is not None and before.key != moved.key:
+            added = _moved(await _read(engine, incoming / form.name), incoming / form.name, folder / form.name)
+            # no await from here on: who goes away leaves the old adapter or the new one, in files and catalog alike
+            _swap(incoming, folder, form.name)
+            catalog.add(added)
+            if before is not None and before.key != added.key:
                 engine.shelf.drop(before)
         except CheckpointError as error:
             message = re.sub(rf"{re.escape(str(incoming))}/?", "", str(error))
             raise ApiError(400, f"refused: {message}", param="adapter[]", code="adapter_refused") from error
         finally:
-            shutil.rmtree(incoming, ignore_errors=True)
-    return JSONResponse(described(moved, catalog), 200 if before is not None else 201)
+            writing.add_done_callback(lambda _: forget(engine, incoming))
+    return JSONResponse(described(added, catalog), 200 if before is not None else 201)
 
 
 @router.delete("/v1/adapters/{name}", tags=["models"])
@@ -125,7 +124,7 @@ async def delete_adapter(request: Request, name: str) -> dict[str, Any]:
             raise ApiError(409, f"{name!r} belongs to what the server started with; remove its folder instead")
         engine.catalog.remove(served.name)
         engine.shelf.drop(served)
-        await engine.in_decoder(shutil.rmtree, folder / served.name)
+        shutil.rmtree(folder / served.name)  # no await: who goes away leaves no files that the next start would serve
     return {"id": served.name, "object": "model", "deleted": True}
 
 
@@ -157,6 +156,25 @@ def _write(folder: Path, form: AdapterFields) -> None:
         for file in files:
             with (place / str(file.filename)).open("wb") as target:
                 shutil.copyfileobj(file.file, target)
+
+
+def _moved(served: Served, place: Path, target: Path) -> Served:
+    """The same model, its files in another folder."""
+    heads = {task: None if head is None else target / head.relative_to(place) for task, head in served.heads.items()}
+    return replace(served, adapter=target, heads=heads)
+
+
+def _swap(incoming: Path, folder: Path, name: str) -> None:
+    """Have the files of ``incoming`` in place of those in ``folder``, or leave all as it was."""
+    target, old = folder / name, incoming / "before"
+    if target.exists():
+        target.rename(old)
+    try:
+        (incoming / name).rename(target)
+    except OSError:
+        if old.exists():
+            old.rename(target)
+        raise
 
 
 async def _read(engine: Engine, folder: Path) -> Served:

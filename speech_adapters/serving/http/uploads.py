@@ -49,10 +49,10 @@ async def recordings(
         message = message.replace(" (on the command line: --channel, --speakers)", "")
         raise ApiError(400, message, param=param, code="invalid_audio") from error
     finally:
-        copied.add_done_callback(lambda _: _forget(engine, folder))
+        copied.add_done_callback(lambda _: forget(engine, folder))
 
 
-def _forget(engine: Engine, folder: Path) -> None:
+def forget(engine: Engine, folder: Path) -> None:
     """Remove a request's files, beside the loop while there is a thread for it."""
     try:
         engine.decoders.submit(shutil.rmtree, folder, ignore_errors=True)
