@@ -51,9 +51,11 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:
+    except Exception as error:
+        if (refused := _system_error(error)) is None:
+            raise
         raise InputError(
-            f"{path}: cannot be written ({error.strerror or error}); free or name another place"
+            f"{path}: cannot be written ({refused.strerror or refused}); free or name another place"
         ) from error
     finally:
         with contextlib.suppress(OSError):
@@ -80,10 +82,25 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         if path.exists():
             path.rmdir()
         temporary.replace(path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error}); choose another place.") from error
+    except Exception as error:
+        if (refused := _system_error(error)) is None:
+            raise
+        raise InputError(
+            f"{path}: cannot be written ({refused.strerror or refused}); choose another place."
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _system_error(error: Exception) -> OSError | None:
+    """The system's error that an exception is, or that a library made another of: ``torch.save`` raises a RuntimeError
+    after it, safetensors writes its number into a message (``os error 28``)."""
+    if isinstance(error, OSError):
+        return error
+    if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
+        return error.__context__
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    return None if number is None else OSError(int(number[1]), os.strerror(int(number[1])))
 
 
 def sweep(path: Path) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 from small_models import small_model
 
 from speech_adapters.config import run_main
@@ -20,7 +23,8 @@ from speech_adapters.data.batches import SpeechDataset
 from speech_adapters.data.manifest import Manifest, Utterance
 from speech_adapters.encoders import load_encoder
 from speech_adapters.errors import ConfigError, InputError
-from speech_adapters.files import write_text
+from speech_adapters.files import atomic, new_folder, write_text
+from speech_adapters.heads import CTCHead
 from speech_adapters.runs.folder import RunFolder
 from speech_adapters.training.settings import TrainingConfig
 
@@ -66,6 +70,60 @@ def test_names_that_are_too_long_and_links_without_end(tmp_path: Path):
             small_model(method="lora").save_adapter("a", place)
         with pytest.raises(InputError, match="cannot be read"):
             Manifest.read(place)
+
+
+@contextlib.contextmanager
+def full_disk(room: int = 30_000) -> Iterator[None]:
+    """No file takes more than so many bytes: to whoever writes it, the system says so as of a disk that is full."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.filterwarnings("ignore:.*lm_head")
+def test_a_full_disk_is_named_whatever_library_writes_to_it(tmp_path: Path):
+    """And what was there before is there still, whole."""
+    model = small_model(method="lora")
+    model.add_head("h", CTCHead(hidden_size=200))
+    model.add_head("plain", CTCHead())
+    older = model.save_adapter("a", tmp_path / "a"), model.save_head("h", tmp_path / "h")
+    checkpoint = tmp_path / "checkpoint.pt"
+    checkpoint.write_bytes(b"older")
+    files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    def save(content: object, path: Path) -> None:
+        with atomic(path) as file:
+            torch.save(content, file)
+
+    ways: dict[str, Callable[[], object]] = {
+        "our own": lambda: model.save_head("h", older[1]),
+        "torch.save": lambda: save({"tensor": torch.zeros(100_000)}, checkpoint),
+        "peft's": lambda: model.save_peft("a", tmp_path / "peft", head="plain"),
+        "transformers'": lambda: model.save_folded("a", tmp_path / "stock", head="plain"),
+    }
+    for way, write in ways.items():
+        with full_disk(), pytest.raises(InputError, match=r"cannot be written \(File too large\)"):
+            write()
+        left = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+        assert left == files, way
+
+
+def test_an_error_of_the_writer_itself_is_no_full_disk(tmp_path: Path):
+    with pytest.raises(RuntimeError, match="a bug"), atomic(tmp_path / "x"):
+        raise RuntimeError("a bug")
+    with pytest.raises(ZeroDivisionError), new_folder(tmp_path / "y"):
+        1 / 0  # noqa: B018
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_log_on_a_full_disk_is_named(tmp_path: Path):
+    run = RunFolder.open("asr", TrainingConfig(updates=1), tmp_path / "run")
+    with full_disk(10), pytest.raises(InputError, match=r"metrics.jsonl: cannot be written \(File too large\)"):
+        run.log_metrics({"step": 1, "loss": 2.0})
 
 
 def test_a_file_that_changes_between_the_check_and_the_training_is_named(tmp_path: Path):

@@ -248,9 +248,19 @@ class RunFolder:
         save_config(config, self.config_file)
 
     def log_metrics(self, metrics: Mapping[str, Any]) -> None:
-        """Append one line to ``metrics.jsonl``, such as ``{"step": 10, "loss": 2.1, "method": "elp"}``."""
-        with self.metrics_file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(to_json(metrics), ensure_ascii=False) + "\n")
+        """Append one line to ``metrics.jsonl``, such as ``{"step": 10, "loss": 2.1, "method": "elp"}``.
+
+        Raises:
+            InputError: the disk does not take it.
+        """
+        try:
+            with self.metrics_file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(to_json(metrics), ensure_ascii=False) + "\n")
+        except OSError as error:
+            raise InputError(
+                f"{self.metrics_file}: cannot be written ({error.strerror or error}); free the place, and go on with "
+                "the run"
+            ) from error
 
     def forget_metrics(self, lost: Callable[[dict[str, Any]], bool]) -> None:
         """Take out the lines that are about to come again, since they were logged after the last checkpoint."""

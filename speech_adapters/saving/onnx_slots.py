@@ -94,7 +94,11 @@ class SlotHooks(Hooks):
 
 
 def write_adapter(path: Any, slots: Mapping[str, Tensor], version: int) -> None:
-    """Write slots as a file of onnxruntime; ``version`` is that of the graph that they belong to."""
+    """Write slots as a file of onnxruntime; ``version`` is that of the graph that they belong to.
+
+    Raises:
+        OSError: the file cannot be written whole.
+    """
     import onnxruntime as ort
 
     form = ort.AdapterFormat()
@@ -103,4 +107,7 @@ def write_adapter(path: Any, slots: Mapping[str, Tensor], version: int) -> None:
     form.set_parameters(
         {name: ort.OrtValue.ortvalue_from_numpy(tensor.cpu().numpy()) for name, tensor in slots.items()}
     )
-    form.export_adapter(str(path))
+    try:
+        form.export_adapter(str(path))
+    except RuntimeError as error:  # which does not tell why
+        raise OSError("onnxruntime fails to write it; is the disk full?") from error
