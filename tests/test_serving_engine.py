@@ -397,7 +397,11 @@ def test_models_are_found_by_their_names(encoder: Path, folder: Path) -> None:
     assert catalog.find("base").method == "base" and len(catalog) == 17
     with pytest.raises(UnknownModel, match="did you mean 'lora-0'"):
         catalog.find("lora_0")
-    with pytest.raises(UnknownModel):
+    with pytest.raises(UnknownModel, match="did you mean 'houlsby-1' or 'houlsby-13' or 'houlsby-5'"):
+        catalog.find("houlsby")
+    with pytest.raises(UnknownModel, match="did you mean 'elp-2'"):
+        catalog.find("base:el", allowed=["elp-2", "lora-0"])
+    with pytest.raises(UnknownModel, match="GET /v1/models"):
         catalog.find("lora-0", allowed=["elp-2"])
     with pytest.raises(UnknownModel):
         catalog.find("other:lora-0")
@@ -428,6 +432,15 @@ def test_two_runs_with_adapters_of_one_name_are_served_under_names_of_their_own(
     make_adapters(encoder, tmp_path / "three", 1)
     ((served, _),) = read_named(f"third={tmp_path / 'three'}", engine.encoder)
     assert served.name == "third"
+
+
+def test_a_named_run_s_own_adapter_has_the_name_alone(encoder: Path, tmp_path: Path) -> None:
+    make_adapters(encoder, tmp_path / "run", 2)
+    (tmp_path / "run" / "results.json").write_text('{"adapter": "houlsby-1"}')
+    engine = engine_of(encoder)
+    add_place(engine, f"mood={tmp_path / 'run'}")
+    assert {model.name for model in engine.catalog} == {engine.catalog.base, "mood", "mood-lora-0"}
+    assert engine.catalog.find("mood").adapter == tmp_path / "run" / "adapters" / "houlsby-1"
 
 
 def test_what_cannot_be_served_is_refused_at_the_start(encoder: Path, folder: Path, tmp_path: Path) -> None:

@@ -62,6 +62,7 @@ def test_what_was_taken_is_answered_after_sigterm(parts: tuple[Path, Path], tmp_
         process.kill()
     text = log.read_text()
     assert f"5 models on {encoder}: http://127.0.0.1:" in text and "other machines" not in text
+    assert "models: base, elp-2, houlsby-1, lora-0, prefix-3\n" in text
     assert "all that was taken has been answered" in text and "Traceback" not in text
 
 

@@ -7,8 +7,8 @@
   curl http://127.0.0.1:8000/v1/audio/transcriptions -F model=NAME -F file=@call.wav
 
 FOLDER is a run, any folder that holds adapters/NAME and heads/NAME, a bank, or bank:NAME@TAG. NAME=FOLDER serves the
-one model in it as NAME, several as NAME-... Requests of different adapters, heads and tasks share batches. A page to
-try it is at http://127.0.0.1:8000/. Needs speech-adapters[serve].
+one model in it, or a run's own adapter, as NAME, and others as NAME-... Requests of different adapters, heads and
+tasks share batches. A page to try it is at http://127.0.0.1:8000/. Needs speech-adapters[serve].
 """
 
 from __future__ import annotations

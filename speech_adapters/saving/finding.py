@@ -66,6 +66,19 @@ def find_parts(folder: str | Path, head: str | Path | None = None) -> Parts:
     return Parts(adapter=adapter, head=None if head is None else folder_of(head), base=base)
 
 
+def own_adapter(run: Path) -> str | None:
+    """The folder's name of the adapter that a run's ``results.json`` calls its own; None where none is named.
+
+    Raises:
+        InputError: a file that cannot be read.
+    """
+    if not (run / "results.json").is_file():
+        return None
+    described = read_json(run / "results.json")
+    own = described.get("adapter") if isinstance(described, dict) else None
+    return own.replace("+", "-") if isinstance(own, str) else None
+
+
 def _adapter_in(folder: Path) -> Path | None:
     """The adapter that a folder is of; None for the folder of a head, or of a run without adapters."""
     if os.path.lexists(folder / "adapter.json"):  # whatever it is: reading it will say
@@ -73,9 +86,7 @@ def _adapter_in(folder: Path) -> Path | None:
     if os.path.lexists(folder / "head.json"):
         return None
     found = _having(folder / "adapters", "adapter.json") or _having(folder, "adapter.json")
-    if len(found) > 1 and (folder / "results.json").is_file():
-        described = read_json(folder / "results.json")
-        own = str(described.get("adapter") if isinstance(described, dict) else "").replace("+", "-")
+    if len(found) > 1 and (own := own_adapter(folder)) is not None:
         found = [path for path in found if path.name == own] or found
     return _one(found, f"{folder}:", "adapter") if found else None
 

@@ -35,6 +35,7 @@ from speech_adapters.heads.speaker import SpeakerHead
 from speech_adapters.saving.adapters import SavedAdapter, read_adapter
 from speech_adapters.saving.bank_layout import PREFIX
 from speech_adapters.saving.base import Base
+from speech_adapters.saving.finding import own_adapter
 from speech_adapters.saving.heads import SavedHead, method_of, read_head
 from speech_adapters.saving.parts import load_part
 from speech_adapters.saving.places import folder_of
@@ -127,8 +128,9 @@ class Catalog:
             name = rest if colon and before in (self.base, self.encoder.name, PREFIX[:-1]) else model
             name = self._calls.get(name, name)
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else "GET /v1/models lists those that there are"
+            near = [one for one in known if one.startswith(name)] or difflib.get_close_matches(name, known, n=1)
+            said = " or ".join(repr(one) for one in near[:3])
+            hint = f"did you mean {said}?" if near else "GET /v1/models lists those that there are"
             raise UnknownModel(f"the model {model!r} does not exist here; {hint}")
         return self._served[name]
 
@@ -182,10 +184,11 @@ def split_name(place: str | Path) -> tuple[str, str]:
 
 
 def read_named(place: str | Path, encoder: Encoder) -> Iterator[Entry]:
-    """:func:`read_place`; of ``NAME=PLACE`` its only model as NAME, several as ``NAME-`` and what each is called.
+    """:func:`read_place`; of ``NAME=PLACE`` its only model, or a run's own adapter, as NAME, others as ``NAME-`` and
+    what each is called.
 
     Raises:
-        CheckpointError, ConfigError: as there.
+        CheckpointError, ConfigError: as there. InputError: a run's results that cannot be read.
     """
     name, rest = split_name(place)
     found = read_place(rest, encoder)
@@ -193,8 +196,9 @@ def read_named(place: str | Path, encoder: Encoder) -> Iterator[Entry]:
         yield from found
         return
     models = [served for served, _ in found]
+    own = models[0].name if len(models) == 1 else own_adapter(folder_of(rest))
     for served in models:
-        yield replace(served, name=name if len(models) == 1 else f"{name}-{served.name}"), ()
+        yield replace(served, name=name if served.name == own else f"{name}-{served.name}"), ()
 
 
 def read_bank(bank: Bank, encoder: Encoder) -> Iterator[Entry]:

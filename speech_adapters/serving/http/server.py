@@ -84,7 +84,7 @@ def serve(arguments: argparse.Namespace) -> None:
 
 
 def add_place(engine: Engine, place: str | Path) -> None:
-    """Serve all that is in a folder or a bank, or one version of a bank; of ``NAME=FOLDER``, what is in it as NAME.
+    """Serve all that is in a folder or a bank, or one version of a bank, called as ``NAME=FOLDER`` has it.
 
     Raises:
         CheckpointError: see :func:`~speech_adapters.serving.catalog.read_named`; a name that is taken.
@@ -152,6 +152,8 @@ class Server(uvicorn.Server):
         engine, keys = self.app.engine, self.app.keys.keys
         host, port = sockets[0].getsockname()[:2]
         shown = "localhost" if host in ANY_ADDRESS else f"[{host}]" if ":" in host else host
+        names = [served.name for served in engine.catalog]
+        log.info("models: %s%s", ", ".join(names[:20]), " ..." if len(names) > 20 else "")
         log.info("%d models on %s: http://%s:%d/", len(engine.catalog), engine.encoder.name, shown, port)
         if host not in LOOPBACK:
             who = f"{len(keys)} keys may ask" if keys else "and anyone there may ask: see --keys"
