@@ -19,13 +19,11 @@ from pathlib import Path, PurePath
 
 import numpy as np
 
+from speech_adapters.data.audio_suffixes import READABLE, UNREADABLE
 from speech_adapters.data.manifest import Manifest
 from speech_adapters.data.records import Names, is_table, read_records
 from speech_adapters.errors import ManifestError
 from speech_adapters.files import write_text
-
-_SUFFIXES = frozenset(f".{kind}" for kind in "wav flac ogg opus mp3 m4a mp4 aac wma sph aif aiff".split())
-"""Of audio files: a list may name another than the manifest has, or none."""
 
 
 @dataclass(frozen=True)
@@ -279,7 +277,8 @@ class UtteranceIndex:
         """The number of the utterance whose path ends with ``name``; -1 for several."""
 
         def parts(path: PurePath) -> tuple[str, ...]:
-            audio = path.suffix.lower() in _SUFFIXES  # the end of "call.speakerB" is none: it names its speaker
+            # of audio alone: the end of "call.speakerB" names a speaker
+            audio = path.suffix.lower() in READABLE | UNREADABLE
             return path.with_suffix("").parts if audio and not with_suffix else path.parts
 
         if not name.name:  # "." or "/"
