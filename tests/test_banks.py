@@ -287,6 +287,9 @@ def test_searches(bank: Bank) -> None:
     for query, expected in QUERIES:
         assert " ".join(str(found).rpartition("/")[2] for found in bank.search(query)) == expected, query
     assert len(bank.search(every=True)) == 5
+    with pytest.raises(ConfigError, match=r"'wer<20': rates are fractions, .*write wer<0.2 for 20 %"):
+        Query(metrics=["wer<20"])
+    assert Query(metrics=["min_cllr<1.5"]).metrics
     for wrong in ({"metrics": ["wer"]}, {"metrics": ["wer<a"]}, {"since": "yesterday"}):
         with pytest.raises(ConfigError):
             Query(**wrong)
@@ -384,6 +387,21 @@ def test_no_bank_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         Bank(tmp_path / "bank")
 
 
+def test_an_export_says_what_it_leaves_out(saved: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setenv(bank_layout.ENVIRONMENT, str(tmp_path / "drawer"))
+    one = str(saved / "run/adapters/one")
+    commands = [["init", str(tmp_path / "drawer")]]
+    commands += [["add", one, "--name", "asr", "--language", language] for language in ("en", "de", "fr")]
+    commands += [["export", str(tmp_path / "some")], ["export", str(tmp_path / "all"), "--every"]]
+    said = []
+    for command in commands:
+        with pytest.raises(SystemExit, match="0"):
+            main(["bank", *command])
+        said.append(capsys.readouterr())
+    assert said[-2].err.strip() == "left out: 2 older versions without a tag; --every takes them along"
+    assert ": 1 version, " in said[-2].out and ": 3 versions, " in said[-1].out and not said[-1].err
+
+
 def test_the_verbs_from_init_to_gc(saved: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.setenv(bank_layout.ENVIRONMENT, str(tmp_path / "drawer"))
     monkeypatch.chdir(tmp_path)
@@ -405,11 +423,11 @@ def test_the_verbs_from_init_to_gc(saved: Path, tmp_path: Path, monkeypatch, cap
     assert json.loads(verb("list", "--json"))["method"] == "lora"
     verb("get", "client-a/asr@production", "--output", "copy")
     assert (tmp_path / "copy" / "head.json").is_file()
-    assert "1 versions, no faults" in verb("verify")
+    assert "1 version, no faults" in verb("verify")
     verb("export", "backup", "--tag", "production")
     assert "error: client-a/asr@1: the tag" in verb("rm", "client-a/asr@1", code=2)
     for tag in ("new", "production"):
         verb("tag", "client-a/asr", tag, "--delete")
     assert verb("rm", "client-a/asr@1") == "removed client-a/asr@1\n"
-    assert verb("gc").startswith("1 objects")
-    assert verb("import", "backup").endswith("1 new versions\n")
+    assert verb("gc").startswith("1 object, ")
+    assert verb("import", "backup").endswith("1 new version\n")

@@ -259,6 +259,19 @@ def test_a_page_plays_what_changed(tmp_path) -> None:
     assert page.count("<audio") == 4 and "fewer than 5" in page
 
 
+def test_a_page_replaces_nothing_unless_asked(runs, tmp_path, capsys) -> None:
+    page = tmp_path / "train.jsonl"
+    page.write_text("{}")
+    command = ["compare", *map(str, runs), "--report", str(page)]
+    with pytest.raises(SystemExit, match="2"):
+        main(command)
+    assert "train.jsonl is there already; choose another --report, or --overwrite" in capsys.readouterr().err
+    assert page.read_text() == "{}"
+    with pytest.raises(SystemExit, match="0"):
+        main([*command, "--overwrite"])
+    assert "<html" in page.read_text()
+
+
 def test_runs_that_cannot_be_compared_are_named(runs, tmp_path, capsys) -> None:
     with pytest.raises(ConfigError, match="lora is its only method; give two runs or more"):
         read_runs(runs[:1])

@@ -78,6 +78,24 @@ def test_transcripts_are_printed_or_written(call, folder: Path, tmp_path: Path):
     call("transcribe", "-a", "asr", "audio/one.wav", "--format=srt", "-o", tmp_path / "out", "--overwrite")
 
 
+def test_equal_names_keep_their_folders(call, folder: Path, tmp_path: Path):
+    import shutil
+
+    for name in ("agent/one.wav", "customer/one.wav", "two.wav"):
+        (tmp_path / "calls" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(folder / "audio" / "one.wav", tmp_path / "calls" / name)
+    call("transcribe", "-a", "asr", tmp_path / "calls", "-o", tmp_path / "out")
+    written = sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.txt"))
+    assert written == ["agent/one.txt", "customer/one.txt", "two.txt"]
+
+
+def test_all_bad_files_of_a_folder_are_named_at_once(call, folder: Path, tmp_path: Path):
+    for number in range(30):
+        (tmp_path / f"{number:02}.wav").write_bytes(b"")
+    told = call("transcribe", "-a", "asr", tmp_path, "-o", tmp_path / "out", expect=2)
+    assert told.count("empty file") == 20 and "... and 10 more: 30 files that cannot be heard" in told
+
+
 def test_audio_comes_from_standard_input_and_the_network_when_asked(
     call, folder: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -154,6 +154,9 @@ def _files(root: Path) -> Iterator[tuple[str, Path, list[int]]]:
                 yield name, Path(item.path), [stat.st_mtime_ns, stat.st_size, stat.st_ino]
 
 
+_RATES = frozenset("wer cer eer ua wa macro_f1 accuracy".split())
+"""Figures that are fractions."""
+
 _CONDITION = re.compile(r"([a-z0-9_]+)\s*(<=|>=|<|>|=)\s*([0-9.eE+-]+)")
 
 
@@ -213,9 +216,15 @@ def _parse_condition(condition: str) -> tuple[str, str, float]:
     match = _CONDITION.fullmatch(condition.strip())
     try:
         assert match is not None
-        return match[1], match[2], float(match[3])
+        name, sign, bound = match[1], match[2], float(match[3])
     except (AssertionError, ValueError):
         raise ConfigError(f"{condition!r}: a condition reads wer<0.2, ua>=0.6; rates are fractions.") from None
+    if name in _RATES and bound > 1:
+        raise ConfigError(
+            f"{condition!r}: rates are fractions, of which hardly any is above 1; write {name}{sign}{bound / 100:g} "
+            f"for {bound:g} %."
+        )
+    return name, sign, bound
 
 
 def _holds(condition: str, metrics: Mapping[str, Any]) -> bool:

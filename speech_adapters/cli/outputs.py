@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePath
@@ -25,14 +26,17 @@ def check_formats(given: str, known: Sequence[str], output: str | None) -> list[
 def outputs(
     folder: str | None, names: Sequence[str], suffixes: Sequence[str], *, overwrite: bool
 ) -> dict[str, list[Path]]:
-    """Name of each recording -> its file per suffix: the recording's own name in ``folder``.
+    """Name of each recording -> its file per suffix: the recording's own name in ``folder``; where two have the same,
+    all lie there as they lie below the folder that they share.
 
     Raises:
-        ConfigError: two recordings of one name, or a file that is there already.
+        ConfigError: two recordings of one name in one folder, or a file that is there already.
     """
     if folder is None:
         return {}
     stems = {name: PurePath(name).stem for name in names}
+    if len(set(stems.values())) < len(names):
+        stems = _below_shared_folder(names)
     stem, count = Counter(stems.values()).most_common(1)[0]
     if count > 1:
         alike = [name for name in names if stems[name] == stem]
@@ -44,3 +48,10 @@ def outputs(
             f"{there[0]} is there already ({len(there)} in all); choose another --output, or --overwrite."
         )
     return places
+
+
+def _below_shared_folder(names: Sequence[str]) -> dict[str, str]:
+    """Name of each recording -> its path from the folder that all of them share, without suffix."""
+    paths = {name: os.path.abspath(name) for name in names}
+    shared = os.path.commonpath([os.path.dirname(path) for path in paths.values()])
+    return {name: str(PurePath(os.path.relpath(path, shared)).with_suffix("")) for name, path in paths.items()}

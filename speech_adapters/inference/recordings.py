@@ -21,7 +21,7 @@ from speech_adapters.data.audio import (
     resample,
     stream_audio,
 )
-from speech_adapters.data.manifest import Utterance
+from speech_adapters.data.manifest import SHOWN_PROBLEMS, Utterance
 from speech_adapters.errors import AudioError, ConfigError, counted
 
 _BLOCK = 10 * SAMPLE_RATE
@@ -79,7 +79,7 @@ def recordings_of(
 ) -> list[list[Recording]]:
     """Each file or array as its recordings: one, or one a channel where ``speakers`` names the channels.
 
-    Headers are read here, so that a missing file or an unnamed channel is found before anything is heard.
+    Headers are read here, so that missing files and unnamed channels are found, all of them, before anything is heard.
 
     Args:
         channel: of files with several: a number, or "mix". There is no default: the two sides of a call are two
@@ -100,15 +100,22 @@ def recordings_of(
     items: list[Any] = [*audio] if isinstance(audio, list | tuple) else [audio]
     if not items:
         raise ConfigError("no audio was given; give a path, an array, or a list of them.")
-    found = []
+    found, problems = [], []
     for number, item in enumerate(items):
         name = names[number] if names is not None else _name(item, number)
         if isinstance(item, str | os.PathLike):
-            found.append(_of_file(name, Path(item), channel, speakers))
+            try:
+                found.append(_of_file(name, Path(item), channel, speakers))
+            except AudioError as error:  # all of a folder's are said at once
+                problems.append(str(error))
         else:
             if speakers is not None or channel not in (None, 0, "mix"):
                 raise ConfigError(f"{name}: an array of samples has one channel; give one recording a channel.")
             found.append([Recording(name, _samples(item, name, sample_rate))])
+    if problems:
+        more = len(problems) - SHOWN_PROBLEMS
+        tail = [f"... and {more:,} more: {len(problems):,} files that cannot be heard"] if more > 0 else []
+        raise AudioError("\n".join([*problems[:SHOWN_PROBLEMS], *tail]))
     return found
 
 

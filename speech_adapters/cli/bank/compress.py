@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> None:
     """A line per adapter, and the sum."""
     from speech_adapters.bank.compression import compress, lost_features, word_errors
     from speech_adapters.data.manifest import Manifest
-    from speech_adapters.errors import ConfigError
+    from speech_adapters.errors import ConfigError, counted
     from speech_adapters.model import SpeechAdapterModel
 
     bank = open_bank(arguments)
@@ -55,6 +55,6 @@ def run(arguments: argparse.Namespace) -> None:
         print(line)
     ranks, large, small = ", ".join(map(str, done.ranks)), done.bytes_before, done.bytes_after
     print(
-        f"{len(done.adapters)} adapters in {len(done.ranks)} clusters (ranks {ranks}): {large / 1e6:.2f} MB -> "
-        f"{small / 1e6:.2f} MB, {large / small:.1f} times smaller"
+        f"{counted(len(done.adapters), 'adapter')} in {counted(len(done.ranks), 'cluster')} (ranks {ranks}): "
+        f"{large / 1e6:.2f} MB -> {small / 1e6:.2f} MB, {large / small:.1f} times smaller"
     )

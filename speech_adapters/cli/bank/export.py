@@ -7,6 +7,7 @@ speech-adapters bank export --bank drawer s3://models/client-a --name client-a -
 from __future__ import annotations
 
 import argparse
+import sys
 
 from speech_adapters.cli.bank.arguments import add_bank, add_query, open_bank, query_of
 
@@ -19,10 +20,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Say how much."""
+    """Say how much, and what was left out."""
     from speech_adapters.bank.transfer import export_bank
+    from speech_adapters.errors import counted
 
     bank = open_bank(arguments)
-    chosen = bank.search(query_of(arguments), every=arguments.every)
+    query = query_of(arguments)
+    chosen = bank.search(query, every=arguments.every)
     count = export_bank(bank, chosen, arguments.address)
-    print(f"{arguments.address}: {len(chosen)} versions, {count} objects")
+    print(f"{arguments.address}: {counted(len(chosen), 'version')}, {counted(count, 'object')}")
+    if left := len(bank.search(query, every=True)) - len(chosen):
+        print(f"left out: {counted(left, 'older version')} without a tag; --every takes them along", file=sys.stderr)

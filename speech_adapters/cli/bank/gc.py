@@ -18,5 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Say how much."""
+    from speech_adapters.errors import counted
+
     count, freed = open_bank(arguments).gc(dry_run=arguments.dry_run)
-    print(f"{count} objects, {size(freed)}{' would go' if arguments.dry_run else ' removed'}")
+    print(f"{counted(count, 'object')}, {size(freed)}{' would go' if arguments.dry_run else ' removed'}")

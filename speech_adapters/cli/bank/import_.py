@@ -23,7 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Name what is new."""
     from speech_adapters.bank.transfer import import_bank
+    from speech_adapters.errors import counted
 
     new = import_bank(open_bank(arguments), arguments.address, arguments.names)
     show(new, as_json=False)
-    print(f"{len(new)} new versions")
+    print(counted(len(new), "new version"))

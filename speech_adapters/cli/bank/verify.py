@@ -17,10 +17,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """One line per fault."""
+    from speech_adapters.errors import counted
+
     bank = open_bank(arguments)
     faults = bank.verify()
     for fault in faults:
         print(fault)
     count = len(list(bank.index().versions(every=True)))
-    print(f"{count} versions, {len(faults) or 'no'} fault{'' if len(faults) == 1 else 's'}")
+    print(f"{counted(count, 'version')}, {counted(len(faults), 'fault') if faults else 'no faults'}")
     return 1 if faults else 0
