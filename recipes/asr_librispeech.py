@@ -50,7 +50,8 @@ class Config(ExperimentConfig):
     subwords: Size = option(256, "how many, with --vocabulary subwords")
     normalizer: str = option(
         "librispeech",
-        "librispeech, basic (any language), whisper-english, none, or a file of replacements; saved with the head",
+        "librispeech, basic or basic-upper (any language), whisper-english, none, or a file of replacements; saved "
+        "with the head",
     )
     accept_letters: str = option("", "letters that the normaliser may change or drop, such as éï; all for any")
     head_hidden_size: Size | None = option(None, "a hidden layer in the CTC head; none by default, as published")

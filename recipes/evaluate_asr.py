@@ -29,7 +29,11 @@ class Config:
     encoder: str | None = option(
         None, "packaged name, local folder or hub id; the adapter's base by default. A *ForCTC one brings its own head"
     )
-    normalizer: str = option("librispeech", "how texts are written, for the checkpoint's own head: a name or a file")
+    normalizer: str = option(
+        "librispeech",
+        "how texts are written, for the checkpoint's own head: librispeech, basic, basic-upper, whisper-english, "
+        "none, or a file of replacements",
+    )
     accept_letters: str | None = option(
         None, "letters that the normaliser may change or drop, all for any; by default those of the head's training"
     )
@@ -64,7 +68,7 @@ def main(config: Config) -> None:
     from speech_adapters.runs.folder import RunFolder
     from speech_adapters.runs.results import MethodResults, Results
     from speech_adapters.tasks.asr import evaluate_asr, main_metric, use_own_ctc_head, worst_utterances
-    from speech_adapters.tasks.saved_model import load_saved
+    from speech_adapters.tasks.saved_model import check_head, load_saved
     from speech_adapters.text import choose_normalizer
 
     if config.manifest is None:
@@ -74,6 +78,7 @@ def main(config: Config) -> None:
     name = "+".join(model.active_adapters) or "frozen encoder"
     if model.head is None:
         use_own_ctc_head(model, choose_normalizer(config.normalizer))
+    check_head(model, "ctc")
     head = model.head.config
     if config.accept_letters is not None:
         head.accept_letters = config.accept_letters

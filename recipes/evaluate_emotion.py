@@ -54,12 +54,13 @@ def evaluate_model(config: Config, manifest: Manifest) -> tuple[ClassificationRe
     """The result of the model on the manifest, what ``results.json`` says of the model, and its costs."""
     from speech_adapters.runs.environment import environment
     from speech_adapters.tasks.classification import evaluate_classification
-    from speech_adapters.tasks.saved_model import load_saved
+    from speech_adapters.tasks.saved_model import check_head, load_saved
 
     model = load_saved(config.adapter, config.head, config.encoder, config.device)
     name = "+".join(model.active_adapters) or "frozen encoder"
     if model.head is None:
         raise ConfigError("give --head: none was found near the adapter.")
+    check_head(model, "classification")
     model.head.config.check(manifest, model.encoder, any_length=config.windows is not None)
     scored = evaluate_classification(
         model,

@@ -46,7 +46,7 @@ def main(config: Config) -> None:
     from speech_adapters.runs.environment import environment
     from speech_adapters.runs.folder import RunFolder
     from speech_adapters.runs.results import MethodResults, Results
-    from speech_adapters.tasks.saved_model import load_saved
+    from speech_adapters.tasks.saved_model import check_head, load_saved
     from speech_adapters.tasks.slots import evaluate_slots
 
     if config.manifest is None:
@@ -56,6 +56,7 @@ def main(config: Config) -> None:
     name = "+".join(model.active_adapters) or "frozen encoder"
     if model.head is None:
         raise ConfigError("give --head: none was found near the adapter.")
+    check_head(model, "slots")
     model.head.config.check(manifest, model.encoder, any_length=config.windows is not None)
     run = RunFolder.open("evaluate_slots", config, config.output)
     run.begin()

@@ -5,8 +5,8 @@
         learning_rate: float = option(1e-4, "peak rate; halve it when the loss jumps")
         training: Training = option(Training(epochs=3))
 
-    config = load_config(Recipe, Path("recipe.yaml"), ["learning_rate=3e-4", "training.epochs=5"])
-    config = parse_cli(Recipe)          # recipe.py --config recipe.yaml --learning-rate 3e-4 training.epochs=5
+    config = load_config(Recipe, Path("recipe.yaml"), ["learning_rate=3e-4", "training.updates=500"])
+    config = parse_cli(Recipe)          # recipe.py --config recipe.yaml --learning-rate 3e-4 training.updates=500
 
 YAML is read by the rules of YAML 1.2's core schema, so that ``1e-4`` is a number and ``no`` is text (a ``bool`` field
 still takes yes/no/on/off). Paths are relative to the working directory, and ``~`` is the home folder.
@@ -53,7 +53,7 @@ def option(default: Any = REQUIRED, help: str = "") -> Any:
 
 
 def load_config(cls: type[C], file: str | os.PathLike[str] | None = None, overrides: Sequence[str] = ()) -> C:
-    """Build ``cls`` from its defaults, then a YAML ``file``, then ``overrides`` such as ``training.epochs=3``.
+    """Build ``cls`` from its defaults, then a YAML ``file``, then ``overrides`` such as ``training.updates=500``.
 
     Raises :class:`ConfigError` that names the file or the override, the key, the value and what was expected.
     """
@@ -62,7 +62,7 @@ def load_config(cls: type[C], file: str | os.PathLike[str] | None = None, overri
         key, equals, text = override.partition("=")
         where_override = f"argument '{override}'"
         if not equals or not key.strip():
-            raise ConfigError(f"{where_override}: write key=value, for example training.epochs=3")
+            raise ConfigError(f"{where_override}: write key=value, for example {_example(cls)}")
         put(cls, mapping, key.strip(), Typed(text.strip(), where_override, partial(_parse, where=where_override)))
     try:
         return from_dict(cls, mapping, where)
@@ -130,7 +130,7 @@ def parse_cli(
     parser.description = _EXAMPLE.sub(parser.prog, description) if " " in parser.prog else description
     if {"-h", "--help"} & set(given_argv):
         parser.epilog = keys_help(cls)
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="any value, for example training.epochs=3")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help=f"any value, for example {_example(cls)}")
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--config", type=Path, metavar="FILE", help="a YAML file with values to change")
     if presets:
@@ -157,6 +157,19 @@ def parse_cli(
         print(to_yaml(config), end="")
         raise SystemExit(0)
     return config
+
+
+def _example(cls: type[Any]) -> str:
+    """An override that this configuration takes: a number of a nested one, or else a key of its own."""
+    own = dataclasses.fields(cls)
+    for field in own:
+        nested = None if field.default_factory is dataclasses.MISSING else field.default_factory()
+        if dataclasses.is_dataclass(nested):
+            for key in dataclasses.fields(nested):
+                if type(value := getattr(nested, key.name)) in (int, float):
+                    return f"{field.name}.{key.name}={value}"
+    told = [f"{field.name}={field.default}" for field in own if type(field.default) in (int, float, str)]
+    return told[0] if told else f"{own[0].name}=value"
 
 
 _EXAMPLE = re.compile(r"python recipes/\w+\.py")

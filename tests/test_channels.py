@@ -16,7 +16,7 @@ from speech_adapters.data.audio import read_audio, write_audio
 from speech_adapters.data.batches import SpeechDataset, evaluation_loader
 from speech_adapters.data.corpus_check import check_corpus
 from speech_adapters.data.manifest import Manifest
-from speech_adapters.errors import AudioError, InputError
+from speech_adapters.errors import AudioError, ConfigError, InputError
 from speech_adapters.inference.recordings import recordings_of
 from speech_adapters.tasks.asr import SpeechRecognition
 from speech_adapters.tasks.base import Corpus, ExperimentConfig
@@ -99,6 +99,13 @@ def test_check_says_which_files_need_one(calls):
     assert not check_corpus([manifest.with_channel(0)])
     for arguments, code in (([], 2), (["--channel", "1"], 0), (["--channel", "2"], 2)):
         run("-m", "speech_adapters.cli", "check", calls / "train.jsonl", *arguments, expect=code)
+
+
+def test_one_manifest_is_not_both_learnt_from_and_scored_on(calls):
+    train, dev = calls / "train.jsonl", calls / "dev.jsonl"
+    for sets, other in (((train, dev, calls / "../calls0/train.jsonl"), "test"), ((train, train, dev), "dev")):
+        with pytest.raises(ConfigError, match=f"train.jsonl: given as both train and {other}; .*manifest split"):
+            Corpus.given(*(Path(str(path).replace("../calls0", f"../{calls.name}")) for path in sets), ("text",), 0)
 
 
 def test_a_run_on_one_side_of_calls(calls, tmp_path):

@@ -263,7 +263,7 @@ def test_info_says_what_each_path_is(sa, parts: Path, tmp_path: Path) -> None:
     assert "wer: 0.5000 [0.4000, 0.6000]" in adapter and "load_adapter(" in adapter
     assert "head, ctc" in head and "vocabulary=32 symbols" in head
     assert "encoder, wavlm" in encoder and "3 of width 64" in encoder
-    assert "1 utterances" in manifest and "text, speaker" in manifest
+    assert "1 utterance;" in manifest and "text, speaker" in manifest
     assert "neither an adapter, head, fusion, run" in sa("info", tmp_path, expect=2).err
 
 
@@ -278,13 +278,23 @@ def test_average_is_the_mean_of_adapters_and_heads(sa, parts: Path, tmp_path: Pa
         for name, tensor in load_part(made, kind)[1].items():
             torch.testing.assert_close(tensor, 0.25 * first[name] + 0.75 * second[name])
     assert "a: exists already" in sa("average", one, two, "-o", "a", expect=2).err
+    sa("average", parts / "one", parts / "two", "-o", "of-runs")
+    first, second, mean = (load_part(folder, "adapter")[1] for folder in (one, two, "of-runs"))
+    assert all(torch.allclose((first[name] + second[name]) / 2, tensor) for name, tensor in mean.items())
+    assert "holds no adapter" in sa("average", heads[0], two, "-o", "b", expect=2).err
+    for rank in (2, 4):
+        model = SpeechAdapterModel.from_pretrained(str(parts / "encoder"))
+        model.add_adapter("x", LoRA(rank=rank))
+        model.save_adapter("x", tmp_path / f"rank{rank}")
+    told = sa("average", "rank2", "rank4", "-o", "c", expect=2).err
+    assert "1-rank2" in told and "2-rank4" in told
     assert "3 weights for 2 adapters" in sa("average", one, two, "--weights", "1,2,3", "-o", "b", expect=2).err
 
 
 def test_fold_and_export_are_opened_by_transformers(sa, parts: Path, tmp_path: Path) -> None:
     from transformers import AutoModel, AutoModelForCTC, Wav2Vec2Processor
 
-    sa("fold", parts / "one" / "adapters" / "lora", "folded")
+    sa("fold", parts / "one", "folded")
     model = SpeechAdapterModel.from_adapter(parts / "one")
     waveform = torch.randn(1, 8000)
     with torch.no_grad():

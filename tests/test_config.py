@@ -219,7 +219,7 @@ def test_override_of_an_alias_leaves_its_anchor_alone(tmp_path: Path) -> None:
         ("", ["training.epoch=1"], ["argument 'training.epoch=1'", "training", "'epochs'"]),
         ("", ["training.epochs=1.5"], ["argument 'training.epochs=1.5'", "training.epochs", "an integer", "'1.5'"]),
         ("", ["seed.x=1"], ["argument 'seed.x=1'", "seed", "'x'"]),
-        ("", ["seed"], ["argument 'seed'", "key=value"]),
+        ("", ["seed"], ["argument 'seed'", "key=value", "for example training.learning_rate=0.0001"]),
         ("", ["layers=[1"], ["argument 'layers=[1'", "not valid YAML"]),
     ],
 )

@@ -167,3 +167,13 @@ def test_classes_embeddings_and_verification(call, folder: Path, tmp_path: Path)
     other = call("verify", "-a", "speaker", "audio", "--calibration", tmp_path / "calibration.json")
     assert dict(line.split("\t") for line in other.splitlines())["llr"] == values["score"]
     assert "give two recordings or more" in call("verify", "-a", "speaker", "audio/one.wav", expect=2)
+
+
+def test_a_head_of_another_kind_is_sent_to_its_own_command(call, folder: Path):
+    line = {"audio_filepath": "audio/one.wav", "duration": 1.0, "text": "YES", "emotion": "calm"}
+    (folder / "kinds.jsonl").write_text(json.dumps(line))
+    told = call("evaluate", "asr", "--adapter", "emotion", "--manifest", "kinds.jsonl", expect=2)
+    assert "head 'emotion' is for classification of emotion, and this command scores ctc" in told
+    assert "speech-adapters evaluate classification" in told
+    told = call("evaluate", "emotion", "--adapter", "asr", "--manifest", "kinds.jsonl", expect=2)
+    assert "head 'asr' is for ctc" in told and "speech-adapters evaluate asr" in told

@@ -10,9 +10,10 @@ dare_linear, dare_ties, magnitude_prune, tsv (task singular vectors, at full str
 from __future__ import annotations
 
 import argparse
+import re
 
 from speech_adapters.cli.models import add_encoder, base_of
-from speech_adapters.errors import ConfigError
+from speech_adapters.errors import ConfigError, counted
 
 
 def weights(text: str) -> list[float]:
@@ -22,7 +23,9 @@ def weights(text: str) -> list[float]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The adapters, their weights, and where to."""
-    parser.add_argument("adapters", nargs="+", metavar="adapter", help="folders of saved adapters")
+    parser.add_argument(
+        "adapters", nargs="+", metavar="adapter", help="folders of saved adapters, or of runs that hold one each"
+    )
     parser.add_argument("--weights", type=weights, help="one each; equal ones of 1 in all by default")
     parser.add_argument("--method", default="linear", help="how (default: linear)")
     parser.add_argument("--density", type=float, help="share of values that ties, dare and pruning keep")
@@ -36,20 +39,23 @@ def run(arguments: argparse.Namespace) -> None:
     """Say what was written."""
     from pathlib import Path
 
+    from speech_adapters.saving.finding import find_adapter
+
     folders, heads = arguments.adapters, arguments.heads or []
     if len(folders) < 2:
         raise ConfigError("give two adapters or more")
     factors = arguments.weights or [1 / len(folders)] * len(folders)
     if len(factors) != len(folders):
-        raise ConfigError(f"--weights: {len(factors)} weights for {len(folders)} adapters; give one each")
+        raise ConfigError(f"--weights: {counted(len(factors), 'weight')} for {len(folders)} adapters; give one each")
     if bool(heads) != bool(arguments.head_output) or (heads and len(heads) != len(folders)):
         raise ConfigError("--heads and --head-output belong together; give as many heads as adapters")
     for folder in filter(None, (arguments.output, arguments.head_output)):
         if Path(folder).exists():
             raise ConfigError(f"{folder}: exists already; name a new folder")
-    names = [f"member-{number}" for number in range(1, len(folders) + 1)]
-    model = base_of(folders[0], arguments.encoder)
-    for name, folder in zip(names, folders, strict=True):
+    names = [f"{number}-{re.sub('[^A-Za-z0-9]+', '-', name)}" for number, name in enumerate(folders, 1)]  # for errors
+    places = [find_adapter(folder) for folder in folders]
+    model = base_of(places[0], arguments.encoder)
+    for name, folder in zip(names, places, strict=True):
         model.load_adapter(folder, name)
         model.set_active()
     options = {} if arguments.density is None else {"density": arguments.density}

@@ -17,6 +17,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
+from speech_adapters.errors import counted
+
 
 class Finding(NamedTuple):
     """A line: ``mark`` is " " for what is fine, "?" for what is worth knowing, "!" for what will not work."""
@@ -85,7 +87,11 @@ def processors() -> Iterator[Finding]:
     import torch
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    yield Finding(" ", "CPU", f"{platform.machine()}, {cores} cores, {torch.get_num_threads()} threads{_memory()}")
+    yield Finding(
+        " ",
+        "CPU",
+        f"{platform.machine()}, {counted(cores, 'core')}, {counted(torch.get_num_threads(), 'thread')}{_memory()}",
+    )
     if torch.get_num_threads() > cores:
         yield Finding("?", "CPU", f"more threads than cores are slow: set OMP_NUM_THREADS={cores}")
     if torch.cuda.is_available():

@@ -228,7 +228,9 @@ def default_bank() -> str:
     """The bank that the environment names. Raises ConfigError where it names none."""
     folder = os.environ.get(ENVIRONMENT)
     if not folder:
-        raise ConfigError(f"which bank? Set {ENVIRONMENT} to its folder (verbs also take --bank DIR).")
+        raise ConfigError(
+            f"which bank? Set {ENVIRONMENT} to its folder (the verbs of speech-adapters bank also take --bank DIR)."
+        )
     return os.path.expanduser(folder)
 
 

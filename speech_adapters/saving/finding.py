@@ -79,6 +79,20 @@ def own_adapter(run: Path) -> str | None:
     return own.replace("+", "-") if isinstance(own, str) else None
 
 
+def find_adapter(folder: str | Path) -> Path:
+    """The folder of the adapter that ``folder`` is of, or that the run in it trained.
+
+    Raises:
+        CheckpointError: none there, or several; names them.
+    """
+    folder = folder_of(folder)
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such folder; give that of a saved adapter, or of a run.")
+    if (adapter := _adapter_in(folder)) is None:
+        raise CheckpointError(f"{folder}: it holds no adapter; give the folder of a saved one, or of a run.")
+    return adapter
+
+
 def _adapter_in(folder: Path) -> Path | None:
     """The adapter that a folder is of; None for the folder of a head, or of a run without adapters."""
     if os.path.lexists(folder / "adapter.json"):  # whatever it is: reading it will say

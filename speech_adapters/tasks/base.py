@@ -131,7 +131,17 @@ class Corpus:
     def read(
         cls, train: Path, dev: Path | None, test: Path, name: str, require: Sequence[str], **options: Any
     ) -> Corpus:
-        """Read manifests; ``require`` and ``options`` are those of :meth:`Manifest.read`."""
+        """Read manifests; ``require`` and ``options`` are those of :meth:`Manifest.read`.
+
+        Raises:
+            ConfigError: the training set is given as another one too.
+        """
+        for other, path in (("dev", dev), ("test", test)):
+            if path is not None and path.resolve() == train.resolve():
+                raise ConfigError(
+                    f"{train}: given as both train and {other}; figures on what was learnt from say nothing of other "
+                    "speech: divide it with speech-adapters manifest split, or name another file."
+                )
         dev_set = None if dev is None else Manifest.read(dev, require, **options)
         return cls(Manifest.read(train, require, **options), dev_set, Manifest.read(test, require, **options), name)
 

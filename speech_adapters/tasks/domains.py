@@ -87,7 +87,11 @@ class DomainsConfig:
     vocabulary: str = option(
         "wav2vec2", "wav2vec2, a vocab.json, or what is made of the training text: characters, subwords, phonemes"
     )
-    normalizer: str = option("librispeech", "a name or a file of replacements; saved with the head")
+    normalizer: str = option(
+        "librispeech",
+        "librispeech, basic or basic-upper (any language), whisper-english, none, or a file of replacements; saved "
+        "with the head",
+    )
     accept_letters: str = option("", "letters that the normaliser may change or drop, such as éï; all for any")
     head_hidden_size: Size | None = option(None, "a hidden layer in the CTC head; none by default, as published")
     head_kernel_size: Size = option(1, "neighbouring frames that this layer joins, an odd number")

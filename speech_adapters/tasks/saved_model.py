@@ -33,3 +33,20 @@ def load_saved(
     folder = adapter if adapter is not None else head
     assert folder is not None
     return SpeechAdapterModel.from_adapter(folder, head=head, encoder=encoder, device=place)
+
+
+_VERBS = {"ctc": "asr", "classification": "classification", "slots": "slots", "speaker": "verification"}
+"""Type of head -> what ``speech-adapters evaluate`` calls its task."""
+
+
+def check_head(model: SpeechAdapterModel, head_type: str) -> None:
+    """Raise a ConfigError unless the model's head is of the type that is scored; it names the command for its own."""
+    if model.head is None or (own := model.head.config.head_type) == head_type:
+        return
+    field = getattr(model.head.config, "label_field", None)
+    kind = own if field is None else f"{own} of {field}"
+    option = "" if field in (None, "emotion") else f" --label-field {field}"
+    raise ConfigError(
+        f"head {model.active_head!r} is for {kind}, and this command scores {head_type}; use speech-adapters evaluate "
+        f"{_VERBS.get(own, own)}{option}."
+    )

@@ -269,7 +269,7 @@ class _Filling:
         if limit is None and needed > free:
             raise InputError(
                 f"{what} take {_size(needed)}, and {root} has {_size(free)} free; name a folder on another disk, or "
-                "set cache.max_gb to keep a part."
+                "set training.cache.max_gb to keep a part."
             )
         held = sum(folder_bytes(path) for path in root.glob(f"{PREFIX}*"))
         room = free if limit is None else min(free, max(limit * 1e9 - held, 0))
