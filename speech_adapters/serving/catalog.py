@@ -86,9 +86,10 @@ class Served:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """What it can be asked for; every model gives embeddings: without a speaker head, the mean of its features."""
+        """What it can be asked for; every model gives embeddings: without a speaker head, the mean of its features,
+        which verify nobody."""
         own = [task for task in TASKS if task in self.heads or task == "embedding"]
-        return (*own, *(["verification"] if "embedding" in own else []))
+        return (*own, *(["verification"] if "embedding" in self.heads else []))
 
 
 class Catalog:

@@ -97,7 +97,7 @@ def add_place(engine: Engine, place: str | Path) -> None:
         if served.size > engine.settings.memory:
             raise CheckpointError(f"{place}: {served.name!r} is larger than the memory for adapters (--memory).")
         if served.adapter is not None and not served.heads:
-            log.warning("%s: no head near it was trained on it; it serves embeddings and verification", served.adapter)
+            log.warning("%s: no head near it was trained on it; it serves embeddings alone", served.adapter)
         engine.catalog.add(served, *calls)
 
 
