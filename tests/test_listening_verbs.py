@@ -158,6 +158,15 @@ def test_classes_embeddings_and_verification(call, folder: Path, tmp_path: Path)
     assert "is there already" in call("embed", "-a", "speaker", "audio", "-o", path, expect=2)
     assert ".npz or .safetensors" in call("embed", "-a", "speaker", "audio", "-o", "voices.txt", expect=2)
 
+    means = call("embed", "-a", "asr", "audio/one.wav", "-o", tmp_path / "means.npz")
+    assert "the means of the features: head 'asr' (ctc) tells no speakers" in means
+    model = SpeechAdapterModel.from_adapter(folder / "asr")
+    model.set_head(None)
+    expected = model.embed(folder / "audio" / "one.wav")
+    assert torch.allclose(Embeddings.load(tmp_path / "means.npz").vectors[0], expected, atol=1e-5)
+    asked = call("embed", "-a", "asr", "--head", "asr/heads/a", "audio", "-o", tmp_path / "no.npz", expect=2)
+    assert "embedding needs a speaker head" in asked
+
     printed = call("verify", "-a", "speaker", "audio/one.wav", "audio/more/two.flac")
     values = dict(line.split("\t") for line in printed.splitlines())
     score = float(torch.cosine_similarity(*saved.vectors, dim=0))
@@ -166,6 +175,9 @@ def test_classes_embeddings_and_verification(call, folder: Path, tmp_path: Path)
     Calibration(1.0, 0.0).save(tmp_path / "calibration.json")
     other = call("verify", "-a", "speaker", "audio", "--calibration", tmp_path / "calibration.json")
     assert dict(line.split("\t") for line in other.splitlines())["llr"] == values["score"]
+    assert call("verify", "-a", "speaker", "audio/one.wav", "audio/one.wav").startswith("score\t1.0000")
+    last = call("verify", "-a", "speaker", "audio/one.wav", "audio/more/two.flac", "audio/one.wav")
+    assert last != call("verify", "-a", "speaker", "audio/one.wav", "audio/more/two.flac")
     assert "give two recordings or more" in call("verify", "-a", "speaker", "audio/one.wav", expect=2)
 
 

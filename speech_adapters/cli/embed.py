@@ -3,7 +3,8 @@
   speech-adapters embed --adapter runs/speaker_verification/latest voices/ --output voices.npz
 
 The file holds the arrays ids (the recordings' names) and embeddings (N, E); .safetensors is written too. A long
-recording's embedding is the mean over its windows, weighted by frames. Without a head: the mean of the features.
+recording's embedding is the mean over its windows, weighted by frames. Without a head, or with one that tells no
+speakers: the mean of the features.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ def run(arguments: argparse.Namespace) -> None:
     from speech_adapters.cli.listening import hearing, load_model, recordings_in, windows_of
     from speech_adapters.data.embeddings import Embeddings
     from speech_adapters.errors import ConfigError
+    from speech_adapters.heads.speaker import SpeakerHeadModule
+    from speech_adapters.inference.hearing import active_head
     from speech_adapters.inference.utterances import embed
 
     path, windows = Path(arguments.output), windows_of(arguments)
@@ -40,7 +43,11 @@ def run(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"{path} is there already; choose another --output, or --overwrite.")
     with recordings_in(arguments, arguments.audio) as files:
         model = load_model(arguments)
+        left = ""
+        if arguments.head is None and model.head is not None and not isinstance(model.head, SpeakerHeadModule):
+            left = f", the means of the features: {active_head(model)} tells no speakers"
+            model.set_head(None)
         with hearing(arguments, files) as options:
             vectors = list(embed(model, [file[0] for file in files], windows, **options))
     found = Embeddings(tuple(file[0].name for file in files), torch.stack(vectors), str(path))
-    print(f"{found.save(path)}: {len(found)} embeddings of {found.vectors.shape[1]} values")
+    print(f"{found.save(path)}: {len(found)} embeddings of {found.vectors.shape[1]} values{left}")

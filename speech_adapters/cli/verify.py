@@ -24,6 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Print score and log-likelihood ratio."""
+    from contextlib import ExitStack
+
     import torch
 
     from speech_adapters.cli.listening import hearing, load_model, recordings_in, windows_of
@@ -33,7 +35,8 @@ def run(arguments: argparse.Namespace) -> None:
 
     windows = windows_of(arguments)
     given = None if arguments.calibration is None else Calibration.load(arguments.calibration)
-    with recordings_in(arguments, arguments.audio) as files:
+    with ExitStack() as stack:  # one by one: a recording may be given twice, and the last one is the one to test
+        files = [file for given in arguments.audio for file in stack.enter_context(recordings_in(arguments, [given]))]
         if len(files) < 2:
             raise ConfigError("give two recordings or more: those of the speaker, and the one to test.")
         model = load_model(arguments)
