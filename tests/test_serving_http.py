@@ -191,6 +191,7 @@ def test_every_answer_says_which_weights_it_is_of(http: httpx.Client, server: An
         ({"model": "lora-0", "temperature": "0.5"}, 400, "temperature", "nothing is sampled"),
         ({"model": "lora-0", "response_format": "docx"}, 400, "response_format", "Input should be"),
         ({"model": "lora-0", "response_format": "diarized_json"}, 400, "response_format", "not told apart"),
+        ({"model": "lora-0", "known_speaker_names[]": "Ann"}, 400, "known_speaker_names[]", "not told apart"),
         ({"model": "lora-0", "keywords[]": "Zbigniew"}, 400, "keywords[]", "no language model"),
         ({"model": "lora-0", "timestamp_granularities[]": "word"}, 400, "timestamp_granularities[]", "verbose_json"),
         ({"model": "lora-0", "response_format": "srt", "stream": "true"}, 400, "stream", "events carry text"),
@@ -281,10 +282,22 @@ def test_a_client_s_mistakes_are_named(encoder: Path, folder: Path, sound: Path,
         text = error(http.post(TRANSCRIPTIONS, data={"model": "lora-0", "file": "call.flac"}), 400)
         assert "-F file=@call.flac" in text["message"] and "UploadFile" not in text["message"]
         assert "multipart/form-data" in error(http.post(TRANSCRIPTIONS, json={"model": "lora-0"}), 400)["message"]
+        bare = {"content-type": "audio/wav"}
+        wav = error(http.post(TRANSCRIPTIONS, content=sound.read_bytes(), headers=bare), 400)
+        assert "in a form (multipart/form-data), not as 'audio/wav'" in wav["message"]
+        assert error(http.post(TRANSCRIPTIONS), 400)["message"].endswith("in a form (multipart/form-data)")
+        no_file = error(http.post(TRANSCRIPTIONS, data={"model": "lora-0"}, files={"prompt": (None, "x")}), 400)
+        assert no_file["message"] == "file: Field required"
+        other = {"model": "lora-0", "response_format": "xml"}
+        assert "diarized" not in error(http.post(TRANSCRIPTIONS, data=other, files=upload(sound)), 400)["message"]
+        silence = io.BytesIO()
+        soundfile.write(silence, np.zeros(16_000), 16_000, format="WAV")
+        said = error(http.post("/v1/audio/embeddings", data={"model": "lora-0"}, files={"file": silence}), 400)
+        assert said["message"].endswith("by voice activity 'energy'; leave the recording out.")
         error(http.get("/a%0Ab"), 404)
-    said = [record.getMessage() for record in caplog.records]
-    assert any(line.startswith("POST /audio/transcriptions 404") for line in said)
-    assert any(line.startswith(r"GET /a\nb 404") for line in said)
+    lines = [record.getMessage() for record in caplog.records]
+    assert any(line.startswith("POST /audio/transcriptions 404") for line in lines)
+    assert any(line.startswith(r"GET /a\nb 404") for line in lines)
 
 
 def test_recordings_are_limited(encoder: Path, folder: Path, sound: Path, tmp_path: Path) -> None:
@@ -581,13 +594,14 @@ def test_replacing_an_adapter_is_done_or_not_wherever_its_client_goes_away(
 
     async def replace_until_done() -> list[str]:
         state = SimpleNamespace(engine=engine, settings=HttpSettings(uploads=uploads), changing=asyncio.Lock())
-        request: Any = SimpleNamespace(app=SimpleNamespace(state=state), state=SimpleNamespace(key=None))
+        request: Any = SimpleNamespace(app=SimpleNamespace(state=state))
+        own = engine, uploads
         await engine.start()
         try:
-            await add_adapter(request, form("lora"))
+            await add_adapter(request, own, form("lora"))
             found = []
             for number in itertools.count():
-                going = GoneAt(add_adapter(request, form("bottleneck")), number, done=done)
+                going = GoneAt(add_adapter(request, own, form("bottleneck")), number, done=done)
                 await going
                 served = engine.catalog.find("new")
                 engine.shelf.drop(served)
@@ -599,7 +613,7 @@ def test_replacing_an_adapter_is_done_or_not_wherever_its_client_goes_away(
                 if not going.gone:
                     return found
                 if served.method == "bottleneck":
-                    await add_adapter(request, form("lora"))
+                    await add_adapter(request, own, form("lora"))
         finally:
             await engine.stop()
 
@@ -631,6 +645,7 @@ def test_adding_is_off_unless_allowed_and_for_admins_alone(
 ) -> None:
     files = parts(folder / "adapters", "lora-0", "adapter[]")
     assert error(http.post("/v1/adapters", data={"name": "x"}, files=files), 403)["code"] == "adapters_fixed"
+    assert error(http.post("/v1/adapters"), 403)["code"] == "adapters_fixed"  # before anything is said of fields
     error(http.delete("/v1/adapters/lora-0"), 403)
     keys = Keys((key("a", "one"), key("b", "two", admin=True)))
     with (

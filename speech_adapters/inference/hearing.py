@@ -271,6 +271,10 @@ class _Open(Generic[R]):
             yield block
 
 
+OTHER_DETECTOR = " choose another (voice_activity='none', on the command line --voice-activity none, hears all), or"
+"""The remedy of who finds no speech; a server's client, who has no such choice, is not told of it."""
+
+
 class Stitched(Collector[ModelOutput]):
     """A whole recording's output, a batch of one, as if one forward had heard it.
 
@@ -309,8 +313,7 @@ class Stitched(Collector[ModelOutput]):
         if self.weight == 0 and self.silence is None:
             raise AudioError(
                 f"{self.name}: no speech found in {duration:.1f} s by voice activity "
-                f"{self.windows.voice_activity!r}; choose another (voice_activity='none' hears everything), or leave "
-                "the recording out."
+                f"{self.windows.voice_activity!r};{OTHER_DETECTOR} leave the recording out."
             )
         means = {name: value[None] / self.weight for name, value in self.sums.items()}
         frames = 1

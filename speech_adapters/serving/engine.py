@@ -102,7 +102,7 @@ class Source:
         for block in self.recording.blocks():
             self.samples += len(block)
             if self.duration > self.most:
-                raise AudioError(f"{self.recording.name}: longer than the {self.most:g} s that are taken here; cut it")
+                raise AudioError(f"{self.recording.name}: longer than the {self.most:g} s taken here; cut it")
             yield block
 
 

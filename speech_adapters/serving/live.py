@@ -97,7 +97,7 @@ class LiveItem:
             AudioError: longer than the server takes at once.
         """
         if self.duration + len(samples) / SAMPLE_RATE > self.engine.settings.max_seconds:
-            raise AudioError(f"longer than the {self.engine.settings.max_seconds:g} s that are taken at once; commit")
+            raise AudioError(f"longer than the {self.engine.settings.max_seconds:g} s taken at once; commit")
         self.samples += len(samples)
         self.window = np.concatenate([self.window, samples])
         self._new.set()

@@ -95,8 +95,10 @@ def install(app: FastAPI) -> None:
             message = "no such field; see /openapi.json for those there are"
         elif "UploadFile" in message:
             message = "that is text, not a file; with curl write -F file=@call.flac"
-        elif first["type"] == "missing" and "json" in request.headers.get("content-type", ""):
-            message += ", in a form (multipart/form-data), not in JSON"
+        elif first["type"] == "missing":
+            kind = request.headers.get("content-type", "").partition(";")[0].strip()
+            if kind != "multipart/form-data":
+                message += f", in a form (multipart/form-data){f', not as {shown(kind)}' if kind else ''}"
         return response(
             ApiError(400, f"{param}: {message}" if param else message, param=param, code="invalid_request")
         )

@@ -244,7 +244,7 @@ class _Body:
 def too_large(most: int) -> ApiError:
     """The error of a body above the limit."""
     return ApiError(
-        413, f"more than the {most / 2**20:.3g} MB that are taken at once; send FLAC or Opus, or cut the recording",
+        413, f"more than the {most / 2**20:.3g} MB taken at once; send FLAC or Opus, or cut the recording",
         code="request_too_large",
     )  # fmt: skip
 

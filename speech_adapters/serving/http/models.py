@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Form, Request, UploadFile
+from fastapi import APIRouter, Depends, Form, Request, UploadFile
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -65,6 +65,24 @@ async def retrieve_model(request: Request, model: str) -> dict[str, Any]:
     return described(served, engine.catalog)
 
 
+def _administered(request: Request) -> tuple[Engine, Path]:
+    """The engine and the folder of added adapters; an ApiError unless this client may add some."""
+    settings: HttpSettings = request.app.state.settings
+    if settings.uploads is None:
+        raise ApiError(
+            403, "adding and removing adapters is off; the server's operator allows it with --uploads FOLDER",
+            code="adapters_fixed",
+        )  # fmt: skip
+    key = request.state.key
+    if key is not None and not key.admin:
+        raise ApiError(403, "this key may not add or remove adapters", code="not_an_admin")
+    return request.app.state.engine, settings.uploads
+
+
+Administered = Annotated[tuple[Engine, Path], Depends(_administered)]
+"""Looked at before the fields, so that who may not add anything is told so whatever they send."""
+
+
 class AdapterFields(BaseModel):
     """A saved adapter's two files, and those of the heads that were trained on it."""
 
@@ -81,14 +99,14 @@ class AdapterFields(BaseModel):
 
 @router.post("/v1/adapters", tags=["models"], status_code=201, response_model=None)
 async def add_adapter(
-    request: Request, form: Annotated[AdapterFields, Form(media_type="multipart/form-data")]
+    request: Request, own: Administered, form: Annotated[AdapterFields, Form(media_type="multipart/form-data")]
 ) -> Response:
     """Serve a further adapter, or another one in place of one that was added under this name.
 
     It is read, checked against the base and run once before anyone is answered with it. Requests that have begun under
     the one before end under it.
     """
-    engine, folder = _administered(request)
+    engine, folder = own
     catalog = engine.catalog
     if form.name in catalog and not (folder / form.name).is_dir():
         raise ApiError(
@@ -115,9 +133,9 @@ async def add_adapter(
 
 
 @router.delete("/v1/adapters/{name}", tags=["models"])
-async def delete_adapter(request: Request, name: str) -> dict[str, Any]:
+async def delete_adapter(request: Request, own: Administered, name: str) -> dict[str, Any]:
     """Serve an adapter no more that was added; what has begun under it ends."""
-    engine, folder = _administered(request)
+    engine, folder = own
     async with request.app.state.changing:
         served = engine.catalog.find(name)
         if served.adapter is None or served.adapter.parent != folder:
@@ -126,20 +144,6 @@ async def delete_adapter(request: Request, name: str) -> dict[str, Any]:
         engine.shelf.drop(served)
         shutil.rmtree(folder / served.name)  # no await: who goes away leaves no files that the next start would serve
     return {"id": served.name, "object": "model", "deleted": True}
-
-
-def _administered(request: Request) -> tuple[Engine, Path]:
-    """The engine and the folder of added adapters; an ApiError unless this client may add some."""
-    settings: HttpSettings = request.app.state.settings
-    if settings.uploads is None:
-        raise ApiError(
-            403, "adding and removing adapters is off; the server's operator allows it with --uploads FOLDER",
-            code="adapters_fixed",
-        )  # fmt: skip
-    key = request.state.key
-    if key is not None and not key.admin:
-        raise ApiError(403, "this key may not add or remove adapters", code="not_an_admin")
-    return request.app.state.engine, settings.uploads
 
 
 def _write(folder: Path, form: AdapterFields) -> None:

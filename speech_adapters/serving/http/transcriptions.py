@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Form, Request, UploadFile
 from fastapi.responses import PlainTextResponse, Response, StreamingResponse
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from speech_adapters.heads.decoding import Segment
 from speech_adapters.inference.formats import as_srt, as_vtt
@@ -32,6 +32,16 @@ router = APIRouter()
 Parts = AsyncGenerator[list[TranscriptSegment] | Transcript]
 
 
+_NO_SPEAKERS = "speakers are not told apart here; hear each channel with channel"
+
+
+def _not_diarized(value: object) -> object:
+    """Tell OpenAI's other format from a word that is none."""
+    if value == "diarized_json":
+        raise ValueError(_NO_SPEAKERS)
+    return value
+
+
 class TranscriptionFields(Fields):
     """OpenAI's fields, and ``channel``."""
 
@@ -40,7 +50,9 @@ class TranscriptionFields(Fields):
     languages: list[str] = Field([], alias="languages[]", max_length=100)
     prompt: str = Field("", max_length=10_000, description="a CTC head has no use for it: the answer warns")
     keywords: list[str] = Field([], alias="keywords[]", max_length=1000)
-    response_format: Literal["json", "text", "srt", "verbose_json", "vtt", "diarized_json"] = "json"
+    response_format: Annotated[
+        Literal["json", "text", "srt", "verbose_json", "vtt"], BeforeValidator(_not_diarized)
+    ] = "json"
     temperature: float = Field(0.0, description="0 alone: the best path is no sample")
     timestamp_granularities: list[Literal["word", "segment"]] = Field([], alias="timestamp_granularities[]")
     include: list[Literal["logprobs"]] = Field([], alias="include[]")
@@ -59,8 +71,8 @@ class TranscriptionFields(Fields):
         verbose = self.response_format == "verbose_json"
         if self.temperature != 0:
             raise _refused("temperature", "choose 0: the best path is taken, nothing is sampled")
-        if self.response_format == "diarized_json" or self.known_speaker_names or self.known_speaker_references:
-            raise _refused("response_format", "speakers are not told apart here; hear each channel with channel")
+        if self.known_speaker_names or self.known_speaker_references:
+            raise _refused("known_speaker_names[]", _NO_SPEAKERS)
         if self.chunking_strategy != "auto":
             raise _refused("chunking_strategy", "choose auto: the operator sets how recordings are cut")
         if self.keywords:

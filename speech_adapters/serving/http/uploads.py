@@ -17,6 +17,7 @@ from pathlib import Path
 from fastapi import UploadFile
 
 from speech_adapters.errors import AudioError
+from speech_adapters.inference.hearing import OTHER_DETECTOR
 from speech_adapters.inference.recordings import Recording, recordings_of
 from speech_adapters.serving.engine import Engine
 from speech_adapters.serving.http.errors import ApiError
@@ -46,7 +47,8 @@ async def recordings(
         message = str(error)
         for path in paths:
             message = message.replace(str(path), "the audio")
-        message = message.replace(" (on the command line: --channel, --speakers)", "")
+        for remedy in (" (on the command line: --channel, --speakers)", OTHER_DETECTOR):
+            message = message.replace(remedy, "")
         raise ApiError(400, message, param=param, code="invalid_audio") from error
     finally:
         copied.add_done_callback(lambda _: forget(engine, folder))
@@ -78,6 +80,6 @@ def _open(paths: Sequence[Path], channel: str | None, most: float) -> list[Recor
                 'or their mean ("mix")'
             )
         if info.duration > most:
-            raise AudioError(f"{path} lasts more than the {most:g} s that are taken; cut it")
+            raise AudioError(f"{path} lasts more than the {most:g} s taken here; cut it")
     index = None if channel is None else channel if channel == "mix" else int(channel)
     return [each[0] for each in recordings_of(list(paths), channel=index, names=["the audio"] * len(paths))]
