@@ -108,6 +108,41 @@ def test_kaldi_names_begin_with_the_speaker_and_are_sorted_as_bytes(audio: Path,
     assert (tmp_path / "k" / "spk2utt").read_text() == "B B-a\nb b-Z\n"
 
 
+def test_kaldi_recordings_of_one_name_keep_theirs_apart(tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("d1/x.wav", "d2/x-2.wav", "d3/x.wav", "d4/x-2.wav", "d5/x-3.wav")]
+    for number, file in enumerate(files):
+        speak(file, 1.0 + number / 10)
+    manifest = Manifest([Utterance(f"u{n}", file, 1.0 + n / 10) for n, file in enumerate(files)], "same names")
+    write_format("kaldi", manifest, tmp_path / "k")
+    found = {u.id: (u.audio_filepath, round(u.duration, 4)) for u in read_format("kaldi", tmp_path / "k")}
+    assert found == {u.id: (u.audio_filepath, u.duration) for u in manifest}
+
+
+@pytest.mark.parametrize(
+    ("name", "ids", "speaker"), [("kaldi", ("b", "a-b"), "a"), ("huggingface", ("a/b", "a-b"), None)]
+)
+def test_ids_that_are_one_name_in_a_format_are_refused(
+    name: str, ids: tuple[str, str], speaker: str | None, audio: Path, tmp_path: Path
+) -> None:
+    manifest = Manifest([Utterance(one, audio / "a.wav", 2.0, speaker=speaker) for one in ids], "two")
+    with pytest.raises(ManifestError, match=rf"two: utterances '{ids[0]}' and '{ids[1]}' would both be called 'a"):
+        write_format(name, manifest, tmp_path / name)
+    assert not (tmp_path / name).exists()
+
+
+def test_a_channel_of_a_file_that_shards_hold_as_flac_is_read_again(tmp_path: Path) -> None:
+    sound = np.random.default_rng(0).uniform(-0.5, 0.5, (16_000, 2))
+    utterances = []
+    for suffix in ("aiff", "wav"):
+        soundfile.write(tmp_path / f"call.{suffix}", sound, 16_000, "PCM_16")
+        utterances.append(Utterance(suffix, tmp_path / f"call.{suffix}", 1.0, channel=1))
+    write_format("webdataset", Manifest(utterances, "calls"), tmp_path / "shards")
+    converted, copied = read_format("webdataset", tmp_path / "shards")
+    assert converted.channel is None and copied.channel == 1
+    for utterance in (converted, copied):
+        assert np.abs(utterance.waveform().numpy() - sound[:, 1]).max() < 1e-4
+
+
 def test_kaldi_segments_may_go_to_the_end(audio: Path, tmp_path: Path) -> None:
     (tmp_path / "wav.scp").write_text(f"rec {audio / 'a.wav'}\n")
     (tmp_path / "segments").write_text("u rec 0.5 -1\n")

@@ -16,6 +16,7 @@ from typing import Any
 from speech_adapters.data.audio import write_audio
 from speech_adapters.data.audio_suffixes import recordings_in, unreadable_message
 from speech_adapters.data.formats.columns import NAMES, match_columns
+from speech_adapters.data.formats.names import distinct_names
 from speech_adapters.data.formats.tables import read_table
 from speech_adapters.data.manifest import TEXT_KEYS, Manifest
 from speech_adapters.errors import ConfigError, ManifestError
@@ -56,11 +57,15 @@ def _sum(manifests: list[Manifest]) -> Manifest:
 
 
 def write(manifest: Manifest, path: str | os.PathLike[str]) -> None:
-    """Write an audiofolder: each utterance as a WAV file of its own (16 kHz, 16 bit) under ``metadata.jsonl``."""
+    """Write an audiofolder: each utterance as a WAV file of its own (16 kHz, 16 bit) under ``metadata.jsonl``.
+
+    Raises:
+        ManifestError: two ids that are one as a file's name.
+    """
     folder = Path(path)
     lines = []
-    for utterance in manifest:
-        name = f"audio/{utterance.id.replace('/', '-')}.wav"
+    names = distinct_names(manifest, lambda utterance: f"audio/{utterance.id.replace('/', '-')}.wav")
+    for utterance, name in zip(manifest, names, strict=True):
         (folder / "audio").mkdir(parents=True, exist_ok=True)
         write_audio(folder / name, utterance.waveform(), loud="scale")
         labels = {key: value for key in TEXT_KEYS if (value := utterance.get(key)) is not None}

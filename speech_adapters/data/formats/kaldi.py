@@ -16,10 +16,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-from speech_adapters.data.manifest import Manifest, read_utf8
+from speech_adapters.data.formats.names import distinct_names
+from speech_adapters.data.manifest import Manifest, Utterance, read_utf8
 from speech_adapters.errors import ManifestError
 from speech_adapters.files import write_text
 
@@ -60,27 +62,27 @@ def write(manifest: Manifest, path: str | os.PathLike[str]) -> None:
     """Write a data folder, with ``segments`` and absolute audio paths.
 
     Raises:
-        ManifestError: a name with spaces, or one of several channels, which only a command could choose in Kaldi.
+        ManifestError: a name with spaces, a name twice, or one of several channels, which only a command could choose
+            in Kaldi.
     """
     folder = Path(path)
     recordings: dict[str, str] = {}
     lines: dict[str, dict[str, str]] = {name: {} for name in ("wav.scp", "segments", "text", "utt2spk", "utt2lang")}
-    for utterance in manifest:
+    for utterance, name in zip(manifest, distinct_names(manifest, _name), strict=True):
         where = f"{manifest.name}: utterance {utterance.id!r}"
-        speaker = utterance.speaker or utterance.id
-        name = utterance.id if utterance.id.startswith(speaker) else f"{speaker}-{utterance.id}"
         if any(symbol.isspace() for symbol in name):
             raise ManifestError(f"{where}: a name with a space, which Kaldi cannot hold; rename it")
         if utterance.channel is not None:
             raise ManifestError(f"{where}: one of several channels, which Kaldi cannot name; write it to a file first")
         audio = str(utterance.audio_filepath)
-        recording = recordings.setdefault(audio, f"{utterance.audio_filepath.stem}".replace(" ", "_"))
-        if lines["wav.scp"].setdefault(recording, audio) != audio:  # another folder's file of that name
-            recording = recordings[audio] = f"{recording}-{len(recordings)}"
-            lines["wav.scp"][recording] = audio
+        if (recording := recordings.get(audio)) is None:
+            stem = utterance.audio_filepath.stem.replace(" ", "_")
+            numbered = (f"{stem}-{number}" for number in count(2))  # for another folder's file of that name
+            recording = next(free for free in chain([stem], numbered) if free not in lines["wav.scp"])
+            recordings[audio], lines["wav.scp"][recording] = recording, audio
         end = utterance.offset + utterance.duration
         lines["segments"][name] = f"{recording} {utterance.offset:.5f} {end:.5f}"
-        lines["utt2spk"][name] = speaker
+        lines["utt2spk"][name] = _speaker(utterance)
         if utterance.text is not None:
             lines["text"][name] = " ".join(utterance.text.split())
         if utterance.lang is not None:
@@ -93,6 +95,15 @@ def write(manifest: Manifest, path: str | os.PathLike[str]) -> None:
         if content:
             ordered = sorted(content, key=str.encode)  # the order of the C locale, which Kaldi demands
             write_text(folder / file, (f"{name} {content[name]}".rstrip() + "\n" for name in ordered))
+
+
+def _speaker(utterance: Utterance) -> str:
+    return utterance.speaker or utterance.id
+
+
+def _name(utterance: Utterance) -> str:
+    speaker = _speaker(utterance)
+    return utterance.id if utterance.id.startswith(speaker) else f"{speaker}-{utterance.id}"
 
 
 def _read(path: Path, empty: bool = False) -> dict[str, tuple[str, str]]:

@@ -117,7 +117,8 @@ def _content(member: Member) -> bytes:
 
 
 def write(manifest: Manifest, path: str | os.PathLike[str]) -> None:
-    """Write a folder of shards. Files go in as they are; pieces of files as FLAC of 16 kHz and 16 bit.
+    """Write a folder of shards. Files go in as they are; pieces, and files of other formats, as FLAC of 16 kHz and
+    16 bit.
 
     Raises:
         AudioError: a recording that cannot be read.
@@ -128,8 +129,13 @@ def write(manifest: Manifest, path: str | os.PathLike[str]) -> None:
             if tar is None or tar.offset > SHARD_BYTES:
                 opened.close()
                 tar = opened.enter_context(tarfile.open(folder / f"{place:09d}.tar", "w"))
-            suffix, audio = _audio(utterance)
-            for extension, content in ((suffix, audio), ("json", json.dumps(_said(utterance)).encode())):
+            said = _said(utterance)
+            if (suffix := _suffix(utterance)) is not None:
+                audio = _bytes(utterance.audio_filepath)
+                said |= {} if utterance.channel is None else {"channel": utterance.channel}
+            else:
+                suffix, audio = "flac", _flac(utterance)  # of the one channel that is heard
+            for extension, content in ((suffix, audio), ("json", json.dumps(said).encode())):
                 info = tarfile.TarInfo(f"{place:09d}.{extension}")
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))
@@ -137,32 +143,36 @@ def write(manifest: Manifest, path: str | os.PathLike[str]) -> None:
 
 def _said(u: Utterance) -> dict[str, Any]:
     texts = {key: value for key in TEXT_KEYS if (value := getattr(u, key)) is not None}
-    whole = {} if _is_piece(u) or u.channel is None else {"channel": u.channel}
-    return {"id": u.id, "duration": u.duration, **whole, **texts, **u.extra}
+    return {"id": u.id, "duration": u.duration, **texts, **u.extra}
 
 
 def _is_piece(utterance: Utterance) -> bool:
     return bool(utterance.offset) or utterance.duration < audio_info(utterance.audio_filepath).duration - 0.01
 
 
-def _audio(utterance: Utterance) -> tuple[str, bytes]:
-    """The suffix and the bytes of what is heard."""
+def _suffix(utterance: Utterance) -> str | None:
+    """What a file's bytes are that go in as they are; None of a piece, and of what WebDataset's readers do not know."""
     path = utterance.audio_filepath
+    if _is_piece(utterance):
+        return None
+    if (member := member_of(path)) is None:
+        suffix = path.suffix.lower().removeprefix(".")
+        return suffix if suffix in AUDIO else None
+    with member.open() as file, soundfile.SoundFile(file) as sound:
+        return {"WAV": "wav", "FLAC": "flac", "OGG": "ogg", "MP3": "mp3"}.get(sound.format)
+
+
+def _bytes(path: Path) -> bytes:
     member = member_of(path)
-    suffix = _suffix(path) if member is not None else path.suffix.lower().removeprefix(".")
-    if not _is_piece(utterance) and suffix in AUDIO:
-        return suffix, path.read_bytes() if member is None else _content(member)
+    return path.read_bytes() if member is None else _content(member)
+
+
+def _flac(utterance: Utterance) -> bytes:
     samples = utterance.waveform().numpy()
     if (peak := float(np.abs(samples).max())) > 1:
-        raise AudioError(f"{path}: peaks of {peak:.3g} do not fit into FLAC; give it as a file of its own")
+        raise AudioError(
+            f"{utterance.audio_filepath}: peaks of {peak:.3g} do not fit into FLAC; give it as a file of its own"
+        )
     content = io.BytesIO()
     soundfile.write(content, samples, SAMPLE_RATE, "PCM_16", format="FLAC")
-    return "flac", content.getvalue()
-
-
-def _suffix(path: Path) -> str:
-    """What a member's bytes are."""
-    member = member_of(path)
-    assert member is not None
-    with member.open() as file, soundfile.SoundFile(file) as sound:
-        return {"WAV": "wav", "FLAC": "flac", "OGG": "ogg", "MP3": "mp3"}.get(sound.format, "")
+    return content.getvalue()
