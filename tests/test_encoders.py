@@ -5,13 +5,17 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import re
+import tempfile
 import time
 import zlib
+from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_encoders import FAMILIES, STYLES, small_encoder, stock_model
 from torch import nn
@@ -19,6 +23,7 @@ from torch import nn
 from speech_adapters.encoders import encode, load_encoder, packaged_encoders
 from speech_adapters.encoders.shipped import PACKAGED
 from speech_adapters.encoders.tensors import fingerprint, fingerprints
+from speech_adapters.encoders.weights import open_tensors
 from speech_adapters.errors import CheckpointError, ConfigError
 
 EVERY = [(family, style) for family in FAMILIES for style in STYLES]
@@ -334,6 +339,80 @@ def test_weights_of_another_name_are_named(name, remedy, tmp_path):
     (tmp_path / name).write_bytes(b"x")
     with pytest.raises(CheckpointError, match=f"no model.safetensors or pytorch_model.bin; .*{remedy}"):
         load_encoder(tmp_path)
+
+
+WRAPPED = {
+    "compiled": (lambda name: name.replace("layers.0.", "layers.0._orig_mod."), "torch.compile"),
+    "fsdp": (lambda name: name.replace("layers.0.", "layers.0._fsdp_wrapped_module."), "FSDP.*full state"),
+    "checkpointing": (lambda name: name.replace("layers.0.", "layers.0._checkpoint_wrapped_module."), "checkpointing"),
+    "lora": (lambda name: re.sub(r"(q_proj|linear_q)\.weight", r"\1.base_layer.weight", name), "merge_and_unload"),
+    "inside": (lambda name: f"net.{name}", r"stand behind 'net\.': save what is inside"),
+}
+
+
+@pytest.mark.parametrize("kind", WRAPPED)
+@pytest.mark.parametrize("family", ["wavlm", "whisper", "wav2vec2-bert"])
+def test_what_was_saved_around_the_weights_is_named(family, kind, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    stock_model(family, "pre-norm").save_pretrained(tmp_path)
+    rename, message = WRAPPED[kind]
+    path = tmp_path / "model.safetensors"
+    save_file({rename(name): tensor for name, tensor in load_file(path).items()}, path, {"format": "pt"})
+    with pytest.raises(CheckpointError, match=message):
+        load_encoder(tmp_path)
+
+
+def test_tensors_of_other_shapes_or_kinds_are_named(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    stock_model("wavlm", "pre-norm").save_pretrained(tmp_path)
+    path, name = tmp_path / "model.safetensors", "encoder.layers.1.attention.k_proj.weight"
+    tensors = load_file(path)
+    for changed, message in (
+        (tensors[name][:-1].contiguous(), r"k_proj.weight has the shape \(\d+, \d+\), and by config.json"),
+        ((tensors[name] * 1000).to(torch.int8), "k_proj.weight holds int8, no weights"),
+        (torch.zeros(0), "k_proj.weight is empty, as in a part that ZeRO-3 leaves"),
+    ):
+        save_file({**tensors, name: changed}, path, {"format": "pt"})
+        with pytest.raises(CheckpointError, match=message):
+            load_encoder(tmp_path)
+
+
+def test_a_config_value_that_the_library_refuses_is_shown(tmp_path):
+    stock_model("wavlm", "pre-norm").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "mask_time_prob": "0.05"}))
+    with pytest.raises(CheckpointError, match=r"config.json: cannot be used .*mask_time_prob.*'0.05'.*correct that"):
+        load_encoder(tmp_path)
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors", "model.safetensors.index.json"])
+def test_links_to_what_is_gone_are_named(file, tmp_path):
+    model = stock_model("wavlm", "pre-norm")
+    model.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")  # older, perhaps: not what the link was to
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / file).unlink(missing_ok=True)
+    (tmp_path / file).symlink_to(tmp_path / "gone")
+    with pytest.raises(CheckpointError, match=f"{file}: a link to what is not there"):
+        load_encoder(tmp_path)
+
+
+@given(st.integers(0, 2**31), st.integers(1, 40), st.booleans())
+@settings(max_examples=30, deadline=None)
+def test_a_damaged_pickle_is_one_sentence(seed, count, at_end):
+    """Whatever bytes of it are wrong: names, numbers, the archive's own."""
+    rng = np.random.default_rng(seed)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "pytorch_model.bin")
+        torch.save({"a.weight": torch.ones(3, 3), "b.bias": torch.ones(3)}, path)
+        content = bytearray(path.read_bytes())
+        for place in rng.integers(0, min(len(content), 700), count):
+            content[-place - 1 if at_end else place] = rng.integers(256)
+        path.write_bytes(content)
+        with suppress(CheckpointError), open_tensors(path) as tensors:
+            assert all(tensors.get(name) is not None for name in tensors.shapes)
 
 
 def test_another_models_weights_and_those_inside_something_are_told_apart(tmp_path):

@@ -12,9 +12,13 @@ import pytest
 from huggingface_hub import constants
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
 from public_checkpoints import CHECKPOINTS, PublicCheckpoint, build
+from small_encoders import small_encoder
 
 from speech_adapters.encoders import hub, load_encoder
 from speech_adapters.errors import CheckpointError, ConfigError
+from speech_adapters.heads import CTCHead
+from speech_adapters.model import SpeechAdapterModel
+from speech_adapters.text import Vocabulary
 
 NAME, COMMIT = "someone/encoder", "0123456789abcdef0123456789abcdef01234567"
 BY_FOLDER = {checkpoint.folder: checkpoint for checkpoint in CHECKPOINTS}
@@ -128,11 +132,36 @@ def test_an_absent_preprocessor_is_asked_of_the_hub_and_offline_the_family_decid
     assert load_encoder(NAME).normalize, "as this one was"
 
 
-def test_a_cache_with_a_preprocessor_asks_for_no_other(world, monkeypatch):
+def test_what_was_cached_before_does_not_decide_how_waveforms_are_heard(world):
+    """A processor's word goes over a preprocessor's: the cache of a library that knew the latter alone lacks it."""
+    world.publish(BY_FOLDER["microsoft--wavlm-base-plus"])
+    (world.remote / "processor_config.json").write_text(json.dumps({"feature_extractor": {"do_normalize": True}}))
+    world.have("config.json", "pytorch_model.bin", "preprocessor_config.json")
+    world.online = False
+    assert not load_encoder(NAME).normalize
+    world.online = True
+    assert load_encoder(NAME).normalize and world.asked == ["processor_config.json"]
+
+
+def test_a_hub_that_has_no_processor_is_asked_once(world):
     world.publish(BY_FOLDER["microsoft--wavlm-base-plus"])
     world.have("config.json", "pytorch_model.bin", "preprocessor_config.json")
-    monkeypatch.setattr(hub, "is_reachable", lambda *_: pytest.fail("the hub was asked"))
-    assert not load_encoder(NAME).normalize
+    for _ in range(2):
+        assert not load_encoder(NAME).normalize and world.asked == ["processor_config.json"]
+
+
+@pytest.mark.parametrize("architectures", [["Wav2Vec2ForCTC"], None])
+def test_subwords_come_with_their_tokenizer(architectures, world):
+    """Also where the configuration does not say that it is a recogniser's."""
+    model = SpeechAdapterModel(small_encoder("wav2vec2", "pre-norm"))
+    vocabulary = Vocabulary.from_subwords(["die grosse der strasse", "schone grusse aus ulm"] * 20, size=40)
+    model.add_adapter("a", "lora")
+    model.add_head("h", CTCHead(vocabulary=vocabulary))
+    model.save_folded("a", world.remote, head="h")
+    config = json.loads((world.remote / "config.json").read_text())
+    (world.remote / "config.json").write_text(json.dumps({**config, "architectures": architectures}))
+    read, ids = Vocabulary.load(load_encoder(NAME).ctc.vocabulary), vocabulary.encode("die grosse ulm")
+    assert read.encode("die grosse ulm") == ids and read.decode(ids) == "die grosse ulm"
 
 
 def test_of_a_thousand_languages_one_is_downloaded(world):

@@ -18,7 +18,7 @@ from speech_adapters.encoders.weights import SINGLE, read_shards
 from speech_adapters.errors import CheckpointError, ConfigError, InputError
 
 #: Of a recogniser's symbols.
-TOKENIZER = ("vocab.json", "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json")
+TOKENIZER = ("vocab.json", "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json", "tokenizer.json")
 
 
 def fetch(name: str, revision: str | None = None, target_lang: str | None = None) -> Path:
@@ -34,10 +34,10 @@ def fetch(name: str, revision: str | None = None, target_lang: str | None = None
         raise repository.lacks("config.json")
     repository.revision = config.parent.name  # the commit
     repository.find_weights()
-    if repository.find(PREPROCESSING[-1], ask=False) is None:  # the other one may hold no word on it
-        for file in PREPROCESSING:
-            repository.find(file)
-    if any(str(kind).endswith("ForCTC") for kind in read_json(config).get("architectures") or ()):
+    for file in PREPROCESSING:  # both: one that is cached may be overruled by the other
+        repository.find(file)
+    kinds = read_json(config).get("architectures")
+    if not kinds or any(str(kind).endswith("ForCTC") for kind in kinds):
         for file in TOKENIZER:
             repository.find(file)
     if target_lang is not None and not any(repository.find(file) for file in language_files(target_lang)):

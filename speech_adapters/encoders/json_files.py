@@ -9,6 +9,13 @@ from speech_adapters import files
 from speech_adapters.errors import CheckpointError, InputError
 
 
+def is_there(path: Path) -> bool:
+    """Whether a file is there. Raises CheckpointError for a link to what is not, as a tidied cache leaves them."""
+    if path.is_symlink() and not path.exists():
+        raise CheckpointError(f"{path}: a link to what is not there; download the folder again.")
+    return path.is_file()
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The keys and values in a file. Raises CheckpointError where there are none."""
     try:

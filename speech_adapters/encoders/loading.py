@@ -8,7 +8,7 @@ can be taken along (:attr:`Encoder.ctc`).
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,14 @@ from speech_adapters.errors import CheckpointError, ConfigError
 
 WRAPPERS = {"module.": "DataParallel", "base_model.model.": "peft", "_orig_mod.": "torch.compile"}
 """What stands before all names where something around a model was saved."""
+
+INNER = {
+    "_orig_mod": "a part was compiled (torch.compile): save the model that was compiled",
+    "_fsdp_wrapped_module": "FSDP was around parts of it: save its full state",
+    "_checkpoint_wrapped_module": "activation checkpointing was around parts of it: save what is inside",
+    "base_layer": "adapters of peft are in it: merge them (merge_and_unload) and save that",
+}
+"""Words within names where something around a model's parts was saved."""
 
 
 def load_encoder(
@@ -76,6 +84,8 @@ def load_encoder(
     shapes = stored_shapes(folder)
     _check_names(name, shapes)
     if (fault := family.fault(config, shapes)) is not None:
+        if (prefix := _prefix_of(family, config, shapes)) is not None:
+            raise _behind(name, prefix)
         raise CheckpointError(f"{name}: config.json does not belong to these weights: {fault}; download both again.")
     normalize = read_normalize(family, folder, config)
     language = spoken(folder, target_lang)
@@ -112,7 +122,7 @@ def stored_tensors(encoder: Encoder, parts: Sequence[str]) -> dict[str, Tensor]:
     return {} if encoder.folder is None else read_tensors(encoder.folder, lambda name: name.split(".")[0] in parts)
 
 
-def _check_names(name: str, shapes: Collection[str]) -> None:
+def _check_names(name: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
     for prefix, wrapper in WRAPPERS.items():
         if shapes and all(key.startswith(prefix) for key in shapes):
             raise CheckpointError(
@@ -120,20 +130,52 @@ def _check_names(name: str, shapes: Collection[str]) -> None:
                 "model; save what is inside it."
             )
 
+    for key, shape in shapes.items():
+        if 0 in shape:
+            raise CheckpointError(
+                f"{name}: {key} is empty, as in a part that ZeRO-3 leaves; consolidate it (zero_to_fp32.py)."
+            )
+        for word in INNER.keys() & {*key.split(".")}:
+            raise CheckpointError(f"{name}: a tensor is called {key}: {INNER[word]}.")
+
+
+def _prefix_of(family: Family, config: Any, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+    """What stands before the names of the encoder that the configuration describes, inside another model."""
+    tried = {key[: place + 1] for key in shapes for place, symbol in enumerate(key) if symbol == "."}
+    for prefix in sorted(tried, key=len):
+        inside = {key.removeprefix(prefix): shape for key, shape in shapes.items() if key.startswith(prefix)}
+        if family.fault(config, inside) is None:
+            return prefix
+    return None
+
+
+def _behind(name: str, prefix: str) -> CheckpointError:
+    return CheckpointError(
+        f"{name}: the weights have none of the encoder's tensors by their names; they stand behind {prefix!r}: save "
+        "what is inside."
+    )
+
 
 def _load_config(family: Family, folder: Path) -> Any:
     with quiet_transformers():
         try:
             return family.read_config(folder)
         except Exception as error:  # whatever a foreign library makes of values that it did not expect
-            raise CheckpointError(f"{folder / 'config.json'}: cannot be used ({_reason(error)}).") from error
+            reason = _reason(error)
+            raise CheckpointError(
+                f"{folder / 'config.json'}: cannot be used ({reason}); correct that value."
+            ) from error
 
 
 def _load_model(family: Family, folder: Path, name: str, shapes: Collection[str]) -> nn.Module:
     """The stock model of a folder whose weights have tensors of these names: all that it needs, and none left over."""
     with quiet_transformers():
         try:
-            model, report = family.load(folder, dtype=torch.float32, local_files_only=True)
+            model, report = family.load(
+                folder, dtype=torch.float32, local_files_only=True, ignore_mismatched_sizes=True
+            )
+        except CheckpointError:
+            raise
         except Exception as error:  # as above
             raise CheckpointError(
                 f"{name}: its weights cannot be read ({_reason(error)}); the checkpoint is cut short, changed, or not "
@@ -142,13 +184,20 @@ def _load_model(family: Family, folder: Path, name: str, shapes: Collection[str]
     missing = sorted(report["missing_keys"])
     if not {*model.state_dict()} - {*missing, *family.may_lack}:
         behind = {key.removesuffix(inner) for key in shapes for inner in missing if key.endswith(f".{inner}")}
-        what = f"they stand behind {min(behind)!r}: save what is inside" if behind else "it is another model"
-        raise CheckpointError(f"{name}: the weights have none of the encoder's tensors by their names; {what}.")
-    if missing or report.get("mismatched_keys"):
-        lacking = ", ".join(missing[:3]) or ", ".join(str(key) for key in list(report["mismatched_keys"])[:3])
+        if behind:
+            raise _behind(name, min(behind))
         raise CheckpointError(
-            f"{name}: the checkpoint lacks {len(missing)} of the encoder's tensors or has them in other shapes "
-            f"({lacking} ...); it belongs to another architecture or is incomplete."
+            f"{name}: the weights have none of the encoder's tensors by their names; it is another model."
+        )
+    if missing:
+        raise CheckpointError(
+            f"{name}: the checkpoint lacks {len(missing)} of the encoder's tensors ({', '.join(missing[:3])} ...); it "
+            "belongs to another architecture or is incomplete."
+        )
+    for key, stored, built in sorted(report.get("mismatched_keys", ())):
+        raise CheckpointError(
+            f"{name}: {key} has the shape {tuple(stored)}, and by config.json {tuple(built)}; restore the config.json "
+            "that belongs to these weights."
         )
     if dropped := _left_over(model, report.get("unexpected_keys", ()), shapes):
         raise CheckpointError(
@@ -174,7 +223,8 @@ def _left_over(model: nn.Module, unexpected: Collection[str], shapes: Collection
 def _reason(error: Exception) -> str:
     """The first line of a foreign error, for a message of ours."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].rstrip(".:")[:300] if lines else type(error).__name__
+    first = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])  # the second says what the first announces
+    return first.rstrip(".:")[:300] or type(error).__name__
 
 
 @contextmanager

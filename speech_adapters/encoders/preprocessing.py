@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from speech_adapters.encoders.families.base import Family
-from speech_adapters.encoders.json_files import read_json
+from speech_adapters.encoders.json_files import is_there, read_json
 from speech_adapters.errors import CheckpointError
 
 #: Where it is said, in the order in which transformers asks: version 5 writes the first one and leaves the other.
@@ -26,9 +26,7 @@ def read_normalize(family: Family, folder: Path, config: Any) -> bool:
         CheckpointError: features of another kind, or nothing said by the files and the family.
     """
     for file in FILES:
-        if not (folder / file).is_file():
-            if (folder / file).is_symlink():
-                raise CheckpointError(f"{folder / file}: a link to what is not there; download the folder again.")
+        if not is_there(folder / file):
             continue
         values = read_json(folder / file)
         if file == FILES[0]:  # of a processor, a part of which is the extractor

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from speech_adapters.encoders.hub import fetch, is_hub_id
+from speech_adapters.encoders.json_files import is_there
 from speech_adapters.encoders.shipped import PACKAGED, packaged_encoders
 from speech_adapters.errors import ConfigError
 
@@ -78,7 +79,7 @@ def find_folder(name: str, revision: str | None = None, target_lang: str | None 
     if name in packaged_encoders():
         return PACKAGED / name
     if os.path.isdir(folder):  # unlike Path's, false of what no file can be called
-        if not (folder / "config.json").is_file():
+        if not is_there(folder / "config.json"):
             part = next((kind for kind in ("adapter", "head", "fusion") if (folder / f"{kind}.json").is_file()), None)
             if part is not None:
                 raise ConfigError(f"{name}: a saved {part}, no encoder; load its base, then call load_{part}(folder).")
@@ -102,4 +103,6 @@ def _instead_of(folder: Path) -> str:
         return "it holds an adapter of peft: load its base, then call load_adapter(folder)"
     if (folder / "snapshots").is_dir():
         return "it is a repository in the hub's cache: give its id, or one of the folders in snapshots/"
+    if inside := sorted(path.parent.name for path in folder.glob("*/config.json")):
+        return f"give one of the folders in it that have one, such as {folder / inside[-1]}"
     return "give a folder in Hugging Face format"

@@ -5,17 +5,16 @@ Single tensors are read by name, and nothing that a file holds is run as code.
 
 from __future__ import annotations
 
-import pickle
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from speech_adapters.encoders.json_files import read_json
+from speech_adapters.encoders.json_files import is_there, read_json
 from speech_adapters.errors import CheckpointError
 
 #: Names of a single weights file, the one that is taken first; shards have an index of this name with ".index.json".
@@ -32,6 +31,10 @@ OTHERS = {
     "pytorch_model.*.bin": "a variant: rename it to pytorch_model.bin",
     "*.msgpack": "it is Flax's: load it with transformers and save_pretrained it for PyTorch",
     "*.h5": "it is TensorFlow's: load it with transformers and save_pretrained it for PyTorch",
+    "*fsdp*": "shards of a training: consolidate them (accelerate merge-weights)",
+    "*.onnx": "a graph without the weights' names: give the checkpoint that it was made from",
+    "*.pt": "another toolkit's (fairseq's, say): convert it with the script of its family in transformers",
+    "*.ckpt": "a training's: save the model's part with save_pretrained",
 }
 
 
@@ -42,9 +45,9 @@ def weight_files(folder: Path) -> list[Path]:
         CheckpointError: there are none.
     """
     for single in SINGLE:
-        if (folder / single).is_file():
+        if is_there(folder / single):
             return [folder / single]
-        if (folder / f"{single}.index.json").is_file():
+        if is_there(folder / f"{single}.index.json"):
             return [folder / name for name in read_shards(folder / f"{single}.index.json")]
     others = ((path.name, remedy) for pattern, remedy in OTHERS.items() for path in sorted(folder.glob(pattern)))
     found, remedy = next(others, ("", ""))
@@ -109,19 +112,38 @@ def open_tensors(path: Path) -> Iterator[Tensors]:
                 shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
                 yield Tensors(shapes, file.get_tensor)
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-            held = {key: t.detach() for key, t in content.items() if isinstance(key, str) and isinstance(t, Tensor)}
-            if not held and (inside := [key for key, value in content.items() if isinstance(value, dict)]):
+            content = _unpickled(path)
+            held = _tensors_of(content)
+            parts = {key: _tensors_of(part) for key, part in content.items() if isinstance(part, dict)}
+            if inside := [key for key, tensors in parts.items() if not held or len(tensors) > len(held)]:
                 raise CheckpointError(
-                    f"{path}: a training's file, with parts {', '.join(map(repr, inside))} and no tensors beside "
-                    "them; save the model's part alone."
+                    f"{path}: a training's file, with parts {', '.join(map(repr, inside))}, and no model's tensors "
+                    "beside them; save the model's part alone."
                 )
             shapes = {key: tuple(tensor.shape) for key, tensor in held.items()}
             yield Tensors(shapes, lambda name: held[name].clone())  # not the file's own memory, which may change
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, AttributeError, OSError) as error:
-        raise CheckpointError(
-            f"{path}: cut short, changed, or not a file of tensors and of nothing else; download it again."
-        ) from error
+    except (SafetensorError, RuntimeError, OSError) as error:
+        raise _damaged(path) from error
+
+
+def _unpickled(path: Path) -> dict[Any, Any]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # whatever a damaged file makes of torch.load
+        raise _damaged(path) from error
+    if not isinstance(content, dict):
+        raise _damaged(path)
+    return content
+
+
+def _tensors_of(content: dict[Any, Any]) -> dict[str, Tensor]:
+    return {key: t.detach() for key, t in content.items() if isinstance(key, str) and isinstance(t, Tensor)}
+
+
+def _damaged(path: Path) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: cut short, changed, or not a file of tensors and of nothing else; download it again."
+    )
 
 
 def _check_start(path: Path) -> None:

@@ -89,6 +89,11 @@ def read_tokenizer(path: str | Path, language: str | None = None, outputs: int |
         )
     tokens = tuple(sorted(vocab, key=vocab.__getitem__))
     blank = _content(config.get("pad_token")) or _blank(file, tokens)
+    if blank not in tokens:
+        raise TextError(
+            f"{file}: has no token {blank!r}, which is the blank (pad_token in tokenizer_config.json or "
+            "special_tokens_map.json); restore the original files"
+        )
     if config.get("do_lower_case") and config.get("tokenizer_class") != _PHONEMES:
         kept = {blank, *(_content(config.get(f"{name}_token")) for name in ("word_delimiter", "unk"))}
         tokens = _lower(file, tokens, kept)
@@ -194,10 +199,14 @@ def _scores(file: Path, tokens: tuple[str, ...]) -> tuple[float, ...] | None:
     model = _read_json(file).get("model") if file.is_file() else None
     if not isinstance(model, dict) or model.get("type") != "Unigram":
         return None
-    pairs = model.get("vocab")
-    if not isinstance(pairs, list) or [pair[0] for pair in pairs] != list(tokens):
+    pairs: Any = model.get("vocab")
+    try:
+        scores = {piece: float(score) for piece, score in pairs}
+    except (TypeError, ValueError):
+        scores = {}
+    if list(scores) != list(tokens):
         raise TextError(f"{file}: its pieces are not those of vocab.json beside it; restore both files")
-    return tuple(float(pair[1]) for pair in pairs)
+    return tuple(scores.values())
 
 
 def _warn(message: str) -> None:
@@ -205,8 +214,9 @@ def _warn(message: str) -> None:
 
 
 def _content(token: Any) -> str | None:
-    """Tokenizer files hold a token as its text or as ``{"content": text, ...}``."""
-    return token.get("content") if isinstance(token, dict) else token
+    """Tokenizer files hold a token as its text or as ``{"content": text, ...}``; None of what is neither."""
+    text = token.get("content") if isinstance(token, dict) else token
+    return text if isinstance(text, str) else None
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -19,8 +19,8 @@ def distinct_names(manifest: Manifest, name_of: Callable[[Utterance], str]) -> l
         name = name_of(utterance)
         if name in ids:
             raise ManifestError(
-                f"{manifest.name}: utterances {ids[name]!r} and {utterance.id!r} would both be called {name!r} in this "
-                "format; rename one of them"
+                f"{manifest.name}: utterances {ids[name]!r} and {utterance.id!r} would both be called {name!r} in "
+                "this format; rename one of them"
             )
         ids[name] = utterance.id
     return list(ids)

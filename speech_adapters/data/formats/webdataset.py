@@ -151,7 +151,7 @@ def _is_piece(utterance: Utterance) -> bool:
 
 
 def _suffix(utterance: Utterance) -> str | None:
-    """What a file's bytes are that go in as they are; None of a piece, and of what WebDataset's readers do not know."""
+    """What a file's bytes are that go in as they are; None of a piece, and of what WebDataset's readers lack."""
     path = utterance.audio_filepath
     if _is_piece(utterance):
         return None

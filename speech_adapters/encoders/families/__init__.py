@@ -55,6 +55,8 @@ def family_named(model_type: Any) -> Family:
     if isinstance(model_type, str) and model_type not in FAMILIES:
         for entry in entry_points(group=GROUP, name=model_type):
             register_family(entry.load()())
+    if model_type is None:
+        raise ConfigError(f"no model_type, which names the family; supported: {', '.join(FAMILIES)}.")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise ConfigError(
             f"model_type {model_type!r} is not supported; supported: {', '.join(FAMILIES)}; one of your own: "

@@ -18,6 +18,7 @@ from speech_adapters.encoders.attention import Relative, self_attention
 from speech_adapters.encoders.plan import Frames, Plan, Site
 from speech_adapters.encoders.stock import StockAttention, StockModel
 from speech_adapters.encoders.weights import read_tensors
+from speech_adapters.errors import CheckpointError
 
 #: A number of samples, or one per utterance (B,).
 Samples = TypeVar("Samples", int, Tensor)
@@ -327,8 +328,17 @@ def from_weights(
 
     It is not given the folder: it would add a ``peft`` adapter that lies beside the weights to the frozen base. The
     configuration's word on attention is passed over, since :mod:`~speech_adapters.encoders.forward` has its own.
+
+    Raises:
+        CheckpointError: weights that are whole or complex numbers: codes of something quantised, say.
     """
     weights = read_tensors(folder, wanted)
+    for name, tensor in weights.items():
+        if tensor.ndim > 1 and not tensor.is_floating_point():
+            raise CheckpointError(
+                f"{folder}: {name} holds {str(tensor.dtype).removeprefix('torch.')}, no weights; give the checkpoint "
+                "that this one was made from."
+            )
     made: tuple[nn.Module, dict[str, Any]] = stock.from_pretrained(
         None, config=config, state_dict=weights, output_loading_info=True, attn_implementation="eager", **options
     )

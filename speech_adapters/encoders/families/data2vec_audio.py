@@ -34,6 +34,9 @@ class Data2VecAudio(Wav2Vec2):
     def pre_norm(self, config: Any) -> bool:
         return False  # whatever its configuration says
 
+    def group_norm(self, config: Any) -> bool:
+        return False  # likewise
+
     def positions(self, model: Model, hidden: Tensor, mask: Tensor | None) -> Tensor:
         signal = hidden.transpose(1, 2)
         for layer in cast(PositionalConvolutions, model.encoder.pos_conv_embed).layers:
