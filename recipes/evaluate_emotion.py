@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from speech_adapters.config import option, parse_cli, run_main
 from speech_adapters.data.manifest import Channel, Manifest
 from speech_adapters.data.windows import Windows
-from speech_adapters.errors import ConfigError, InputError
+from speech_adapters.errors import ConfigError, InputError, counted
 from speech_adapters.ranges import Positive
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def check_same_utterances(result, manifest: Manifest, label_field: str, source: 
             raise InputError(f"{source}: {utterance.id!r}, labelled {utterance.label!r}, {found} in {manifest.name}")
     if missing := labels.keys() - {utterance.id for utterance in result.runs[0]}:
         raise InputError(
-            f"{source}: {len(missing)} utterances of {manifest.name} are missing, such as {min(missing)!r}"
+            f"{source}: lacks {counted(len(missing), 'utterance')} of {manifest.name}, such as {min(missing)!r}"
         )
 
 

@@ -16,7 +16,7 @@ from typing import Literal
 from speech_adapters.config import option, parse_cli, run_main
 from speech_adapters.data.manifest import Channel, Manifest
 from speech_adapters.data.windows import Windows
-from speech_adapters.errors import ConfigError
+from speech_adapters.errors import ConfigError, counted
 from speech_adapters.ranges import Positive
 
 
@@ -79,7 +79,7 @@ def main(config: Config) -> None:
     )
     results.write(run.results_file)
     report = write_report(run.path)
-    print(f"accuracy {result.accuracy.percent()} of {len(result.utterances)} utterances, all slots right")
+    print(f"accuracy {result.accuracy.percent()} of {counted(len(result.utterances), 'utterance')}, all slots right")
     print("\n".join(f"  {slot}: {interval.percent()}" for slot, interval in result.by_slot.items()))
     print(f"\n{summary_table(method_rows(results.to_dict()))}\n\nreport {report}")
 

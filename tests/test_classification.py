@@ -126,7 +126,7 @@ def test_what_cannot_be_evaluated_is_said_before_the_work(model, manifest):
     strange = manifest.map(lambda u: Utterance(u.id, u.audio_filepath, u.duration, emotion="odd"))
     with pytest.raises(InputError, match="label 'odd' is unknown; the classes are high, low, middle"):
         evaluate_classification(model, strange, progress=False)
-    with pytest.raises(InputError, match="all 12 utterances have the label 'high'"):
+    with pytest.raises(InputError, match="the only label is 'high', of 12 utterances"):
         evaluate_classification(model, manifest, label_field="pitch", progress=False)
     with pytest.raises(ManifestError, match="lacks 'label'"):
         evaluate_classification(model, manifest, label_field="label", progress=False)
@@ -214,7 +214,7 @@ GOOD = '{"id": "a", "label": "x", "prediction": "x"}\n'
         ("p.jsonl", GOOD + '{"id": "b", "label": "y"}', "p.jsonl:2: prediction is None, expected text"),
         ("p.jsonl", GOOD + '{"id": "b", "label": 1, "prediction": "x"}', "p.jsonl:2: label is 1, expected text"),
         ("p.jsonl", GOOD + GOOD, "p.jsonl: ids: 'a' is repeated"),
-        ("p.jsonl", GOOD, "p.jsonl: all 1 utterances have the label 'x'"),
+        ("p.jsonl", GOOD, "p.jsonl: the only label is 'x', of 1 utterance"),
         ("p.jsonl", GOOD + GOOD[:-2] + ', "probabilities": {"x": 1}}', "p.jsonl:2: the probabilities are not of"),
         ("p.jsonl", GOOD[:-2] + ', "probabilities": {"x": "1"}}', "p.jsonl:1: the probability of 'x' is '1'"),
         ("p.csv", "id,label\na,x\n", "p.csv:1: no column 'prediction'; there are id, label"),
@@ -317,7 +317,7 @@ def test_recipe_scores_a_file_of_predictions(recipe, result, manifest, tmp_path)
     assert json.loads((tmp_path / "b" / "results.json").read_text())["metrics"]["ua"]["value"] == 1.0
     lines = (tmp_path / "right.jsonl").read_text().splitlines(keepends=True)
     for text, message in (
-        ("".join(lines[1:]), "1 utterances of .*test.jsonl are missing, such as 'u0'"),
+        ("".join(lines[1:]), "lacks 1 utterance of .*test.jsonl, such as 'u0'"),
         ("".join(lines).replace("u0", "v0"), "'v0' is not in .*, neither as an id"),
         ("".join(lines).replace('"label": "low"', '"label": "high"'), "'u0', labelled 'high', has the label 'low' in"),
     ):

@@ -149,7 +149,7 @@ def test_table_and_dictionary():
     ("arguments", "options", "message"),
     [
         (([], []), {}, "references: none given"),
-        ((["a", "a"], ["a", "b"]), {}, "all 2 utterances have the label 'a'"),
+        ((["a", "a"], ["a", "b"]), {}, "the only label is 'a', of 2 utterances"),
         ((["a", "b"], ["a", "c"]), {"labels": ("a", "b")}, "utterance '1': prediction 'c' is unknown; .* a, b"),
         ((["a", "c"], ["a", "b"]), {"labels": ("a", "b")}, "utterance '1': label 'c' is unknown"),
         ((["a", "b"], ["a"]), {}, "predictions: 1 entries for 2"),

@@ -24,7 +24,7 @@ import numpy as np
 
 from speech_adapters.active.pool_predictions import Observation
 from speech_adapters.data.manifest import Manifest, Utterance
-from speech_adapters.errors import ManifestError
+from speech_adapters.errors import ManifestError, counted
 from speech_adapters.files import write_text
 from speech_adapters.reports.page import render
 from speech_adapters.reports.sound import sound_of
@@ -108,7 +108,7 @@ def write_sheet(folder: str | os.PathLike[str], rows: Sequence[Row], key: str, l
         sound = sound_of(u.audio_filepath, u.offset, u.duration, u.channel, left)
         left -= sound.size
         cards.append((row, sound))
-    title = f"{len(rows)} utterances to label"
+    title = f"{counted(len(rows), 'utterance')} to label"
     write_text(
         folder / "sheet.html", render("sheet.html.j2", "sheet.js", title=title, key=key, cards=cards, labels=labels)
     )

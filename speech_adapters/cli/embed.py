@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     from speech_adapters.cli.listening import hearing, load_model, recordings_in, windows_of
     from speech_adapters.data.embeddings import Embeddings
-    from speech_adapters.errors import ConfigError
+    from speech_adapters.errors import ConfigError, counted
     from speech_adapters.heads.speaker import SpeakerHeadModule
     from speech_adapters.inference.hearing import active_head
     from speech_adapters.inference.utterances import embed
@@ -50,4 +50,4 @@ def run(arguments: argparse.Namespace) -> None:
         with hearing(arguments, files) as options:
             vectors = list(embed(model, [file[0] for file in files], windows, **options))
     found = Embeddings(tuple(file[0].name for file in files), torch.stack(vectors), str(path))
-    print(f"{found.save(path)}: {len(found)} embeddings of {found.vectors.shape[1]} values{left}")
+    print(f"{found.save(path)}: {counted(len(found), 'embedding')} of {found.vectors.shape[1]} values{left}")

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
-from speech_adapters.errors import ConfigError
+from speech_adapters.errors import ConfigError, counted
 
 
 class Composition:
@@ -86,7 +86,9 @@ class Average(Composition):
         self._weights = None if weights is None else tuple(float(weight) for weight in weights)
         super().__init__(*members)
         if self._weights is not None and len(self._weights) != len(members):
-            raise ConfigError(f"{self!r}: {len(self._weights)} weights for {len(members)} members.")
+            raise ConfigError(
+                f"{self!r}: {counted(len(self._weights), 'weight')} for {counted(len(members), 'member')}."
+            )
         if abs(sum(self.weights) - 1) > 1e-6:
             raise ConfigError(f"{self!r}: the weights sum to {sum(self.weights):g}; they must sum to 1.")
 

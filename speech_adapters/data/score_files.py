@@ -14,7 +14,7 @@ from speech_adapters.data.arrays import read_arrays
 from speech_adapters.data.records import Names, is_table, read_records
 from speech_adapters.data.trials import COLUMNS as TRIAL_COLUMNS
 from speech_adapters.data.trials import TrialList, read_rows
-from speech_adapters.errors import InputError
+from speech_adapters.errors import InputError, counted
 from speech_adapters.files import write_text
 
 
@@ -109,7 +109,7 @@ def _read_pairs(path: Path, rows: Iterator[tuple[int, list[str]]], trials: Trial
     if missing.any():
         trial = trials[int(missing.argmax())]
         raise InputError(
-            f"{path}: {int(missing.sum())} trials of {trials.name} have no score, such as "
+            f"{path}: no score of {counted(int(missing.sum()), 'trial')} of {trials.name}, such as "
             f"{trial.enrol} {trial.test}; score every trial, with the names of the trial list."
         )
     found_scores: np.ndarray = scores[order][at]

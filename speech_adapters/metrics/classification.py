@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_array
 
-from speech_adapters.errors import InputError
+from speech_adapters.errors import InputError, counted
 from speech_adapters.metrics.bootstrap import Interval, bootstrap_sums
 
 
@@ -136,8 +136,8 @@ class ClassificationResult:
         ]
         runs = f" (mean of {len(self.runs)} runs)" if len(self.runs) > 1 else ""
         figures = f"UA {self.ua.percent()}, WA {self.wa.percent()}, macro-F1 {self.macro_f1.percent()}"
-        summary = f"{figures}: {len(self.runs[0])} utterances, {len(self.per_class)} classes{runs}"
-        return "\n".join([summary, "", *lines])
+        of = f"{counted(len(self.runs[0]), 'utterance')}, {counted(len(self.per_class), 'class', 'classes')}"
+        return "\n".join([f"{figures}: {of}{runs}", "", *lines])
 
 
 def score_classification(
@@ -231,8 +231,8 @@ def check_labels_of(references: Sequence[str], ids: Sequence[str], labels: Seque
     _check_known("label", references, ids, labels)
     if len(set(references)) < 2:
         raise InputError(
-            f"all {len(references)} utterances have the label {references[0]!r}; UA and F1 of a single class say "
-            "nothing: give a test set with two classes or more"
+            f"the only label is {references[0]!r}, of {counted(len(references), 'utterance')}; UA and F1 of a "
+            "single class say nothing: give a test set with two classes or more"
         )
 
 

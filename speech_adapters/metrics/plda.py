@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from speech_adapters.errors import InputError
+from speech_adapters.errors import InputError, counted
 from speech_adapters.metrics.trial_scores import row_products
 from speech_adapters.speechbrain_parts import from_speechbrain
 
@@ -48,7 +48,8 @@ class PLDA:
         models = np.unique(np.asarray(speakers))
         if not count > width or not 1 < len(models) < count:
             raise InputError(
-                f"PLDA training: {count} utterances of {len(models)} speakers for embeddings of width {width}; give "
+                f"PLDA training: {counted(count, 'utterance')} of "
+                f"{counted(len(models), 'speaker')} for embeddings of width {width}; give "
                 "more utterances than that width, of at least two speakers, with several utterances a speaker."
             )
         speechbrain = from_speechbrain("processing.PLDA_LDA")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from speech_adapters.errors import InputError
+from speech_adapters.errors import InputError, counted
 from speech_adapters.files import write_text
 from speech_adapters.metrics.bootstrap import Interval, bootstrap
 from speech_adapters.text import Normalizer, normalize, normalizer_name, utterance_names
@@ -120,7 +120,7 @@ class WERResult:
         return (
             f"WER {self.wer.percent()}, CER {self.cer.percent()}: {self.substitutions} substitutions, "
             f"{self.deletions} deletions, {self.insertions} insertions in {self.words} words of "
-            f"{len(self.utterances)} utterances"
+            f"{counted(len(self.utterances), 'utterance')}"
         )
 
     def _sum(self, name: str) -> int:

@@ -40,13 +40,14 @@ _VERBS = {"ctc": "asr", "classification": "classification", "slots": "slots", "s
 
 
 def check_head(model: SpeechAdapterModel, head_type: str) -> None:
-    """Raise a ConfigError unless the model's head is of the type that is scored; it names the command for its own."""
-    if model.head is None or (own := model.head.config.head_type) == head_type:
+    """Raise a ConfigError where the head is of another task than the one scored; it names the command for it."""
+    own = None if model.head is None else model.head.config.head_type
+    if model.head is None or own == head_type or own not in _VERBS:  # types from elsewhere may answer to any task
         return
     field = getattr(model.head.config, "label_field", None)
     kind = own if field is None else f"{own} of {field}"
     option = "" if field in (None, "emotion") else f" --label-field {field}"
     raise ConfigError(
         f"head {model.active_head!r} is for {kind}, and this command scores {head_type}; use speech-adapters evaluate "
-        f"{_VERBS.get(own, own)}{option}."
+        f"{_VERBS[own]}{option}."
     )

@@ -28,7 +28,7 @@ from speech_adapters.data.trials import (
 )
 from speech_adapters.data.windows import Windows
 from speech_adapters.encoders.encoder import Encoder
-from speech_adapters.errors import ConfigError, InputError
+from speech_adapters.errors import ConfigError, InputError, counted
 from speech_adapters.files import read_json, write_json
 from speech_adapters.heads.base import check_audible
 from speech_adapters.heads.speaker import SpeakerHead, SpeakerHeadModule
@@ -334,7 +334,7 @@ def _saved_embeddings(source: Embeddings, resolved: ResolvedTrials, manifest: Ma
     missing = [identity for identity in ids if identity not in row]
     if missing:
         raise InputError(
-            f"{source.name}: no embedding of {len(missing)} utterances that the trials need, such as {missing[0]!r}; "
-            "extract them again from the whole manifest."
+            f"{source.name}: no embedding of {counted(len(missing), 'utterance')} that the trials need, such as "
+            f"{missing[0]!r}; extract them again from the whole manifest."
         )
     return Embeddings(tuple(ids), source.vectors[[row[identity] for identity in ids]], source.name)

@@ -14,6 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """A line per encoder, one per kind of activation below it, and the sum."""
+    from speech_adapters.errors import counted
     from speech_adapters.training.cache import list_caches
     from speech_adapters.training.settings import Cache
 
@@ -23,6 +24,6 @@ def run(arguments: argparse.Namespace) -> None:
         state = "" if entry.current else "  (of another version: never read again)"
         print(f"{entry.path.name}  {entry.about.get('encoder', '?')}  {entry.size / 1e6:.1f} MB  {written}{state}")
         for tap, count in sorted(entry.taps.items()):
-            print(f"  {tap}: {count} utterances")
+            print(f"  {tap}: {counted(count, 'utterance')}")
     folder = arguments.folder or Cache().path
-    print(f"{folder}: {len(entries)} encoders, {sum(entry.size for entry in entries) / 1e6:.1f} MB")
+    print(f"{folder}: {counted(len(entries), 'encoder')}, {sum(entry.size for entry in entries) / 1e6:.1f} MB")

@@ -25,10 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Say where it lies."""
     from speech_adapters.data.manifest import Manifest
-    from speech_adapters.errors import ConfigError
+    from speech_adapters.errors import ConfigError, counted
 
     manifest = Manifest.read(arguments.manifest)
     if arguments.path.exists():
         raise ConfigError(f"{arguments.path}: exists already; name a new one")
     write_format(arguments.format, manifest, arguments.path)
-    print(f"{arguments.path}: {len(manifest)} utterances for {arguments.format}")
+    print(f"{arguments.path}: {counted(len(manifest), 'utterance')} for {arguments.format}")
