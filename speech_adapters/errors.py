@@ -55,6 +55,10 @@ class ConfigError(InputError):
     """An unknown or ill-typed key, preset, encoder, method or argument."""
 
 
+class MethodError(ConfigError):
+    """A form that an adapter's method cannot take: weights to fold in, a folder of ``peft``."""
+
+
 class CheckpointError(InputError):
     """A checkpoint or saved adapter that is cut short, changed, or made for another base."""
 

@@ -311,6 +311,27 @@ def test_fold_and_export_are_opened_by_transformers(sa, parts: Path, tmp_path: P
     assert "peft.PeftModel.from_pretrained" in sa("export", "-a", parts / "one", "--peft", "peft")
 
 
+def test_what_cannot_be_folded_is_named_with_what_can_be_done(sa, tmp_path: Path) -> None:
+    model = SpeechAdapterModel.from_pretrained("tiny-wavlm")
+    model.add_adapter("a", "houlsby")
+    model.add_head("h", CTCHead())
+    model.save_adapter("a", "run/adapters/a")
+    model.save_head("h", "run/heads/a")
+    for words in (
+        ("fold", "run/adapters/a", "x"),
+        ("export", "-a", "run", "x"),
+        ("export", "-a", "run", "--peft", "x"),
+    ):
+        place = "run/adapters/a" if words[0] == "fold" else "run"
+        told = sa(*words, expect=2).err
+        assert f"{place}: bottleneck: " in told and "export --onnx" in told and not Path("x").exists()
+
+
+def test_the_package_runs_as_the_command(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-m", "speech_adapters", "--version"], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith("speech-adapters ")
+
+
 def test_export_writes_a_graph_and_adapters_for_it(sa, parts: Path, tmp_path: Path) -> None:
     ort = pytest.importorskip("onnxruntime", reason="needs the extra onnx")
     shown = sa("export", "-a", parts / "one", "--onnx", "--int8", "edge")

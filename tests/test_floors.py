@@ -39,6 +39,7 @@ FLOORS = (
     ("bank",),
     ("serving",),
     ("cli",),
+    ("__main__",),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 

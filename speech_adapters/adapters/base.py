@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from speech_adapters import schema
 from speech_adapters.adapters.hooks import Hooks
 from speech_adapters.encoders.encoder import Encoder
-from speech_adapters.errors import CheckpointError, ConfigError
+from speech_adapters.errors import CheckpointError, ConfigError, MethodError
 from speech_adapters.ranges import Index, Rate, check_values
 
 ADAPTER_METHODS: dict[str, type[AdapterConfig]] = {}
@@ -152,12 +152,13 @@ class AdapterModule(Hooks, nn.Module):
         """The stock model's tensors, by name, that this adapter changes, with it folded in.
 
         Raises:
-            ConfigError: a method that no change of weights can stand for.
+            MethodError: one that no change of weights can stand for.
         """
-        raise ConfigError(
+        raise MethodError(
             f"{self.config.method}: cannot be folded in, since no change of the base's weights stands for what it "
-            "adds; keep it as an adapter (save_adapter, save_head). LoRA, IA3, BitFit and their kin fold in, and a "
-            "head that was trained on the base alone goes into a stock checkpoint as it is."
+            "adds; keep it as an adapter, or as an ONNX graph, which holds any (save_onnx, export --onnx). LoRA, IA3, "
+            "BitFit and their kin fold in, and a head that was trained on the base alone goes into a stock checkpoint "
+            "as it is."
         )
 
     def describe(self) -> list[str]:

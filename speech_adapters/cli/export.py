@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from speech_adapters.cli.models import add_encoder
+from speech_adapters.cli.models import add_encoder, told_of
 from speech_adapters.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -62,10 +62,12 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.peft:
         if adapter is None:
             raise ConfigError(f"{arguments.adapter}: no adapter there, which --peft writes")
-        folder = model.save_peft(adapter, arguments.output, model.active_head)
+        with told_of(arguments.adapter):
+            folder = model.save_peft(adapter, arguments.output, model.active_head)
         print(f"{folder}\nload it: peft.PeftModel.from_pretrained(base, {str(folder)!r})")
         return
-    folder = model.save_folded(adapter, arguments.output, model.active_head)
+    with told_of(arguments.adapter):
+        folder = model.save_folded(adapter, arguments.output, model.active_head)
     task = PIPELINES.get(head.config.head_type)
     opened = f"pipeline({task!r}, {str(folder)!r})" if task else f"AutoModel.from_pretrained({str(folder)!r})"
     print(f"{folder}\nload it: transformers.{opened}")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 
-from speech_adapters.cli.models import add_encoder, base_of
+from speech_adapters.cli.models import add_encoder, base_of, told_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,5 +26,6 @@ def run(arguments: argparse.Namespace) -> None:
 
     adapter = find_adapter(arguments.adapter)
     model = base_of(adapter, arguments.encoder)
-    folder = model.save_folded(model.load_adapter(adapter), arguments.output)
+    with told_of(arguments.adapter):
+        folder = model.save_folded(model.load_adapter(adapter), arguments.output)
     print(f"{folder}\nload it: transformers.AutoModel.from_pretrained({str(folder)!r})")

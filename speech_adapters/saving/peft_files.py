@@ -8,7 +8,7 @@ from pathlib import Path
 from speech_adapters.adapters.base import AdapterModule
 from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.encoders.tensors import check_finite
-from speech_adapters.errors import ConfigError
+from speech_adapters.errors import MethodError
 from speech_adapters.files import new_folder, write_text
 from speech_adapters.heads.base import HeadModule
 from speech_adapters.saving.adapters import peft_text
@@ -20,7 +20,8 @@ def save_peft(encoder: Encoder, module: AdapterModule, head: HeadModule, folder:
     """Save an adapter and a head under the names that they have in the head's stock class; returns the folder.
 
     Raises:
-        ConfigError: a method that ``peft`` does not have, a head that no stock class holds, a folder that is taken.
+        MethodError: one that ``peft`` does not have.
+        ConfigError: a head that no stock class holds, a folder that is taken.
         CheckpointError: a tensor that is not finite.
         InputError: a folder that cannot be written.
     """
@@ -28,7 +29,10 @@ def save_peft(encoder: Encoder, module: AdapterModule, head: HeadModule, folder:
 
     config = module.config.peft_config(encoder)
     if config is None:
-        raise ConfigError(f"{module.config.method}: peft has no such method; save it with save_adapter.")
+        raise MethodError(
+            f"{module.config.method}: peft has no such method; keep it as an adapter, or as an ONNX graph, which "
+            "holds any (save_onnx, export --onnx)."
+        )
     stock = stock_head(head, encoder)
     inside = f"{headed_model(encoder, stock).base_model_prefix}."
     for names in ("target_modules", "feedforward_modules"):  # the latter of IA3
