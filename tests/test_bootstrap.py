@@ -97,3 +97,18 @@ def test_interval_prints_and_round_trips():
     assert interval.percent() == "12.3 % [10.0, 15.0]"
     assert interval.to_dict() == {"value": 0.1234, "low": 0.1, "high": 0.15}
     assert Interval.from_dict(json.loads(json.dumps(interval.to_dict()))) == interval
+
+
+@pytest.mark.parametrize("speakers", [None, ["a", "a", "b", "c", "c", "c"]])
+def test_more_runs_of_an_utterance_make_no_narrower_interval(speakers):
+    errors, words, ids = [0, 3, 1, 9, 2, 5], [10, 12, 8, 20, 9, 11], list("uvwxyz")
+    once = bootstrap(errors, words, speakers)
+    four = bootstrap(errors * 4, words * 4, None if speakers is None else speakers * 4, ids=ids * 4)
+    assert four == once and once.low < once.high
+    unknown = bootstrap(errors * 4, words * 4, None if speakers is None else speakers * 4)
+    assert (unknown == once) == (speakers is not None), "whole speakers hold all their runs anyway"
+
+
+def test_utterances_of_one_id_and_two_speakers_are_two():
+    apart = bootstrap([0, 3, 1, 9], [10] * 4, ["a", "b", "c", "d"], ids=["u", "u", "v", "v"])
+    assert apart == bootstrap([0, 3, 1, 9], [10] * 4, ["a", "b", "c", "d"])

@@ -194,7 +194,16 @@ def test_a_sweep_finds_its_finalists_on_dev_and_tests_them_when_asked(data, tmp_
 def test_what_the_pruner_stops_makes_no_more_updates(data, tmp_path, monkeypatch):
     monkeypatch.setattr(optuna.pruners.SuccessiveHalvingPruner, "prune", lambda self, study, trial: trial.number == 1)
     made = sweep(data, tmp_path / "s", {"options": {"lora": {"rank": [2, 4]}}}, at_once=3, trials=3)
+    scored = []
+    score = type(made.task).score
+
+    def heard(self, *arguments, **options):
+        scored.append(options)
+        return score(self, *arguments, **options)
+
+    monkeypatch.setattr(type(made.task), "score", heard)
     made.run()
+    assert scored == [made.config.scoring] * 2, "windows and precision as in a run of its own"
     found = made.found()["trials"]
     assert [trial["state"] for trial in found] == ["complete", "pruned", "complete"]
     assert [trial["updates"] for trial in found] == [6, 1, 6] and found[1]["pruned"] == 1

@@ -85,6 +85,16 @@ def test_ids_that_are_paths_are_found_by_their_end(tmp_path):
         resolve(trials, UtteranceIndex.of_ids(["3", "4"], "e.npz"))
 
 
+@pytest.mark.parametrize("name", ["call.2", "call.speakerB", "day/call.2", "call.2.wav"])
+def test_the_end_of_a_name_that_is_no_audio_suffix_belongs_to_it(tmp_path, name):
+    index = UtteranceIndex.of_ids(["day/call.wav", "day/call.speakerA.flac", "night/other.wav"], "e.npz")
+    found = read_trials(write(tmp_path / "t.txt", "1 call call.speakerA", "0 day/call.ogg other.FLAC"))
+    assert resolve(found, index).models == ((0,), (0,)) and resolve(found, index).tests.tolist() == [1, 2]
+    trials = read_trials(write(tmp_path / "t.txt", "1 call call.speakerA", f"0 {name} other"))
+    with pytest.raises(ManifestError, match=f"t.txt:2: utterance '{name}' is not in e.npz"):
+        resolve(trials, index)
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

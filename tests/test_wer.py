@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from speech_adapters.errors import InputError
 from speech_adapters.metrics import compare, word_error_rate, write_trn
+from speech_adapters.metrics.slots import SlotsResult, SlotsUtterance
+from speech_adapters.metrics.wer import pooled_metrics
 
 WORDS = st.lists(st.sampled_from(["A", "B", "CAT", "CAR"]), max_size=8)
 PAIRS = st.lists(st.tuples(WORDS.filter(bool), WORDS), min_size=1, max_size=5)
@@ -88,6 +90,20 @@ def test_compare_is_paired_and_far_narrower_than_the_rates():
     assert compare(b, a).value == -difference.value
     same = compare(a, a)
     assert (same.value, same.low, same.high) == (0, 0, 0)
+
+
+def test_runs_of_one_test_set_are_pooled_without_a_narrower_interval():
+    texts = (["A B", "CAT", "B B A", "CAR A"], ["A B", "CAR", "B A", "A"])
+    once = word_error_rate(*texts)
+    four = pooled_metrics([once] * 4)
+    assert four == pooled_metrics([once])
+    assert four["wer"] == once.wer.to_dict() and four["wer"]["low"] < four["wer"]["high"]
+
+
+def test_runs_of_slots_are_pooled_alike():
+    rows = [("u", ("on",)), ("v", ("off",)), ("w", ("on",))]
+    once = SlotsResult(("action",), tuple(SlotsUtterance(id_, None, ("on",), said) for id_, said in rows))
+    assert (once + once + once + once).accuracy == once.accuracy and once.accuracy.low < once.accuracy.high
 
 
 def test_compare_refuses_different_test_sets():
