@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -94,8 +95,8 @@ def test_a_recipe_s_help_lists_every_key_of_training(sa) -> None:
     shown = sa("train", "asr", "--help")
     assert shown.startswith("usage: speech-adapters train asr")
     assert "    speech-adapters train asr --train train.jsonl" in shown and "python recipes" not in shown
-    for key in TrainingConfig.__dataclass_fields__:
-        assert f"\n  training.{key}\n" in shown, key
+    for field in dataclasses.fields(TrainingConfig):
+        assert f"\n  training.{field.name}\n" in shown, field.name
     flat = " ".join(shown.split())
     assert "Optimizer steps. Methods are compared at equal updates. (default: 1000)" in flat
     assert "training.augmentation.snr_db Lowest and highest signal-to-noise ratio" in flat
