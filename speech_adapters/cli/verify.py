@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> None:
     windows = windows_of(arguments)
     given = None if arguments.calibration is None else Calibration.load(arguments.calibration)
     with ExitStack() as stack:  # one by one: a recording may be given twice, and the last one is the one to test
-        files = [file for given in arguments.audio for file in stack.enter_context(recordings_in(arguments, [given]))]
+        files = [file for path in arguments.audio for file in stack.enter_context(recordings_in(arguments, [path]))]
         if len(files) < 2:
             raise ConfigError("give two recordings or more: those of the speaker, and the one to test.")
         model = load_model(arguments)
