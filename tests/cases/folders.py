@@ -74,7 +74,7 @@ BAD_ENCODERS: dict[str, tuple[Change, str]] = {
     "config a page": (write("config.json", PAGE), NOT_JSON),
     "config nested without end": (write("config.json", b"[" * 100_000), NOT_JSON),
     "config cut": (cut("config.json", 0.5), NOT_JSON),
-    "no model_type": (configured("config.json", model_type=...), "model_type None .*is not supported"),
+    "no model_type": (configured("config.json", model_type=...), "no model_type, which names the family"),
     "another model_type": (configured("config.json", model_type="bert"), "model_type 'bert' .* not supported"),
     "model_type a list": (configured("config.json", model_type=["wavlm"]), r"model_type \['wavlm'\] .* not supported"),
     "a million layers": (configured("config.json", num_hidden_layers=10**6), "does not belong to these weights"),
