@@ -227,7 +227,7 @@ def test_batches_of_kept_and_computed_utterances_keep_their_order(tmp_path, mani
 def test_a_disk_that_is_too_small_is_said_before_anything_is_computed(tmp_path, manifest, monkeypatch):  # noqa: F811
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(cache_file.shutil, "disk_usage", lambda _: usage(10, 10, 1000))
-    with pytest.raises(InputError, match=r"take 0\.\d MB, and .* has 0.0 MB free; .* cache.max_gb"):
+    with pytest.raises(InputError, match=r"takes? 0\.\d MB, and .* has 0.0 MB free; .* training.cache.max_gb"):
         CachedDataset(SpeechDataset(manifest), make_model("head-only"), tmp_path, 60)
     assert not files(tmp_path)
 

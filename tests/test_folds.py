@@ -134,7 +134,7 @@ def test_bad_protocols_are_named():
     ):
         make_folds(manifest[:3], "otake2023")
     leaking = manifest.map(lambda u: replace(u, speaker="x"))
-    with pytest.raises(ManifestError, match="1 speaker value"):
+    with pytest.raises(ManifestError, match="shares 1 speaker with"):
         make_folds(leaking, "leave-one-session-out")
     rare = Manifest(Utterance(f"{i}", Path("/a.wav"), 1.0, speaker=f"s{i}", emotion=f"e{i}") for i in range(4))
     with pytest.raises(ConfigError, match="no 3 folds by emotion .*use fewer folds"):

@@ -113,7 +113,7 @@ def test_fluent_speech_commands(tmp_path):
     table = root / "data" / "test_data.csv"
     good = table.read_text()
     for text, message in (
-        (good.replace("s2,", "s0,"), "1 speaker value"),
+        (good.replace("s2,", "s0,"), "shares 1 speaker with"),
         (good.replace(",volume,", ",,"), "lacks 'object'"),
         (good.replace(",object,", ",thing,"), "test_data.csv:1: no column 'object'"),
         (good.replace("/test-", "/none-"), "test_data.csv:2: .*no such audio file"),

@@ -39,7 +39,7 @@ def match_columns(names: Sequence[str], said: Mapping[str, str], where: str) -> 
     """
     shown = ", ".join(map(repr, names))
     for key, column in said.items():
-        if key not in NAMES:
+        if key not in NAMES and key != column:  # a key of one's own may be said, under its own name
             raise ManifestError(
                 f"{where}: --columns {key}={column}: {key!r} is no key that tables are asked for; {_nearest(key)} "
                 "(a column that is not named here keeps its own name)"
