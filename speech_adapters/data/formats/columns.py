@@ -39,7 +39,8 @@ def match_columns(names: Sequence[str], said: Mapping[str, str], where: str) -> 
     """
     shown = ", ".join(map(repr, names))
     for key, column in said.items():
-        if key not in NAMES and key != column:  # a key of one's own may be said, under its own name
+        own = key == column and not any(key in names for names in NAMES.values())  # said under its own name
+        if key not in NAMES and not own:
             raise ManifestError(
                 f"{where}: --columns {key}={column}: {key!r} is no key that tables are asked for; {_nearest(key)} "
                 "(a column that is not named here keeps its own name)"
