@@ -3,7 +3,7 @@
     @dataclass(kw_only=True)
     class Recipe:
         learning_rate: float = option(1e-4, "peak rate; halve it when the loss jumps")
-        training: Training = option(Training(epochs=3))
+        training: Training = option(Training(updates=300))
 
     config = load_config(Recipe, Path("recipe.yaml"), ["learning_rate=3e-4", "training.updates=500"])
     config = parse_cli(Recipe)          # recipe.py --config recipe.yaml --learning-rate 3e-4 training.updates=500

@@ -44,19 +44,14 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{_HERE}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        sweep(path)
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except Exception as error:
-        if (refused := _system_error(error)) is None:
-            raise
-        raise InputError(
-            f"{path}: cannot be written ({refused.strerror or refused}); free or name another place"
-        ) from error
+        with _refusals_of(path, "free or name another place"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            sweep(path)
+            with temporary.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -73,23 +68,29 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise ConfigError(f"{path}: exists already; choose a new folder.")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        sweep(path)
-        temporary.mkdir()
-        yield temporary
-        if path.exists():
-            path.rmdir()
-        temporary.replace(path)
+        with _refusals_of(path, "choose another place."):
+            if path.exists() and (not path.is_dir() or any(path.iterdir())):
+                raise ConfigError(f"{path}: exists already; choose a new folder.")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            sweep(path)
+            temporary.mkdir()
+            yield temporary
+            if path.exists():
+                path.rmdir()
+            temporary.replace(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _refusals_of(path: Path, remedy: str) -> Iterator[None]:
+    """Make what the system refuses, whichever library tells it, one sentence of what cannot be written."""
+    try:
+        yield
     except Exception as error:
         if (refused := _system_error(error)) is None:
             raise
-        raise InputError(
-            f"{path}: cannot be written ({refused.strerror or refused}); choose another place."
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        raise InputError(f"{path}: cannot be written ({refused.strerror or refused}); {remedy}") from error
 
 
 def _system_error(error: Exception) -> OSError | None:

@@ -88,8 +88,7 @@ def channel_of_several(path: str | os.PathLike[str], channel: int | str | None) 
     Raises:
         AudioError: a channel that the file does not have; or as :func:`audio_info`.
     """
-    channels = audio_channels(path)
-    if channels == 1 or channel is None:
+    if channel is None or (channels := audio_channels(path)) == 1:
         return None
     return _channel_index(path, channel, channels)
 
