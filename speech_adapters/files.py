@@ -58,25 +58,27 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
 
 
 @contextlib.contextmanager
-def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+def new_folder(path: str | os.PathLike[str], *, replace: bool = False) -> Iterator[Path]:
     """A folder to fill, which takes the name ``path`` only once it is whole; when the block raises, nothing is left.
 
+    With ``replace`` a folder of this name goes, once the new one is whole.
+
     Raises:
-        ConfigError: there is something of this name already.
+        ConfigError: there is something of this name already, without ``replace``.
         InputError: the place cannot be written.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with _refusals_of(path, "choose another place."):
-            if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            if not replace and path.exists() and (not path.is_dir() or any(path.iterdir())):
                 raise ConfigError(f"{path}: exists already; choose a new folder.")
             path.parent.mkdir(parents=True, exist_ok=True)
             sweep(path)
             temporary.mkdir()
             yield temporary
             if path.exists():
-                path.rmdir()
+                shutil.rmtree(path)
             temporary.replace(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -25,6 +25,7 @@ from speech_adapters.encoders import load_encoder
 from speech_adapters.errors import ConfigError, InputError
 from speech_adapters.files import atomic, new_folder, write_text
 from speech_adapters.heads import CTCHead
+from speech_adapters.objectives.whisper_student import save_encoder
 from speech_adapters.runs.folder import RunFolder
 from speech_adapters.training.settings import TrainingConfig
 
@@ -104,6 +105,7 @@ def test_a_full_disk_is_named_whatever_library_writes_to_it(tmp_path: Path):
         "torch.save": lambda: save({"tensor": torch.zeros(100_000)}, checkpoint),
         "peft's": lambda: model.save_peft("a", tmp_path / "peft", head="plain"),
         "transformers'": lambda: model.save_folded("a", tmp_path / "stock", head="plain"),
+        "an encoder's": lambda: save_encoder(model.encoder.model, tmp_path / "encoder"),
     }
     for way, write in ways.items():
         with full_disk(), pytest.raises(InputError, match=r"cannot be written \(File too large\)"):

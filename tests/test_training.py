@@ -314,6 +314,18 @@ def test_early_stopping_keeps_the_best(manifest, tmp_path):
     assert result.updates < 30 and curve[-1] > min(curve)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_held_out_losses_are_means_over_utterances_however_they_are_batched(manifest, tmp_path, reduction):
+    found = []
+    for place, seconds in enumerate((1.2, 6.0)):  # one by one, and several
+        model = make_model(head=replace(HEAD, reduction=reduction))
+        rates = dict.fromkeys(model.parameter_groups(), 1e-12)
+        options = {"dev": manifest, "updates": 1, "evaluate_every": 1, "learning_rates": rates}
+        _, run, _ = run_training(manifest, tmp_path / str(place), model, batch_seconds=seconds, **options)
+        found.append(next(line["eval_loss"] for line in run.read_metrics() if "eval_loss" in line))
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
+
+
 def test_the_state_with_the_fewest_errors_is_kept(manifest, tmp_path):
     spoken = manifest.map(lambda u: replace(u, emotion=u.text.lower()))
     # a few false labels in the dev set: sure of the others, the loss rises while errors fall

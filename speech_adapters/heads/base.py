@@ -101,6 +101,8 @@ class HeadModule(nn.Module, ABC):
     """Whether all that it takes from an utterance is the mean of its features, in training too."""
     blank: int | None = None
     """The output that no target may be, of heads that have one (CTC)."""
+    sums_losses: bool = False
+    """Whether :meth:`loss` is the sum over a batch, rather than its mean."""
 
     def __init__(self, config: HeadConfig, input_size: int) -> None:
         super().__init__()

@@ -142,6 +142,11 @@ class CTCHeadModule(HeadModule):
         """Id of the blank."""
         return self.config.vocabulary.blank_id
 
+    @property
+    def sums_losses(self) -> bool:  # type: ignore[override]  # it follows from the config
+        """Whether the loss is the sum over a batch, rather than its mean."""
+        return self.config.reduction == "sum"
+
     def __init__(self, config: CTCHead, input_size: int) -> None:
         super().__init__(config, input_size)
         width = config.hidden_size or input_size

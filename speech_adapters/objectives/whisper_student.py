@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import json
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
@@ -23,7 +22,7 @@ from speech_adapters.data.audio import SAMPLE_RATE
 from speech_adapters.encoders.families import family_of
 from speech_adapters.encoders.families.wav2vec2 import Model, Wav2Vec2
 from speech_adapters.errors import CheckpointError
-from speech_adapters.files import write_text
+from speech_adapters.files import new_folder, write_text
 from speech_adapters.objectives.whisper_teacher import WhisperTeacher
 
 #: The parts of a layer with weights.
@@ -137,14 +136,18 @@ def mel_gabor(channels: int, kernel: int) -> Tensor:
 
 def save_encoder(model: Model, folder: Path, shared_with: str | None = None) -> None:
     """Write the encoder in Hugging Face's format, weights in fp16 (read as fp32), whole or not at all."""
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
     half = copy.deepcopy(model).cpu().half()
+    with new_folder(folder, replace=True) as temporary:
+        _write_encoder(half, temporary, folder, shared_with)
+
+
+def _write_encoder(half: Model, temporary: Path, folder: Path, shared_with: str | None) -> None:
+    """Fill what will be ``folder``."""
     half.save_pretrained(temporary)
     config = json.loads((temporary / "config.json").read_text(encoding="utf-8"))
     config["dtype"] = "float32"  # fp16 is for the disk: CPUs compute in fp32
     write_text(temporary / "config.json", json.dumps(config, indent=2) + "\n")
-    preprocessor = family_of(model.config).preprocessor(model.config, normalize=True)
+    preprocessor = family_of(half.config).preprocessor(half.config, normalize=True)
     write_text(temporary / "preprocessor_config.json", json.dumps(preprocessor, indent=2) + "\n")
     if shared_with is not None:
         from safetensors.torch import load_file
@@ -160,5 +163,3 @@ def save_encoder(model: Model, folder: Path, shared_with: str | None = None) -> 
         }
         write_text(temporary / "model.safetensors.index.json", json.dumps(index, indent=2) + "\n")
         (temporary / "model.safetensors").unlink()
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(temporary, folder)

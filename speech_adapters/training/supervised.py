@@ -180,7 +180,7 @@ class Supervised(Learner):
         targets, head = batch["targets"].to(self.device), self.model.head
         output = self.model(**inputs, targets=targets)
         assert head is not None, "check has seen it"
-        sums = {"loss": float(output.loss) * len(targets), "utterances": len(targets)}
+        sums = {"loss": float(output.loss) * (1 if head.sums_losses else len(targets)), "utterances": len(targets)}
         answer = HeadOutput(output.logits, output.frame_lengths, output.embedding)
         if (found := head.mistakes(answer, targets)) is not None:
             sums |= dict(zip(("wrong", "of"), found, strict=True))
