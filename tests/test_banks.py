@@ -319,6 +319,22 @@ def test_exports_are_banks_and_imports_add_what_is_new(bank: Bank, tmp_path: Pat
         import_bank(other, str(tmp_path / "nowhere"))
 
 
+def test_a_restored_bank_has_the_numbers_of_the_one_that_was_exported(bank: Bank, tmp_path: Path) -> None:
+    for content in (b"1", b"2", b"3", b"4"):
+        keep(bank, "a", content)
+    bank.remove("a@1")
+    bank.remove("a@3")
+    export_bank(bank, bank.search(every=True), str(tmp_path / "first"))
+    restored = Bank.create(tmp_path / "restored")
+    import_bank(restored, str(tmp_path / "first"))
+    assert restored.index().entries["a"].numbers == [2, 4] and restored.path("a@2").name == bank.path("a@2").name
+    bank.promote("a@2")  # a tag of what is there already comes along, too
+    export_bank(bank, bank.search(every=True), str(tmp_path / "second"))
+    assert [str(found) for found in import_bank(restored, str(tmp_path / "second"))] == ["a@2"]
+    assert restored.find("a@production").number == 2 and keep(restored, "a", b"5").number == 5
+    assert import_bank(restored, str(tmp_path / "second")) == []
+
+
 def test_imports_refuse_what_was_changed_and_what_is_no_part(bank: Bank, tmp_path: Path) -> None:
     keep(bank, "a", b"1")
     export_bank(bank, bank.search(), str(tmp_path / "out"))
@@ -430,4 +446,4 @@ def test_the_verbs_from_init_to_gc(saved: Path, tmp_path: Path, monkeypatch, cap
         verb("tag", "client-a/asr", tag, "--delete")
     assert verb("rm", "client-a/asr@1") == "removed client-a/asr@1\n"
     assert verb("gc").startswith("1 object, ")
-    assert verb("import", "backup").endswith("1 new version\n")
+    assert verb("import", "backup").endswith("1 version new or newly tagged\n")

@@ -191,12 +191,14 @@ class Bank:
         tags: tuple[str, ...] = (),
         *,
         added: str | None = None,
+        number: int = 0,
         needs: Sequence[Mapping[str, bytes]] = (),
     ) -> Found:
         """Keep files that have been checked as the next version of ``name``.
 
         Args:
-            added: when it was added first, where it comes from another bank.
+            added: when it was added first, where it comes from another bank. number: its number there, which it keeps
+                where the name has had none as high.
             needs: files of other objects that are read with it.
         """
         version = Version(object=_digest(files), added=added or _now(), facts=facts, needs=tuple(map(_digest, needs)))
@@ -207,7 +209,7 @@ class Bank:
             known = [
                 int(key) for key, one in entry.versions.items() if (one.object, one.facts) == (version.object, facts)
             ]
-            number = max(known, default=entry.last + 1)
+            number = max(known, default=max(entry.last + 1, number))
             change.entry = Entry(
                 last=max(number, entry.last),
                 versions=entry.versions if known else entry.versions | {str(number): version},

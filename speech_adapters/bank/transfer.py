@@ -63,10 +63,11 @@ def export_bank(bank: Bank, chosen: Sequence[Found], address: str) -> int:
 
 
 def import_bank(bank: Bank, address: str, names: Sequence[str] = ()) -> list[Found]:
-    """Take in the versions at an address, or those of some names; returns what is new.
+    """Take in the versions at an address, or those of some names; returns the versions that are new, or newly tagged.
 
-    A version that the name has already (the same files and facts) is not taken twice; new ones get the next numbers.
-    Tags come along where the name has no such tag yet. All files are held against their digests first.
+    A version that the name has already (the same files and facts) is not taken twice. New ones keep their numbers
+    where the name has had none as high, as in an empty bank, and get the next ones elsewhere. Tags come along where
+    the name has no such tag yet. All files are held against their digests first.
 
     Raises:
         ConfigError: no bank there, or an unknown name.
@@ -86,11 +87,12 @@ def import_bank(bank: Bank, address: str, names: Sequence[str] = ()) -> list[Fou
         before = bank.layout.entry(name) if file.is_file() else Entry()
         for number in entry.numbers:
             version = entry.versions[str(number)]
-            if (version.object, version.facts) in [(one.object, one.facts) for one in before.versions.values()]:
-                continue
             tags = tuple(tag for tag, to in entry.tags.items() if to == number and tag not in before.tags)
+            held = [(one.object, one.facts) for one in before.versions.values()]
+            if (version.object, version.facts) in held and not tags:
+                continue
             files, needs = place.object(version.object), [place.object(digest) for digest in version.needs]
-            new.append(bank.keep(files, name, version.facts, tags, added=version.added, needs=needs))
+            new.append(bank.keep(files, name, version.facts, tags, added=version.added, number=number, needs=needs))
     return new
 
 

@@ -3,7 +3,8 @@
   speech-adapters bank import --bank drawer s3://models/client-a
   speech-adapters bank import --bank drawer ../other/drawer client-b/asr
 
-A version that is here already is not taken twice; new ones get the next numbers of their name.
+A version that is here already is not taken twice. New ones keep their numbers, as in an empty bank; where the name has
+had some as high, they get the next ones.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Name what is new."""
+    """Name what is new, or newly tagged."""
     from speech_adapters.bank.transfer import import_bank
     from speech_adapters.errors import counted
 
     new = import_bank(open_bank(arguments), arguments.address, arguments.names)
     show(new, as_json=False)
-    print(counted(len(new), "new version"))
+    print(f"{counted(len(new), 'version')} new or newly tagged")
