@@ -28,7 +28,7 @@ from speech_adapters.inference.utterances import stitched as library_stitched
 from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.model_output import ModelOutput
 from speech_adapters.serving.answers import classify, embed, stitched, transcribe, whole_transcript
-from speech_adapters.serving.catalog import Served, UnknownModel, read_folder, read_named, read_place
+from speech_adapters.serving.catalog import Served, UnknownModel, UnsupportedTask, read_folder, read_named, read_place
 from speech_adapters.serving.engine import Engine, Source
 from speech_adapters.serving.http.server import add_place, base_of
 from speech_adapters.serving.queue import BatchQueue, Waiting
@@ -207,7 +207,8 @@ def test_long_recordings_are_heard_as_the_library_hears_them_and_share_batches(
     one, two = engine.catalog.find("lora-0"), engine.catalog.find("elp-2")
 
     async def ask() -> Any:
-        return await asyncio.gather(whole_transcript(engine, one, long), embed(engine, two, short))
+        first, second = [await engine.shelf.get(served) for served in (one, two)]
+        return await asyncio.gather(whole_transcript(engine, first, long), embed(engine, second, short))
 
     transcript, (embedding, duration) = run(engine, ask)
     model = SpeechAdapterModel.from_adapter(one.adapter, head=one.heads["transcription"], encoder=encoder)
@@ -223,7 +224,9 @@ def test_segments_come_as_they_are_final(encoder: Path, folder: Path, tmp_path: 
     recording = recordings_of(tone(tmp_path / "a.wav", 12.0, 4))[0][0]
 
     async def ask() -> list[Any]:
-        async with aclosing(transcribe(engine, engine.catalog.find("elp-2"), recording)) as parts:
+        async with aclosing(
+            transcribe(engine, await engine.shelf.get(engine.catalog.find("elp-2")), recording)
+        ) as parts:
             return [part async for part in parts]
 
     *parts, transcript = run(engine, ask)
@@ -467,9 +470,9 @@ def test_classifying_without_such_a_head_says_what_there_is(encoder: Path, folde
     engine = engine_of(encoder, folder)
 
     async def ask() -> Any:
-        return await classify(engine, engine.catalog.find("base"), sounds[0])
+        return await classify(engine, await engine.shelf.get(engine.catalog.find("base")), sounds[0])
 
-    with pytest.raises(ConfigError, match="does no classification; it does: embedding"):
+    with pytest.raises(UnsupportedTask, match="does no classification; it does: embedding"):
         run(engine, ask)
 
 

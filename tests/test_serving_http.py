@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import gc
 import hashlib
 import io
 import itertools
 import json
 import logging
 import re
+import shutil
 import socket
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,14 +30,17 @@ import torch
 from fastapi import UploadFile
 from small_server import engine_of, make_adapters, make_encoder, running, shake, tone
 
-from speech_adapters.errors import ConfigError
+from speech_adapters.cli import main as cli_main
+from speech_adapters.errors import CheckpointError, ConfigError
 from speech_adapters.inference.formats import as_srt, as_vtt
 from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.serving.engine import Engine
-from speech_adapters.serving.http.app import openapi
+from speech_adapters.serving.http.app import create_app, openapi
 from speech_adapters.serving.http.keys import ApiKey, Keys
 from speech_adapters.serving.http.models import AdapterFields, add_adapter
+from speech_adapters.serving.http.server import host_name, page_origin
 from speech_adapters.serving.http.settings import HttpSettings
+from speech_adapters.serving.residents import load
 
 TRANSCRIPTIONS = "/v1/audio/transcriptions"
 
@@ -169,6 +175,23 @@ def test_classes_embeddings_and_verifications_are_the_librarys(
     assert len(base["data"][0]["embedding"]) == 64  # without a head: the mean of the features
 
 
+def test_which_of_several_recordings_is_broken_is_said(http: httpx.Client, sound: Path) -> None:
+    whole, cut = sound.read_bytes(), sound.read_bytes()[:2000]
+    for broken, field, name in ((1, "enrolment", "enrolment 2"), (2, "test", "test")):
+        files = [(one, cut if place == broken else whole) for place, one in enumerate(["enrolment"] * 2 + ["test"])]
+        found = error(http.post("/v1/audio/verifications", data={"model": "houlsby-1"}, files=files), 400)
+        assert found["param"] == field and found["message"].startswith(f"{name}: cut short"), found
+
+
+def test_a_field_that_is_sent_twice_is_an_error(http: httpx.Client, sound: Path) -> None:
+    """One of the two would go unheard."""
+    for files in ([*upload(sound).items()] * 2, [("model", (None, "houlsby-1")), *upload(sound).items()]):
+        found = error(http.post(TRANSCRIPTIONS, data={"model": "lora-0"}, files=files), 400)
+        assert found["param"] in ("file", "model") and "sent 2 times" in found["message"]
+    asked = {"model": "lora-0", "response_format": "verbose_json", "timestamp_granularities[]": ["word", "segment"]}
+    assert {"words", "segments"} <= http.post(TRANSCRIPTIONS, data=asked, files=upload(sound)).json().keys()
+
+
 def test_every_answer_says_which_weights_it_is_of(http: httpx.Client, server: Any, sound: Path) -> None:
     for name in ("lora-0", "prefix-3"):
         print_ = server[1].catalog.find(name).fingerprint
@@ -197,7 +220,7 @@ def test_every_answer_says_which_weights_it_is_of(http: httpx.Client, server: An
         ({"model": "lora-0", "response_format": "srt", "stream": "true"}, 400, "stream", "events carry text"),
         ({"model": "lora-0", "chunking_strategy": "server_vad"}, 400, "chunking_strategy", "choose auto"),
         ({"model": "lora-0", "channel": "left"}, 400, "channel", "pattern"),
-        ({"model": "base"}, 400, None, "does no transcription; it does: embedding"),
+        ({"model": "base"}, 400, "model", "does no transcription; it does: embedding"),
     ],
 )
 def test_what_has_no_meaning_is_refused(
@@ -473,7 +496,35 @@ def test_allowed_pages_may_read_the_answers(encoder: Path, folder: Path) -> None
         headers = {"origin": "https://good.example", "authorization": "Bearer k"}
         answer = http.get("/v1/models", headers=headers)
         assert answer.headers["access-control-allow-origin"] == "https://good.example"
-        error(http.options(TRANSCRIPTIONS, headers={**asked, "origin": "https://bad.example"}), 403)
+        unknown = http.get("/v1/models", headers={"origin": "https://good.example"})
+        assert error(unknown, 401) and unknown.headers["access-control-allow-origin"] == "https://good.example"
+        assert "retry-after" in unknown.headers["access-control-expose-headers"]
+        bad = http.options(TRANSCRIPTIONS, headers={**asked, "origin": "https://bad.example"})
+        assert bad.status_code == 400 and "access-control-allow-origin" not in bad.headers
+        error(http.get("/v1/models", headers={**headers, "origin": "https://bad.example"}), 403)
+        assert http.get("/openapi.json").status_code == 200  # tells nothing of models or clients
+
+
+def test_names_and_origins_are_read_as_browsers_write_them() -> None:
+    assert host_name("Speech.Example") == "speech.example" and host_name("::1") == "::1"
+    for given in ("Https://Intra.Example/", "https://intra.example", "https://intra.example:443"):
+        assert page_origin(given) == "https://intra.example"
+    assert page_origin("http://intra:8080/") == "http://intra:8080"
+    for wrong in ("speech.example:8000", "http://speech.example", "10.0.0.1:80", ""):
+        with pytest.raises(ConfigError, match="--host-name"):
+            host_name(wrong)
+    for wrong in ("intra.example", "*", "https://a/page", "ftp://a", "https://a b", ""):
+        with pytest.raises(ConfigError, match="--origin"):
+            page_origin(wrong)
+
+
+@pytest.mark.parametrize("flag", ["--max-body", "--memory", "--timeout", "--max-waiting"])
+@pytest.mark.parametrize("value", ["inf", "nan", "0", "-1"])
+def test_limits_that_are_no_numbers_are_refused(flag: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli_main(["serve", "--encoder", "tiny-wavlm", "--port", "0", f"{flag}={value}"])
+    assert stopped.value.code == 2
+    assert flag.strip("-").replace("-", "_") in capsys.readouterr().err.replace("-", "_")
 
 
 def test_logs_hold_nothing_of_what_was_sent(
@@ -546,6 +597,96 @@ def test_adapters_are_added_replaced_and_removed(encoder: Path, folder: Path, so
         error(classify("new"), 404)
         error(http.delete("/v1/adapters/lora-0"), 409)
         assert not list(uploads.iterdir())
+
+
+def test_what_has_begun_ends_under_the_adapter_that_it_began_with(
+    encoder: Path, folder: Path, sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever becomes of its files while it is heard, calibration included."""
+    shutil.copytree(folder, tmp_path / "served")
+    engine = engine_of(encoder, tmp_path / "served")
+    served, hear = engine.catalog.find("houlsby-1"), engine.hear
+
+    def then_gone(*arguments: Any) -> Any:
+        engine.shelf.drop(served)
+        shutil.rmtree(tmp_path / "served", ignore_errors=True)
+        return hear(*arguments)
+
+    with running(engine) as address, httpx.Client(base_url=address, timeout=60) as http:
+        monkeypatch.setattr(engine, "hear", then_gone)
+        files = [("enrolment", sound.read_bytes()), ("test", sound.read_bytes())]
+        found = http.post("/v1/audio/verifications", data={"model": "houlsby-1"}, files=files)
+        assert found.status_code == 200 and found.json()["llr"] == pytest.approx(4.0, abs=1e-4)
+        assert error(http.post("/v1/audio/verifications", data={"model": "houlsby-1"}, files=files), 503)
+
+
+def test_a_head_that_has_changed_is_not_taken_for_the_one_that_was_added(
+    encoder: Path, folder: Path, sound: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(folder, tmp_path / "served")
+    head = tmp_path / "served" / "heads" / "houlsby-1-classification"
+    engine = engine_of(encoder, tmp_path / "served")
+    model = SpeechAdapterModel.from_adapter(tmp_path / "served" / "adapters" / "houlsby-1", head=head, encoder=encoder)
+    with torch.no_grad():
+        for parameter in model.head.parameters():
+            parameter += 1
+    shutil.rmtree(head)
+    model.save_head(model.active_head, head)
+    engine.shelf.drop(engine.catalog.find("houlsby-1"))
+    with pytest.raises(CheckpointError, match="the head of 'houlsby-1' has changed since it was added"):
+        load(engine.catalog.find("houlsby-1"), engine.encoder)
+
+
+class Response:
+    """What an application is sent, of whom the client goes away at the first event of a ``kind``."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind, self.gone = kind, asyncio.Event()
+
+    async def __call__(self, message: Any) -> None:
+        if message["type"] == self.kind:
+            self.gone.set()
+            await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("kind", ["http.response.start", "http.response.body"])
+def test_a_stream_whose_client_goes_away_leaves_no_upload(
+    encoder: Path, folder: Path, sound: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    engine = engine_of(encoder, folder)
+    request = httpx.Request(
+        "POST", "http://localhost" + TRANSCRIPTIONS, data={"model": "lora-0", "stream": "true"}, files=upload(sound)
+    )
+    body = request.read()
+
+    async def ask() -> None:
+        app, sent = create_app(engine, HttpSettings()), Response(kind)
+        messages = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def receive() -> Any:
+            if messages:
+                return messages.pop()
+            await sent.gone.wait()
+            return {"type": "http.disconnect"}
+
+        headers = [(key.lower().encode(), value.encode()) for key, value in request.headers.items()]
+        scope = {"type": "http", "method": "POST", "path": TRANSCRIPTIONS, "raw_path": TRANSCRIPTIONS.encode(),
+                 "headers": headers, "query_string": b"", "http_version": "1.1", "scheme": "http"}  # fmt: skip
+        await engine.start()
+        await app(scope, receive, sent)
+        for _ in range(200):
+            if not list(tmp_path.iterdir()):
+                break
+            await asyncio.sleep(0.02)
+        await engine.stop()
+
+    gc.disable()
+    try:
+        asyncio.run(ask())
+        assert not list(tmp_path.iterdir())
+    finally:
+        gc.enable()
 
 
 class GoneAt:

@@ -7,7 +7,7 @@ import base64
 import hashlib
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.serving.engine import Engine
 from speech_adapters.serving.http.keys import ApiKey, Keys
 from speech_adapters.serving.http.settings import HttpSettings
-from speech_adapters.serving.live import EDGE, Agreement, LiveItem
+from speech_adapters.serving.live import EDGE, LONGEST, Agreement, LiveItem
 
 PREFIX = "conversation.item.input_audio_transcription"
 
@@ -158,7 +158,7 @@ def test_openais_realtime_client_and_24_khz(address: str, sound: Path, expected:
         (update(format={"type": "audio/pcm", "rate": 8000}), "choose 16000 or 24000"),
         (update(format={"type": "audio/pcmu"}), "format.type"),
         (update(transcription={"model": "lora-9"}), "does not exist here"),
-        (update(transcription={"model": "base"}), "transcribes nothing"),
+        (update(transcription={"model": "base"}), "does no transcription"),
         (update(transcription={"model": "lora-0", "prompt": "x"}), "prompt"),
         (update(loudness=3), "loudness"),
         ({"type": "session.update", "session": {"type": "realtime"}}, "session.type"),
@@ -174,6 +174,31 @@ def test_a_wrong_event_is_answered_and_the_session_goes_on(address: str, event: 
         assert found.get("event_id", "mine") == "mine"
         client.send({"type": "input_audio_buffer.clear"})
         client.receive("input_audio_buffer.cleared")
+
+
+def test_what_an_update_does_not_name_stays_as_it_is(address: str, sound: Path, expected: str) -> None:
+    with Client(address) as client:
+        client.send(
+            update(**RATE), update(transcription={"language": "en"}), update(transcription={"model": "lora-0"})
+        )
+        for _ in range(3):
+            said = client.receive("session.updated")["session"]["audio"]["input"]
+        assert said["format"]["rate"] == 16000 and said["transcription"]["language"] == "en"
+        client.send(append(pcm(sound)), {"type": "input_audio_buffer.commit"})
+        while (event := client.receive(f"{PREFIX}.delta", f"{PREFIX}.completed", "input_audio_buffer.committed"))[
+            "type"
+        ] != f"{PREFIX}.completed":
+            pass
+        assert event["transcript"] == expected and event["usage"]["seconds"] == 13.0
+
+
+def test_no_audio_begins_no_item(address: str) -> None:
+    with Client(address) as client:
+        client.send(append(b""), {"type": "input_audio_buffer.commit"})
+        assert client.receive("error")["error"]["code"] == "input_audio_buffer_commit_empty"
+        client.send(append(bytes(200)), {"type": "input_audio_buffer.commit"})
+        client.receive("input_audio_buffer.committed")
+        assert client.receive(f"{PREFIX}.failed")["error"]["param"] == "audio"
 
 
 def test_too_little_and_too_much_audio(address: str) -> None:
@@ -272,6 +297,36 @@ def test_a_live_item_told_nothing_wrong_of_itself(encoder: Path, folder: Path, s
     assert asyncio.run(ask(engine)) == expected
     starts = [word.start for word in told]
     assert told and starts == sorted(starts)
+
+
+def test_words_that_leave_the_window_are_told_though_no_two_hearings_agree(
+    encoder: Path, folder: Path, sound: Path
+) -> None:
+    class Never(Agreement):
+        def __call__(self, words: Sequence[Segment], end: float) -> list[Segment]:
+            self.before = [word for word in words if word.start >= self.told]
+            return []
+
+    engine, samples, told = engine_of(encoder, folder), read_audio(sound).numpy(), []
+
+    async def tell(words: list[Segment]) -> None:
+        told.extend(words)
+
+    async def ask() -> None:
+        await engine.start()
+        item = LiveItem(engine, await engine.shelf.get(engine.catalog.find("lora-0")), tell)
+        item.agreement = Never()
+        for start in range(0, len(samples), 8000):
+            heard = item.heard
+            await item.add(samples[start : start + 8000])
+            while item.heard == heard:
+                await asyncio.sleep(0.01)
+        await item.finish()
+        await engine.stop()
+
+    asyncio.run(ask())
+    starts = [word.start for word in told]
+    assert told and starts == sorted(starts) and max(word.end for word in told) <= 13.0 - LONGEST
 
 
 # ---------------------------------------------------------------------- agreement

@@ -9,7 +9,6 @@ from contextlib import aclosing
 import torch
 from torch import Tensor
 
-from speech_adapters.errors import ConfigError
 from speech_adapters.heads.ctc import CTCHeadModule
 from speech_adapters.inference.hearing import Collector, Stitched
 from speech_adapters.inference.recordings import Recording
@@ -23,22 +22,21 @@ from speech_adapters.inference.utterances import (
 )
 from speech_adapters.metrics.calibration import Calibration
 from speech_adapters.model_output import ModelOutput
-from speech_adapters.serving.catalog import Served
+from speech_adapters.serving.catalog import Served, UnsupportedTask
 from speech_adapters.serving.engine import Engine, Source
 from speech_adapters.serving.residents import Loaded
 
 
 async def transcribe(
-    engine: Engine, served: Served, recording: Recording
+    engine: Engine, loaded: Loaded, recording: Recording
 ) -> AsyncGenerator[list[TranscriptSegment] | Transcript]:
     """New segments as soon as they are final, and at last the whole transcript.
 
     Raises:
-        ConfigError: a model without a CTC head. AudioError, CheckpointError: see :meth:`Engine.hear`.
+        UnsupportedTask: a model without a CTC head. AudioError, CheckpointError: see :meth:`Engine.hear`.
     """
-    _check(served, "transcription")
+    check_task(loaded.served, "transcription")
     source = Source(recording, engine.settings.max_seconds)
-    loaded = await engine.shelf.get(served)
     head = loaded.heads["transcription"]
     assert isinstance(head, CTCHeadModule), "the catalog looked"
     pause = engine.settings.windows.pause
@@ -56,59 +54,51 @@ async def transcribe(
     yield transcript
 
 
-async def whole_transcript(engine: Engine, served: Served, recording: Recording) -> Transcript:
+async def whole_transcript(engine: Engine, loaded: Loaded, recording: Recording) -> Transcript:
     """The transcript at once; errors of :func:`transcribe`."""
     found = None
-    async with aclosing(transcribe(engine, served, recording)) as parts:
+    async with aclosing(transcribe(engine, loaded, recording)) as parts:
         async for part in parts:
             found = part
     assert isinstance(found, Transcript), "the last part is the whole"
     return found
 
 
-async def classify(engine: Engine, served: Served, recording: Recording) -> tuple[Classification, float]:
+async def classify(engine: Engine, loaded: Loaded, recording: Recording) -> tuple[Classification, float]:
     """The class of a recording, and its duration in seconds.
 
     Raises:
-        ConfigError: a model without a head of classes. AudioError: no speech; see also :meth:`Engine.hear`.
+        UnsupportedTask: a model without a head of classes. AudioError: no speech; see also :meth:`Engine.hear`.
     """
-    _check(served, "classification")
-    loaded = await engine.shelf.get(served)
+    check_task(loaded.served, "classification")
     output, duration = await stitched(engine, loaded, "classification", recording)
     return classification_of(loaded.heads["classification"].config, output, recording), duration
 
 
-async def embed(engine: Engine, served: Served, recording: Recording) -> tuple[Tensor, float]:
+async def embed(engine: Engine, loaded: Loaded, recording: Recording) -> tuple[Tensor, float]:
     """(E,) the speaker head's embedding of a recording, or (F,) the mean of the features of a model without one, and
     the recording's duration in seconds.
 
     Raises:
         AudioError: no speech; see also :meth:`Engine.hear`.
     """
-    loaded = await engine.shelf.get(served)
     output, duration = await stitched(engine, loaded, "embedding" if "embedding" in loaded.heads else None, recording)
     return embedding_of(output), duration
 
 
 async def verify_speaker(
-    engine: Engine, served: Served, enrolment: Sequence[Recording], test: Recording
+    engine: Engine, loaded: Loaded, enrolment: Sequence[Recording], test: Recording
 ) -> tuple[Verification, float]:
     """Whether ``test`` is of the speaker of ``enrolment``, and the seconds heard.
 
     Raises:
-        AudioError: see :func:`embed`.
+        UnsupportedTask: a model without a speaker head. AudioError: see :func:`embed`.
     """
-    found = await asyncio.gather(*(embed(engine, served, recording) for recording in (*enrolment, test)))
+    check_task(loaded.served, "verification")
+    found = await asyncio.gather(*(embed(engine, loaded, recording) for recording in (*enrolment, test)))
     *enrolled, tested = [embedding for embedding, _ in found]
-    calibration = await calibration_of(engine, served)
+    calibration: Calibration | None = getattr(loaded.heads["embedding"].config, "calibration", None)
     return verify(torch.stack(enrolled), tested, calibration), sum(duration for _, duration in found)
-
-
-async def calibration_of(engine: Engine, served: Served) -> Calibration | None:
-    """The calibration that a speaker head was saved with, where there is one."""
-    head = (await engine.shelf.get(served)).heads.get("embedding")
-    calibration: Calibration | None = None if head is None else getattr(head.config, "calibration", None)
-    return calibration
 
 
 async def stitched(
@@ -125,6 +115,7 @@ async def stitched(
     return collector.result(source.duration), source.duration
 
 
-def _check(served: Served, task: str) -> None:
+def check_task(served: Served, task: str) -> None:
+    """Raise UnsupportedTask for what a model cannot be asked."""
     if task not in served.tasks:
-        raise ConfigError(f"the model {served.name!r} does no {task}; it does: {', '.join(served.tasks)}")
+        raise UnsupportedTask(f"the model {served.name!r} does no {task}; it does: {', '.join(served.tasks)}")

@@ -65,6 +65,7 @@ class Served:
         adapter: its folder; None for the base alone and for compositions.
         fusion: folder of a composition's weights; members: the folder of each adapter in it.
         heads: folder by task, or None for the checkpoint's own CTC head.
+        prints: by task, what tells a head in a folder from any other: a fingerprint of its tensors, and its settings.
         size: bytes of all its tensors in float32.
         created: seconds since 1970 of the file's last change.
         labels: of a classification head: by slot, "" where there is one set alone.
@@ -81,6 +82,7 @@ class Served:
     fusion: Path | None = None
     members: Mapping[str, Path] = field(default_factory=dict)
     heads: Mapping[str, Path | None] = field(default_factory=dict)
+    prints: Mapping[str, str] = field(default_factory=dict)
     labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
     calibrated: bool = False
 
@@ -156,6 +158,10 @@ class Catalog:
 
 class UnknownModel(InputError):
     """A request for a model that is not served."""
+
+
+class UnsupportedTask(InputError):
+    """A request for what a model has no head for."""
 
 
 Entry = tuple[Served, tuple[str, ...]]
@@ -392,7 +398,7 @@ def _served(
         labels = dict(config.slots) if isinstance(config, SlotsHead) else {"": config.labels}  # type: ignore[attr-defined]
     speaker = chosen.get("embedding")
     parts = [tensors, *(head.tensors for head in chosen.values())]
-    prints = {task: f"{fingerprint(head.tensors)} {head.config.to_dict()}" for task, head in chosen.items()}
+    prints = {task: head_print(head) for task, head in chosen.items()}
     return Served(
         name=name,
         key=hashlib.sha256(json.dumps([own, method, sorted(prints.items())]).encode()).hexdigest(),
@@ -401,9 +407,15 @@ def _served(
         size=sum(4 * tensor.numel() for part in parts for tensor in part.values()),
         created=int(file.stat().st_mtime),
         heads={task: head.folder for task, head in chosen.items()},
+        prints=prints,
         labels=labels,
         calibrated=speaker is not None and getattr(speaker.config, "calibration", None) is not None,
     )
+
+
+def head_print(head: SavedHead) -> str:
+    """See :attr:`Served.prints`."""
+    return f"{fingerprint(head.tensors)} {head.config.to_dict()}"
 
 
 def _reads(head: SavedHead, adapters: set[str], encoder: Encoder) -> bool:

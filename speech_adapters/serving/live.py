@@ -144,7 +144,8 @@ class LiveItem:
             self._new.clear()
             if self.samples - self.heard < STEP * SAMPLE_RATE or len(self.window) < MIN_SAMPLES:
                 continue
-            self._trim()
+            if lost := self._trim():
+                await self.told(lost)
             self.heard = end = self.samples
             window = Window(torch.from_numpy(self.window.copy()), self.start, self.start, end)
             heard = await self.engine.submit(self.loaded, "transcription", window)
@@ -158,13 +159,15 @@ class LiveItem:
             if self.samples - self.heard >= STEP * SAMPLE_RATE:
                 self._new.set()
 
-    def _trim(self) -> None:
-        """Leave behind what has been told; and what has not, where the window becomes too long."""
-        stride, end = self.engine.encoder.stride, self.samples
+    def _trim(self) -> list[Segment]:
+        """Leave behind what has been told; and what has not, where the window becomes too long: these words are
+        returned."""
+        stride, end, lost = self.engine.encoder.stride, self.samples, []
         keep = self.agreement.told - CONTEXT
         longest = end / SAMPLE_RATE - LONGEST
         if longest > keep:
-            self.agreement.force(longest)
+            lost = self.agreement.force(longest)
             keep = longest
         start = max(int(keep * SAMPLE_RATE) // stride * stride, self.start)
         self.window, self.start = self.window[start - self.start :], start
+        return lost

@@ -31,7 +31,7 @@ from speech_adapters.saving.adapters import SavedAdapter, read_adapter
 from speech_adapters.saving.fusions import read_fusion
 from speech_adapters.saving.heads import read_head
 from speech_adapters.saving.recent import Recent
-from speech_adapters.serving.catalog import Served
+from speech_adapters.serving.catalog import Served, head_print
 from speech_adapters.text import Vocabulary
 
 
@@ -68,16 +68,22 @@ def load(served: Served, encoder: Encoder) -> Loaded:
     if served.adapter is not None:
         loaded.adapter = read_adapter(served.adapter, encoder)
         if fingerprint(loaded.adapter.tensors) != served.fingerprint:
-            raise CheckpointError(f"the adapter {served.name!r} has changed since it was added; add it again.")
+            raise _changed("adapter", served)
     if served.fusion is not None:
         loaded.members = {name: read_adapter(path, encoder) for name, path in served.members.items()}
     for task, folder in served.heads.items():
-        loaded.heads[task] = _own_ctc(encoder) if folder is None else _head(folder)
+        loaded.heads[task] = _own_ctc(encoder) if folder is None else _head(folder, served, task)
     return loaded
 
 
-def _head(folder: Path) -> HeadModule:
+def _changed(part: str, served: Served) -> CheckpointError:
+    return CheckpointError(f"the {part} of {served.name!r} has changed since it was added; add it again.")
+
+
+def _head(folder: Path, served: Served, task: str) -> HeadModule:
     saved = read_head(folder)
+    if head_print(saved) != served.prints[task]:
+        raise _changed("head", served)
     head = saved.config.build(saved.input_size)
     head.load_state_dict(saved.tensors)
     return head.requires_grad_(False).eval()

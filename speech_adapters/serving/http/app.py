@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI
-from starlette.middleware.cors import CORSMiddleware
 
 from speech_adapters import __version__
 from speech_adapters.serving.engine import Engine
@@ -40,12 +39,6 @@ def create_app(engine: Engine, settings: HttpSettings, keys: Keys | None = None)
     """The server's ASGI application; it starts and stops the engine with its own life."""
     app = routes(settings)
     metrics = Metrics(engine)
-    if settings.origins:
-        app.add_middleware(
-            CORSMiddleware, allow_origins=settings.origins, allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["authorization"],
-            expose_headers=["x-speech-adapters-model", "x-speech-adapters-fingerprint", "retry-after"],
-        )  # fmt: skip
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from speech_adapters.errors import AudioError, CheckpointError, InputError, shown
-from speech_adapters.serving.catalog import UnknownModel
+from speech_adapters.serving.catalog import UnknownModel, UnsupportedTask
 
 log = logging.getLogger("speech_adapters.serving")
 
@@ -51,6 +51,8 @@ def of(error: Exception) -> ApiError:
         return error
     if isinstance(error, UnknownModel):
         return ApiError(404, str(error), param="model", code="model_not_found")
+    if isinstance(error, UnsupportedTask):
+        return ApiError(400, str(error), param="model", code="unsupported_task")
     if isinstance(error, AudioError):
         return ApiError(400, str(error), param="file", code="invalid_audio")
     if isinstance(error, CheckpointError):

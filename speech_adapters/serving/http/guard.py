@@ -13,6 +13,7 @@ import time
 from urllib.parse import SplitResult, urlsplit
 
 from starlette.datastructures import Headers
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from speech_adapters.serving.engine import Engine
@@ -24,7 +25,7 @@ from speech_adapters.serving.http.settings import HttpSettings
 
 log = logging.getLogger("speech_adapters.serving")
 
-PUBLIC = {"/health", "/ready", "/", "/favicon.ico"}
+PUBLIC = {"/health", "/ready", "/", "/favicon.ico", "/openapi.json"}
 """Answered without a key: they tell nothing of models or clients."""
 
 SUBPROTOCOL = "openai-insecure-api-key."
@@ -39,12 +40,19 @@ class Guard:
         self.open = 0
         self.sessions = 0
         self.stopping = asyncio.Event()
+        self._answer: ASGIApp = self._http
+        if settings.origins:  # around all else: pages read the guard's own errors, too
+            self._answer = CORSMiddleware(
+                self._http, allow_origins=settings.origins, allow_methods=["GET", "POST", "DELETE"],
+                allow_headers=["authorization"],
+                expose_headers=["x-speech-adapters-model", "x-speech-adapters-fingerprint", "retry-after"],
+            )  # fmt: skip
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
             await self._websocket(scope, receive, send)
         elif scope["type"] == "http":
-            await self._http(scope, receive, send)
+            await self._answer(scope, receive, send)
         else:
             await self.app(scope, receive, send)
 

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from speech_adapters.data.audio import SAMPLE_RATE
 from speech_adapters.heads.decoding import Segment
+from speech_adapters.serving.answers import check_task
 from speech_adapters.serving.engine import Engine
 from speech_adapters.serving.http import errors
 from speech_adapters.serving.http.errors import ApiError
@@ -140,7 +141,7 @@ class Session:
             except (WebSocketDisconnect, RuntimeError):
                 raise
             except Exception as error:
-                await self._failed(errors.of(error), event)
+                await self._failed(_told(error), event)
 
     async def _next(self) -> str | None:
         """The next message; None when the server stops. Raises TimeoutError for a client that is silent."""
@@ -179,7 +180,7 @@ class Session:
         if self.item is not None:
             raise ApiError(400, "audio is in the buffer; commit or clear it before the session changes")
         try:
-            fields = SessionFields.model_validate(event.get("session"))
+            fields = SessionFields.model_validate(_over(self.fields.model_dump(), event.get("session")))
         except ValidationError as error:
             first = error.errors()[0]
             param = ".".join(["session", *(str(part) for part in first["loc"])])
@@ -203,6 +204,8 @@ class Session:
             raise ApiError(400, "audio: give base64", param="audio", code="invalid_audio") from None
         if len(data) % 2:
             raise ApiError(400, "audio: an odd number of bytes is no PCM16", param="audio", code="invalid_audio")
+        if not data:
+            return
         if self.item is None:
             if self.loaded is None:
                 self.loaded = await self._load(self.fields.audio.input.transcription.model)
@@ -252,7 +255,7 @@ class Session:
         except (WebSocketDisconnect, RuntimeError):
             pass  # the client has gone
         except Exception as error:
-            told = errors.of(error)
+            told = _told(error)
             content = errors.body(told.status_code, str(told.detail), told.param, told.code)
             await self._send(f"{PREFIX}.failed", item_id=item_id, content_index=0, **content)
         finally:
@@ -274,10 +277,7 @@ class Session:
         catalog = self.engine.catalog
         key = self.websocket.scope["state"]["key"]
         served = catalog.find(model, allowed(key, (one.name for one in catalog)))
-        if "transcription" not in served.heads:
-            raise ApiError(
-                400, f"the model {served.name!r} transcribes nothing", param="model", code="unsupported_task"
-            )
+        check_task(served, "transcription")
         return await self.engine.shelf.get(served)
 
     def _described(self) -> dict[str, Any]:
@@ -293,6 +293,22 @@ class Session:
         async with self._sending:
             event = {"type": kind, "event_id": f"event_{next(self._numbers):06d}", **content}
             await self.websocket.send_text(json.dumps(event, ensure_ascii=False))
+
+
+def _over(before: dict[str, Any], changes: Any) -> Any:
+    """``changes`` over ``before``: what they do not name, at any depth, stays as it is."""
+    if not isinstance(changes, dict):
+        return changes
+    kept = {key: value for key, value in before.items() if isinstance(value, dict)}
+    return before | {key: _over(kept[key], value) if key in kept else value for key, value in changes.items()}
+
+
+def _told(error: Exception) -> ApiError:
+    """As other routes tell it, by the name of the field that audio has here."""
+    told = errors.of(error)
+    if told.param == "file":
+        told.param = "audio"
+    return told
 
 
 def _parsed(text: str) -> dict[str, Any]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ipaddress
 import json
 import logging
 import math
 import os
+import re
 import socket
 import sys
 from collections.abc import Sequence
@@ -50,13 +52,13 @@ def serve(arguments: argparse.Namespace) -> None:
     for name in ("httpx", "uvicorn"):
         logging.getLogger(name).setLevel(logging.WARNING)
     settings = HttpSettings(
-        max_body=int(arguments.max_body * 2**20),
+        max_body=_bytes("--max-body", arguments.max_body, 2**20),
         max_requests=arguments.max_requests,
         max_waiting=arguments.max_waiting,
         timeout=arguments.timeout,
         max_sessions=arguments.max_sessions,
-        origins=tuple(arguments.origin),
-        hosts=(*LOOPBACK, *_own_host(arguments.host), *arguments.host_name),
+        origins=tuple(map(page_origin, arguments.origin)),
+        hosts=(*LOOPBACK, *_own_host(arguments.host), *map(host_name, arguments.host_name)),
         uploads=_uploads(arguments.uploads),
         log_requests=arguments.log_requests,
         page=not arguments.no_page,
@@ -70,7 +72,7 @@ def serve(arguments: argparse.Namespace) -> None:
         EngineSettings(
             batch_seconds=arguments.batch_seconds,
             deadline=arguments.deadline / 1000,
-            memory=int(arguments.memory * 2**30),
+            memory=_bytes("--memory", arguments.memory, 2**30),
             precision=arguments.precision,
             max_seconds=arguments.max_seconds,
         ),
@@ -215,8 +217,31 @@ def _uploads(folder: str | None) -> Path | None:
     return path
 
 
+def _bytes(flag: str, given: float, unit: int) -> int:
+    if not 0 < given < math.inf:
+        raise ConfigError(f"{flag} {given:g}: give a number above 0; where there shall be no limit, a large one.")
+    return int(given * unit)
+
+
 def _own_host(host: str) -> Sequence[str]:
-    return [] if host in ANY_ADDRESS else [host]
+    return [] if host in ANY_ADDRESS else [host.lower()]
+
+
+def host_name(given: str) -> str:
+    """A name as requests are held against it: in small letters, which browsers write."""
+    with contextlib.suppress(ValueError):
+        return str(ipaddress.ip_address(given))
+    if given != "*" and not re.fullmatch(r"[\w.-]+", given):
+        raise ConfigError(f"--host-name {given}: give a name alone, such as speech.example, without scheme and port.")
+    return given.lower()
+
+
+def page_origin(given: str) -> str:
+    """A page's origin as browsers send it."""
+    origin = given.lower().removesuffix("/")
+    if (parts := re.fullmatch(r"(https?)://[^/?#@\s*]+", origin)) is None:
+        raise ConfigError(f"--origin {given}: give scheme and name of the page's server: https://intranet.example.")
+    return origin.removesuffix({"http": ":80", "https": ":443"}[parts[1]])
 
 
 def _with_names(keys: Keys, catalog: Catalog) -> Keys:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,5 +39,5 @@ class HttpSettings:
 
     def __post_init__(self) -> None:
         for name in ("max_body", "max_requests", "max_waiting", "timeout", "max_sessions", "max_idle"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name}={getattr(self, name)}: must be above 0.")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"{name}={getattr(self, name)}: must be a number above 0, and not infinite.")

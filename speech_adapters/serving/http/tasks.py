@@ -5,16 +5,15 @@ from __future__ import annotations
 import base64
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Form, Request, UploadFile
+from fastapi import APIRouter, Depends, Form, Request, UploadFile
 from fastapi.responses import Response
 from pydantic import Field
 
 from speech_adapters.serving.answers import classify, embed, verify_speaker
-from speech_adapters.serving.http.errors import ApiError
-from speech_adapters.serving.http.fields import Channel, Fields, answer, find
+from speech_adapters.serving.http.fields import Channel, Fields, answer, check_once, load
 from speech_adapters.serving.http.uploads import recordings
 
-router = APIRouter()
+router = APIRouter(dependencies=[Depends(check_once)])
 
 
 class RecordingFields(Fields):
@@ -43,12 +42,12 @@ async def create_classification(
     request: Request, form: Annotated[RecordingFields, Form(media_type="multipart/form-data")]
 ) -> Response:
     """The class of a recording (its emotion, its intent), and the probability of each."""
-    engine, served = find(request, form.model)
-    async with recordings(engine, [form.file], form.channel) as (recording,):
-        found, duration = await classify(engine, served, recording)
+    engine, loaded = await load(request, form.model)
+    async with recordings(engine, {"the audio": ("file", form.file)}, form.channel) as (recording,):
+        found, duration = await classify(engine, loaded, recording)
     probabilities = {label: round(value, 6) for label, value in found.probabilities.items()}
     return answer(
-        served,
+        loaded.served,
         {"object": "classification", "label": found.label, "probabilities": probabilities, "usage": _usage(duration)},
     )
 
@@ -58,14 +57,14 @@ async def create_embedding(
     request: Request, form: Annotated[EmbeddingFields, Form(media_type="multipart/form-data")]
 ) -> Response:
     """The embedding of a recording, in the form of OpenAI's text embeddings."""
-    engine, served = find(request, form.model)
-    async with recordings(engine, [form.file], form.channel) as (recording,):
-        found, duration = await embed(engine, served, recording)
+    engine, loaded = await load(request, form.model)
+    async with recordings(engine, {"the audio": ("file", form.file)}, form.channel) as (recording,):
+        found, duration = await embed(engine, loaded, recording)
     vector: object = found.tolist()
     if form.encoding_format == "base64":
         vector = base64.b64encode(found.numpy().astype("<f4").tobytes()).decode()
     data = [{"object": "embedding", "index": 0, "embedding": vector}]
-    return answer(served, {"object": "list", "data": data, "usage": _usage(duration)})
+    return answer(loaded.served, {"object": "list", "data": data, "usage": _usage(duration)})
 
 
 @router.post("/v1/audio/verifications", tags=["audio"], response_model=None)
@@ -74,14 +73,10 @@ async def create_verification(
 ) -> Response:
     """Whether a recording is of the speaker of others: the cosine of their embeddings and, where the head has been
     calibrated, the natural log-likelihood ratio of one speaker against two, and its probability at even odds."""
-    engine, served = find(request, form.model)
-    if "embedding" not in served.heads:
-        raise ApiError(
-            400, f"the model {served.name!r} has no speaker head; verification needs one", param="model",
-            code="unsupported_task",
-        )  # fmt: skip
-    async with recordings(engine, [*form.enrolment, form.test], form.channel) as (*enrolment, test):
-        found, duration = await verify_speaker(engine, served, enrolment, test)
+    engine, loaded = await load(request, form.model)
+    files = {f"enrolment {number}": ("enrolment", file) for number, file in enumerate(form.enrolment, 1)}
+    async with recordings(engine, files | {"test": ("test", form.test)}, form.channel) as (*enrolment, test):
+        found, duration = await verify_speaker(engine, loaded, enrolment, test)
     probability = None if found.llr is None else round(1 / (1 + 2.718281828459045**-found.llr), 6)
     content = {
         "object": "verification",
@@ -90,7 +85,7 @@ async def create_verification(
         "probability": probability,
         "usage": _usage(duration),
     }
-    return answer(served, content)
+    return answer(loaded.served, content)
 
 
 def _usage(duration: float) -> dict[str, object]:

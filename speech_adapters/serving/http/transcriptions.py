@@ -8,26 +8,26 @@ from __future__ import annotations
 import json
 import math
 import zlib
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Form, Request, UploadFile
+from fastapi import APIRouter, Depends, Form, Request, UploadFile
 from fastapi.responses import PlainTextResponse, Response, StreamingResponse
 from pydantic import BeforeValidator, Field
+from starlette.types import Receive, Scope, Send
 
 from speech_adapters.heads.decoding import Segment
 from speech_adapters.inference.formats import as_srt, as_vtt
 from speech_adapters.inference.transcripts import Transcript, TranscriptSegment
 from speech_adapters.serving.answers import transcribe
 from speech_adapters.serving.catalog import Served
-from speech_adapters.serving.engine import Engine
 from speech_adapters.serving.http import errors
 from speech_adapters.serving.http.errors import ApiError
-from speech_adapters.serving.http.fields import Channel, Fields, answer, find, headers, identity
+from speech_adapters.serving.http.fields import Channel, Fields, answer, check_once, headers, identity, load
 from speech_adapters.serving.http.uploads import recordings
 
-router = APIRouter()
+router = APIRouter(dependencies=[Depends(check_once)])
 
 Parts = AsyncGenerator[list[TranscriptSegment] | Transcript]
 
@@ -92,10 +92,11 @@ async def create_transcription(
 ) -> Response:
     """What is said in a recording, as text, with times, as subtitles, or as events while it is heard."""
     warnings = form.check()
-    engine, served = find(request, form.model)
+    engine, loaded = await load(request, form.model)
+    served, files = loaded.served, {"the audio": ("file", form.file)}
     async with AsyncExitStack() as stack:
-        (recording,) = await stack.enter_async_context(recordings(engine, [form.file], form.channel))
-        parts = await stack.enter_async_context(aclosing(transcribe(engine, served, recording)))
+        (recording,) = await stack.enter_async_context(recordings(engine, files, form.channel))
+        parts = await stack.enter_async_context(aclosing(transcribe(engine, loaded, recording)))
         if not form.stream:
             transcript = None
             async for part in parts:
@@ -105,11 +106,20 @@ async def create_transcription(
         # what is wrong with a request shows before its first part: it is answered with a status, not with an event
         first = await anext(parts)
         later = stack.pop_all()
-    events = _events(engine, form, served, first, parts, later, warnings)
-    return StreamingResponse(events, media_type="text/event-stream", headers={**headers(served), **_UNBUFFERED})
+    return _Streamed(_events(form, served, first, parts, warnings), later, headers(served))
 
 
-_UNBUFFERED = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+class _Streamed(StreamingResponse):
+    """Events, and the context that they come from, which ends with the answer: also where the client goes away."""
+
+    def __init__(self, events: AsyncGenerator[str], context: AsyncExitStack, said: Mapping[str, str]) -> None:
+        unbuffered = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        super().__init__(events, media_type="text/event-stream", headers={**said, **unbuffered})
+        self.events, self.context = events, context
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with self.context, aclosing(self.events):
+            await super().__call__(scope, receive, send)
 
 
 def _whole(form: TranscriptionFields, served: Served, transcript: Transcript, warnings: list[str]) -> Response:
@@ -138,43 +148,40 @@ def _whole(form: TranscriptionFields, served: Served, transcript: Transcript, wa
 
 
 async def _events(
-    engine: Engine,
     form: TranscriptionFields,
     served: Served,
     part: list[TranscriptSegment] | Transcript,
     parts: Parts,
-    context: AsyncExitStack,
     warnings: list[str],
-) -> AsyncIterator[str]:
-    async with context:
-        try:
-            number = 0
-            while not isinstance(part, Transcript):
-                for segment in part:
-                    delta: dict[str, Any] = {
-                        "type": "transcript.text.delta",
-                        "delta": " " * bool(number) + segment.text,
-                    }
-                    if form.include:
-                        delta["logprobs"] = _logprobs(segment.words)
-                    yield _event(delta)
-                    if form.response_format == "verbose_json":
-                        times = {"start": round(segment.start, 3), "end": round(segment.end, 3)}
-                        yield _event(
-                            {"type": "transcript.text.segment", "id": f"seg_{number}", **times, "text": segment.text,
-                             "speaker": segment.speaker or ""}
-                        )  # fmt: skip
-                    number += 1
-                part = await anext(parts)
-            done: dict[str, Any] = {"type": "transcript.text.done", "text": part.text, **identity(served)}
-            if form.include:
-                done["logprobs"] = _logprobs(part.words)
-            done["usage"] = {"type": "duration", "seconds": round(part.duration, 3)}
-            yield _event(done | ({"warnings": warnings} if warnings else {}))
-        except Exception as error:  # the status has been sent: what went wrong becomes the last event
-            told = errors.of(error)
-            yield _event(errors.body(told.status_code, str(told.detail), told.param, told.code))
-        yield "data: [DONE]\n\n"
+) -> AsyncGenerator[str]:
+    try:
+        number = 0
+        while not isinstance(part, Transcript):
+            for segment in part:
+                delta: dict[str, Any] = {
+                    "type": "transcript.text.delta",
+                    "delta": " " * bool(number) + segment.text,
+                }
+                if form.include:
+                    delta["logprobs"] = _logprobs(segment.words)
+                yield _event(delta)
+                if form.response_format == "verbose_json":
+                    times = {"start": round(segment.start, 3), "end": round(segment.end, 3)}
+                    yield _event(
+                        {"type": "transcript.text.segment", "id": f"seg_{number}", **times, "text": segment.text,
+                         "speaker": segment.speaker or ""}
+                    )  # fmt: skip
+                number += 1
+            part = await anext(parts)
+        done: dict[str, Any] = {"type": "transcript.text.done", "text": part.text, **identity(served)}
+        if form.include:
+            done["logprobs"] = _logprobs(part.words)
+        done["usage"] = {"type": "duration", "seconds": round(part.duration, 3)}
+        yield _event(done | ({"warnings": warnings} if warnings else {}))
+    except Exception as error:  # the status has been sent: what went wrong becomes the last event
+        told = errors.of(error)
+        yield _event(errors.body(told.status_code, str(told.detail), told.param, told.code))
+    yield "data: [DONE]\n\n"
 
 
 def _event(content: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ import asyncio
 import shutil
 import tempfile
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -25,11 +25,12 @@ from speech_adapters.serving.http.errors import ApiError
 
 @asynccontextmanager
 async def recordings(
-    engine: Engine, files: Sequence[UploadFile], channel: str | None, param: str = "file"
+    engine: Engine, files: Mapping[str, tuple[str, UploadFile]], channel: str | None
 ) -> AsyncIterator[list[Recording]]:
     """The recordings in uploaded files, headers checked, for as long as the context lasts.
 
     Args:
+        files: each with its field, by what it is called in errors.
         channel: of files with several: a number, or "mix".
 
     Raises:
@@ -37,18 +38,20 @@ async def recordings(
             while it is heard, and becomes an ApiError here too.
     """
     folder = Path(tempfile.gettempdir(), f"speech-adapters-{uuid.uuid4().hex}")
-    paths = [folder / f"upload-{number}" for number in range(len(files))]
-    copied = asyncio.ensure_future(engine.in_decoder(_copy, files, paths))
+    paths = {name: folder / f"upload-{number}" for number, name in enumerate(files)}
+    sent = [file for _, file in files.values()]
+    copied = asyncio.ensure_future(engine.in_decoder(_copy, sent, list(paths.values())))
     try:
         await asyncio.shield(copied)  # to its end, though the client goes away: a folder in use cannot be removed
         yield await engine.in_decoder(_open, paths, channel, engine.settings.max_seconds)
     except AudioError as error:
         # the library's message names the file where it lies here, and Python's or the command line's remedies
         message = str(error)
-        for path in paths:
-            message = message.replace(str(path), "the audio")
+        for name, path in paths.items():
+            message = message.replace(str(path), name)
         for remedy in (" (on the command line: --channel, --speakers)", OTHER_DETECTOR):
             message = message.replace(remedy, "")
+        param = next((field for name, (field, _) in files.items() if name in message), None)
         raise ApiError(400, message, param=param, code="invalid_audio") from error
     finally:
         copied.add_done_callback(lambda _: forget(engine, folder))
@@ -69,10 +72,10 @@ def _copy(files: Sequence[UploadFile], paths: Sequence[Path]) -> None:
             shutil.copyfileobj(file.file, target)
 
 
-def _open(paths: Sequence[Path], channel: str | None, most: float) -> list[Recording]:
+def _open(paths: Mapping[str, Path], channel: str | None, most: float) -> list[Recording]:
     from speech_adapters.data.audio import audio_info
 
-    for path in paths:
+    for path in paths.values():
         info = audio_info(path, count_to=most)
         if info.channels > 1 and channel is None:
             raise AudioError(
@@ -82,4 +85,4 @@ def _open(paths: Sequence[Path], channel: str | None, most: float) -> list[Recor
         if info.duration > most:
             raise AudioError(f"{path} lasts more than the {most:g} s taken here; cut it")
     index = None if channel is None else channel if channel == "mix" else int(channel)
-    return [each[0] for each in recordings_of(list(paths), channel=index, names=["the audio"] * len(paths))]
+    return [each[0] for each in recordings_of(list(paths.values()), channel=index, names=list(paths))]
