@@ -276,7 +276,7 @@ class SpeechAdapterModel(Inference, nn.Module):
         if base is not None:
             start = self.registry.adapter(base).tensors()
         else:
-            start = weight_averaging.fixed_start(next(iter(members.values())).config, self.encoder) if members else {}
+            start = next(iter(members.values())).config.fixed_start(self.encoder) if members else {}
         averaged = weight_averaging.average(members, weights, method, base=start, **options)
         self.add_adapter(name, averaged.config)
         self.registry.adapter(name).load_tensors(averaged.tensors)

@@ -7,9 +7,9 @@ import torch
 from small_models import METHODS, batch, small_model
 from test_composition import drawer, features
 
-from speech_adapters.adapters import Bottleneck, LoRA
+from speech_adapters.adapters import BitFit, Bottleneck, Combine, LoRA
 from speech_adapters.composition import task_singular_vectors
-from speech_adapters.composition.weight_averaging import AVERAGING_METHODS, average, fixed_start
+from speech_adapters.composition.weight_averaging import AVERAGING_METHODS, average
 from speech_adapters.errors import ConfigError
 from speech_adapters.heads.ctc import CTCHead
 from speech_adapters.text import Vocabulary
@@ -35,7 +35,7 @@ def test_every_kind_averages_and_copies(kind):
 @pytest.mark.parametrize("kind", ["el", "lora", "full"])
 def test_methods_act_on_the_change_from_the_start(kind, method):
     model = drawer(kind, kind)
-    start = fixed_start(model.adapters["a"].config, model.encoder)
+    start = model.adapters["a"].config.fixed_start(model.encoder)
     if kind == "full":
         assert set(start) == set(tensors(model, "a"))
     options = {} if method == "linear" else {"density": 0.5}
@@ -55,6 +55,22 @@ def test_methods_act_on_the_change_from_the_start(kind, method):
         sums = torch.stack([0.6 * changes[0] * i - 0.3 * changes[1] * j for i in (0, 2) for j in (0, 2)])
         assert (change - sums).abs().amin(0).max() < 1e-6
     assert torch.isfinite(change).all() and change.any()
+
+
+@pytest.mark.parametrize("method", [m for m in AVERAGING_METHODS if m not in ("svd", "tsv")])
+@pytest.mark.parametrize("inside", [False, True])
+def test_untouched_doras_average_to_the_frozen_base(method, inside):
+    config = LoRA(variant="dora", targets=("q_proj", "output_dense"))
+    model = small_model()
+    base = features(model, None)
+    for name in "ab":
+        model.add_adapter(name, Combine(parts=(BitFit(), config)) if inside else config)
+    model.average_adapters("c", {"a": 0.6, "b": -0.3}, method, **({} if method == "linear" else {"density": 0.5}))
+    started = tensors(model, "a")
+    for key, tensor in tensors(model, "c").items():
+        if "lora_A" not in key:  # which B, zero, leaves without effect
+            assert torch.equal(tensor, started[key]), key
+    torch.testing.assert_close(features(model, "c"), base, atol=1e-5, rtol=0)
 
 
 def test_dare_follows_its_seed_and_leaves_the_global_one_alone():
@@ -131,7 +147,7 @@ def test_tsv_gives_each_lora_its_strength_and_what_does_not_overlap_stays():
 
 def test_tsv_of_any_adapter_merges_changes_and_comes_back_bit_for_bit(tmp_path):
     model = drawer("el", "el")
-    start = fixed_start(model.adapters["a"].config, model.encoder)
+    start = model.adapters["a"].config.fixed_start(model.encoder)
     model.average_adapters("c", {"a": 0.5, "b": 0.5}, "tsv")
     merged, a, b = (tensors(model, name) for name in "cab")
     for key, tensor in merged.items():

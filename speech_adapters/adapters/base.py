@@ -69,6 +69,15 @@ class AdapterConfig(schema.Configuration):
         with torch.device("meta"):
             return self.build(encoder).tensors()
 
+    def fixed_start(self, encoder: Encoder) -> dict[str, Tensor]:
+        """The tensors that every fresh adapter starts from, by the names of :meth:`AdapterModule.tensors`.
+
+        Those drawn at random are left out; zeros may be.
+        """
+        with torch.random.fork_rng(devices=[]):
+            one, two = self.build(encoder).tensors(), self.build(encoder).tensors()
+        return {key: tensor for key, tensor in one.items() if torch.equal(tensor, two[key])}
+
 
 def adapter_config(values: dict[str, Any]) -> AdapterConfig:
     """The config that :meth:`AdapterConfig.to_dict` described. Raises ConfigError for one that it cannot have."""

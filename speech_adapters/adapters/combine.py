@@ -53,6 +53,9 @@ class Combine(AdapterConfig):
     def blueprint(self, encoder: Encoder) -> dict[str, Tensor]:
         return {f"{p.group}/{key}": tensor for p in self.parts for key, tensor in p.blueprint(encoder).items()}
 
+    def fixed_start(self, encoder: Encoder) -> dict[str, Tensor]:
+        return {f"{p.group}/{key}": tensor for p in self.parts for key, tensor in p.fixed_start(encoder).items()}
+
 
 class CombineModule(AdapterModule):
     """Hands every place on to the parts."""

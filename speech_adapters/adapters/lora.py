@@ -20,10 +20,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
+import torch
 from torch import Tensor, nn
 
 from speech_adapters.adapters.base import AdapterModule
-from speech_adapters.adapters.projections import ProjectionConfig, low_rank_blueprint
+from speech_adapters.adapters.projections import ProjectionConfig, low_rank_blueprint, projection
 from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.encoders.plan import Site
 from speech_adapters.ranges import Dropout, Finite, Size
@@ -51,6 +52,17 @@ class LoRA(ProjectionConfig):
 
     def blueprint(self, encoder: Encoder) -> dict[str, Tensor]:
         return low_rank_blueprint(self, encoder, self.rank, magnitude=self.variant == "dora")
+
+    def fixed_start(self, encoder: Encoder) -> dict[str, Tensor]:
+        """DoRA's magnitudes, the norms of W's rows, for which ``build`` has no layers yet: A is random and B zero."""
+        if self.variant != "dora":
+            return {}
+        return {
+            f"base_model.model.{encoder.part_name(index, target)}.lora_magnitude_vector": torch.linalg.norm(
+                projection(encoder, index, target).weight.detach(), dim=1
+            ).float()  # of the weights in their own precision, as peft takes it
+            for index, target in self.chosen(encoder)
+        }
 
     def peft_config(self, encoder: Encoder) -> LoraConfig:
         """The equivalent ``peft.LoraConfig``."""

@@ -12,8 +12,8 @@ With ``t_n`` a tensor of member n and ``w_n`` its weight::
 
 ``linear`` of LoRA averages A and B one by one, which is not the average of the updates; ``svd`` is, and ``tsv`` too
 merges the updates. Tensors that start
-elsewhere than at zero (copies of the base's LayerNorms, or everything, when the members were trained on from one
-adapter) are averaged as differences from that start: what is pruned or subtracted is a change, not a weight.
+elsewhere than at zero (copies of the base's LayerNorms, DoRA's magnitudes, or everything, when the members were trained
+on from one adapter) are averaged as differences from that start: what is pruned or subtracted is a change, not a weight.
 
 Sources: Ilharco et al., "Editing Models with Task Arithmetic" (ICLR 2023); Yadav et al., "TIES-Merging" (NeurIPS
 2023); Yu et al., "Language Models are Super Mario" (DARE, ICML 2024). The functions are those of ``peft``.
@@ -28,9 +28,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from speech_adapters.adapters.base import AdapterConfig, AdapterModule
+from speech_adapters.adapters.base import AdapterModule
 from speech_adapters.composition import task_singular_vectors
-from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.errors import ConfigError
 from speech_adapters.heads.base import HeadModule
 
@@ -100,13 +99,6 @@ def average(
             parts = [(own[key] - start).float() for own in tensors]
             averaged[key] = (start.float() + combine(parts, factors.to(first.device))).to(first.dtype)
     return Averaged(config, averaged)
-
-
-def fixed_start(config: AdapterConfig, encoder: Encoder) -> dict[str, Tensor]:
-    """The tensors that every fresh adapter of a config starts from; those drawn at random are left out."""
-    with torch.random.fork_rng(devices=[]):
-        one, two = config.build(encoder).tensors(), config.build(encoder).tensors()
-    return {key: tensor for key, tensor in one.items() if torch.equal(tensor, two[key])}
 
 
 def _function(method: str, density: float | None) -> Callable[[list[Tensor], Tensor], Tensor]:
