@@ -103,6 +103,16 @@ def test_svd_is_the_best_low_rank_sum_of_updates():
         torch.testing.assert_close((one - other).norm(), tail.norm(), atol=1e-5, rtol=1e-3)
 
 
+def test_svd_adds_changes_to_the_update_of_their_start():
+    model = drawer(*[LoRA(rank=2, alpha=4)] * 3)
+    model.average_adapters("sum", {"b": 1.0, "c": 0.5}, "svd", rank=6, base="a")
+    for whole, a, b, c in zip(*(updates(model, name) for name in ("sum", "a", "b", "c")), strict=True):
+        torch.testing.assert_close(whole, a + (b - a) + 0.5 * (c - a), atol=1e-5, rtol=1e-4)
+    model.average_adapters("still", {"a": 2.0}, "svd", base="a")  # a has not moved from its start
+    for still, a in zip(updates(model, "still"), updates(model, "a"), strict=True):
+        torch.testing.assert_close(still, a, atol=1e-5, rtol=1e-4)
+
+
 def updates(model, name):
     own, config = tensors(model, name), model.adapters[name].config
     return [config.alpha / config.rank * own[k.replace("lora_A", "lora_B")] @ own[k] for k in own if "lora_A" in k]

@@ -11,9 +11,9 @@ With ``t_n`` a tensor of member n and ``w_n`` its weight::
     tsv               singular vectors made orthogonal (``composition.task_singular_vectors``); vectors are averaged
 
 ``linear`` of LoRA averages A and B one by one, which is not the average of the updates; ``svd`` is, and ``tsv`` too
-merges the updates. Tensors that start
-elsewhere than at zero (copies of the base's LayerNorms, DoRA's magnitudes, or everything, when the members were trained
-on from one adapter) are averaged as differences from that start: what is pruned or subtracted is a change, not a weight.
+merges the updates. Tensors that start elsewhere than at zero (copies of the base's LayerNorms, DoRA's magnitudes, or
+everything, when the members were trained on from one adapter) are averaged as differences from that start: what is
+pruned or subtracted is a change, not a weight.
 
 Sources: Ilharco et al., "Editing Models with Task Arithmetic" (ICLR 2023); Yadav et al., "TIES-Merging" (NeurIPS
 2023); Yu et al., "Language Models are Super Mario" (DARE, ICML 2024). The functions are those of ``peft``.
@@ -86,7 +86,7 @@ def average(
         raise ConfigError(f"average: rank={rank}; it belongs to 'svd', and to 'tsv' of LoRA, and is at least 1.")
     factors = torch.tensor([float(weights[name]) for name in members])
     tensors = [_tensors(module) for module in members.values()]
-    if method == "linear" and abs(float(factors.sum()) - 1) < 1e-6:
+    if method in ("linear", "svd") and abs(float(factors.sum()) - 1) < 1e-6:
         base = None  # it cancels; without it a weight of one gives the member's own bits
     if method == "svd" or (method == "tsv" and any("lora_A" in key for key in tensors[0])):
         return _of_updates(method, config, tensors, factors, rank, base or {})
@@ -164,8 +164,8 @@ def _of_updates(
     rank: int | None,
     base: Mapping[str, Tensor],
 ) -> Averaged:
-    """LoRA by its updates: ``svd`` of ``sum_n w_n B_n A_n``, or ``tsv`` of what each differs from the start's, added
-    to that; ``U S V'`` of the sum, cut to rank r, is ``A = sqrt(S) V'``, ``B = U sqrt(S)``."""
+    """LoRA by its updates ``B_n A_n``: what each differs from the start's is summed (``svd``) or merged (``tsv``), and
+    added to that; ``U S V'`` of the whole, cut to rank r, is ``A = sqrt(S) V'``, ``B = U sqrt(S)``."""
     if getattr(config, "method", None) != "lora" or config.variant == "dora":
         raise ConfigError(
             f"average: method={method!r} is for LoRA and rsLoRA, whose update is a product B A; use 'linear'."
@@ -181,14 +181,15 @@ def _of_updates(
         raise ConfigError(f"average: rank={rank} is above the projections' own {smallest}.")
     for a, b in pairs:
         updates = [own[b].float() @ own[a].float() for own in tensors]
+        start = torch.zeros_like(updates[0])
+        if started:
+            start = base[b].to(start) @ base[a].to(start)
+        changes = [update - start for update in updates]
         if method == "svd":
-            update = sum((w * one for w, one in zip(factors, updates, strict=True)), torch.zeros_like(updates[0]))
+            change = sum((w * one for w, one in zip(factors, changes, strict=True)), torch.zeros_like(start))
         else:
-            start = torch.zeros_like(updates[0])
-            if started:
-                start = base[b].to(start) @ base[a].to(start)
-            update = start + task_singular_vectors.merge([one - start for one in updates], factors.tolist()).float()
-        left, values, right = torch.linalg.svd(update, full_matrices=False)
+            change = task_singular_vectors.merge(changes, factors.tolist()).float()
+        left, values, right = torch.linalg.svd(start + change, full_matrices=False)
         root = values[:rank].sqrt()
         averaged[a], averaged[b] = root[:, None] * right[:rank], left[:, :rank] * root
     scale = (rank / config.rank) ** (0.5 if config.variant == "rslora" else 1.0)
