@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from small_encoders import small_encoder
 from small_models import METHODS, TARGETS, batch, parameters, small_model
 
-from speech_adapters.adapters import Bottleneck, LoRA
+from speech_adapters.adapters import Bottleneck, LoRA, preset
 from speech_adapters.composition import Average, Fuse, FusionConfig, Parallel, Route, RouterConfig, Stack
 from speech_adapters.composition.blocks import composition_from_dict, names_of, trainable_in, trained_names
 from speech_adapters.composition.fusion import FusionLayer
@@ -118,6 +118,34 @@ def test_averages_refuse_what_has_no_sum():
     model.set_active(Average("b", "d"))
     with pytest.raises(ConfigError, match="different numbers of pseudo frames, or only some do"):
         model(*batch())
+
+
+# --- stacks --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("style", ["pre-norm", "post-norm"])
+def test_layer_norms_in_a_stack_change_what_came_before_them(style):
+    model = drawer("bitfit", "layer-norms", "layer-norms", style=style, feat_extract_norm="layer", conv_bias=True)
+    model.add_adapter("fresh", "layer-norms")
+    assert torch.equal(features(model, Stack("a", "fresh")), features(model, "a"))
+    model.average_adapters("sum", {"b": 1.0, "c": 1.0})  # of their changes
+    both = features(model, Stack("b", "c"))
+    torch.testing.assert_close(both, features(model, "sum"), atol=1e-4, rtol=0)
+    assert not torch.allclose(both, features(model, "c"), atol=1e-2)
+    with torch.no_grad():
+        assert_equals_separate_runs(model, [Stack("a", "b"), "b", None, Stack("b", "c"), "a", Stack("a", "b")])
+
+
+def test_layer_norms_train_beside_the_layers_that_they_belong_to():
+    model = small_model(head=True)
+    model.add_adapter("a", preset("last-2+layer-norms"))
+    model.train_adapter("a", head="asr")
+    optimizer = torch.optim.SGD(parameters(model), 1e-3)
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(*batch(), targets=TARGETS).loss.backward()
+        optimizer.step()
+    model.check_alive()
 
 
 # --- fusion --------------------------------------------------------------------------------------------------------

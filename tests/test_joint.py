@@ -47,7 +47,7 @@ def make_model() -> SpeechAdapterModel:
     torch.manual_seed(0)
     model = SpeechAdapterModel(small_encoder("wavlm", "pre-norm", layers=2))
     for name in ("studio", "telephone", "shared"):
-        model.add_adapter(name, EAdapter())  # no LayerNorms: in a stack the last ones replace the others
+        model.add_adapter(name, EAdapter())
         model.add_head(name, HEAD)
     return model
 
