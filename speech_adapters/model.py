@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -743,9 +743,7 @@ class SpeechAdapterModel(Inference, nn.Module):
             if result.loss is not None and self.training:
                 for fusion in fusions:
                     result.loss = result.loss + fusion.loss(guide, output.mask, plan.before)
-                for name in self.trained_adapters:
-                    if (penalty := self.registry.adapter(name).penalty()) is not None:
-                        result.loss = result.loss + penalty
+                result.loss = self._penalized(result.loss, self.trained_adapters)
         return result
 
     def _mixed(
@@ -770,7 +768,18 @@ class SpeechAdapterModel(Inference, nn.Module):
             for choice, row in zip(choices, rows, strict=True):
                 check_width(self.registry, self.active_head, choice, row)
             _score(result, self.head, targets)
+        if result.loss is not None and self.training:
+            chosen = dict.fromkeys(name for choice in choices if choice is not None for name in names_of(choice))
+            trained = [n for n in chosen if any(p.requires_grad for p in self.registry.adapter(n).parameters())]
+            result.loss = self._penalized(result.loss, trained)
         return result
+
+    def _penalized(self, loss: Tensor, names: Iterable[str]) -> Tensor:
+        """The loss with what the methods of these adapters add to it."""
+        for name in names:
+            if (penalty := self.registry.adapter(name).penalty()) is not None:
+                loss = loss + penalty
+        return loss
 
     def _parallel(
         self, parallel: Parallel, inputs: Inputs, heads: Sequence[str | None] | None, targets: Tensor | None

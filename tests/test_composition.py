@@ -510,6 +510,23 @@ def test_a_mixed_batch_has_the_gradients_of_separate_runs_and_sees_new_weights()
         assert_equals_separate_runs(model, choices)
 
 
+def test_a_mixed_batch_adds_the_penalty_of_each_adapter_that_trains():
+    model = drawer("adalora", "adalora", "adalora", head=True)
+    model.train_adapter(Parallel("a", "b"), head="asr")
+    model.head.eval()  # its dropout would differ
+    penalties = {name: model.adapters[name].penalty() for name in "abc"}
+    assert len({penalty.item() for penalty in penalties.values()}) == 3
+    waveforms, lengths = six()
+    targets = TARGETS.repeat(3, 1)
+    for choices in (["a", "b", "a", None, "b", "c"], ["b", "c", "b", "b", "b", None]):
+        model.training = True
+        trained = model(waveforms, lengths, adapter=choices, targets=targets).loss
+        model.training = False
+        scored = model(waveforms, lengths, adapter=choices, targets=targets).loss
+        expected = sum(penalties[name] for name in set("ab").intersection(name for name in choices if name))
+        torch.testing.assert_close(trained - scored, expected)
+
+
 @torch.no_grad()
 def test_heads_are_chosen_a_sample_too():
     waveforms, lengths = six()
