@@ -562,9 +562,15 @@ class SpeechAdapterModel(Inference, nn.Module):
 
         ``train_adapter(head="asr")`` trains the head alone on the frozen base; ``train_head=False`` keeps a head that
         several adapters share as it is. Adapters under Fuse and Route stay frozen.
+
+        Raises:
+            ConfigError: no such adapter, fusion or head; a head of another width; a Fuse or Route of one member, which
+                has nothing to choose between.
         """
         self._check_unfolded()
         self.set_active(*names)
+        for fusion in self.registry.fusions_in(self.active):
+            fusion.check_trainable()
         self.set_head(head if head is not None else self.active_head)
         self.train_head = train_head
         self._check_widths()

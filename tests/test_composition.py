@@ -163,6 +163,19 @@ def test_fusing_one_adapter_gives_that_adapter(kind, style):
     torch.testing.assert_close(features(model, Fuse("a")), alone, atol=1e-5, rtol=0)
 
 
+def test_one_member_alone_is_not_trained_but_beside_the_expert_that_adds_nothing_it_is():
+    model = drawer("houlsby", head=True)
+    for value in (Fuse("a"), Route("a")):
+        model.add_fusion(value)
+        with pytest.raises(ConfigError, match=r"\('a'\): one member alone always weighs 1, so there is nothing to"):
+            model.train_fusion(value)
+        assert features(model, value).isfinite().all()
+    model.add_fusion(Fuse("a", name="or-none"), FusionConfig(none_expert=True))
+    model.train_fusion("or-none", head="asr")
+    model(*batch(), targets=TARGETS).loss.backward()
+    model.check_alive()
+
+
 @pytest.mark.parametrize("rank", [None, 4])
 @pytest.mark.parametrize("kind", ["el", "houlsby", "weighted-sum"])
 def test_equal_logits_and_an_identity_give_the_mean(kind, rank):

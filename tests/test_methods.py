@@ -9,6 +9,7 @@ from small_models import METHODS, TARGETS, batch, parameters, shake, small_model
 
 from speech_adapters.adapters import (
     IA3,
+    VARAN,
     AdaLoRA,
     AdapterBias,
     BitFit,
@@ -18,6 +19,7 @@ from speech_adapters.adapters import (
     ConvAdapter,
     DeepPrompts,
     FineTuning,
+    LAdapter,
     LayerNorms,
     LoRA,
     PiSSA,
@@ -28,6 +30,7 @@ from speech_adapters.adapters import (
 from speech_adapters.adapters.base import choose_layers
 from speech_adapters.adapters.conv_adapter import ConvLayer
 from speech_adapters.errors import CheckpointError, ConfigError
+from speech_adapters.heads.ctc import CTCHead
 
 ALL = ("q_proj", "k_proj", "v_proj", "out_proj", "intermediate_dense", "output_dense")
 
@@ -330,6 +333,23 @@ def test_adapter_drop_leaves_the_lowest_layers_to_the_base(method):
     assert torch.equal(model(waveforms, lengths).features, whole.features)
     with pytest.raises(ConfigError, match="skip_layers=4: the encoder has 3 layers"):
         model.set_active("a", skip_layers=4)
+
+
+@pytest.mark.parametrize("method", [LAdapter, VARAN, WeightedSum])
+@pytest.mark.parametrize("layers", [(1,), (0, 1)])
+def test_the_weight_of_an_only_layer_need_not_learn(method, layers):
+    model = small_model()
+    model.add_adapter("a", method(layers=layers))
+    model.add_head("asr", CTCHead())
+    model.train_adapter("a", head="asr")
+    optimizer = torch.optim.SGD(parameters(model), 1e-2)
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(*batch(), targets=TARGETS).loss.backward()
+        optimizer.step()
+    model.check_alive()
+    weight = model.adapters["a"].offset if method is VARAN else model.adapters["a"].layer_weights
+    assert bool(weight.grad.any()) == (len(layers) > 1)
 
 
 # --- schedules -----------------------------------------------------------------------------------------------------

@@ -133,6 +133,11 @@ class AdapterModule(Hooks, nn.Module):
         rate = self.config.learning_rate
         return {} if rate is None else {self.config.group: rate}
 
+    @property
+    def indifferent(self) -> tuple[nn.Parameter, ...]:
+        """Parameters that may have a zero gradient always, such as the weight of a layer that is the only one."""
+        return ()
+
     def replaced(self) -> int:
         """How many of the base's parameters this adapter's own copies stand in for."""
         return 0

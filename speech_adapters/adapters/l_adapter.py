@@ -87,6 +87,10 @@ class LAdapterModule(LayerPaths):
         count = len(self.layer_indices)
         self.layer_weights = nn.Parameter(torch.full((count,), 1.0 / count))
 
+    @property
+    def indifferent(self) -> tuple[nn.Parameter, ...]:
+        return (self.layer_weights,) if len(self.layer_weights) == 1 else ()
+
     def read(self, encoder: Encoder, output: EncoderOutput) -> Tensor:
         # Of one dimension each: numbers of none would leave sum and gradient in bf16, too coarse to tell layers apart.
         weights = self.layer_weights.softmax(0).split(1)

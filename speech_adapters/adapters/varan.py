@@ -46,6 +46,10 @@ class VARANModule(LayerPaths):
         self.gate = nn.Parameter(torch.zeros(len(self.layer_indices), encoder.hidden_size))
         self.offset = nn.Parameter(torch.zeros(len(self.layer_indices)))
 
+    @property
+    def indifferent(self) -> tuple[nn.Parameter, ...]:
+        return (self.gate, self.offset) if len(self.offset) == 1 else ()
+
     def posterior(self, states: list[Tensor], mask: Tensor | None) -> Tensor:
         """Hidden states (B, T, D) of the layers and their mask (B, T) -> weights (B, L)."""
         means = torch.stack([_mean(state.float(), mask) for state in states], dim=1)

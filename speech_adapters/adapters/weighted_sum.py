@@ -46,6 +46,10 @@ class WeightedSumModule(AdapterModule):
         self.first_layer = self.states[0] - 1 if config.layers is not None else 0
         self.output_size = encoder.hidden_size
 
+    @property
+    def indifferent(self) -> tuple[nn.Parameter, ...]:
+        return (self.layer_weights,) if len(self.layer_weights) == 1 else ()
+
     def read(self, encoder: Encoder, output: EncoderOutput) -> Tensor:
         total = encoder.num_layers + 1  # counted from the top: the run may start above layer 0
         states = torch.stack([output.hidden_states[state - total] for state in self.states])

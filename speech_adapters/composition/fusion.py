@@ -156,6 +156,10 @@ class FusionModule(CompositionModule):
         if read is not None:
             self.layers["read"] = FusionLayer(width, read, config)
 
+    @property
+    def choices(self) -> int:
+        return super().choices + self.config.none_expert
+
     def hooks(self, members: Sequence[Hooks], layers: int) -> FusedHooks:
         return FusedHooks(members, self)
 

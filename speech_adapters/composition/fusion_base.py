@@ -54,6 +54,20 @@ class CompositionModule(nn.Module):
         """The members under this module, for one forward."""
         raise NotImplementedError
 
+    @property
+    def choices(self) -> int:
+        """What it chooses from: the members, and whatever else is weighed with them."""
+        return len(self.composition.members)
+
+    def check_trainable(self) -> None:
+        """Raise a ConfigError for one member alone: its weight is always 1, whatever is learnt."""
+        if self.choices == 1:
+            (member,) = self.composition.members
+            raise ConfigError(
+                f"{self.composition!r}: one member alone always weighs 1, so there is nothing to train; use it as it "
+                f"is, train {member!r} itself, or give it more members."
+            )
+
     def tensors(self) -> dict[str, Tensor]:
         """What a file holds of it: its state, without what is as it was made."""
         return self.state_dict()
