@@ -285,6 +285,16 @@ def test_the_margin_can_grow_while_training():
 # ---------------------------------------------------------------- labels, weights, slots
 
 
+def test_class_weights_may_be_whole_numbers():
+    targets = torch.tensor([[0], [2]])
+    losses = []
+    for weights in ((1, 2, 3), (1.0, 2.0, 3.0)):
+        torch.manual_seed(0)
+        head = ClassificationHead(labels=LABELS, class_weights=weights).build(8).eval()
+        losses.append(head.loss(head(torch.ones(2, 5, 8), torch.tensor([5, 3])), targets))
+    assert losses[0].isfinite() and torch.equal(*losses)
+
+
 def test_class_weights_are_scikit_learns():
     emotions = ["angry"] * 5 + ["happy"] * 2 + ["sad"]
     manifest = Manifest([utterance(str(i), emotion=e) for i, e in enumerate(emotions)], "m")

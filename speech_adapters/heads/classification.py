@@ -130,7 +130,7 @@ class ClassificationHeadModule(HeadModule):
     def loss(self, output: HeadOutput, targets: Tensor) -> Tensor:
         """Cross-entropy of ``targets`` (B, 1), in fp32; with class weights the weighted mean over utterances."""
         weights = self.config.class_weights
-        weight = None if weights is None else torch.tensor(weights, device=output.logits.device)
+        weight = None if weights is None else torch.tensor(weights, dtype=torch.float32, device=output.logits.device)
         return F.cross_entropy(output.logits.float(), targets[:, 0], weight)
 
     def mistakes(self, output: HeadOutput, targets: Tensor) -> tuple[int, int]:
