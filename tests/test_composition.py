@@ -487,6 +487,23 @@ def test_a_mixed_batch_equals_separate_runs(kind):
     assert_equals_separate_runs(model, ["b", "a", "b", "b", "a", "a"])
 
 
+@pytest.mark.parametrize("kind", ["cnn-adapter", "chapter", "lora"])
+@torch.no_grad()
+def test_a_mixed_batch_on_a_half_precision_encoder(kind):
+    model = small_model()
+    model.encoder.model.to(torch.bfloat16)
+    for name in "ab":
+        model.add_adapter(name, METHODS[kind])
+        for parameter in model.adapters[name].parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+    model.eval()
+    waveforms, lengths = six()
+    mixed = model(waveforms, lengths, adapter=["b", "a", None, "b", "a", "a"])
+    model.set_active("a")
+    alone, frames = model(waveforms, lengths), int(mixed.frame_lengths[1])
+    torch.testing.assert_close(mixed.features[1, :frames], alone.features[1, :frames], atol=0.1, rtol=0.1)
+
+
 @torch.no_grad()
 def test_a_mixed_batch_of_all_kinds_at_once_and_of_stacks():
     model = drawer("elp", "dora", "pfeiffer", "weighted-sum", "p-proj-append", "lora+l")

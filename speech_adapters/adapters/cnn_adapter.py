@@ -67,7 +67,9 @@ class CNNAdapterModule(AdapterModule):
     def delta(self, name: str, index: int, site: Site) -> Tensor | None:
         if name != "cnn" or str(index) not in self.twins:
             return None
-        return self.config.scale * self.architecture.run_block(self.twins[str(index)], site.input)
+        twin = self.twins[str(index)]
+        hidden = site.input.to(self.architecture.convolution(twin).weight.dtype)
+        return self.config.scale * self.architecture.run_block(twin, hidden)
 
     def describe(self) -> list[str]:
         return [f"cnn: twins of blocks {', '.join(self.twins)} of the feature extractor, scale {self.config.scale:g}"]
