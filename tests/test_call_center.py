@@ -192,7 +192,7 @@ def test_what_cannot_be_merged_or_read_and_voices_from_training_are_refused_befo
         (
             "--adapter=lora",
             ConfigError,
-            "LoRA acts inside projections.* leave it out: --combinations router,posterior",
+            "acts on q_proj, where AdapterFusion is not defined.* leave it out: --combinations router,posterior",
         ),
         ("--combinations=fuse", ConfigError, "combinations"),
     ):

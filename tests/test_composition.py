@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from small_encoders import small_encoder
 from small_models import METHODS, TARGETS, batch, parameters, small_model
 
-from speech_adapters.adapters import Bottleneck, LoRA, preset
+from speech_adapters.adapters import IA3, Bottleneck, LoRA, preset
 from speech_adapters.composition import Average, Fuse, FusionConfig, Parallel, Route, RouterConfig, Stack
 from speech_adapters.composition.blocks import composition_from_dict, names_of, trainable_in, trained_names
 from speech_adapters.composition.fusion import FusionLayer
@@ -322,9 +322,19 @@ def test_a_guide_that_is_asked_for_must_come_and_strangers_lose_nothing(value, c
 
 
 def test_fusion_refuses_lora_and_what_is_missing():
-    model = drawer("lora", "p-append", "e", "cnn-adapter")
+    model = drawer("lora", "p-append", "e", "cnn-adapter", IA3(targets=("output_dense",)), "bitfit")
     for wrong, message in (
-        (lambda: model.add_fusion(Fuse("a")), "LoRA acts inside projections, where AdapterFusion is not defined"),
+        (
+            lambda: model.add_fusion(Fuse("c", "a")),
+            r"'a' \(lora\) acts on q_proj, where AdapterFusion is not .* use Average, Route or model.average_adapters",
+        ),
+        (lambda: model.add_fusion(Fuse("c", "f")), r"'f' \(bitfit\) acts on [a-z_]+, where AdapterFusion is not"),
+        (lambda: model.add_fusion(Fuse("e")), r"'e' \(ia3\) acts on intermediate_act, where AdapterFusion is not"),
+        (
+            lambda: model.add_fusion(Fuse("d")),
+            r"'d' \(cnn_adapter\) acts in the CNN, where .* use Average or model.average_adapters",
+        ),
+        (lambda: model.add_fusion(Fuse(Stack("c", "a"))), r"Stack\('c', 'a'\) acts on q_proj, where"),
         (lambda: model.add_fusion(Fuse("b")), "no member adds to a sub-layer's output"),
         (lambda: model.add_fusion(Fuse("x")), "no adapter 'x'"),
         (lambda: model.add_fusion(Stack("a")), r"Fuse and Route have weights of their own, Stack\('a'\) has none"),
@@ -335,7 +345,10 @@ def test_fusion_refuses_lora_and_what_is_missing():
             "layer=9, but the encoder's layers are",
         ),
         (lambda: RouterConfig(layer=0), "layer=0: must be a whole number, at least 1"),
-        (lambda: model.add_fusion(Route("c", "d")), "a member acts inside the CNN, whose output the gate reads"),
+        (
+            lambda: model.add_fusion(Route("c", "d")),
+            r"a member acts inside the CNN, whose output the gate reads; use Average\.",
+        ),
         (lambda: FusionConfig(rank=0), "FusionConfig: rank=0: must be a whole number, at least 1"),
         (lambda: RouterConfig(per="word"), "per='word': must be one of utterance, frame"),
         (lambda: model.train_fusion("y"), "no fusion 'y'; there are: none"),

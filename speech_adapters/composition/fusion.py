@@ -32,6 +32,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from speech_adapters.adapters.base import AdapterModule
 from speech_adapters.adapters.hooks import Hooks, StackedHooks
 from speech_adapters.composition.average import check_members
 from speech_adapters.composition.blocks import TrainableComposition
@@ -143,10 +144,15 @@ class FusionModule(CompositionModule):
             silence = torch.zeros(1, 2 * encoder.receptive_field, device=encoder.device)
             encoder(silence, plan=finder)
         width, read = encoder.hidden_size, members[0].output_size
-        if any(site.startswith(encoder.architecture.projections) for site in finder.sites):
+        if finder.elsewhere is not None:
+            number, site = finder.elsewhere
+            member = members[number]
+            method = f" ({member.config.method})" if isinstance(member, AdapterModule) else ""
+            where, others = ("in the CNN", "") if site == "cnn" else (f"on {site}", ", Route")
             raise ConfigError(
-                f"{composition!r}: LoRA acts inside projections, where AdapterFusion is not defined; use Average, "
-                "Route or model.average_adapters."
+                f"{composition!r}: {composition.members[number]!r}{method} acts {where}, where AdapterFusion is not "
+                f"defined: it weighs additions to sub-layers and layers; use Average{others} or "
+                "model.average_adapters."
             )
         if not finder.sites and read is None:
             raise ConfigError(
@@ -221,12 +227,21 @@ class FusedHooks(StackedHooks, TrainableHooks):
         return fused
 
 
+SUBLAYERS = ("attention", "feed_forward", "layer")
+"""Parts whose outputs members may add to; LayerNorms and features for the head are the other sites of a fusion."""
+
+
 class _Finder(Plan):
-    """Runs the frozen base, and notes the sites where members would act."""
+    """Runs the frozen base, and notes the sites where members would act.
+
+    Attributes:
+        elsewhere: the first member that acts where no fusion is defined, its number and the site's name.
+    """
 
     def __init__(self, members: Sequence[Hooks]) -> None:
         self.members = members
         self.sites: list[str] = []
+        self.elsewhere: tuple[int, str] | None = None
 
     def pseudo_frames(self, where: str, frames: Tensor, mask: Tensor | None) -> Frames:
         for member in self.members:  # a gate among them reads the frames here
@@ -238,7 +253,10 @@ class _Finder(Plan):
         return norm
 
     def site(self, name: str, index: int, site: Site) -> Tensor:
-        self._note(f"{name}_{index}", [member.delta(name, index, site) for member in self.members])
+        found = [member.delta(name, index, site) for member in self.members]
+        self._note(f"{name}_{index}", found)
+        if name not in SUBLAYERS and self.elsewhere is None:
+            self.elsewhere = next(((number, name) for number, one in enumerate(found) if one is not None), None)
         return site.output
 
     def _note(self, site: str, found: Sequence[Any]) -> None:

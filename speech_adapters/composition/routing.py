@@ -92,7 +92,7 @@ class RouterModule(CompositionModule):
             )
         if config.layer is None and min(member.first_layer for member in members) < -1:
             raise ConfigError(
-                f"{composition!r}: a member acts inside the CNN, whose output the gate reads; use Average or Fuse."
+                f"{composition!r}: a member acts inside the CNN, whose output the gate reads; use Average."
             )
         if config.layer is not None:
             size = encoder.hidden_size
