@@ -15,6 +15,7 @@ from speech_adapters.adapters import (
     BitFit,
     Bottleneck,
     CNNAdapter,
+    Combine,
     Compacter,
     ConvAdapter,
     DeepPrompts,
@@ -158,6 +159,31 @@ def test_adalora_prunes_to_its_budget_where_it_matters_least():
     trained = model(waveforms, lengths, targets=TARGETS).loss
     scored = model.eval()(waveforms, lengths, targets=TARGETS).loss
     torch.testing.assert_close(trained - adapter.penalty(), scored)
+
+
+def test_adalora_without_updates_to_prune_in_is_refused_before_the_first():
+    model = small_model()
+    model.add_adapter("a", AdaLoRA(rank=1, init_rank=3, warmup=0.5, settle=0.49, every=2))
+    message = r"of 20 updates warmup=0.5 takes 10 and settle=0.49 the last 10, which leaves none to prune in; lower"
+    with pytest.raises(ConfigError, match=message):
+        model.adapters["a"].before_update(0, 20)
+    model.adapters["a"].before_update(0, 200)
+    model.add_adapter("b", "adalora")
+    with pytest.raises(ConfigError, match="of 2 updates warmup=0.1 takes 0 and settle=0.3 the last 1"):
+        model.adapters["b"].before_update(0, 2)
+    model.adapters["b"].before_update(0, 3)
+
+
+def test_adalora_that_has_no_gradient_is_left_to_the_check_of_what_is_alive():
+    model = small_model()
+    dead = AdaLoRA(rank=1, init_rank=2, layers=(-1,))
+    model.add_adapter("a", Combine(parts=(LAdapter(size=8, layers=(0,)), dead)))  # the head reads layer 0 alone
+    model.add_head("asr", CTCHead())
+    model.train_adapter("a", head="asr")
+    model(*batch(), targets=TARGETS).loss.backward()
+    model.adapters["a"].after_update(1, 10)
+    with pytest.raises(RuntimeError, match=r"learn nothing: .*lora_E \(no gradient\)"):
+        model.check_alive()
 
 
 # --- formulas ------------------------------------------------------------------------------------------------------

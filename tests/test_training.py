@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_encoders import small_encoder
 
+from speech_adapters.adapters import AdaLoRA, AdapterConfig, Bottleneck, Combine
 from speech_adapters.composition import Route
 from speech_adapters.data.audio import write_audio
 from speech_adapters.data.augmentation import Augmentation
@@ -66,7 +67,7 @@ def manifest(tmp_path_factory) -> Manifest:
     return Manifest(utterances, "tones")
 
 
-def make_model(preset: str = "el", head: HeadConfig = HEAD) -> SpeechAdapterModel:
+def make_model(preset: str | AdapterConfig = "el", head: HeadConfig = HEAD) -> SpeechAdapterModel:
     torch.manual_seed(0)
     model = SpeechAdapterModel(small_encoder("wavlm", "pre-norm"))
     model.add_adapter("a", "e" if preset == "router" else preset)
@@ -279,6 +280,14 @@ def test_a_methods_schedule_is_followed(preset, group, manifest, tmp_path):
         assert seen[0] < seen[3] < seen[-1]
     else:
         assert sum(adapter.ranks().values()) <= adapter.config.rank * len(adapter.ranks())
+
+
+def test_a_schedule_that_the_updates_cannot_hold_is_refused_before_any_work(manifest, tmp_path):
+    pruned = AdaLoRA(rank=1, init_rank=3, warmup=0.5, settle=0.49, every=2)
+    model = make_model(Combine(parts=(Bottleneck(), pruned)))
+    model.register_forward_pre_hook(lambda *_: pytest.fail("the model was run"))
+    with pytest.raises(ConfigError, match=r"adalora: of 20 updates warmup=0.5 takes 10 and settle=0.49 the last 10"):
+        run_training(manifest, tmp_path / "run", model, updates=20)
 
 
 @pytest.mark.parametrize("preset", ["lora", "houlsby", "elp", "last-2"])

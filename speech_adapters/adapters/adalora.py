@@ -4,7 +4,7 @@
 
 While it trains, the importance of each singular triplet (its smoothed sensitivity times its uncertainty) decides which
 entries of E stay; the budget falls from ``init_rank`` to ``rank`` a projection on a cubic schedule. The loss gains
-``orthogonality`` times the mean of ``||P'P - I|| + ||QQ' - I||``.
+``orthogonality`` times the mean of all ``||P'P - I||`` and ``||QQ' - I||``, two a projection.
 
 Parameters while training: ``init_rank (D_in + D_out + 1)`` a projection. Use it when the memory of a served adapter
 counts and the layers differ in what they need. Files are those of ``peft``'s AdaLoRA; its own allocator is at work.
@@ -125,9 +125,23 @@ class AdaLoRAModule(ProjectionModule[Triplets]):
         norms = [torch.linalg.norm(gram - torch.eye(len(gram), device=gram.device)) for gram in grams]
         return self.config.orthogonality * torch.stack(norms).mean()
 
+    def check_updates(self, total: int) -> None:
+        first, last = self._pruned_between(total)
+        if last <= max(first, 1):  # the first update's gradients are what the first pruning goes by
+            raise ConfigError(
+                f"adalora: of {total} updates warmup={self.config.warmup} takes {first} and "
+                f"settle={self.config.settle} the last {total - last}, which leaves none to prune in; lower them, or "
+                "train for more updates."
+            )
+
+    def before_update(self, done: int, total: int) -> None:
+        self.check_updates(total)  # in a loop of one's own it is asked here first
+
     def after_update(self, done: int, total: int) -> None:
+        if self._kept is None and any(parameter.grad is None for parameter in self.parameters()):
+            return  # nothing to tell importance by; model.check_alive names what learns nothing
         allocator = self._allocator_for(total)
-        last = total - self.peft_config.tfinal
+        _, last = self._pruned_between(total)
         if done < last:
             allocator.update_and_allocate(self._view(), done)
         elif self._kept is None:
@@ -150,11 +164,15 @@ class AdaLoRAModule(ProjectionModule[Triplets]):
         from peft.tuners.adalora.layer import RankAllocator
 
         if self._allocator is None or self.peft_config.total_step != total:
-            self.peft_config.tinit = round(self.config.warmup * total)
-            self.peft_config.tfinal = round(self.config.settle * total)
+            first, last = self._pruned_between(total)
+            self.peft_config.tinit, self.peft_config.tfinal = first, total - last
             self.peft_config.total_step = total
             self._allocator, self._kept = RankAllocator(self._view(), self.peft_config, "own"), None
         return self._allocator
+
+    def _pruned_between(self, total: int) -> tuple[int, int]:
+        """Of ``total`` updates those after which the first and the last pruning may come."""
+        return round(self.config.warmup * total), total - round(self.config.settle * total)
 
     def ranks(self) -> dict[str, int]:
         """Entries of E that are not zero, by projection of the stock model."""

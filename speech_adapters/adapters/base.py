@@ -109,6 +109,9 @@ class AdapterModule(Hooks, nn.Module):
         """What the method adds to the loss."""
         return None
 
+    def check_updates(self, total: int) -> None:
+        """Raise a ConfigError for a schedule that ``total`` updates cannot hold; trainings ask before any work."""
+
     def before_update(self, done: int, total: int) -> None:
         """Called before the forward of update ``done`` (from 0) of ``total``; for schedules."""
 

@@ -110,6 +110,10 @@ class CombineModule(AdapterModule):
         penalties = [penalty for part in self.parts.values() if (penalty := part.penalty()) is not None]
         return torch.stack(penalties).sum() if penalties else None
 
+    def check_updates(self, total: int) -> None:
+        for part in self.parts.values():
+            part.check_updates(total)
+
     def before_update(self, done: int, total: int) -> None:
         for part in self.parts.values():
             part.before_update(done, total)

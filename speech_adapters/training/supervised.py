@@ -51,7 +51,8 @@ def train(
             weights are put into the model and nothing is trained.
 
     Raises:
-        ConfigError: nothing to train, no active head, crops for a CTC head, or evaluations without a dev set.
+        ConfigError: nothing to train, no active head, crops for a CTC head, evaluations without a dev set, or a
+            method's schedule that the updates cannot hold.
         AudioError: an utterance that a speed of the augmentation makes too long for the encoder, or too short.
         RuntimeError, TrainingError, Interrupted: see :func:`~speech_adapters.training.loop.fit`.
     """
@@ -79,6 +80,8 @@ def check(
     if config.evaluate_every and dev is None:
         raise ConfigError("train: training.evaluate_every needs a dev set.")
     kept_by(model, config)
+    for name in model.trained_adapters:
+        model.registry.adapter(name).check_updates(config.updates)
     if getattr(dataset, "crop_seconds", None) is not None and isinstance(model.head, CTCHeadModule):
         raise ConfigError("train: training.crop_seconds cuts speech but not its text; a CTC head needs it whole.")
     if isinstance(dataset, SpeechDataset):
