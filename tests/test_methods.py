@@ -390,9 +390,24 @@ def test_gradual_unfreezing_goes_from_the_top_down():
         model.zero_grad()
         model(*waveforms, targets=TARGETS).loss.backward()
         trained.append([i for i in range(3) if adapter.layers[str(i)].attention.q_proj.weight.grad is not None])
-    assert trained == [[2], [2], [1, 2], [0, 1, 2], [0, 1, 2], [0, 1, 2], [0, 1, 2], [0, 1, 2]]
+    assert trained == [[2], [2], [1, 2], [1, 2], [0, 1, 2], [0, 1, 2], [0, 1, 2], [0, 1, 2]]
     model.check_alive()
     assert not any(p.requires_grad for name, p in adapter.named_parameters() if "gru_rel_pos" in name)
+
+
+@pytest.mark.parametrize("layers", [None, (0, 2), (1,)])
+@pytest.mark.parametrize(("unfrozen_at", "total"), [(0.7, 10), (0.55, 100), (0.01, 10), (1.0, 7)])
+def test_every_layer_trains_from_unfrozen_at_on_and_not_before(layers, unfrozen_at, total):
+    model = small_model()
+    model.add_adapter("a", FineTuning(layers=layers, gradual=True, unfrozen_at=unfrozen_at))
+    adapter, whole = model.adapters["a"], []
+    for done in range(total + 1):
+        adapter.before_update(done, total)
+        weights = [layer.attention.q_proj.weight for layer in adapter.layers.values()]
+        assert weights[-1].requires_grad
+        whole.append(all(weight.requires_grad for weight in weights))
+    first = 0 if layers == (1,) else max(1, round(unfrozen_at * total))
+    assert whole == [done >= first for done in range(total + 1)]
 
 
 # --- merging -------------------------------------------------------------------------------------------------------

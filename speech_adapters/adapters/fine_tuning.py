@@ -66,8 +66,8 @@ class FineTuningModule(AdapterModule):
             return
         if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
             raise ConfigError("fine_tuning: gradual=True needs one process; torchrun wants the same gradients always.")
-        count = len(self.layer_indices)
-        unfrozen = min(count, 1 + int(count * done / (self.config.unfrozen_at * total)))
+        count, last = len(self.layer_indices), max(1, round(self.config.unfrozen_at * total))
+        unfrozen = min(count, 1 + (count - 1) * done // last)
         for index in self.layer_indices:
             for name, parameter in self.layers[str(index)].named_parameters():
                 trains = index in self.layer_indices[count - unfrozen :] and not self._is_position_bias(name)
