@@ -5,7 +5,8 @@
 
 and at every site ``sum_n g_n d_n`` (see ``composition.average``): the same gate in all layers, so that a gate of one
 member alone is that adapter, exactly. W starts at zero, the uniform average. With ``top_k`` the k largest weights are
-kept and renormalised; for k = 1 the gradient passes straight through.
+kept and renormalised; for k = 1 the gradient passes straight through. At the start all weights tie, and the k that are
+kept are the same for every input, until the gates have learnt to differ.
 
 With ``layer`` the gate is the model's own posterior, read in the same pass where layer k begins::
 
