@@ -274,6 +274,7 @@ class SpeechAdapterModel(Inference, nn.Module):
         """
         members = {key: self.registry.adapter(key) for key in weights}
         if base is not None:
+            weight_averaging.shared_config({**members, base: self.registry.adapter(base)})
             start = self.registry.adapter(base).tensors()
         else:
             start = next(iter(members.values())).config.fixed_start(self.encoder) if members else {}

@@ -185,6 +185,9 @@ def test_task_arithmetic_from_a_common_start_adds_what_was_learnt():
     for key, tensor in tensors(model, "sum").items():
         torch.testing.assert_close(tensor, tensors(model, "a")[key] - 0.01, atol=1e-6, rtol=0)
     assert not torch.allclose(features(model, "sum"), features(model, "a"))
+    model.add_adapter("other", "lora")
+    with pytest.raises(ConfigError, match="'b' and 'other' have different configurations"):
+        model.average_adapters("late", {"b": 1.0}, base="other")
 
 
 def test_heads_average_too():

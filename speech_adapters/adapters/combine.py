@@ -135,7 +135,10 @@ class CombineModule(AdapterModule):
             weights = part.folded_weights(encoder)
             twice = sorted(set(weights) & set(folded))
             if twice:
-                raise ConfigError(f"part {name!r} and one before it both change {twice[0]!r}; fold them one by one.")
+                raise ConfigError(
+                    f"part {name!r} and one before it both change {twice[0]!r}, which no single change of weights "
+                    "stands for; keep the adapter (save_adapter), or an ONNX graph of it (save_onnx, export --onnx)."
+                )
             folded |= weights
         return folded
 

@@ -80,7 +80,7 @@ def average(
         raise ConfigError(
             f"average: {', '.join(PRUNING_METHODS)} need density, a share above 0 and up to 1; the others take none."
         )
-    config = _shared_config(members)
+    config = shared_config(members)
     lora = getattr(config, "method", None) == "lora"
     if rank is not None and not (rank > 0 and (method == "svd" or (method == "tsv" and lora))):
         raise ConfigError(f"average: rank={rank}; it belongs to 'svd', and to 'tsv' of LoRA, and is at least 1.")
@@ -127,7 +127,7 @@ def _tensors(module: Member) -> dict[str, Tensor]:
     return {key: tensor.detach() for key, tensor in tensors.items()}
 
 
-def _shared_config(members: Mapping[str, Member]) -> Any:
+def shared_config(members: Mapping[str, Member]) -> Any:
     first, *others = members
     for other in others:
         one, two = (shape_of(members[name].config.to_dict()) for name in (first, other))
