@@ -20,6 +20,7 @@ from speech_adapters.data.manifest import Manifest, Utterance
 from speech_adapters.encoders import load_encoder
 from speech_adapters.errors import ConfigError, InputError, ManifestError
 from speech_adapters.model import SpeechAdapterModel
+from speech_adapters.reports.comparison import compare_runs, read_runs
 from speech_adapters.serving.catalog import read_folder
 from speech_adapters.tasks.domains import MERGES, DomainsRun, domains_head, forgetting
 
@@ -93,6 +94,12 @@ def test_the_command_line_leaves_a_matrix_a_report_and_everything_that_was_train
     assert cells["oracle-routing"] == {domain: cells[domain][domain] for domain in DOMAINS}
     assert results["adapter"] == "fusion" and set(results["baselines"]) == methods - {"fusion"}
     assert results["baselines"]["oracle-routing"]["relative_to_oracle"] == 0
+    pairs = compare_runs(read_runs([run]))
+    assert {pair.b.name for pair in pairs} == methods - {"fusion"}
+    for pair in pairs:  # of both seeds and all domains, as the figures are
+        assert pair.found is not None and pair.found.wins + pair.found.ties + pair.found.losses == 2 * 12, pair.reason
+        difference = results["metrics"]["wer"]["value"] - results["baselines"][pair.b.name]["metrics"]["wer"]["value"]
+        assert pair.found.difference.value == pytest.approx(difference)
     assert set(results["forgetting"]["full"]) == {"studio", "noisy"}
     page = (run / "report.html").read_text()
     assert "dev, not trained on" in page and results["data"]["dev test"]["utterances"] == 12

@@ -237,7 +237,35 @@ def test_a_single_run_is_compared_with_its_own_baselines(tmp_path, capsys) -> No
     assert not ended.value.code
     said = capsys.readouterr().out
     assert "A  lora+l\nB  head-only\n  = lora+l is better" in said
-    assert "B  head-only\nC  unkept\n  = not paired" in said
+    assert "lora+l with unkept: not paired, look at the intervals above" in said
+
+
+def test_many_methods_are_each_compared_with_one_and_what_cannot_be_is_said_once(tmp_path, capsys) -> None:
+    speakers = [f"s{i % 8}" for i in range(40)]
+    kept = ["own", *(f"m{i}" for i in range(6))]
+    for errors, name in enumerate(kept):
+        write_transcripts(tmp_path / "predictions" / f"{name}.jsonl", heard([errors] * 40, [6] * 40, speakers))
+    one = MethodResults(metrics={"wer": Interval(0.2, 0.1, 0.3)})
+    figures = dict.fromkeys([*kept[1:], "unkept"], one)
+    Results(task="asr", adapter="own", data={}, own=one, baselines=figures).write(tmp_path / "results.json")
+
+    def said(*arguments: str) -> str:
+        with pytest.raises(SystemExit) as ended:
+            main(["compare", str(tmp_path), *arguments])
+        captured = capsys.readouterr()
+        return captured.err if ended.value.code else captured.out
+
+    page = tmp_path / "page.html"
+    shown = said("--report", str(page))
+    assert shown.count("  = ") == shown.count("A  own\n") == 6  # each with the run's own adapter, not 105 pairs
+    assert "u0 (" not in shown and "what changed: --listen 5" in shown and "u0 (1 better)" in said("--listen", "1")
+    assert said("--against", "m0").count("A  own\n") == 1
+    nothing = said("--against", "unkept", "--report", str(page), "--overwrite")
+    assert nothing.count("not paired") == page.read_text().count("not paired") == 1
+    assert f"unkept with {', '.join(kept)}: not paired" in nothing and "H minus A, B, C" in page.read_text()
+    assert "no method 'm9' in it; choose from own, m0" in said("--against", "m9")
+    with pytest.raises(ConfigError, match="against own: it names a method of one run"):
+        compare_runs(read_runs([run_of(tmp_path / name, heard([0], [6], ["s"])) for name in "ab"]), against="own")
 
 
 def test_a_page_plays_what_changed(tmp_path) -> None:

@@ -1,7 +1,7 @@
 """Runs side by side: the table of their figures, each pair's difference, and what to listen to.
 
 Of a run its own adapter's predictions are compared, those of all folds and seeds taken together; of a run alone, those
-of all its methods.
+of each of its methods with its own adapter's.
 """
 
 from __future__ import annotations
@@ -118,10 +118,15 @@ def same_test_set(runs: Sequence[Run]) -> bool:
     return len({(run.results.data.get("test") or {}).get("sha256") for run in runs}) == 1
 
 
-def compare_runs(runs: Sequence[Run], *, seed: int = 0) -> list[PairOfRuns]:
-    """Every pair; p-values hold for all of them together (Holm)."""
+def compare_runs(runs: Sequence[Run], *, against: str | None = None, seed: int = 0) -> list[PairOfRuns]:
+    """Every pair of runs; of a run alone, the method ``against`` (its own adapter) with each other, since fifteen
+    methods are a hundred pairs. p-values hold for all pairs together (Holm).
+
+    Raises:
+        ConfigError: ``against`` is no method of a run alone.
+    """
     pairs = []
-    for a, b in combinations(runs, 2):
+    for a, b in _pairs_of(runs, against):
         try:
             pairs.append(PairOfRuns(a, b, _compare(_predictions(a), _predictions(b), seed)))
         except InputError as error:
@@ -130,22 +135,45 @@ def compare_runs(runs: Sequence[Run], *, seed: int = 0) -> list[PairOfRuns]:
     return [pair if pair.found is None else replace(pair, found=next(corrected)) for pair in pairs]
 
 
+def _pairs_of(runs: Sequence[Run], against: str | None) -> list[tuple[Run, Run]]:
+    if len({run.folder for run in runs}) > 1:
+        if against is not None:
+            raise ConfigError(f"against {against}: it names a method of one run; leave it out for several")
+        return list(combinations(runs, 2))
+    names = [run.name for run in runs]
+    if against is not None and against not in names:
+        raise ConfigError(f"{runs[0].folder}: no method {against!r} in it; choose from {', '.join(names)}")
+    one = runs[0 if against is None else names.index(against)]  # the run's own adapter is the first
+    return [(one, other) for other in runs if other is not one]
+
+
+def _unpaired(pairs: Sequence[PairOfRuns]) -> list[list[PairOfRuns]]:
+    """The pairs of which nothing can be said, those of one run and for one reason together."""
+    groups: dict[tuple[str, str], list[PairOfRuns]] = {}
+    for pair in pairs:
+        if pair.found is None:
+            groups.setdefault((pair.a.name, pair.reason), []).append(pair)
+    return list(groups.values())
+
+
 def comparison_text(runs: Sequence[Run], pairs: Sequence[PairOfRuns], listen: int = 5) -> str:
     """For the terminal: the table, each pair's verdict, and up to ``listen`` utterances that changed."""
     lines, letters = [summary_table([run.row for run in runs])], _letters(runs)
     wide = max(len("said"), *map(len, letters.values()))
     for pair in pairs:
+        if pair.found is None:
+            continue
         a, b = letters[pair.a.name], letters[pair.b.name]
-        lines += ["", f"{a}  {pair.a.name}", f"{b}  {pair.b.name}", f"  = {pair.verdict}"]
-        if pair.found is not None:
-            lines.append(f"    {pair.figures}")
-            if pair.found.warning:
-                lines.append(f"    warning: {pair.found.warning}")
-            for change in pair.found.changes[:listen]:
-                better = f"{abs(change.gain):g} {'better' if change.gain > 0 else 'worse'}" if change.gain else "other"
-                lines.append(f"    {change.id} ({better})")
-                heard = {"said": change.reference, a: change.a or "(nothing)", b: change.b or "(nothing)"}
-                lines += [f"      {who:{wide}s}  {text}" for who, text in heard.items()]
+        lines += ["", f"{a}  {pair.a.name}", f"{b}  {pair.b.name}", f"  = {pair.verdict}", f"    {pair.figures}"]
+        if pair.found.warning:
+            lines.append(f"    warning: {pair.found.warning}")
+        for change in pair.found.changes[:listen]:
+            better = f"{abs(change.gain):g} {'better' if change.gain > 0 else 'worse'}" if change.gain else "other"
+            lines.append(f"    {change.id} ({better})")
+            heard = {"said": change.reference, a: change.a or "(nothing)", b: change.b or "(nothing)"}
+            lines += [f"      {who:{wide}s}  {text}" for who, text in heard.items()]
+    for group in _unpaired(pairs):
+        lines += ["", f"{group[0].a.name} with {', '.join(pair.b.name for pair in group)}: {group[0].verdict}"]
     return "\n".join(lines)
 
 
@@ -189,20 +217,22 @@ def _pair_table(pairs: Sequence[PairOfRuns], letters: Mapping[str, str]) -> Tabl
     titles = ["runs", "verdict", "difference %", "p", "won", "tied", "lost", "speakers"]
     rows = []
     for pair in pairs:
-        a, b = letters[pair.a.name], letters[pair.b.name]
         found = pair.found
-        verdict = pair.verdict.replace(pair.a.name, a).replace(pair.b.name, b) if found is not None else pair.verdict
-        cells = [Cell(f"{a} minus {b}"), Cell(verdict)]
         if found is None:
-            cells += [Cell("")] * 6
-        else:
-            d = found.difference
-            cells += [
+            continue
+        a, b, d = letters[pair.a.name], letters[pair.b.name], found.difference
+        rows.append(
+            [
+                Cell(f"{a} minus {b}"),
+                Cell(pair.verdict.replace(pair.a.name, a).replace(pair.b.name, b)),
                 Cell(f"{100 * d.value:+.2f}", f"[{100 * d.low:+.2f}, {100 * d.high:+.2f}]"),
                 Cell(f"{found.p_value:.3g}"),
                 *(Cell(str(count)) for count in (found.wins, found.ties, found.losses, found.speakers)),
             ]
-        rows.append(cells)
+        )
+    for group in _unpaired(pairs):
+        others = ", ".join(letters[pair.b.name] for pair in group)
+        rows.append([Cell(f"{letters[group[0].a.name]} minus {others}"), Cell(group[0].verdict), *[Cell("")] * 6])
     return Table(titles, rows, [False, False, True, True, True, True, True, True])
 
 

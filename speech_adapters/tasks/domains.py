@@ -30,6 +30,7 @@ from speech_adapters.composition import Average, Fuse, FusionConfig, Route, Rout
 from speech_adapters.config import option
 from speech_adapters.data.batches import GuidedDataset, SpeechDataset
 from speech_adapters.data.manifest import Manifest, equal_shares
+from speech_adapters.data.transcripts import write_transcripts
 from speech_adapters.data.windows import Windows
 from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.errors import ConfigError
@@ -296,9 +297,16 @@ class DomainsRun:
         for name, test in self.tests.items():
             row[name] = evaluate_asr(model, test, **self._options).result
             row[name].save_trn(self.run.trn(f"{method}{self.suffix}-on-{name}"))
+        self.keep(method)
         self.costs.setdefault(method, {"parameters": model.count_parameters()})
         shown = "  ".join(f"{name} {result.wer.value:.1%}" for name, result in row.items())
         print(f"{method:28s} {shown}", flush=True)
+
+    def keep(self, method: str) -> None:
+        """Write what was heard in all domains' test sets, which the method's figure is over, for a comparison."""
+        row = self.scores[method]
+        heard = tuple(utterance for name in self.names for utterance in row[name].utterances)
+        write_transcripts(self.run.predictions(method + self.suffix), replace(row[self.names[0]], utterances=heard))
 
     def adapters(self) -> SpeechAdapterModel:
         """Stages 1 and 2; the model that holds all domains' adapters."""
@@ -325,6 +333,7 @@ class DomainsRun:
         self.score(model, "average")
         self.scores["oracle-routing"] = {name: self.scores[name][name] for name in self.names}
         self.costs["oracle-routing"] = self.costs[self.names[0]]
+        self.keep("oracle-routing")
         return model
 
     def merge(self, model: SpeechAdapterModel, names: Sequence[str], method: str) -> None:
