@@ -96,13 +96,16 @@ def test_a_classifier_opens_as_a_stock_class_and_pipeline(family, style, tmp_pat
     assert scored[0]["score"] == pytest.approx(float(probabilities.max()), abs=1e-4)
 
 
-def test_the_base_alone_under_a_head_of_its_own(tmp_path):
+@pytest.mark.parametrize("adapter", [None, "head-only"])
+def test_the_base_alone_under_a_head_of_its_own(adapter, tmp_path):
     from transformers import AutoModelForCTC
 
     waveforms, _ = batch()
     model = small_model("hubert", "pre-norm")
+    if adapter is not None:
+        model.add_adapter(adapter, adapter)
     loud_head(model, CTCHead())
-    stock = AutoModelForCTC.from_pretrained(model.save_folded(None, tmp_path / "stock", head="head")).eval()
+    stock = AutoModelForCTC.from_pretrained(model.save_folded(adapter, tmp_path / "stock", head="head")).eval()
     ours = model.eval()(waveforms[:1])
     theirs = stock(model.encoder.normalized(waveforms[:1])).logits
     torch.testing.assert_close(theirs, ours.logits, atol=1e-4, rtol=1e-4)

@@ -98,6 +98,13 @@ class HeadOnly(AdapterConfig):
     group: ClassVar[str] = "none"
 
     def build(self, encoder: Encoder) -> AdapterModule:
-        module = AdapterModule(self)
+        module = HeadOnlyModule(self)
         module.first_layer, module.states = encoder.num_layers, ()
         return module
+
+
+class HeadOnlyModule(AdapterModule):
+    """No parameters."""
+
+    def folded_weights(self, encoder: Encoder) -> dict[str, Tensor]:
+        return {}  # the head reads what the base gives: with nothing folded in, a checkpoint holds all of it
