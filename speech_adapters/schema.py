@@ -59,7 +59,7 @@ class Configuration:
                 f"{', '.join(field.name for field in fields)}."
             )
         if unknown := [key for key in settings if key not in {field.name for field in fields}]:
-            raise ConfigError(f"{cls.__name__}: {_no_such('setting', unknown[0], [field.name for field in fields])}")
+            raise ConfigError(f"{cls.__name__}: {no_such('setting', unknown[0], [field.name for field in fields])}")
         return super().__new__(cls)
 
 
@@ -320,10 +320,10 @@ def near(name: str, known: Iterable[str]) -> str:
 
 
 def _unknown(key: Any, valid: Mapping[str, Any], place: _Place) -> ConfigError:
-    return place.error(_no_such("key", str(key), valid))
+    return place.error(no_such("key", str(key), valid))
 
 
-def _no_such(what: str, key: str, valid: Collection[str]) -> str:
+def no_such(what: str, key: str, valid: Collection[str]) -> str:
     """The sentence about a name that is not among the valid ones, with the one that is probably meant."""
     same = [name for name in SYNONYMS.get(key, ()) if name in valid]
     close = same or difflib.get_close_matches(key[:100], valid, n=1)

@@ -128,6 +128,15 @@ def test_presets_take_the_task_and_changed_settings():
     assert (conventional.head_learning_rate, preset("houlsby-speech").head_learning_rate) == (5e-4, 1e-3)
 
 
+def test_a_setting_that_a_preset_has_not_is_answered_with_those_it_has():
+    with pytest.raises(ConfigError, match="preset 'l': unknown setting 'rank'; The settings are: l_size"):
+        preset("l", rank=4)
+    with pytest.raises(ConfigError, match="preset 'elp': unknown setting 'l_sise'; did you mean 'l_size'"):
+        preset("elp", l_sise=4)
+    with pytest.raises(ConfigError, match="LoRA: unknown setting 'rnk'; did you mean 'rank'"):
+        preset("lora", rnk=4)
+
+
 def test_presets_joined_by_plus_are_one_adapter():
     config = preset("lora+el", "speaker", lora={"rank": 16, "targets": ["q_proj"]}, el={"e_size": 32})
     lora, e, l_part, _ = config.parts

@@ -7,6 +7,7 @@ rates"; P-adapters (ELP, 2024) take the E-adapter's.
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -34,6 +35,7 @@ from speech_adapters.adapters.varan import VARAN
 from speech_adapters.adapters.vera import VeRA
 from speech_adapters.adapters.weighted_sum import WeightedSum
 from speech_adapters.errors import ConfigError
+from speech_adapters.schema import no_such
 
 FALLBACK = "emotion"
 """The task whose published values any other takes (keywords, language, ...): one label per utterance, and rates in the
@@ -266,10 +268,14 @@ def preset(name: str, task: str = "asr", **changes: Any) -> AdapterConfig:
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ConfigError(f"unknown adapter preset {name!r}.{hint} Known: {', '.join(PRESETS)}.")
     changes = {key: tuple(value) if isinstance(value, list) else value for key, value in changes.items()}
-    try:
-        return PRESETS[name](task, **changes)
-    except TypeError as error:  # an argument that the config does not have
-        raise ConfigError(f"preset {name!r}: {str(error).split(') ', 1)[-1].split('() ', 1)[-1]}.") from error
+    parameters = inspect.signature(PRESETS[name]).parameters.values()
+    settings = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+    passes_on = any(
+        parameter.kind is parameter.VAR_KEYWORD for parameter in parameters
+    )  # to a config that looks itself
+    if not passes_on and (unknown := [key for key in changes if key not in settings]):
+        raise ConfigError(f"preset {name!r}: {no_such('setting', unknown[0], settings)}.")
+    return PRESETS[name](task, **changes)
 
 
 def _joined(names: list[str], task: str, changes: dict[str, Any]) -> Combine:
