@@ -27,7 +27,12 @@ from speech_adapters import (
 from speech_adapters.adapters import preset
 from speech_adapters.composition import RouterConfig
 from speech_adapters.errors import InputError
+from speech_adapters.tasks.asr import evaluate_asr
+from speech_adapters.tasks.classification import evaluate_classification
+from speech_adapters.tasks.predict import extract_embeddings
+from speech_adapters.tasks.verification import evaluate_verification
 from speech_adapters.text import Vocabulary
+from speech_adapters.training.loop import fit_parts
 from speech_adapters.training.settings import TrainingConfig
 
 WAVEFORMS, LENGTHS = batch()
@@ -73,6 +78,14 @@ SAID: dict[str, tuple[Callable[[SpeechAdapterModel], Any], str]] = {
     "another rate": (lambda m: m(WAVEFORMS, sampling_rate=8000), r"hears 16000 Hz alone; resample .*resample\("),
     "another device": (lambda m: m(WAVEFORMS.to("meta")), r"they are on meta, the model is on cpu; use waveforms.to"),
     "a misspelt argument": (lambda m: m(WAVEFORMS, length=LENGTHS), "unknown argument 'length'; did you mean 'length"),
+    # --- adapters, trainings and test sets
+    "a list of adapters": (lambda m: m.set_active(["a", "b"]), r"neither an adapter's name nor.*set_active\('a'"),
+    "an average without weights": (lambda m: m.average_adapters("c", ["a"]), "average: .'a'. has no weights; give"),
+    "a run's name": (lambda m: fit_parts(m, TrainingConfig(), "runs/a", "x"), r"'runs/a' is no run.*RunFolder.create"),
+    "a test set's path": (lambda m: evaluate_asr(m, "test.jsonl"), r"manifest: 'test.jsonl' is none.*Manifest.read"),
+    "a path to hear": (lambda m: extract_embeddings(m, "test.jsonl"), "manifest: 'test.jsonl' is none; read it first"),
+    "a path of classes": (lambda m: evaluate_classification(classifier(), "t.jsonl"), "manifest: 't.jsonl' is none"),
+    "a path beside trials": (lambda m: evaluate_verification(m, None, "t.jsonl"), "manifest: 't.jsonl' is none"),
     # --- lengths
     "lengths as fractions": (lambda m: m(WAVEFORMS, LENGTHS / 6400), r"of fractions take \(lengths \* 6400\).round"),
     "lengths of another batch": (lambda m: m(WAVEFORMS, [6400]), r"expected 2 numbers of samples.*got \[6400\]"),

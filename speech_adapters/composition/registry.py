@@ -25,7 +25,7 @@ from speech_adapters.composition.fusion import FusionConfig
 from speech_adapters.composition.fusion_base import CompositionConfig, CompositionModule
 from speech_adapters.composition.routing import RouterConfig
 from speech_adapters.encoders.encoder import Encoder
-from speech_adapters.errors import ConfigError
+from speech_adapters.errors import ConfigError, shown
 from speech_adapters.heads.base import HeadModule
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -79,6 +79,11 @@ class Registry:
             return self.adapter(composition)
         if composition is None:
             return StackedHooks(())
+        if not isinstance(composition, Composition):
+            raise ConfigError(
+                f"{shown(composition)} is neither an adapter's name nor a composition; give several names one by one, "
+                "as in set_active('a', 'b'), or as a Stack, Average, Fuse or Route of them."
+            )
         members = [self.hooks(member) for member in composition.members]
         if isinstance(composition, Average):
             return WeightedHooks(members, composition.weights, repr(composition), self.encoder.num_layers)

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from speech_adapters.adapters.base import AdapterModule
 from speech_adapters.composition import task_singular_vectors
-from speech_adapters.errors import ConfigError
+from speech_adapters.errors import ConfigError, shown
 from speech_adapters.heads.base import HeadModule
 
 Member = AdapterModule | HeadModule
@@ -74,6 +74,10 @@ def average(
     """
     if method not in AVERAGING_METHODS:
         raise ConfigError(f"average: method {method!r} is unknown; choose from {', '.join(AVERAGING_METHODS)}.")
+    if not isinstance(weights, Mapping):
+        raise ConfigError(
+            f"average: {shown(weights)} has no weights; give names with them, as in {{'a': 0.5, 'b': 0.5}}."
+        )
     if not members:
         raise ConfigError("average: give at least one name with its weight.")
     if (density is not None) != (method in PRUNING_METHODS) or (density is not None and not 0 < density <= 1):
@@ -128,6 +132,7 @@ def _tensors(module: Member) -> dict[str, Tensor]:
 
 
 def shared_config(members: Mapping[str, Member]) -> Any:
+    """The configuration of all members; raises a ConfigError where they differ in more than learning rates."""
     first, *others = members
     for other in others:
         one, two = (shape_of(members[name].config.to_dict()) for name in (first, other))

@@ -20,7 +20,7 @@ from speech_adapters.metrics.wer import WERResult, pooled_metrics, word_error_ra
 from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.runs.folder import RunFolder
 from speech_adapters.tasks.base import Corpus, Task
-from speech_adapters.tasks.predict import Evaluation, predict
+from speech_adapters.tasks.predict import Evaluation, check_manifest, predict
 from speech_adapters.tasks.start import CHECKPOINT
 from speech_adapters.text import (
     Normalizer,
@@ -163,6 +163,7 @@ def evaluate_asr(
     head = model.head
     if not isinstance(head, CTCHeadModule):
         raise ConfigError("evaluate_asr: the active head is not a CTC head; load one, or use set_head.")
+    check_manifest(manifest)
     manifest.require("text")
     read = None if beam is None else lambda output: beam(output.logits.float(), output.frame_lengths)
     texts = predict(model, manifest, read, **options)

@@ -23,7 +23,7 @@ from speech_adapters.metrics.classification import (
 from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.runs.folder import RunFolder
 from speech_adapters.tasks.base import Corpus, Task
-from speech_adapters.tasks.predict import Evaluation, predict
+from speech_adapters.tasks.predict import Evaluation, check_manifest, predict
 
 
 class Classification(Task[ClassificationResult]):
@@ -114,6 +114,7 @@ def evaluate_classification(
     labels = getattr(model.head and model.head.config, "labels", None)
     if not labels:
         raise ConfigError("evaluate_classification: the active head has no labels; load or set a classification head.")
+    check_manifest(manifest)
     manifest.require(label_field)
     references, ids = _references(manifest, label_field)
     check_labels_of(references, ids, labels)

@@ -17,7 +17,7 @@ from speech_adapters.data.embeddings import Embeddings
 from speech_adapters.data.manifest import Manifest
 from speech_adapters.data.windows import Windows
 from speech_adapters.encoders.plan import frame_mask
-from speech_adapters.errors import ConfigError
+from speech_adapters.errors import ConfigError, shown
 from speech_adapters.inference.outputs import check_finite, head_output, mean_pooled
 from speech_adapters.inference.recordings import Recording
 from speech_adapters.inference.utterances import stitched
@@ -59,6 +59,12 @@ class Evaluation(Generic[R]):
 
 
 @torch.no_grad()
+def check_manifest(manifest: object) -> None:
+    """Raise a ConfigError for a path, or anything else, in a manifest's place."""
+    if not isinstance(manifest, Manifest):
+        raise ConfigError(f"manifest: {shown(manifest)} is none; read it first: Manifest.read('test.jsonl').")
+
+
 def predict(
     model: SpeechAdapterModel,
     manifest: Manifest,
@@ -89,6 +95,7 @@ def predict(
         CheckpointError: an output that is not finite; names the utterance.
         ConfigError: windows with cached activations, which are of whole utterances.
     """
+    check_manifest(manifest)
     head = model.head
     if read is None:
         read = mean_pooled if head is None else lambda output: head.predict(head_output(output))

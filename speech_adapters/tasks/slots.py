@@ -13,7 +13,7 @@ from speech_adapters.heads.slots import SlotsHead, SlotsHeadModule
 from speech_adapters.metrics.slots import SlotsResult, SlotsUtterance
 from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.tasks.base import Corpus, Task
-from speech_adapters.tasks.predict import Evaluation, predict
+from speech_adapters.tasks.predict import Evaluation, check_manifest, predict
 
 
 class SlotFilling(Task[SlotsResult]):
@@ -64,6 +64,7 @@ def evaluate_slots(model: SpeechAdapterModel, manifest: Manifest, **options: Any
     if not isinstance(head, SlotsHeadModule):
         raise ConfigError("evaluate_slots: the active head is not a slots head; load one, or use set_head.")
     slots = tuple(head.config.slots)
+    check_manifest(manifest)
     manifest.require(*slots)
     found = predict(model, manifest, **options)
     utterances = (

@@ -49,7 +49,7 @@ from speech_adapters.runs.folder import RunFolder
 from speech_adapters.runs.results import MethodResults
 from speech_adapters.tasks.base import Corpus, Task
 from speech_adapters.tasks.large_margin import LargeMargin
-from speech_adapters.tasks.predict import Cost, extract_embeddings
+from speech_adapters.tasks.predict import Cost, check_manifest, extract_embeddings
 from speech_adapters.training.loop import TrainingResult
 from speech_adapters.training.settings import TrainingConfig
 from speech_adapters.training.supervised import train
@@ -257,6 +257,8 @@ def score_verification(
         raise ConfigError("score normalisation takes cosine scores: give a cohort or PLDA, not both.")
     if isinstance(source, np.ndarray) and (plda is not None or cohort is not None):
         raise ConfigError("ready scores take no cohort and no PLDA: give embeddings or a model for these.")
+    if manifest is not None:
+        check_manifest(manifest)
     resolved = _resolve(source, trials, manifest, enrolment)
     speakers = None
     if resolved is not None and manifest is not None:

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from tqdm.auto import tqdm
 
-from speech_adapters.errors import CheckpointError, ConfigError, Interrupted, TrainingError
+from speech_adapters.errors import CheckpointError, ConfigError, Interrupted, TrainingError, shown
 from speech_adapters.files import atomic
 from speech_adapters.runs.environment import peak_memory_bytes, reset_peak_memory
 from speech_adapters.runs.folder import RunFolder
@@ -248,6 +248,11 @@ def fit_parts(
     learner: Learner, config: LoopConfig, run: RunFolder, name: str, watcher: Watcher | None = None
 ) -> dict[str, TrainingResult]:
     """:func:`fit` of a learner with several parts: the result of each."""
+    if not isinstance(run, RunFolder):
+        raise ConfigError(
+            f"run: {shown(run)} is no run folder; make one: RunFolder.create('mine'), or RunFolder.create('mine', "
+            "path='folder') for a place of its own."
+        )
     return _Training(learner, config, run, name, watcher).run()
 
 
