@@ -15,6 +15,7 @@ from scipy.optimize import minimize
 from speech_adapters.data.embeddings import Embeddings, average_embeddings
 from speech_adapters.errors import ConfigError, InputError
 from speech_adapters.inference.outputs import mean_pooled
+from speech_adapters.inference.utterances import verify
 from speech_adapters.metrics import trial_scores as scoring
 from speech_adapters.metrics.calibration import Calibration
 from speech_adapters.metrics.detection import cllr, eer, min_cllr
@@ -178,3 +179,9 @@ def test_calibration_round_trips_and_refuses_what_it_cannot_use(tmp_path):
         Calibration.fit([0.1, 0.2], [1, 1])
     with pytest.raises(ConfigError, match="p_target=0"):
         Calibration.fit([0.1, 0.2], [1, 0], 0)
+
+
+def test_no_cosine_is_above_one():
+    draw = torch.Generator().manual_seed(0)
+    for embedding in torch.randn(200, 32, generator=draw):  # unclamped, every fourth of these is above one
+        assert 0.9999 < verify(embedding[None], embedding, None).score <= 1

@@ -25,6 +25,7 @@ from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.runs.results import Results
 from speech_adapters.saving.parts import load_part
 from speech_adapters.tasks.classification import Classification
+from speech_adapters.tasks.slots import SlotFilling
 from speech_adapters.training import supervised
 
 ROOT = Path(__file__).parent.parent
@@ -167,6 +168,11 @@ def test_speakers_with_seeds_and_a_large_margin_stage(corpus, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_slot_that_is_given_twice_is_refused():
+    with pytest.raises(InputError, match="slots: 'count' is given twice; give each key once"):
+        SlotFilling(("count", "room", "count"))
+
+
 def test_intents_in_slots_and_as_one_label(corpus, tmp_path):
     results = run("intent_classification", tmp_path / "slots", *sets(corpus), "--adapter=l", "--slots=action,object")
     check_folder(tmp_path / "slots", results, ("l", "head-only"))

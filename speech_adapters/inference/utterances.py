@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from speech_adapters.inference.hearing import Model, Stitched, active_head, hear
 from speech_adapters.inference.outputs import head_output, mean_pooled
 from speech_adapters.inference.recordings import Recording
 from speech_adapters.metrics.calibration import Calibration
+from speech_adapters.metrics.trial_scores import cosine_scores
 from speech_adapters.model_output import ModelOutput
 
 
@@ -135,7 +137,8 @@ def verify(enrolment: Tensor, test: Tensor, calibration: Calibration | None) -> 
     """Compare a test utterance's embedding (E,) with those (N, E) of one speaker: with the mean of these, each at unit
     length, as in :func:`~speech_adapters.data.embeddings.average_embeddings`."""
     model = torch.nn.functional.normalize(enrolment, dim=1).mean(0)
-    score = float(torch.nn.functional.cosine_similarity(model, test, dim=0))
+    first = np.zeros(1, dtype=int)
+    score = float(cosine_scores(model[None].float(), test[None].float(), first, first)[0])
     return Verification(score, None if calibration is None else calibration.scale * score + calibration.offset)
 
 

@@ -34,7 +34,8 @@ def cosine_scores(
         enrol_index, test_index: (n,) rows of the trials.
     """
     enrol, test = normalize(enrol.to(device), dim=1), normalize(test.to(device), dim=1)
-    return row_products(enrol, test, enrol_index, test_index)
+    scores = row_products(enrol, test, enrol_index, test_index)
+    return scores.clip(-1, 1)  # rounded, the product of a vector of length one with itself may be a hair more
 
 
 def row_products(enrol: Tensor, test: Tensor, enrol_index: np.ndarray, test_index: np.ndarray) -> np.ndarray:

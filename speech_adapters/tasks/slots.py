@@ -33,6 +33,8 @@ class SlotFilling(Task[SlotsResult]):
         network: Literal["linear", "conv"] = "linear",
         pooling: str = "mean",
     ) -> None:
+        if twice := [slot for slot in slots if list(slots).count(slot) > 1]:
+            raise ConfigError(f"slots: {twice[0]!r} is given twice; give each key once.")
         self.name, self.slots, self.network, self.pooling = name, tuple(slots), network, pooling
 
     def head(self, corpus: Corpus) -> SlotsHead:
