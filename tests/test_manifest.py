@@ -164,6 +164,42 @@ def test_require():
         make(2, text="A").require("text", "emotion")
 
 
+def test_a_blank_class_is_a_missing_one(tmp_path: Path):
+    base = tone(tmp_path / "a.wav", 0.1)
+    said = ("sad", "sad", "calm", "", "  ")
+    path = write_lines(tmp_path, *(line(**base, id=str(n), emotion=emotion) for n, emotion in enumerate(said)))
+    with pytest.raises(ManifestError, match=r":4: lacks 'emotion', which.*\n.*:5: lacks 'emotion'"):
+        Manifest.read(path, require=("emotion",))
+    manifest = Manifest.read(path)
+    assert manifest.values("emotion") == ("calm", "sad") and "emotion: calm 1, sad 2" in manifest.summary()
+    (finding,) = check_corpus([manifest])
+    assert finding.endswith("utterance '3', '4': no emotion where most lines have one")
+    Manifest.make_index(path)
+    with pytest.raises(ManifestError, match="utterance '3': lacks 'emotion'"):
+        Manifest.read(path, require=("emotion",))
+    assert Manifest.read(path).values("emotion") == ("calm", "sad")
+    assert make(1, text="").require("text"), "nothing said is a transcript"
+
+
+def test_whole_numbers_are_classes_under_every_key(tmp_path: Path):
+    whole = [line(id=str(n), count=n % 2, label=n % 2) for n in range(3)]
+    manifest = Manifest.read(write_lines(tmp_path, *whole), require=("count", "label"))
+    assert manifest.values("count") == manifest.values("label") == ("0", "1")
+    assert manifest[1].get("count") == "1" and manifest[1].extra == {"count": 1}, "what is written again is as it was"
+
+
+@pytest.mark.parametrize("value", [True, 1.5, ["a"], {"a": 1}])
+def test_what_names_no_class_is_told_by_line_and_key(tmp_path: Path, value: object):
+    path = write_lines(tmp_path, line(id="a", count="b"), line(id="b", count=value))
+    with pytest.raises(ManifestError, match=r":2: count is .*, which names no class; write text or a whole number"):
+        Manifest.read(path, require=("count",))
+    with pytest.raises(ManifestError, match=r"utterance 'b': count is .*, which names no class"):
+        Manifest.read(path).values("count")
+    Manifest.make_index(path)
+    with pytest.raises(ManifestError, match=r"utterance 'b': count is .*, which names no class"):
+        Manifest.read(path, require=("count",))
+
+
 def test_sha256_follows_the_content(tmp_path: Path):
     manifest = make(3, text="A")
     moved = manifest.map(lambda u: replace(u, audio_filepath=tmp_path / u.audio_filepath.name))

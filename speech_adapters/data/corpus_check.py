@@ -123,10 +123,13 @@ def text_findings(manifest: Manifest) -> list[str]:
 
 
 def missing_findings(manifest: Manifest) -> list[str]:
-    """Keys that lack where others have them: text and speaker where any line has one, classes where most have."""
+    """Keys that lack where others have them: text and speaker where any line has one, classes where most have.
+
+    Of a blank speaker :func:`placeholder_findings` says more.
+    """
     findings = []
     for key, share in (("text", 0.0), ("speaker", 0.0), ("emotion", 0.5), ("label", 0.5)):
-        missing = [u.id for u in manifest if u.get(key) is None]
+        missing = [u.id for u in manifest if (u.get(key) is None if key == "speaker" else not u.has(key))]
         if missing and 1 - len(missing) / len(manifest) > share:
             where = f"{manifest.name}: utterance {utterance_names(missing)}"
             findings.append(f"{where}: no {key} where {'most' if share else 'other'} lines have one")

@@ -87,9 +87,17 @@ class Utterance:
     channel: int | str | None = None
 
     def get(self, key: str) -> Any:
-        """The value of a key of the schema or of ``extra``; None when absent."""
+        """The value of a key of the schema or of ``extra``; None when absent. Whole numbers of either are text."""
         value = getattr(self, key) if key in self.__dataclass_fields__ and key != "extra" else None
-        return self.extra.get(key) if value is None else value
+        if value is None:
+            value = self.extra.get(key)
+            return str(value) if type(value) is int else value
+        return value
+
+    def has(self, key: str) -> bool:
+        """Whether the line says something under a key: a blank value says nothing, but a ``text`` may be empty."""
+        value = self.get(key)
+        return value is not None and (key == "text" or not isinstance(value, str) or bool(value.strip()))
 
     def waveform(self, channel: int | str | None = None) -> torch.Tensor:
         """(samples,) the utterance's audio at 16 kHz; ``channel`` where the line itself names none.
@@ -206,8 +214,7 @@ class Manifest(Sequence[Utterance]):
         def rows() -> Iterator[tuple[int, int, str, float, dict[str, str | None], list[str]]]:
             for _, start, size, utterance in _lines(path, problems):
                 columns = {key: getattr(utterance, key) for key in TEXT_KEYS if key != "text"}
-                known = [key for key in (*TEXT_KEYS, "channel") if getattr(utterance, key) is not None]
-                keys = [*known, *(key for key, value in utterance.extra.items() if value is not None)]
+                keys = [key for key in (*TEXT_KEYS, "channel", *utterance.extra) if _fault(utterance, key) is None]
                 yield start, size, utterance.id, utterance.duration, columns, keys
             _raise_problems(path, problems)
 
@@ -286,13 +293,25 @@ class Manifest(Sequence[Utterance]):
         return self.values("speaker")
 
     def values(self, key: str) -> tuple[str, ...]:
-        """Distinct values of a key, sorted; lines without it do not count."""
+        """Distinct values of a key, sorted; lines without it do not count.
+
+        Raises:
+            ManifestError: names the utterance whose value is no text, such as a list.
+        """
         return tuple(sorted(self._counts(key)))
 
     def _counts(self, key: str) -> Mapping[Any, int]:
         """How many utterances have each value of a key."""
         counts = self._utterances.counts(key) if isinstance(self._utterances, IndexedLines) else None
-        return Counter(v for u in self if (v := u.get(key)) is not None) if counts is None else counts
+        if counts is not None:
+            return {value: count for value, count in counts.items() if key == "text" or value.strip()}
+        found: Counter[Any] = Counter()
+        for utterance in self:
+            if utterance.has(key):
+                if (fault := _fault(utterance, key)) is not None:
+                    raise ManifestError(f"{self.name}: utterance {utterance.id!r}: {fault}")
+                found[utterance.get(key)] += 1
+        return found
 
     @property
     def sha256(self) -> str:
@@ -761,8 +780,18 @@ def _check_names(utterance: Utterance, where: str = "") -> None:
 
 def _require(utterance: Utterance, keys: Iterable[str]) -> None:
     for key in keys:
-        if utterance.get(key) is None:
-            raise ManifestError(f"lacks {key!r}, which this task needs; add it to every line")
+        if (fault := _fault(utterance, key)) is not None:
+            raise ManifestError(fault)
+
+
+def _fault(utterance: Utterance, key: str) -> str | None:
+    """Why a task that needs a key cannot take the utterance's; reading checks the keys of the schema alone."""
+    if not utterance.has(key):
+        return f"lacks {key!r}, which this task needs; add it to every line"
+    value = utterance.get(key)
+    if key in _KNOWN or isinstance(value, str):
+        return None
+    return f"{key} is {value!r}, which names no class; write text or a whole number"
 
 
 def _told(path: Path, file: str) -> str:
