@@ -19,6 +19,17 @@ def write(path: Path, *lines: str) -> Path:
     return path
 
 
+def test_a_pair_is_repeated_whatever_its_names_are(tmp_path, manifest):
+    path = write(tmp_path / "t.txt", "1 a0 a1", "0 a0 b0", "1 x/a/0.wav a1")
+    index = UtteranceIndex.of_manifest(manifest)
+    with pytest.raises(ManifestError, match=r"t\.txt:3: repeats the pair of line 1; remove one of the two"):
+        resolve(read_trials(path), index)
+    assert len(resolve(read_trials(path, allow_repeats=True), index).trials) == 3
+    models = read_enrolment(write(tmp_path / "models.txt", "m a0 b0", "n b0 a0", "o b0"))
+    with pytest.raises(ManifestError, match=r"u\.txt:2: repeats the pair of line 1"):
+        resolve(read_trials(write(tmp_path / "u.txt", "1 m a1", "1 n a1", "0 o a1")), index, models)
+
+
 @pytest.fixture
 def manifest() -> Manifest:
     """Two speakers, two utterances each, of which one path is of another form and one id is no path."""

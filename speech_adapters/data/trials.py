@@ -43,6 +43,7 @@ class TrialList(Sequence[Trial]):
         enrol_names, test_names: each name once.
         enrol, test: (n,) int32. labels: (n,) boolean. lines: (n,) int32 lines of the file, for messages.
         name: where it came from; opens error messages.
+        allow_repeats: whether a pair may be there twice, under one spelling or two.
     """
 
     enrol_names: tuple[str, ...]
@@ -52,6 +53,7 @@ class TrialList(Sequence[Trial]):
     labels: np.ndarray
     lines: np.ndarray
     name: str = "trials"
+    allow_repeats: bool = False
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -152,14 +154,14 @@ def read_trials(
         raise ManifestError(f'{path}:1: empty trial list; write "1 enrol test" lines')
     trials = TrialList(
         tuple(enrol_names), tuple(test_names), np.frombuffer(enrol, np.int32), np.frombuffer(test, np.int32),
-        np.frombuffer(labels, np.bool_), np.frombuffer(lines, np.int32), str(path),
+        np.frombuffer(labels, np.bool_), np.frombuffer(lines, np.int32), str(path), allow_repeats,
     )  # fmt: skip
     targets = int(np.count_nonzero(trials.labels))
     if targets in (0, len(trials)):
         kind, other = ("targets (1)", "non-targets (0)") if targets else ("non-targets (0)", "targets (1)")
         raise trials.error(-1, f"all {len(trials)} trials up to here are {kind}; error rates need {other} as well")
     if not allow_repeats:
-        _check_repeats(trials)
+        _check_repeats(trials, trials.enrol, trials.test)
     return trials
 
 
@@ -298,7 +300,7 @@ def resolve(trials: TrialList, index: UtteranceIndex, enrolment: Enrolment | Non
 
     Raises:
         ManifestError: with ``file:line``: an utterance or a model that is unknown, a test utterance that its model was
-            made from.
+            made from, a pair that is repeated under other names.
     """
 
     def at(numbers: np.ndarray, name: int) -> Callable[[str], ManifestError]:
@@ -319,6 +321,10 @@ def resolve(trials: TrialList, index: UtteranceIndex, enrolment: Enrolment | Non
     tests = [index.find(name, at(trials.test, number)) for number, name in enumerate(trials.test_names)]
     resolved = ResolvedTrials(trials, tuple(models), np.array(tests))
     _check_apart(resolved, len(index.ids))
+    if not trials.allow_repeats:
+        first: dict[tuple[int, ...], int] = {}
+        same = np.array([first.setdefault(tuple(sorted(model)), number) for number, model in enumerate(models)])
+        _check_repeats(trials, same[trials.enrol], resolved.tests[trials.test])
     return resolved
 
 
@@ -362,8 +368,9 @@ def _check_apart(resolved: ResolvedTrials, count: int) -> None:
         raise trials.error(at, message)
 
 
-def _check_repeats(trials: TrialList) -> None:
-    pairs = trials.enrol.astype(np.int64) * len(trials.test_names) + trials.test
+def _check_repeats(trials: TrialList, enrol: np.ndarray, test: np.ndarray) -> None:
+    """No two trials have the same numbers on both sides, be they those of names or of what these stand for."""
+    pairs = enrol.astype(np.int64) * (int(test.max()) + 1) + test
     order = np.argsort(pairs, kind="stable")
     again = order[1:][pairs[order[1:]] == pairs[order[:-1]]]
     if len(again):
