@@ -238,6 +238,28 @@ def test_a_filled_sheet_comes_back_as_labels(sheet, kind):
     assert read_sheet(path, picks, "emotion", LABELS) == {pick.id: {"emotion": "angry"} for pick in picks}
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.csv", "\ufeffID;Emotion;guess\nu0;calm;x\nu1;calm\nu2;angry;x\n;;\n;;\n"),
+        ("b.csv", "sep=;\r\nid;emotion\r\nu0;calm\r\nu1; calm \r\nu2;angry\r\n"),
+        ("c.tsv", "Id\tEMOTION\nu0\tcalm\nu1\tcalm\nu2\tangry\n\t\n"),
+    ],
+)
+def test_a_sheet_is_read_as_spreadsheets_save_it(sheet, name, text):
+    folder, picks = sheet
+    (folder / name).write_text(text)
+    labels = {"u0": {"emotion": "calm"}, "u1": {"emotion": "calm"}, "u2": {"emotion": "angry"}}
+    assert read_sheet(folder / name, picks, "emotion", LABELS) == labels
+    (folder / name).write_text(text.replace("angry", "ngry"))
+    line = text[: text.index("angry")].count("\n") + 1
+    with pytest.raises(ManifestError, match=f"{name}:{line}: emotion 'ngry' is not one of"):
+        read_sheet(folder / name, picks, "emotion", LABELS)
+    (folder / name).write_text(text.lower().replace("emotion", "felt"))
+    with pytest.raises(InputError, match="no column 'emotion'; there are id, felt.*: rename the one it is"):
+        read_sheet(folder / name, picks, "emotion", LABELS)
+
+
 def test_no_text_is_a_formula_a_tag_or_a_line(tmp_path):
     """What a spreadsheet, a browser or a line reader might take for its own comes back as it was."""
     evil = "</script><script>alert('x')</script>"
@@ -266,7 +288,7 @@ def test_no_text_is_a_formula_a_tag_or_a_line(tmp_path):
     with pytest.raises(ManifestError, match="half a character"):
         read_sheet(tmp_path / "filled.jsonl", picks, "text")
     (tmp_path / "filled.csv").write_text("id,text\n" + "x" * 200_000)
-    with pytest.raises(ManifestError, match=r"filled.csv:\d+: not a table"):
+    with pytest.raises(InputError, match=r"filled.csv:\d+: not a table"):
         read_sheet(tmp_path / "filled.csv", picks, "text")
 
 
@@ -291,7 +313,7 @@ def test_a_bad_sheet_says_where(sheet, lines, message):
     folder, picks = sheet
     path = folder / "bad.jsonl"
     path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines))
-    with pytest.raises(ManifestError) as caught:
+    with pytest.raises(InputError) as caught:
         read_sheet(path, picks, "emotion", LABELS)
     assert message in str(caught.value) and str(path) in str(caught.value)
 
@@ -300,7 +322,7 @@ def test_a_bad_table_says_where(sheet):
     folder, picks = sheet
     with pytest.raises(ManifestError, match=r"sheet\.csv:2: 'emotion' of 'u0' is empty"):
         read_sheet(folder / "sheet.csv", picks, "emotion", LABELS)
-    with pytest.raises(ManifestError, match="cannot be read"):
+    with pytest.raises(InputError, match="cannot be read"):
         read_sheet(folder / "none.csv", picks, "emotion", LABELS)
 
 

@@ -453,3 +453,8 @@ def test_a_folder_without_recordings(name: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ManifestError, match="no such folder|no recordings in it"):
         read_folder(tmp_path / name)
+
+
+def test_rows_of_separators_alone_are_none(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("file;text\n;\na.wav;YES\n;;;;\n;\n")
+    assert read_table(tmp_path / "t.csv").rows == ((":3", {"file": "a.wav", "text": "YES"}),)

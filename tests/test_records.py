@@ -49,7 +49,7 @@ def test_trial_lists(name, text, columns, tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("t.csv", "enrol,test\na,b\n", "t.csv:1: no column 'label'; there are enrol, test: --columns label="),
+        ("t.csv", "enrol,test\na,b\n", "t.csv:1: no column 'label'; there are enrol, test: rename the one it is"),
         ("t.csv", "utt1,file1,test,label\n1,2,3,4\n", "t.csv:1: 'utt1' and 'file1' could both be enrol"),
         ("t.csv", "label,enrol,test\n1,a,b\n0,a\n", "t.csv:3: test is None; each trial needs it"),
         ("t.csv", "label,enrol,test\n1,a,b,c\n", "t.csv:2: 4 cells, and 3 columns"),
@@ -150,3 +150,16 @@ def test_the_recipe_takes_them(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "are the scores reversed?" in done.stdout
     assert json.loads((tmp_path / "run" / "results.json").read_text())["metrics"]["eer"]["value"] == 1
+
+
+def test_rows_of_separators_alone_are_none(tmp_path):
+    table = write(tmp_path / "p.csv", "id;label;prediction\n;;\na;x;x\nb;y;x\n;;;;\n")
+    assert [u.id for u in read_predictions(table).runs[0]] == ["a", "b"]
+
+
+def test_who_cannot_name_columns_is_not_sent_there(tmp_path):
+    table = write(tmp_path / "t.csv", "Same speaker;File 1;File 2\n1;a;b\n0;a;c\n")
+    with pytest.raises(InputError, match="no column 'label'; there are Same speaker, File 1, File 2: rename the one"):
+        read_trials(table)
+    with pytest.raises(InputError, match="--columns label=COLUMN says which it is"):
+        read_trials(table, columns={})

@@ -24,6 +24,7 @@ import numpy as np
 
 from speech_adapters.active.pool_predictions import Observation
 from speech_adapters.data.manifest import Manifest, Utterance
+from speech_adapters.data.records import Names, read_records
 from speech_adapters.errors import ManifestError, counted
 from speech_adapters.files import write_text
 from speech_adapters.reports.page import render
@@ -118,21 +119,29 @@ def write_sheet(folder: str | os.PathLike[str], rows: Sequence[Row], key: str, l
 def read_sheet(
     path: str | os.PathLike[str], picks: Sequence[Utterance], key: str, labels: Collection[str] = ()
 ) -> dict[str, dict[str, Any]]:
-    """``{id: {key: label}}`` of a filled ``.csv`` or ``.jsonl`` sheet, in the order of its lines.
+    """``{id: {key: label}}`` of a filled ``.csv``, ``.tsv`` or ``.jsonl`` sheet, in the order of its lines.
+
+    Tables may be as spreadsheets save them: with semicolons, blank rows, headers in another case.
 
     Raises:
-        ManifestError: ``file:line`` and what is wrong: not JSON, a missing column, an unknown or repeated id, an empty
+        InputError: ``file:line`` and what is wrong: not JSON, a missing column, an unknown or repeated id, an empty
             label or one that is not among ``labels``; or the picks that have no line.
     """
     path = Path(path)
     wanted = {utterance.id for utterance in picks}
+    stripped = {name.strip(): name for name in wanted}  # as cells are
     found: dict[str, dict[str, Any]] = {}
-    for number, entry in _lines(path):
+    table = path.suffix.lower() in (".csv", ".tsv")
+    names: Names = {"id": (), key: (key.lower(),)}
+    for number, entry in read_records(path, "the sheet", names, ("id", key)):
         where = f"{path}:{number}"
+        if table:
+            entry = {column: _unguard(entry.get(column, "")) for column in names}
         for column in ("id", key):
             if not isinstance(entry.get(column), str):
                 raise ManifestError(f"{where}: {column!r} is missing; keep the sheet's columns and fill in {key!r}")
         name, label = entry["id"], entry[key].strip()
+        name = name if name in wanted else stripped.get(name, name)
         if name not in wanted:
             raise ManifestError(f"{where}: id {name!r} is not in this round; give this round's sheet")
         if name in found:
@@ -148,40 +157,6 @@ def read_sheet(
         shown = ", ".join(map(repr, missing[:3])) + (", ..." if len(missing) > 3 else "")
         raise ManifestError(f"{path}: {len(missing)} of the round's picks have no line: {shown}; label them too")
     return found
-
-
-def _lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    """Numbered entries of a CSV or JSON Lines file."""
-    try:
-        text = path.read_bytes().decode("utf-8-sig")  # spreadsheets put a byte order mark in front
-    except (OSError, UnicodeDecodeError) as error:
-        raise ManifestError(f"{path}: cannot be read as UTF-8 ({error}); give a filled sheet.csv or .jsonl") from error
-    if path.suffix.lower() == ".csv":
-        return _table_lines(path, text)
-    entries = []
-    for number, line in enumerate(text.split("\n"), 1):  # U+2028 and its like are letters of a label
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ManifestError(f"{path}:{number}: not JSON ({error}); correct the line") from error
-        if not isinstance(entry, dict):
-            raise ManifestError(f"{path}:{number}: expected a JSON object, got {entry!r}; correct the line")
-        entries.append((number, entry))
-    return entries
-
-
-def _table_lines(path: Path, text: str) -> list[tuple[int, dict[str, Any]]]:
-    reader = csv.DictReader(io.StringIO(text, newline=""))
-    entries: list[tuple[int, dict[str, Any]]] = []
-    try:
-        for row in reader:
-            cells = {name: _unguard(cell) for name, cell in row.items() if isinstance(cell, str)}
-            entries.append((reader.line_num, cells))
-    except csv.Error as error:
-        raise ManifestError(f"{path}:{reader.line_num}: not a table ({error}); correct the line") from error
-    return entries
 
 
 def _guard(cell: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,8 @@ def read_records(
     Args:
         what: of a file, for messages: "the scores".
         needed: keys without which a table is none of these.
-        said: key -> column, before what is known; of keys that are not ``known`` nothing is taken.
+        said: key -> column, before what is known; of keys that are not ``known`` nothing is taken. None where nobody
+            can say it: messages then have columns renamed.
 
     Raises:
         InputError: with ``file:line``: no such file, no table, a column that is missing or could be two keys.
@@ -77,7 +79,7 @@ def read_records(
     found: dict[str, str] | None = None
     for number, row in rows:
         if found is None:  # of the first row, which for a table is its header
-            found = _match(list(row), known, needed, said or {}, f"{path}:{number}", loose=not table)
+            found = _match(list(row), known, needed, said, f"{path}:{number}", loose=not table)
             if table:
                 continue
         absent = (None, "") if table else (None,)
@@ -85,9 +87,9 @@ def read_records(
 
 
 def _match(
-    names: list[str], known: Names, needed: Sequence[str], said: Mapping[str, str], where: str, loose: bool
+    names: list[str], known: Names, needed: Sequence[str], columns: Mapping[str, str] | None, where: str, loose: bool
 ) -> dict[str, str]:
-    found = {}
+    found, said = {}, columns or {}
     for key, usual in known.items():
         if key in said:
             if said[key] not in names and not loose:
@@ -97,30 +99,29 @@ def _match(
         fitting = [name for name in names if name.strip().lower() in (key, *usual) and name not in said.values()]
         exact = [name for name in fitting if name == key]
         if len(fitting) > 1 and not exact:
-            raise InputError(
-                f"{where}: {' and '.join(map(repr, fitting))} could both be {key}; say which: "
-                f"--columns {key}={fitting[0]}"
-            )
+            remedy = f"rename one to {key}" if columns is None else f"say which: --columns {key}={fitting[0]}"
+            raise InputError(f"{where}: {' and '.join(map(repr, fitting))} could both be {key}; {remedy}")
         if fitting or loose:  # JSON names what is missing by line
             found[key] = (exact or fitting or [key])[0]
     if missing := [key for key in needed if key not in found]:
-        raise InputError(
-            f"{where}: no column {missing[0]!r}; there are {', '.join(names)}: --columns {missing[0]}=COLUMN says "
-            "which it is"
-        )
+        remedy = "rename the one it is" if columns is None else f"--columns {missing[0]}=COLUMN says which it is"
+        raise InputError(f"{where}: no column {missing[0]!r}; there are {', '.join(names)}: {remedy}")
     return found
 
 
 def _csv_rows(path: Path, what: str, said: Mapping[str, str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """The header as a row of its own, then each row."""
+    """The header as a row of its own, then each row that is not blank; Excel's ``sep=;`` in front is none."""
     text = _text(path, what)
-    first = text.partition("\n")[0]
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else ";" if ";" in first and "," not in first else ","
+    if separator := re.match(r'"?sep=([^"\r\n])"?(?=\r?\n)', text, re.IGNORECASE):
+        text, delimiter = text[separator.end() :], separator[1]  # its line end stays, so that lines keep their numbers
+    else:
+        first = text.partition("\n")[0]
+        delimiter = "\t" if path.suffix.lower() == ".tsv" else ";" if ";" in first and "," not in first else ","
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     names: list[str] | None = None
     try:
         for row in reader:
-            if not row:
+            if not any(cell.strip() for cell in row):
                 continue
             if names is None:
                 bare = bool(said) and all(column.isdecimal() for column in said.values())

@@ -78,14 +78,14 @@ def read_table(path: str | os.PathLike[str], columns: Mapping[str, str] | None =
 
 
 def _rows(path: Path, text: str) -> list[tuple[int, list[str]]]:
-    """(line, cells) of each line that is not empty."""
+    """(line, cells) of each line that is not blank."""
     tried: list[list[tuple[int, list[str]]]] = []
     problem: csv.Error | None = None
     for delimiter in "\t|;,":
         style: Any = {"quoting": csv.QUOTE_NONE if delimiter in "\t|" else csv.QUOTE_MINIMAL}  # as tools write them
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, **style)
         try:
-            rows = [(reader.line_num, row) for row in reader if row]
+            rows = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
         except csv.Error as error:
             problem = error
             continue
