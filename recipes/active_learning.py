@@ -57,11 +57,12 @@ def run_sheet(config: Config, encoder, pool: Manifest, test: Manifest | None, ru
     loop = LabellingLoop(config, encoder, pool, test, run.path / "loops" / "people", config.loop)
     learner = loop.learner
     if config.filled is not None:
-        if learner.pending is None:
+        waiting = learner.pending or learner.unscored
+        if waiting is None:
             raise ConfigError(
                 f"--filled {config.filled}: no round waits for labels; run without it for the next sheet."
             )
-        learner.label(read_sheet(config.filled, learner.pending.picks, loop.key, loop.labels))
+        learner.label(read_sheet(config.filled, waiting.picks, loop.key, loop.labels))
     turn = loop.next_round()
     if turn is None:
         labelled = learner.labelled

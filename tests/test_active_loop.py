@@ -189,6 +189,23 @@ def test_labels_must_be_those_of_the_picks(tmp_path):
     assert [u.emotion for u in learner.labelled] == [u.emotion for u in turn.picks]
 
 
+def test_labels_may_come_again_until_their_model_is_trained(tmp_path):
+    learner = ActiveLearner(make_pool([1] * 12), LabellingConfig(budget=8, rounds=2), tmp_path)
+    turn = learner.next_round(lambda: view_of(learner))
+    labels = {u.id: {"emotion": "calm"} for u in turn.picks}
+    assert learner.unscored is None
+    learner.label(labels)
+    again = ActiveLearner(learner.pool, learner.config, tmp_path)
+    assert again.unscored == turn
+    again.label(labels)
+    assert len(again.labelled) == len(turn.picks)
+    with pytest.raises(ConfigError, match="round 0 has other labels already; go on without new ones"):
+        again.label({name: {"emotion": "angry"} for name in labels})
+    again.report(0.5)
+    with pytest.raises(ConfigError, match="no round waits"):
+        again.label(labels)
+
+
 # ---------------------------------------------------------------------- sheets
 
 
