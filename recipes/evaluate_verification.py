@@ -23,13 +23,17 @@ import torch
 from speech_adapters.config import option, parse_cli, run_main
 from speech_adapters.data.manifest import Channel, Manifest, check_disjoint
 from speech_adapters.data.windows import Windows
-from speech_adapters.errors import ConfigError
+from speech_adapters.errors import ConfigError, counted
 from speech_adapters.ranges import Count, Positive, Prior, Range, Size
 
 if TYPE_CHECKING:
     from speech_adapters.data.embeddings import Embeddings
     from speech_adapters.metrics.calibration import Calibration
     from speech_adapters.model import SpeechAdapterModel
+
+
+NEAREST = 300
+"""Members of a cohort that normalise a score, where there are as many."""
 
 
 @dataclass(kw_only=True)
@@ -59,7 +63,7 @@ class Config:
     llr: bool = option(False, "the score file holds log-likelihood ratios")
 
     cohort: Path | None = option(None, "manifest with speakers, or embeddings, for score normalisation")
-    top: Count | None = option(300, "nearest cohort members of adaptive s-norm; none for s-norm over all")
+    top: Count | None = option(NEAREST, "nearest cohort members of adaptive s-norm; none for s-norm over all")
     plda: Path | None = option(None, "manifest with speakers to train PLDA on, which replaces the cosine")
     plda_rank: Size = option(100, "dimensions of PLDA's speaker space")
 
@@ -139,10 +143,11 @@ def main(config: Config) -> None:
             config.adapter, config.head, config.encoder or ("tiny-wavlm" if alone else None), device
         )
         name = "+".join(model.active_adapters) or "frozen encoder"
+    cohort = load_cohort(config, model, manifest)
     options = {
         "enrolment": enrolment,
-        "cohort": load_cohort(config, model, manifest),
-        "top": config.top,
+        "cohort": cohort,
+        "top": config.top if cohort is None else nearest(config, len(cohort)),
         "plda": train_plda(config, model, manifest),
         "batch_seconds": config.batch_seconds,
         "precision": config.precision,
@@ -214,7 +219,18 @@ def load_cohort(config: Config, model: SpeechAdapterModel | None, test: Manifest
     manifest = Manifest.read(config.cohort, require=("speaker",), channel=config.channel)
     if test is not None:
         check_disjoint(manifest, test)
+    nearest(config, len(manifest.speakers))  # said before all is embedded
     return speaker_means(embed(config, model, manifest, "--cohort"), manifest)
+
+
+def nearest(config: Config, size: int) -> int | None:
+    """How many of a cohort of this size normalise a score; the default of a small one is all of it."""
+    if size < 2:
+        raise ConfigError(f"--cohort {config.cohort}: {counted(size, 'speaker')}; give two or more.")
+    top = min(NEAREST, size) if config.top == NEAREST else config.top
+    if top is not None and not 2 <= top <= size:
+        raise ConfigError(f"--top {top}: --cohort {config.cohort} has {size} speakers; take from 2 to {size}.")
+    return top
 
 
 def train_plda(config: Config, model: SpeechAdapterModel | None, test: Manifest | None) -> Any:

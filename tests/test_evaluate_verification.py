@@ -137,5 +137,20 @@ def test_a_mistake_on_the_command_line_is_one_line_and_exit_code_2(corpora, tmp_
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_small_cohort_is_taken_whole_unless_more_of_it_is_asked_for(corpora, monkeypatch, tmp_path):
+    def run(*more: str) -> dict:
+        evaluate(
+            f"--trials={corpora.test / 'trials.txt'}", f"--manifest={corpora.test / 'test.jsonl'}", "--draws=5",
+            f"--encoder={corpora.encoder}", f"--cohort={corpora.dev / 'test.jsonl'}", "--device=cpu", *more,
+        )  # fmt: skip
+        return results(tmp_path / "plain")["metrics"]
+
+    assert run(f"--output={tmp_path / 'plain'}")["trials"] == 66
+    monkeypatch.setattr("speech_adapters.tasks.predict.extract_embeddings", lambda *_, **__: pytest.fail("embedded"))
+    with pytest.raises(InputError, match=r"--top 99: --cohort .*test\.jsonl has \d+ speakers; take from 2 to \d+"):
+        run(f"--output={tmp_path / 'none'}", "--top=99")
+    assert not (tmp_path / "none").exists()
+
+
 def test_embeddings_of_a_run_load(from_audio):
     assert len(Embeddings.load(from_audio / "embeddings.npz")) == 12
