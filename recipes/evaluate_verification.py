@@ -28,6 +28,7 @@ from speech_adapters.ranges import Count, Positive, Prior, Range, Size
 
 if TYPE_CHECKING:
     from speech_adapters.data.embeddings import Embeddings
+    from speech_adapters.data.trials import TrialList
     from speech_adapters.metrics.calibration import Calibration
     from speech_adapters.model import SpeechAdapterModel
 
@@ -155,7 +156,7 @@ def main(config: Config) -> None:
         "device": device,
     }
     if config.dev_trials is not None:
-        calibration = fit_calibration(config, source, manifest, options)
+        calibration = fit_calibration(config, source, trials, manifest, options)
     run = RunFolder.open("evaluate_verification", config, config.output)
     run.begin()
     if config.dev_trials is not None:
@@ -246,7 +247,9 @@ def train_plda(config: Config, model: SpeechAdapterModel | None, test: Manifest 
     return PLDA.fit(embeddings.vectors, [utterance.speaker for utterance in manifest], rank=config.plda_rank)
 
 
-def fit_calibration(config: Config, source: Any, test: Manifest | None, options: dict[str, Any]) -> Calibration:
+def fit_calibration(
+    config: Config, source: Any, scored: TrialList, test: Manifest | None, options: dict[str, Any]
+) -> Calibration:
     """A calibration from dev trials, scored by the same model, cohort and PLDA."""
     from speech_adapters.data.embeddings import Embeddings
     from speech_adapters.data.score_files import read_scores
@@ -256,6 +259,12 @@ def fit_calibration(config: Config, source: Any, test: Manifest | None, options:
 
     columns = table_columns(config)
     trials = read_trials(config.dev_trials, allow_repeats=config.allow_repeats, columns=columns)
+    same = config.dev_manifest is None and len(trials) == len(scored)
+    if same and {(t.enrol, t.test) for t in trials} == {(t.enrol, t.test) for t in scored}:
+        raise ConfigError(
+            f"--dev-trials {config.dev_trials}: the pairs of --trials; a calibration fitted on them would flatter the "
+            "figures: give trials of other speakers."
+        )
     manifest = test
     if config.dev_manifest is not None:
         manifest = Manifest.read(config.dev_manifest, channel=config.channel)

@@ -137,6 +137,19 @@ def test_a_mistake_on_the_command_line_is_one_line_and_exit_code_2(corpora, tmp_
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_copy_of_the_trials_is_no_dev_list(corpora, tmp_path):
+    lines = (corpora.test / "trials.txt").read_text().splitlines()
+    (tmp_path / "dev.txt").write_text("\n".join(reversed(lines)) + "\n")
+    np.save(tmp_path / "scores.npy", np.arange(66.0))
+    scores = tmp_path / "scores.npy"
+    with pytest.raises(InputError, match=r"--dev-trials .*dev\.txt: the pairs of --trials; .* would flatter"):
+        evaluate(
+            f"--trials={corpora.test / 'trials.txt'}", f"--scores={scores}", f"--dev-trials={tmp_path / 'dev.txt'}",
+            f"--dev-scores={scores}", f"--output={tmp_path / 'none'}",
+        )  # fmt: skip
+    assert not (tmp_path / "none").exists()
+
+
 def test_a_small_cohort_is_taken_whole_unless_more_of_it_is_asked_for(corpora, monkeypatch, tmp_path):
     def run(*more: str) -> dict:
         evaluate(
