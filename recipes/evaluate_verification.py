@@ -238,13 +238,19 @@ def train_plda(config: Config, model: SpeechAdapterModel | None, test: Manifest 
     """PLDA trained on speakers that are not in the test."""
     if config.plda is None:
         return None
-    from speech_adapters.metrics.plda import PLDA
+    from speech_adapters.metrics.plda import PLDA, check_speakers
 
     manifest = Manifest.read(config.plda, require=("speaker",), channel=config.channel)
     if test is not None:
         check_disjoint(manifest, test)
+    speakers = [utterance.speaker for utterance in manifest]
+    if model is not None:  # said before all is embedded
+        head = model.head
+        width = model.encoder.hidden_size if head is None else getattr(head.config, "embedding_size", None)
+        if width is not None:  # what else a head lacks for this, embedding says
+            check_speakers(speakers, width)
     embeddings = embed(config, model, manifest, "--plda")
-    return PLDA.fit(embeddings.vectors, [utterance.speaker for utterance in manifest], rank=config.plda_rank)
+    return PLDA.fit(embeddings.vectors, speakers, rank=config.plda_rank)
 
 
 def fit_calibration(

@@ -162,6 +162,11 @@ def test_a_small_cohort_is_taken_whole_unless_more_of_it_is_asked_for(corpora, m
     monkeypatch.setattr("speech_adapters.tasks.predict.extract_embeddings", lambda *_, **__: pytest.fail("embedded"))
     with pytest.raises(InputError, match=r"--top 99: --cohort .*test\.jsonl has \d+ speakers; take from 2 to \d+"):
         run(f"--output={tmp_path / 'none'}", "--top=99")
+    with pytest.raises(InputError, match=r"PLDA training: \d+ utterances of \d+ speakers for embeddings of width"):
+        evaluate(
+            f"--trials={corpora.test / 'trials.txt'}", f"--manifest={corpora.test / 'test.jsonl'}", "--device=cpu",
+            f"--encoder={corpora.encoder}", f"--plda={corpora.dev / 'test.jsonl'}", f"--output={tmp_path / 'none'}",
+        )  # fmt: skip
     assert not (tmp_path / "none").exists()
 
 

@@ -24,6 +24,17 @@ from speech_adapters.metrics.trial_scores import row_products
 from speech_adapters.speechbrain_parts import from_speechbrain
 
 
+def check_speakers(speakers: Sequence[str], width: int) -> None:
+    """InputError unless PLDA can be trained on embeddings of this width, one of each of ``speakers``."""
+    count, different = len(speakers), len(set(speakers))
+    if not count > width or not 1 < different < count:
+        raise InputError(
+            f"PLDA training: {counted(count, 'utterance')} of "
+            f"{counted(different, 'speaker')} for embeddings of width {width}; give "
+            "more utterances than that width, of at least two speakers, with several utterances a speaker."
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class PLDA:
     """A trained model: ``centre`` (E,) of embeddings, ``mean`` (E,) of normalised ones, ``phi`` and ``psi`` (E, E)."""
@@ -45,13 +56,7 @@ class PLDA:
             InputError: no more utterances than dimensions, one speaker only, no speaker with two utterances.
         """
         count, width = vectors.shape
-        models = np.unique(np.asarray(speakers))
-        if not count > width or not 1 < len(models) < count:
-            raise InputError(
-                f"PLDA training: {counted(count, 'utterance')} of "
-                f"{counted(len(models), 'speaker')} for embeddings of width {width}; give "
-                "more utterances than that width, of at least two speakers, with several utterances a speaker."
-            )
+        check_speakers(speakers, width)
         speechbrain = from_speechbrain("processing.PLDA_LDA")
         centre = vectors.double().mean(0)
         normalized = normalize(vectors.double() - centre, dim=1).numpy()
