@@ -27,6 +27,8 @@ from speech_adapters.errors import ConfigError
 from speech_adapters.tasks.domains import Domain, DomainsConfig
 
 PRESETS = {path.stem: path for path in (Path(__file__).parent / "call_center").glob("*.yaml")}
+DEMO_FIRST = "studio"
+"""The domain of the demo corpus that the head and every adapter start from."""
 
 
 @dataclass(kw_only=True)
@@ -87,13 +89,14 @@ def find_domains(config: Config) -> list[Domain]:
     if len(domains) < 2:
         raise ConfigError(f"{len(domains)} domain(s) found; a comparison needs at least two.")
     names = [domain.name for domain in domains]
-    if config.first is not None and config.first not in names:
-        raise ConfigError(f"first={config.first!r} is none of the domains {', '.join(names)}.")
+    first = config.first or (names[0] if config.domains or config.train else DEMO_FIRST)
+    if first not in names:
+        raise ConfigError(f"first={first!r} is none of the domains {', '.join(names)}.")
     for one in domains:
         for other in domains:
             if one is not other or one.name not in config.shared_speakers:
                 check_disjoint(one.train, other.test)
-    return sorted(domains, key=lambda domain: domain.name != (config.first or names[0]))
+    return sorted(domains, key=lambda domain: domain.name != first)
 
 
 def find_outside(config: Config, domains: list[Domain]) -> dict[str, Manifest]:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 PRESETS = {path.stem: path for path in (Path(__file__).parent / "intent_classification").glob("*.yaml")}
 
+DEMO_SLOTS = ("domain", "emotion", "gender")
+"""The demo corpus has no intents; three slots that it does have show the form."""
+
 
 @dataclass(kw_only=True)
 class Config(ExperimentConfig):
@@ -42,6 +45,10 @@ class Config(ExperimentConfig):
         super().__post_init__()
         if self.train and self.corpus_root:
             raise ConfigError("give --train, --dev and --test, or --corpus-root, not both.")
+        if self.slots and self.label_field != "label":
+            raise ConfigError("give --slots or --label-field, not both: an utterance has several labels, or one.")
+        if not (self.slots or self.train or self.dev or self.test or self.corpus_root) and self.label_field == "label":
+            self.slots = DEMO_SLOTS
 
 
 def find_corpus(config: Config) -> Corpus:

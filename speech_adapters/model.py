@@ -663,6 +663,27 @@ class SpeechAdapterModel(Inference, nn.Module):
 
     activation_checkpointing_disable = gradient_checkpointing_disable
 
+    def check_trained(self) -> None:
+        """Raise a ConfigError where what is active is not what :meth:`train_adapter` was called for: an adapter or
+        head that was added since, which an optimizer would be given and would not move."""
+        parts: dict[str, nn.Module] = {f"adapter {n!r}": self.registry.adapter(n) for n in self.trained_adapters}
+        if self.head is not None and self.train_head:
+            parts[f"head {self.active_head!r}"] = self.head
+        for name, part in parts.items():
+            parameters = list(part.parameters())
+            if parameters and not any(parameter.requires_grad for parameter in parameters):
+                raise ConfigError(
+                    f"{name} is active, but train_adapter was called before it was; call it again with all that shall "
+                    "train."
+                )
+        own = {id(parameter) for parameters in self.parameter_groups().values() for parameter in parameters}
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad and id(parameter) not in own:
+                raise ConfigError(
+                    f"{'.'.join(name.split('.')[:2])} was to train (train_adapter), and is not active any more; call "
+                    "train_adapter again with all that shall train."
+                )
+
     def check_alive(self) -> None:
         """Raise if a trainable tensor has no gradient, a zero one or a non-finite one; call it after ``backward``.
 
@@ -678,9 +699,12 @@ class SpeechAdapterModel(Inference, nn.Module):
             if id(p) in own and p.requires_grad and (p.grad is None or not p.grad.isfinite().all() or not p.grad.any())
         ]
         if dead:
+            remedy = "check that the adapter is active and that nothing bypasses its place in the encoder"
+            if self.skip_layers:
+                remedy = f"skip_layers={self.skip_layers} leaves adapters out of the lowest layers; train without"
             raise RuntimeError(
                 f"{len(dead)} trainable tensor(s) learn nothing: {', '.join(dead[:5])}. An adapter must be alive: "
-                "check that the adapter is active and that nothing bypasses its place in the encoder."
+                f"{remedy}."
             )
 
     # ------------------------------------------------------------------ forward

@@ -65,7 +65,9 @@ def configure(recipe, data, *arguments):
     splits = [f"--{split}={data / split}.jsonl" for split in ("train", "dev", "test")]
     quick = ["training.updates=2", "combination.updates=2", "training.batch_seconds=2", "combination.batch_seconds=2"]
     options = {"presets": recipe.PRESETS, "description": recipe.__doc__}
-    return parse_cli(recipe.Config, [*splits, f"--encoder={data / 'encoder'}", *quick, *arguments], **options)
+    first = [] if any(word.startswith("--first=") for word in arguments) else ["--first=studio"]
+    words = [*splits, f"--encoder={data / 'encoder'}", *quick, *first, *arguments]
+    return parse_cli(recipe.Config, words, **options)
 
 
 @pytest.mark.slow

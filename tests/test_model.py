@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,8 +12,13 @@ from small_encoders import FAMILIES
 from small_models import METHODS, TARGETS, batch, parameters, shake, small_model
 
 from speech_adapters.adapters import Bottleneck, Combine, EAdapter, LAdapter, LayerNorms, LoRA, preset
+from speech_adapters.data.batches import SpeechDataset
+from speech_adapters.data.manifest import Manifest, Utterance
 from speech_adapters.errors import AudioError, ConfigError
 from speech_adapters.heads.ctc import CTCHead
+from speech_adapters.runs.folder import RunFolder
+from speech_adapters.training.settings import TrainingConfig
+from speech_adapters.training.supervised import train
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +116,34 @@ def test_a_stack_trains_together_and_the_last_reader_feeds_the_head():
     assert all(p.grad is None for p in model.adapters["sum"].parameters())
     model.delete_adapter("norms")
     assert model.active_adapters == ("l", "lora")
+
+
+def test_what_became_active_after_train_adapter_is_no_training(tmp_path):
+    """An optimizer would be given it, and would not move it."""
+    wrong = {
+        "another adapter": (lambda m: m.add_adapter("b", "houlsby"), "adapter 'b' is active"),
+        "another head": (lambda m: m.add_head("late", CTCHead()), "head 'late' is active"),
+        "none of them": (lambda m: m.set_active(None), r"adapters\.a was to train"),
+    }
+    for change, message in wrong.values():
+        model = small_model(method="houlsby", head=True)
+        model.check_trained()
+        change(model)
+        with pytest.raises(ConfigError, match=message):
+            model.check_trained()
+        manifest = Manifest([Utterance(id="u", audio_filepath=Path("u.wav"), duration=1.0, text="A")])
+        with pytest.raises(ConfigError, match=message):
+            train(
+                model,
+                SpeechDataset(manifest, model.head.config.target),
+                TrainingConfig(updates=1),
+                RunFolder.create("x", root=tmp_path),
+            )
+    model = small_model(method="houlsby", head=True)
+    model.set_active("a", skip_layers=1)
+    model(*batch(), targets=TARGETS).loss.backward()
+    with pytest.raises(RuntimeError, match="skip_layers=1 leaves adapters out"):
+        model.check_alive()
 
 
 def test_a_dead_tensor_is_an_error():

@@ -18,7 +18,7 @@ from speech_adapters import ClassificationHead
 from speech_adapters.config import parse_cli
 from speech_adapters.data.audio import write_audio
 from speech_adapters.data.manifest import Manifest, Utterance
-from speech_adapters.errors import InputError
+from speech_adapters.errors import ConfigError, InputError
 from speech_adapters.metrics.bootstrap import Interval
 from speech_adapters.metrics.verification import mean_metrics, verification_result
 from speech_adapters.model import SpeechAdapterModel
@@ -186,9 +186,27 @@ def test_intents_in_slots_and_as_one_label(corpus, tmp_path):
     assert again["metrics"]["accuracy"] == results["metrics"]["accuracy"]
     line = json.loads((tmp_path / "scored" / "predictions" / "test.jsonl").read_text().splitlines()[0])
     assert line["labels"] == {"action": "on", "object": "lamp"} and set(line["predictions"]) == {"action", "object"}
-    alone = ("--adapter=l", "--seeds=0,1", "--baselines=", "--slots=")
+    alone = ("--adapter=l", "--seeds=0,1", "--baselines=")
     results = run("intent_classification", tmp_path / "label", *sets(corpus), *alone)
     assert np.mean(results["accuracy_by_seed"]) == pytest.approx(results["metrics"]["accuracy"]["value"])
+
+
+def test_what_belongs_to_the_demo_stays_with_the_demo():
+    """A call without a preset has the demo's updates and rates, and none of what its corpus alone has."""
+
+    def config(name: str, *words: str):
+        module = recipe(name)
+        return parse_cli(module.Config, list(words), presets=module.PRESETS)
+
+    own = ("--train=a.jsonl", "--dev=b.jsonl", "--test=c.jsonl")
+    assert config("intent_classification").slots == ("domain", "emotion", "gender")
+    assert config("intent_classification", *own).slots == () and config("intent_classification", *own).rates
+    assert config("intent_classification", "--label-field=emotion").slots == ()
+    with pytest.raises(ConfigError, match="--slots or --label-field, not both"):
+        config("intent_classification", *own, "--label-field=emotion", "--slots=a,b")
+    assert config("call_center", *own).first is None
+    adapt = ("--adapter=a", "--test=c.jsonl")
+    assert config("adapt_unlabelled", *adapt, "--methods=entropy").limit is None
 
 
 @pytest.fixture(scope="module")

@@ -132,7 +132,7 @@ def _tensors(module: Member) -> dict[str, Tensor]:
 
 
 def shared_config(members: Mapping[str, Member]) -> Any:
-    """The configuration of all members; raises a ConfigError where they differ in more than learning rates."""
+    """The configuration of all members. Raises a ConfigError where they differ in it, or in the shapes of tensors."""
     first, *others = members
     for other in others:
         one, two = (shape_of(members[name].config.to_dict()) for name in (first, other))

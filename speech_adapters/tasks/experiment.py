@@ -98,6 +98,9 @@ def run_experiment(
     run = RunFolder.open(recipe, config, config.output, resume=config.resume, data=data)
     facts = [f"{s:5s} {manifest.summary()}" for s, manifest in corpora[0].splits.items() if s != "dev"]
     facts += [*start.notes(config), *task.notes(corpora[0])]
+    if rates := next(one.settings.learning_rates for one in trainings if one.method == config.adapter):
+        shown = ", ".join(f"{group} {rate:g}" for group, rate in rates.items())
+        facts.append(f"rates {shown}, in place of the published ones")
     processes().print("\n".join([f"{encoder!r}", *facts, f"run   {run.path}\n"]))
 
     started = time.perf_counter()

@@ -57,6 +57,7 @@ def train(
         RuntimeError, TrainingError, Interrupted: see :func:`~speech_adapters.training.loop.fit`.
     """
     check(model, dataset, config, dev)
+    model.check_trained()
     model.to(processes().device)
     watched = dev if config.evaluate_every else None
     if config.cache is not None:
@@ -89,7 +90,7 @@ def check(
             if (said := getattr(config, option)) is not None and getattr(dataset, option) is None:
                 raise ConfigError(
                     f"train: training.{option}={said}, which the dataset does not do; make it by "
-                    "SpeechDataset(manifest, head.target, **training.dataset_options)."
+                    "SpeechDataset(manifest, model.head.config.target, **training.dataset_options)."
                 )
         check_speeds(dataset.manifest, model.encoder, config)
 
