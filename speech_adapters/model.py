@@ -86,6 +86,7 @@ class SpeechAdapterModel(Inference, nn.Module):
         self.fusions = nn.ModuleDict()
         self.active: str | Composition | None = None
         self.skip_layers = 0
+        self._to_train: tuple[str | Composition | None, str | None] | None = None
         self.folded_adapter: str | None = None
         self._unfolded: dict[str, Tensor] = {}
         self.active_head: str | None = None
@@ -575,6 +576,7 @@ class SpeechAdapterModel(Inference, nn.Module):
         self.set_head(head if head is not None else self.active_head)
         self.train_head = train_head
         self._check_widths()
+        self._to_train = self.active, self.active_head
         for parameter in self.parameters():
             parameter.requires_grad_(False)
         for parameters in self.parameter_groups().values():
@@ -664,25 +666,15 @@ class SpeechAdapterModel(Inference, nn.Module):
     activation_checkpointing_disable = gradient_checkpointing_disable
 
     def check_trained(self) -> None:
-        """Raise a ConfigError where what is active is not what :meth:`train_adapter` was called for: an adapter or
-        head that was added since, which an optimizer would be given and would not move."""
-        parts: dict[str, nn.Module] = {f"adapter {n!r}": self.registry.adapter(n) for n in self.trained_adapters}
-        if self.head is not None and self.train_head:
-            parts[f"head {self.active_head!r}"] = self.head
-        for name, part in parts.items():
-            parameters = list(part.parameters())
-            if parameters and not any(parameter.requires_grad for parameter in parameters):
-                raise ConfigError(
-                    f"{name} is active, but train_adapter was called before it was; call it again with all that shall "
-                    "train."
-                )
-        own = {id(parameter) for parameters in self.parameter_groups().values() for parameter in parameters}
-        for name, parameter in self.named_parameters():
-            if parameter.requires_grad and id(parameter) not in own:
-                raise ConfigError(
-                    f"{'.'.join(name.split('.')[:2])} was to train (train_adapter), and is not active any more; call "
-                    "train_adapter again with all that shall train."
-                )
+        """Raise a ConfigError where something else has become active since :meth:`train_adapter`: a new adapter or
+        head, which an optimizer would be given and would not move."""
+        if self._to_train is None or self._to_train == (self.active, self.active_head):
+            return
+        adapters, head = self._to_train
+        raise ConfigError(
+            f"{self.active!r} under the head {self.active_head!r} is active, and train_adapter was called for "
+            f"{adapters!r} under {head!r}; call it again with all that shall train."
+        )
 
     def check_alive(self) -> None:
         """Raise if a trainable tensor has no gradient, a zero one or a non-finite one; call it after ``backward``.

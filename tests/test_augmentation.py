@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,7 +16,8 @@ from hypothesis import strategies as st
 from speech_adapters.data.audio import write_audio
 from speech_adapters.data.augmentation import CODECS, Augmentation, add_noise, lose_packets, speed, telephone
 from speech_adapters.data.manifest import Manifest, Utterance
-from speech_adapters.errors import ConfigError
+from speech_adapters.data.speed_copies import with_speeds
+from speech_adapters.errors import ConfigError, ManifestError
 
 
 def tone(hertz: float, samples: int = 16_001) -> torch.Tensor:
@@ -147,3 +150,27 @@ def test_off_is_identity():
 def test_bad_configs(arguments: dict, message: str):
     with pytest.raises(ConfigError, match=message):
         Augmentation(**arguments)
+
+
+def test_copies_at_other_speeds_stand_beside_what_they_are_of(tmp_path: Path):
+    stereo = torch.stack([torch.sin(torch.arange(32_000) * 0.1), torch.zeros(32_000)])
+    soundfile.write(tmp_path / "call.wav", stereo.T.numpy(), 16_000)
+    piece = Utterance(
+        id="a/1", audio_filepath=tmp_path / "call.wav", offset=0.5, duration=1.0, channel=0, text="A", speaker="s"
+    )
+    whole = with_speeds(Manifest([piece], "calls"), (0.9, 1.1), tmp_path / "copies")
+    assert [u.id for u in whole] == ["a/1", "a/1-x0.9", "a/1-x1.1"] and whole[0] == piece
+    for copy, factor in zip(list(whole)[1:], (0.9, 1.1), strict=True):
+        assert (copy.text, copy.speaker, copy.offset, copy.channel) == ("A", "s", 0.0, None)
+        heard, expected = copy.waveform(), speed(piece.waveform(), factor)
+        assert len(heard) == len(expected) == round(copy.duration * 16_000)
+        torch.testing.assert_close(heard, expected / expected.abs().max().clamp(min=1), atol=1e-4, rtol=0)
+    with pytest.raises(ConfigError, match="exists already"):
+        with_speeds(Manifest([piece], "calls"), (0.9,), tmp_path / "copies")
+    for wrong in ((), (1.0,), (0.9, 0.9), (20.0,)):
+        with pytest.raises(ConfigError, match="speed"):
+            with_speeds(Manifest([piece], "calls"), wrong, tmp_path / "other")
+    alike = Manifest([piece, replace(piece, id="a-1")], "calls")
+    with pytest.raises(ManifestError, match="its copy would have the name of another, 'a-1-x0.9'"):
+        with_speeds(alike, (0.9,), tmp_path / "other")
+    assert not (tmp_path / "other").exists()

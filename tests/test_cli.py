@@ -464,6 +464,10 @@ def test_manifest_verbs_say_what_they_did(sa, tmp_path: Path) -> None:
     assert [line.split(":")[0] for line in shown.splitlines()] == [f"data/{s}.jsonl" for s in ("train", "dev", "test")]
     assert "data/train.jsonl: exists already" in sa("manifest", "split", "all.jsonl", "-o", "data", expect=2).err
     assert "share no speaker" in sa("manifest", "check", "data/train.jsonl", "data/test.jsonl")
+    after = sa("manifest", "speeds", "data/dev.jsonl", "-o", "fast.jsonl")
+    count = len(Manifest.read("data/dev.jsonl"))
+    assert after.startswith(f"fast.jsonl: {3 * count} utterances") and len([*Path("fast").iterdir()]) == 2 * count
+    assert sa("manifest", "check", "fast.jsonl").endswith("nothing found: audio decodes\n")
     text = (tmp_path / "all.jsonl").read_text().replace('"s0"', '"n/a"').replace('"s1"', '"S2"')
     (tmp_path / "names.jsonl").write_text(text)
     told = sa("manifest", "split", "names.jsonl", "-o", "names").err

@@ -1,4 +1,4 @@
 """Manifests: make, divide, check them, and trade them with other tools."""
 
-VERBS = {"Verbs": ("make", "split", "check", "index", "import", "export")}
+VERBS = {"Verbs": ("make", "split", "check", "speeds", "index", "import", "export")}
 """See :mod:`speech_adapters.cli.verbs`."""
