@@ -58,13 +58,13 @@ class Evaluation(Generic[R]):
     cost: Cost
 
 
-@torch.no_grad()
 def check_manifest(manifest: object) -> None:
     """Raise a ConfigError for a path, or anything else, in a manifest's place."""
     if not isinstance(manifest, Manifest):
         raise ConfigError(f"manifest: {shown(manifest)} is none; read it first: Manifest.read('test.jsonl').")
 
 
+@torch.no_grad()
 def predict(
     model: SpeechAdapterModel,
     manifest: Manifest,
