@@ -53,8 +53,8 @@ class Config:
     )
     methods: tuple[Name, ...] = option(("entropy", "speaker-code"), "entropy, speaker-code and prompt, or some")
     learning_rates: dict[str, tuple[Rate, ...]] = field(default_factory=dict)
-    """Of each method: one, or several to choose from on dev. Without, its published rate and others with --dev, the
-    method's own default else."""
+    """Of each method: one, or several to choose from on dev; without, those of RATES with --dev, else the method's
+    own default."""
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Other settings of each method: ``{entropy: {steps: 20}}``."""
     minutes: Positive = option(10.0, "most speech of a speaker that speaker-code adapts to; all of it is scored")

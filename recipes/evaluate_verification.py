@@ -246,7 +246,7 @@ def train_plda(config: Config, model: SpeechAdapterModel | None, test: Manifest 
     speakers = [utterance.speaker for utterance in manifest]
     if model is not None:  # said before all is embedded
         head = model.head
-        width = model.encoder.hidden_size if head is None else getattr(head.config, "embedding_size", None)
+        width = model.feature_size if head is None else getattr(head.config, "embedding_size", None)
         if width is not None:  # what else a head lacks for this, embedding says
             check_speakers(speakers, width)
     embeddings = embed(config, model, manifest, "--plda")

@@ -86,7 +86,7 @@ class SpeechAdapterModel(Inference, nn.Module):
         self.fusions = nn.ModuleDict()
         self.active: str | Composition | None = None
         self.skip_layers = 0
-        self._to_train: tuple[str | Composition | None, str | None] | None = None
+        self._to_train: tuple[str | Composition | None, str | None] | None = None  # of the last train_adapter
         self.folded_adapter: str | None = None
         self._unfolded: dict[str, Tensor] = {}
         self.active_head: str | None = None

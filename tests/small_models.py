@@ -110,3 +110,12 @@ def counts(model: SpeechAdapterModel, config) -> dict[str, float]:
     counted = model.count_parameters()
     model.delete_adapter("a")
     return counted
+
+
+def two_updates(model: SpeechAdapterModel, rate: float) -> None:
+    """Train on the batch; the second update's gradients stay: in the first some are zero by design."""
+    optimizer = torch.optim.SGD(parameters(model), rate)
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(*batch(), targets=TARGETS).loss.backward()
+        optimizer.step()

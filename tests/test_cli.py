@@ -312,25 +312,27 @@ def test_fold_and_export_are_opened_by_transformers(sa, parts: Path, tmp_path: P
     assert "peft.PeftModel.from_pretrained" in sa("export", "-a", parts / "one", "--peft", "peft")
 
 
+def saved_run(name: str, method: str) -> SpeechAdapterModel:
+    """A fresh adapter under a CTC head, saved in ``run`` as recipes do."""
+    model = SpeechAdapterModel.from_pretrained("tiny-wavlm")
+    model.add_adapter(name, method)
+    model.add_head("h", CTCHead())
+    model.save_adapter(name, f"run/adapters/{name}")
+    model.save_head("h", f"run/heads/{name}")
+    return model
+
+
 def test_a_run_of_the_head_alone_is_exported_as_it_is(sa, tmp_path: Path) -> None:
     from transformers import AutoModelForCTC
 
-    model = SpeechAdapterModel.from_pretrained("tiny-wavlm")
-    model.add_adapter("head-only", "head-only")
-    model.add_head("h", CTCHead())
-    model.save_adapter("head-only", "run/adapters/head-only")
-    model.save_head("h", "run/heads/head-only")
+    model = saved_run("head-only", "head-only")
     assert "pipeline('automatic-speech-recognition', 'x')" in sa("export", "-a", "run", "x")
     stock = AutoModelForCTC.from_pretrained("x")
     torch.testing.assert_close(stock.lm_head.weight, model.heads["h"].linear.weight)
 
 
 def test_what_cannot_be_folded_is_named_with_what_can_be_done(sa, tmp_path: Path) -> None:
-    model = SpeechAdapterModel.from_pretrained("tiny-wavlm")
-    model.add_adapter("a", "houlsby")
-    model.add_head("h", CTCHead())
-    model.save_adapter("a", "run/adapters/a")
-    model.save_head("h", "run/heads/a")
+    saved_run("a", "houlsby")
     for words in (
         ("fold", "run/adapters/a", "x"),
         ("export", "-a", "run", "x"),

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_encoders import small_encoder
-from small_models import METHODS, TARGETS, batch, parameters, small_model
+from small_models import METHODS, TARGETS, batch, parameters, small_model, two_updates
 
 from speech_adapters.adapters import IA3, Bottleneck, LoRA, preset
 from speech_adapters.composition import Average, Fuse, FusionConfig, Parallel, Route, RouterConfig, Stack
@@ -140,11 +140,7 @@ def test_layer_norms_train_beside_the_layers_that_they_belong_to():
     model = small_model(head=True)
     model.add_adapter("a", preset("last-2+layer-norms"))
     model.train_adapter("a", head="asr")
-    optimizer = torch.optim.SGD(parameters(model), 1e-3)
-    for _ in range(2):
-        optimizer.zero_grad()
-        model(*batch(), targets=TARGETS).loss.backward()
-        optimizer.step()
+    two_updates(model, 1e-3)
     model.check_alive()
 
 

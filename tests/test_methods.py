@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from small_encoders import STYLES, small_encoder, stock_model
-from small_models import METHODS, TARGETS, batch, parameters, shake, small_model
+from small_models import METHODS, TARGETS, batch, parameters, shake, small_model, two_updates
 
 from speech_adapters.adapters import (
     IA3,
@@ -368,11 +368,7 @@ def test_the_weight_of_an_only_layer_need_not_learn(method, layers):
     model.add_adapter("a", method(layers=layers))
     model.add_head("asr", CTCHead())
     model.train_adapter("a", head="asr")
-    optimizer = torch.optim.SGD(parameters(model), 1e-2)
-    for _ in range(2):
-        optimizer.zero_grad()
-        model(*batch(), targets=TARGETS).loss.backward()
-        optimizer.step()
+    two_updates(model, 1e-2)
     model.check_alive()
     weight = model.adapters["a"].offset if method is VARAN else model.adapters["a"].layer_weights
     assert bool(weight.grad.any()) == (len(layers) > 1)

@@ -270,9 +270,8 @@ def preset(name: str, task: str = "asr", **changes: Any) -> AdapterConfig:
     changes = {key: tuple(value) if isinstance(value, list) else value for key, value in changes.items()}
     parameters = inspect.signature(PRESETS[name]).parameters.values()
     settings = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
-    passes_on = any(
-        parameter.kind is parameter.VAR_KEYWORD for parameter in parameters
-    )  # to a config that looks itself
+    # to a config, which looks itself
+    passes_on = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
     if not passes_on and (unknown := [key for key in changes if key not in settings]):
         raise ConfigError(f"preset {name!r}: {no_such('setting', unknown[0], settings)}.")
     return PRESETS[name](task, **changes)

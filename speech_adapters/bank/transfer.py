@@ -85,10 +85,10 @@ def import_bank(bank: Bank, address: str, names: Sequence[str] = ()) -> list[Fou
         entry = entry_of(unsealed(place.json(f"entries/{name}.json"), where), where)
         file = bank.layout.entry_file(name)
         before = bank.layout.entry(name) if file.is_file() else Entry()
+        held = [(one.object, one.facts) for one in before.versions.values()]
         for number in entry.numbers:
             version = entry.versions[str(number)]
             tags = tuple(tag for tag, to in entry.tags.items() if to == number and tag not in before.tags)
-            held = [(one.object, one.facts) for one in before.versions.values()]
             if (version.object, version.facts) in held and not tags:
                 continue
             files, needs = place.object(version.object), [place.object(digest) for digest in version.needs]
