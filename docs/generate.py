@@ -184,7 +184,7 @@ def _index(sizes: dict) -> str:
             for what, names in CHOICES.items()
         ),
         "",
-        'Every method with layers takes `layers=`: indices, `"top-4"`, or `"every-2"`. '
+        'Methods that act in the layers take `layers=`: indices, `"top-4"`, or `"every-2"`. '
         "`model.set_active(name, skip_layers=4)` leaves the adapters of the lowest layers out at run time. Presets "
         "joined by `+` are one adapter: `lora+l`.",
         "",

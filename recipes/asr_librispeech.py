@@ -35,7 +35,7 @@ d('data', ['train-clean-100', 'dev-other', 'dev-clean'])"
 class Config(ExperimentConfig):
     """An adapter and its baselines for speech recognition."""
 
-    train: Path | None = option(None, "manifest to train on; then --dev and --test too")
+    train: Path | None = option(None, "manifest to train on; then --dev too, and --test to score other speech")
     dev: Path | None = option(None, "manifest that chooses the state to keep (training.evaluate_every)")
     test: Path | None = option(None, "manifest to score")
     librispeech_root: Path | None = option(None, "folder LibriSpeech was unpacked in (holds train-clean-100, ...)")

@@ -40,7 +40,7 @@ class Config(ExperimentConfig):
     """An adapter and its baselines for emotion recognition."""
 
     adapter: str = option("l", "preset of the adapter: l, el, elp, e, lora-ffn, houlsby, ...")
-    train: Path | None = option(None, "manifest to train on; then --dev and --test too")
+    train: Path | None = option(None, "manifest to train on; then --dev too, and --test to score other speech")
     dev: Path | None = option(None, "manifest that chooses the state to keep (training.evaluate_every)")
     test: Path | None = option(None, "manifest to score")
     manifest: Path | None = option(None, "one manifest to divide into folds; then --folds too")

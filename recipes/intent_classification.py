@@ -32,7 +32,7 @@ DEMO_SLOTS = ("domain", "emotion", "gender")
 class Config(ExperimentConfig):
     """An adapter and its baselines for intent classification."""
 
-    train: Path | None = option(None, "manifest to train on; then --dev and --test too")
+    train: Path | None = option(None, "manifest to train on; then --dev too, and --test to score other speech")
     dev: Path | None = option(None, "manifest that chooses the state to keep (training.evaluate_every)")
     test: Path | None = option(None, "manifest to score")
     corpus_root: Path | None = option(None, "folder Fluent Speech Commands was unpacked in")

@@ -27,7 +27,7 @@ class Config(ExperimentConfig):
     """An adapter and its baselines for keyword spotting."""
 
     adapter: str = option("l", "preset of the adapter: l, el, elp, e, lora, houlsby, ...")
-    train: Path | None = option(None, "manifest to train on; then --dev and --test too")
+    train: Path | None = option(None, "manifest to train on; then --dev too, and --test to score other speech")
     dev: Path | None = option(None, "manifest that chooses the state to keep (training.evaluate_every)")
     test: Path | None = option(None, "manifest to score")
     label_field: str | None = option(None, "key of the manifest that holds the keyword; label by default")

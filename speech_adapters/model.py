@@ -153,7 +153,7 @@ class SpeechAdapterModel(Inference, nn.Module):
         """Add an adapter and make it the active one.
 
         Args:
-            name: letters, digits, "_" and "-".
+            name: letters, digits, "_" and "-", the first a letter or a digit.
             config: a preset's name ("elp", "lora", "houlsby", ...) or a config (``EL(...)``, ``LoRA(rank=16)``).
             task: which task's published settings a preset takes (activation, learning rates).
 
@@ -719,7 +719,7 @@ class SpeechAdapterModel(Inference, nn.Module):
         """Waveforms (B, samples) at 16 kHz, lengths (B,) in samples -> :class:`ModelOutput`.
 
         Args:
-            targets: what the active head's loss wants, e.g. (B, U) token ids padded with -100 for CTC.
+            targets: what the active head's loss wants, e.g. (B, U) token ids padded with -100 for CTC, or lists of them.
             time_mask: (B, T) boolean frames to hide (SpecAugment).
             adapter: one choice per sample, in place of the active composition: names, ``Stack(...)``, None for the
                 base.

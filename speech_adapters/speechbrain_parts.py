@@ -11,7 +11,7 @@ def from_speechbrain(module: str) -> Any:
     """``speechbrain.MODULE``, imported when it is asked for: that takes seconds.
 
     speechbrain lets torch multiply in TF32, ten bits of each factor, on every GPU as soon as it is imported; encoders
-    and scores in float32 would then hang on whether a head of its kind was built before. It is asked not to, by the
+    and scores in float32 would then depend on whether a head of its kind was built before. It is asked not to, by the
     variable that it has for it. Where somebody else imported it first, that stands.
     """
     name = "SB_DISABLE_QUIRKS"

@@ -165,7 +165,7 @@ def sweep(data, output, over, *, at_once=1, evaluate_every=1, adapter="lora", **
 
 def test_a_sweep_finds_its_finalists_on_dev_and_tests_them_when_asked(data, tmp_path, capsys):
     output = tmp_path / "s"
-    command = arguments(data, output, "--trials=4", "--at-once=2", "--seeds=0,1")
+    command = arguments(data, output, "--trials=4", "--at-once=2")
     run(*command)
     states = [trial["state"] for trial in trials(output)]
     assert set(states) <= {"complete", "pruned"} and len(states) == 4 and "complete" in states
@@ -175,13 +175,14 @@ def test_a_sweep_finds_its_finalists_on_dev_and_tests_them_when_asked(data, tmp_
         assert ("metrics" in trial) == (trial["state"] == "complete") and trial["parameters"]["trainable"] > 0
     assert not (output / "finalists").exists() and not list(output.rglob("test.json"))
     before = learnt(output)
-    run(*command, "--finalists=1")
+    run(*command, "--finalists=1", "--seeds=0,1")
     assert learnt(output) == before  # enough trials: none is added
     (folder,) = (output / "finalists").iterdir()
     results = json.loads((folder / "results.json").read_text())
     assert results["seeds"] == [0, 1] and results["data"]["test"]["sha256"] == results["data"]["dev"]["sha256"]
     assert "not asked for" in capsys.readouterr().out and not (folder / "test.json").exists()
     run(*command, "--score-test")
+    assert len(list(folder.glob("predictions/test-*.jsonl"))) == 2  # of both seeds, though this command names none
     tested = json.loads((folder / "test.json").read_text())
     assert tested["data"]["sha256"] != results["data"]["dev"]["sha256"] and tested["metrics"]["wer"]["low"] >= 0
     page = (output / "report.html").read_text()

@@ -121,7 +121,7 @@ class Registry:
 def check_new(name: str, existing: nn.ModuleDict, kind: str) -> None:
     """Raise a ConfigError for a name that is taken or cannot be one."""
     if not isinstance(name, str) or not NAME.fullmatch(name):
-        raise ConfigError(f"{kind} name {name!r}: use letters, digits, '_' and '-'.")
+        raise ConfigError(f"{kind} name {name!r}: use letters, digits, '_' and '-', first a letter or a digit.")
     if name in existing:
         raise ConfigError(f"{kind} {name!r} exists already; delete it first or choose another name.")
     if hasattr(existing, name):

@@ -83,7 +83,7 @@ LONG, SHORT_PAUSE = 8.0, 0.25
 speech, and the text hangs less on the longest window."""
 
 _STEP = 10 * SAMPLE_RATE // CHUNK
-"""Chunks between two looks at what has streamed in (10 s): the pauses found must not hang on how samples arrive."""
+"""Chunks between two looks at what has streamed in (10 s): the pauses found must not depend on how samples arrive."""
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ class CTCHead(HeadConfig):
     """Weight of the divergence between two passes that drop other features, 0 for a single pass. 0.2 in CR-CTC."""
     reduction: Literal["mean", "sum"] = "mean"
     """``mean``: each utterance's loss by its number of symbols, then the batch's mean (that of Hugging Face's
-    fine-tuning recipes), so that the learning rate does not hang on batch size; ``sum``: plain sum."""
+    fine-tuning recipes), so that the learning rate does not depend on batch size; ``sum``: plain sum."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -12,7 +12,7 @@
   of random patterns is (1 + as far) / (1 + patterns), Phipson and Smyth, 2010).
 
 A difference is only called one where the interval excludes 0 and p is below 0.05. Over few speakers neither says much:
-with four, the smallest p that can be is 2 / 2^4 = 0.125.
+with five, the smallest p that can be is 2 / 2^5 = 0.0625.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from speech_adapters.metrics.trial_bootstrap import bootstrap_trials
 from speech_adapters.metrics.wer import WERResult, compare
 
 LEVEL = 0.05
-FEW_SPEAKERS = 5
+FEW_SPEAKERS = 6
 """Fewer are too few for an interval or a test over speakers."""
 _MOST_ENUMERATED = 12
 

@@ -59,7 +59,7 @@ class Served:
 
     Attributes:
         name: what clients ask for.
-        key: SHA-256 of all that its answers hang on: configuration, weights and heads.
+        key: SHA-256 of all that its answers depend on: configuration, weights and heads.
         fingerprint: SHA-256 of the adapter's tensors, as saved heads name it; of the base alone, the base's.
         method: such as "lora"; "fuse" or "route" of a composition; "base" of the base alone.
         adapter: its folder; None for the base alone and for compositions.

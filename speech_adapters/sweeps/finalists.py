@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from speech_adapters.errors import ConfigError
-from speech_adapters.files import to_json, write_json
+from speech_adapters.files import read_json, to_json, write_json
 from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.runs.folder import RunFolder
 from speech_adapters.sweeps.study import Sweep, on_dev
@@ -40,7 +40,7 @@ def run_finalists(sweep: Sweep, make: Make, count: int) -> list[Path]:
     folders = []
     for trial in best:
         folder = _folder(sweep, trial.number)
-        config = _config(sweep, trial.user_attrs["values"], folder)
+        config = _config(sweep, trial.user_attrs["values"], folder, sweep.seeds)
         task = make(config).task
         print(f"\nfinalist: trial {trial.number}, seeds {', '.join(map(str, config.seeds))}, scored on dev data")
         run_experiment("sweep", config, task, lambda: [sweep.corpus])
@@ -65,7 +65,8 @@ def score_finalists(sweep: Sweep, make: Make) -> dict[str, dict[str, Any]]:
         raise ConfigError(f"{sweep.folder}: no finalists to test; give --finalists, and how many, first.")
     for trial in trials:
         folder = _folder(sweep, trial.number)
-        config = _config(sweep, trial.user_attrs["values"], folder)
+        trained = tuple(read_json(folder / "results.json")["seeds"])
+        config = _config(sweep, trial.user_attrs["values"], folder, trained)
         task, run = make(config).task, RunFolder(folder)
         start = Start.read(config, sweep.encoder, task.own_head)
         task.start_head = start.head_config
@@ -88,5 +89,5 @@ def _folder(sweep: Sweep, number: int) -> Path:
     return sweep.folder / "finalists" / f"trial-{number:04d}"
 
 
-def _config(sweep: Sweep, values: dict[str, Any], folder: Path) -> ExperimentConfig:
-    return replace(sweep.config_of(values), output=folder)
+def _config(sweep: Sweep, values: dict[str, Any], folder: Path, seeds: tuple[int, ...]) -> ExperimentConfig:
+    return replace(sweep.config_of(values), output=folder, seeds=seeds)

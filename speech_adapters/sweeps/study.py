@@ -66,12 +66,16 @@ class Sweep:
         ConfigError: a space that some trial could not be trained with (each value of each dimension is tried on the
             encoder), a task without dev data, or a folder of another sweep.
         InputError: found in the data.
+
+    Attributes:
+        seeds: of the finalists; trials take the first.
     """
 
     def __init__(self, experiment: Experiment, settings: SweepConfig, folder: str | os.PathLike[str]) -> None:
         self.settings, self.folder, self.experiment = settings, Path(folder), experiment
         self.task = experiment.task
-        self.config = replace(experiment.config, baselines=(), output=None, resume=None)
+        self.seeds = experiment.config.seeds
+        self.config = replace(experiment.config, seeds=self.seeds[:1], baselines=(), output=None, resume=None)
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ConfigError("a sweep is no torchrun: start the same command several times, once for each device.")
         if settings.pruner != "none" and not self.config.training.evaluate_every:
