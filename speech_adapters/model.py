@@ -719,7 +719,8 @@ class SpeechAdapterModel(Inference, nn.Module):
         """Waveforms (B, samples) at 16 kHz, lengths (B,) in samples -> :class:`ModelOutput`.
 
         Args:
-            targets: what the active head's loss wants, e.g. (B, U) token ids padded with -100 for CTC, or lists of them.
+            targets: what the active head's loss wants, e.g. (B, U) token ids padded with -100 for CTC, or
+                lists of them.
             time_mask: (B, T) boolean frames to hide (SpecAugment).
             adapter: one choice per sample, in place of the active composition: names, ``Stack(...)``, None for the
                 base.
