@@ -26,6 +26,7 @@ from speech_adapters.heads.decoding import Segment
 from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.serving.engine import Engine
 from speech_adapters.serving.http.keys import ApiKey, Keys
+from speech_adapters.serving.http.realtime import PENDING
 from speech_adapters.serving.http.settings import HttpSettings
 from speech_adapters.serving.live import EDGE, LONGEST, Agreement, LiveItem
 
@@ -232,6 +233,51 @@ def test_sessions_are_limited_and_guarded(address: str, encoder: Path, folder: P
             pass
         with Client(guarded, subprotocols=["realtime", "openai-insecure-api-key.k"]) as client:
             assert client.socket.subprotocol == "realtime"
+
+
+def test_a_fault_of_the_server_is_told_and_the_session_goes_on(
+    address: str, sound: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> Any:
+        raise RuntimeError("CUDA out of memory")
+
+    with Client(address) as client, monkeypatch.context() as patched:
+        client.send(update(**RATE))
+        client.receive("session.updated")
+        patched.setattr(LiveItem, "finish", broken)
+        client.send(append(pcm(sound)[:64_000]), {"type": "input_audio_buffer.commit"})
+        while (event := client.receive(f"{PREFIX}.delta", "input_audio_buffer.committed"))["type"].endswith("delta"):
+            pass
+        assert client.receive(f"{PREFIX}.failed")["item_id"] == event["item_id"]
+        patched.setattr(LiveItem, "add", broken)
+        client.send(append(pcm(sound)[:64_000]) | {"event_id": "mine"})
+        assert client.receive("error")["error"]["event_id"] == "mine"
+
+
+def test_a_session_waits_where_it_commits_faster_than_it_is_answered(
+    address: str, sound: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    going_on, finish = threading.Event(), LiveItem.finish
+
+    async def held(item: LiveItem) -> Any:
+        await asyncio.to_thread(going_on.wait)
+        return await finish(item)
+
+    monkeypatch.setattr(LiveItem, "finish", held)
+    with Client(address) as client:
+        client.send(update(**RATE))
+        client.receive("session.updated")
+        for _ in range(PENDING + 2):
+            client.send(append(pcm(sound)[:3200]), {"type": "input_audio_buffer.commit"})
+        for _ in range(PENDING):
+            client.receive("input_audio_buffer.committed")
+        with pytest.raises(TimeoutError):
+            client.socket.recv(timeout=0.5)
+        going_on.set()
+        kinds = [
+            client.receive(f"{PREFIX}.completed", "input_audio_buffer.committed")["type"] for _ in range(PENDING + 4)
+        ]
+        assert kinds.count(f"{PREFIX}.completed") == PENDING + 2
 
 
 def test_silent_clients_are_let_go(encoder: Path, folder: Path) -> None:

@@ -11,7 +11,8 @@ import binascii
 import itertools
 import json
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,9 @@ RATES = (16_000, 24_000)
 """Hz of the PCM16 that clients send; OpenAI's own is 24 kHz."""
 
 PREFIX = "conversation.item.input_audio_transcription"
+
+PENDING = 4
+"""Commits of one session that are being answered; no further event is read until one of them is."""
 
 
 class _Part(BaseModel):
@@ -83,7 +87,7 @@ async def realtime(websocket: WebSocket) -> None:
     session = Session(websocket)
     try:
         await session.run()
-    except (WebSocketDisconnect, RuntimeError):  # starlette's RuntimeError: sending after the client has gone
+    except WebSocketDisconnect:
         log.info("a live session ended: its client went away")
     finally:
         await session.close()
@@ -126,7 +130,7 @@ class Session:
                 await self._failed(
                     ApiError(408, f"silent for {self.settings.max_idle:g} s", code="session_idle"), None
                 )
-                await self.websocket.close(1001, "idle")
+                await self._close(1001, "idle")
                 return
             except KeyError:  # a message of bytes
                 await self._failed(ApiError(400, "send events as text, one JSON object each"), None)
@@ -138,7 +142,7 @@ class Session:
                 if handler is None:
                     raise ApiError(400, f"no event {event['type']!r}; there are {', '.join(handlers)}", param="type")
                 await handler(event)
-            except (WebSocketDisconnect, RuntimeError):
+            except WebSocketDisconnect:
                 raise
             except Exception as error:
                 await self._failed(_told(error), event)
@@ -164,7 +168,7 @@ class Session:
             await self._commit({})
         await asyncio.gather(*self._ending)
         await self._failed(ApiError(503, "the server is stopping; connect again", code="stopping"), None)
-        await self.websocket.close(1012, "the server is stopping")
+        await self._close(1012, "the server is stopping")
 
     async def close(self) -> None:
         """Drop what is unfinished."""
@@ -242,6 +246,8 @@ class Session:
         task = asyncio.create_task(self._complete(item, item_id, loaded))
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
+        if len(self._ending) >= PENDING:
+            await asyncio.wait(self._ending, return_when=asyncio.FIRST_COMPLETED)
 
     async def _complete(self, item: LiveItem, item_id: str, loaded: Loaded) -> None:
         try:
@@ -252,8 +258,8 @@ class Session:
                 words=[{"word": word.text, "start": round(word.start, 3), "end": round(word.end, 3)}
                        for word in transcript.words], **identity(loaded.served),
             )  # fmt: skip
-        except (WebSocketDisconnect, RuntimeError):
-            pass  # the client has gone
+        except WebSocketDisconnect:
+            pass
         except Exception as error:
             told = _told(error)
             content = errors.body(told.status_code, str(told.detail), told.param, told.code)
@@ -292,7 +298,21 @@ class Session:
     async def _send(self, kind: str, **content: Any) -> None:
         async with self._sending:
             event = {"type": kind, "event_id": f"event_{next(self._numbers):06d}", **content}
-            await self.websocket.send_text(json.dumps(event, ensure_ascii=False))
+            with _gone_is_gone():
+                await self.websocket.send_text(json.dumps(event, ensure_ascii=False))
+
+    async def _close(self, code: int, reason: str) -> None:
+        with _gone_is_gone():
+            await self.websocket.close(code, reason)
+
+
+@contextmanager
+def _gone_is_gone() -> Iterator[None]:
+    """Starlette has a RuntimeError for what is sent after the client has gone, and the engine others of its own."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise WebSocketDisconnect(1006) from error
 
 
 def _over(before: dict[str, Any], changes: Any) -> Any:
