@@ -339,6 +339,39 @@ def test_a_folder_and_a_table_by_path_name_or_stem(audio: Path, tmp_path: Path) 
         read_folder(audio, table=tmp_path / "t.csv")
 
 
+def test_a_path_from_elsewhere_is_no_other_folders_recording_of_its_name(audio: Path, tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    for path in ("test/c/b.wav", "/data/test/c/b.wav", "D:\\calls\\b.wav"):
+        table.write_text(f"file,text\n{path},YES\n")
+        with pytest.raises(ManifestError, match=r"t\.csv:2: .* has no .* \(b/b\.wav is another folder's\); give"):
+            read_folder(audio, table=table)
+    speak(audio / "c" / "b" / "b.wav", 0.5)
+    for path, found in (("old/c/b/b.wav", "c/b/b.wav"), ("/data/wav/b/b", "b/b.wav"), ("wav/c/b/b", "c/b/b.wav")):
+        table.write_text(f"file,text\n{path},YES\n")
+        assert read_folder(audio, table=table).manifest[0].audio_filepath == audio / found
+    table.write_text("file,text\nold/b/b.wav,YES\n")
+    with pytest.raises(ManifestError, match=r"could be b/b\.wav, c/b/b\.wav; give the path from"):
+        read_folder(audio, table=table)
+
+
+def test_rows_of_one_recording_are_told_apart_by_channel_and_time(audio: Path, tmp_path: Path) -> None:
+    soundfile.write(audio / "call.wav", np.full((16_000 * 4, 2), 0.1), 16_000)
+    table = tmp_path / "t.csv"
+    table.write_text("file,channel,text\ncall.wav,0,YES\ncall.wav,1,NO\n")
+    assert [u.id for u in read_folder(audio, table=table).manifest] == ["call-channel0", "call-channel1"]
+    for read in (lambda: read_folder(audio, table=table).manifest, lambda: read_format("csv", table, root=audio)):
+        table.write_text("file,Start,end,channel,text\ncall.wav,1.0,2.5,0,YES\ncall.wav,3,3.5,0,NO\n")
+        assert [(u.offset, u.duration, u.extra) for u in read()] == [(1.0, 1.5, {}), (3.0, 0.5, {})]
+        table.write_text("file,start,duration,end,channel,text\ncall.wav,1.0,0.5,2.5,0,YES\n")
+        assert [(u.offset, u.duration, u.extra) for u in read()] == [(1.0, 0.5, {"end": "2.5"})]
+        table.write_text("file,start,end,channel,text\ncall.wav,1.0,0.5,0,YES\n")
+        with pytest.raises(ManifestError, match=r"t\.csv:2: duration"):
+            read()
+        table.write_text("file,start,end,channel,text\ncall.wav,1.0,late,0,YES\n")
+        with pytest.raises(ManifestError, match=r"t\.csv:2: end is 'late', expected seconds"):
+            read()
+
+
 def test_a_channel_is_one_of_files_with_several(audio: Path, tmp_path: Path) -> None:
     soundfile.write(audio / "call.wav", np.full((16_000, 2), 0.1), 16_000)
     for channel in (0, 1, "mix"):
@@ -358,7 +391,7 @@ def test_the_folders_of_windows_and_the_accents_of_macs(audio: Path, tmp_path: P
             (tmp_path / "t.csv").write_text(f"file,text\n{path},YES\n")
             (u,) = read_folder(folder, table=tmp_path / "t.csv").manifest
             assert u.audio_filepath == folder / there / "Anruf 1.wav" and u.id == "Anruf 1"
-    (tmp_path / "t.csv").write_text("file,text\nC:\\calls\\b.wav,YES\n")
+    (tmp_path / "t.csv").write_text("file,text\nC:\\calls\\b\\b.wav,YES\n")
     assert read_folder(audio, table=tmp_path / "t.csv").manifest[0].audio_filepath == audio / "b" / "b.wav"
     (tmp_path / "t.csv").write_text("file,text\nwav\\b\\b.wav,YES\n")
     assert read_format("csv", tmp_path / "t.csv")[0].audio_filepath == audio / "b" / "b.wav"
@@ -374,6 +407,16 @@ def test_two_rows_of_one_recording_are_named(audio: Path, tmp_path: Path) -> Non
             ManifestError, match=r"t\.csv:4: id 'a' repeats that of .*t\.csv:2; give each line its own"
         ):
             read(tmp_path / "t.csv")
+
+
+def test_a_folder_is_searched_through_links_and_not_where_things_are_hidden(audio: Path, tmp_path: Path) -> None:
+    speak(tmp_path / "disk" / "tuesday" / "d.wav", 0.5)
+    speak(audio / ".Trash" / "old.wav", 0.5)
+    (audio / "aa").symlink_to(audio / "b")
+    (audio / "linked").symlink_to(tmp_path / "disk")
+    (audio / "linked" / "tuesday" / "up").symlink_to(audio)
+    found = [u.audio_filepath.relative_to(audio).as_posix() for u in read_folder(audio).manifest]
+    assert found == ["a.wav", "b/b.wav", "linked/tuesday/d.wav"]
 
 
 def test_recordings_that_must_be_converted_are_named(audio: Path, tmp_path: Path) -> None:
@@ -421,7 +464,7 @@ def test_the_path_from_the_folder_is_the_recording_whatever_sorts_first(audio: P
     speak(audio / "c" / "z.wav", 1.0)
     with pytest.raises(ManifestError, match=r"t.csv:2: .*c has no '.*z.wav'"):
         read_folder(audio / "c", table=tmp_path / "t.csv")
-    (tmp_path / "t.csv").write_text("file,text\n/of/another/machine/b.wav,YES\n")
+    (tmp_path / "t.csv").write_text("file,text\n/of/another/machine/b/b.wav,YES\n")
     assert read_folder(audio, table=tmp_path / "t.csv").manifest[0].audio_filepath == audio / "b" / "b.wav"
 
 

@@ -147,6 +147,28 @@ def test_write_refuses_repeated_ids(tmp_path: Path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("there", ["inside", "elsewhere"])
+def test_audio_is_found_through_links_however_the_manifest_was_written(tmp_path: Path, there: str):
+    real, link = tmp_path / "disk" / "a" / "corpus", tmp_path / "home" / "corpus"
+    real.mkdir(parents=True)
+    link.parent.mkdir()
+    link.symlink_to(real)
+    audio = (link if there == "inside" else tmp_path / "audio") / "wav" / "u.wav"
+    audio.parent.mkdir(parents=True)
+    write_audio(audio, torch.full((16_000,), 0.1))
+    Manifest([Utterance("u", audio, 1.0)]).write(link / "m.jsonl")
+    for path in (link / "m.jsonl", real / "m.jsonl"):
+        (found,) = Manifest.read(path, check_files=True)
+        assert found.audio_filepath.samefile(audio)
+    assert Manifest.read(link / "m.jsonl")[0].audio_filepath == audio
+    if there == "inside":  # the folder may move
+        (tmp_path / "disk" / "a").rename(tmp_path / "disk" / "b")
+        Manifest.read(tmp_path / "disk" / "b" / "corpus" / "m.jsonl", check_files=True)
+    else:  # as other programs read it
+        (real / "m.jsonl").write_text('{"audio_filepath": "../../../audio/wav/u.wav", "duration": 1.0}\n')
+        assert Manifest.read(link / "m.jsonl", check_files=True)[0].audio_filepath == audio
+
+
 def test_a_manifest_is_a_value():
     manifest = make(5, speaker="a")
     assert manifest[1:3] == Manifest(list(manifest)[1:3])
@@ -345,6 +367,15 @@ def test_hashes_follow_the_audio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     write_audio(tmp_path / "clean" / "a.wav", torch.full((16_000,), 0.3))
     os.utime(tmp_path / "clean" / "a.wav", ns=(status.st_atime_ns, status.st_mtime_ns))
     assert clean.content_key() != key and clean.sha256 != sha256, "exported again in place, with the old times"
+
+
+def test_a_file_has_one_identity_under_both_forms_of_its_name(tmp_path: Path):
+    written, asked = (unicodedata.normalize(form, "café.wav") for form in ("NFC", "NFD"))
+    write_audio(tmp_path / written, torch.full((16_000,), 0.1))
+    found = [Manifest([Utterance("u", tmp_path / name, 1.0)]).content_keys() for name in (written, asked)]
+    assert found[0] == found[1]
+    write_audio(tmp_path / written, torch.full((16_000,), 0.2))
+    assert Manifest([Utterance("u", tmp_path / asked, 1.0)]).content_keys() != found[0]
 
 
 def test_what_was_found_sound_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 import speech_adapters.corpora.simulate as package
@@ -67,6 +68,13 @@ def test_manifest_keeps_what_it_knew_and_says_what_was_done(source, tmp_path):
         assert (new.domain, new.offset, new.duration) == ("mobile", 0.0, 0.5)
         assert new.extra["codec"] == "gsm" and 0 <= new.extra["packet_loss"] <= 0.03
         assert "/" not in new.audio_filepath.name, "an id may hold slashes"
+
+
+def test_of_several_channels_one_is_left(tmp_path):
+    soundfile.write(tmp_path / "call.wav", np.random.default_rng(0).normal(0, 0.1, (8000, 2)), 16_000)
+    heard = Manifest([Utterance("call", tmp_path / "call.wav", 0.5, channel=1)], "calls.jsonl")
+    (line,) = Manifest.read(simulate(heard, tmp_path / "out", "mobile"), check_files=True)
+    assert line.channel is None
 
 
 def test_telephone_is_heard(source, tmp_path):

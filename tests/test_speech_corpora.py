@@ -229,6 +229,10 @@ def test_call_is_split_into_its_sides(tmp_path):
     before = files["agent"].stat().st_mtime_ns
     split_call(tmp_path / "c1.wav", tmp_path / "audio")
     assert files["agent"].stat().st_mtime_ns == before, "resumes: what is there stays"
+    (tmp_path / "tuesday").mkdir()
+    soundfile.write(tmp_path / "tuesday" / "c1.wav", sides[:3000], 8000)
+    with pytest.raises(AudioError, match=r"c1.wav: a side of another recording called 'c1'; give .*tuesday"):
+        split_call(tmp_path / "tuesday" / "c1.wav", tmp_path / "audio")
 
 
 def test_split_calls_feed_the_corpus(tmp_path):

@@ -24,7 +24,7 @@ def split_call(
 
     Raises:
         AudioError: a broken file, another number of channels than roles, or two channels with the same sound: that
-            is a mono recording in a stereo file, whose sides cannot be told apart.
+            is a mono recording in a stereo file, whose sides cannot be told apart; a side of another recording there.
         ConfigError: a role that is repeated or no file name.
     """
     if len(set(roles)) < len(roles) or any(not role or Path(role).name != role for role in roles):
@@ -35,7 +35,14 @@ def split_call(
             f"{path}: {info.channels} channel(s) for the roles {', '.join(roles)}; name one role a channel"
         )
     files = {role: Path(folder) / role / f"{path.stem}.wav" for role in roles}
-    if all(file.exists() for file in files.values()):
+    there = [file for file in files.values() if file.exists()]
+    for file in there:
+        written = audio_info(file)
+        if (written.frames, written.sample_rate) != (info.frames, info.sample_rate):
+            raise AudioError(
+                f"{file}: a side of another recording called {path.stem!r}; give {path} another folder, or name"
+            )
+    if len(there) == len(files):
         return files
     sides = [read_audio(path, channel=index, sample_rate=info.sample_rate) for index in range(len(roles))]
     for index, side in enumerate(sides[1:], start=1):

@@ -125,8 +125,8 @@ def simulate(
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             write_audio(path, _render(utterance, channel, drawn, noise, rng), loud="scale")
-        new = {"audio_filepath": path, "offset": 0.0, "duration": audio_info(path).duration, "domain": domain}
-        lines.append(replace(utterance, **new, extra=utterance.extra | drawn))
+        new = {"audio_filepath": path, "offset": 0.0, "duration": audio_info(path).duration, "channel": None}
+        lines.append(replace(utterance, **new, domain=domain, extra=utterance.extra | drawn))
     Manifest(lines).write(output / f"{name}.jsonl")
     return output / f"{name}.jsonl"
 

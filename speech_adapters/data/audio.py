@@ -15,7 +15,6 @@ import os
 import struct
 import sys
 import threading
-import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ import numpy as np
 import soundfile
 import soxr
 
-from speech_adapters.data.members import Member, member_of
+from speech_adapters.data.members import Member, located
 from speech_adapters.errors import AudioError
 
 if TYPE_CHECKING:  # a million lines are read and checked without it
@@ -397,11 +396,12 @@ class _Stream(soundfile.SoundFile):  # type: ignore[misc]  # soundfile has no ty
 @contextmanager
 def _open(path: str | os.PathLike[str]) -> Iterator[soundfile.SoundFile]:
     """The opened file, or member of an archive, its header checked."""
-    if (member := member_of(path)) is not None:
-        with _open_member(member._replace(archive=_existing(member.archive))) as file:
+    place = located(path)
+    if isinstance(place, Member):
+        with _open_member(place) as file:
             yield file
         return
-    path = _existing(Path(path))
+    path = place
     if not os.path.exists(path):
         raise AudioError(f"{path}: no such audio file; check the path (manifest paths are relative to the manifest)")
     if path.is_dir():
@@ -491,17 +491,6 @@ def _frames(file: soundfile.SoundFile, most: float = math.inf) -> int:
 def _reason(error: Exception) -> str:
     """Libsndfile's own words, without the path that soundfile puts before them."""
     return str(getattr(error, "error_string", "") or getattr(error, "strerror", "") or error).rstrip(".")
-
-
-def _existing(path: Path) -> Path:
-    """``path``, or the file whose name looks the same: é is one code point or two, which disks keep apart."""
-    if str(path).isascii() or os.path.exists(path):
-        return path
-    found = Path(path.anchor)
-    for part in path.parts[bool(path.anchor) :]:
-        forms = (part, unicodedata.normalize("NFC", part), unicodedata.normalize("NFD", part))
-        found /= next((form for form in forms if os.path.exists(found / form)), part)
-    return found
 
 
 _silencing = threading.Lock()

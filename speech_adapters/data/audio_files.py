@@ -21,7 +21,7 @@ from typing import NamedTuple
 from tqdm.auto import tqdm
 
 from speech_adapters.data.audio import check_audio_file
-from speech_adapters.data.members import member_of
+from speech_adapters.data.members import Member, located
 from speech_adapters.errors import AudioError
 
 _SETTLED = 2.0
@@ -51,9 +51,9 @@ def identity(path: Path) -> str:
 
     The time of the inode's change cannot be set back by copying tools, the file's own can.
     """
-    member = member_of(path)
     try:
-        status = os.stat(path if member is None else member.archive)
+        place = located(path)
+        status = os.stat(place.archive if isinstance(place, Member) else place)
     except (OSError, ValueError):
         return "missing"
     return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_dev} {status.st_ino}"
@@ -90,7 +90,7 @@ def _check(piece: Piece) -> str:
 
 def _hash(_: str, path: Path) -> str:
     try:
-        with (member_of(path) or path).open("rb") as file:
+        with located(path).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except (OSError, ValueError):
         return "missing"

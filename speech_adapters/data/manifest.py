@@ -26,7 +26,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from operator import eq
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 from speech_adapters.data.audio import audio_channels, audio_info, read_audio
 from speech_adapters.data.audio_files import Piece, audio_hashes, check_pieces, identity
@@ -178,7 +178,7 @@ class Manifest(Sequence[Utterance]):
         """
         path = Path(path)
         if os.path.exists(index_file(path)):  # Path.exists raises for a name that is too long
-            lines = IndexedLines(ManifestIndex(path), partial(_utterance_of, root=os.path.abspath(path.parent)))
+            lines = IndexedLines(ManifestIndex(path), partial(_utterance_of, root=_Root.of(path.parent)))
             manifest = cls(lines, str(path)).require(*require)
         else:
             utterances: list[Utterance] = []
@@ -218,7 +218,7 @@ class Manifest(Sequence[Utterance]):
                 yield start, size, utterance.id, utterance.duration, columns, keys
             _raise_problems(path, problems)
 
-        root = os.path.abspath(path.parent)
+        root = _Root.of(path.parent)
         write_index(path, rows(), lambda line: _utterance_of(line, root).id)
         return cls.read(path)
 
@@ -230,27 +230,31 @@ class Manifest(Sequence[Utterance]):
 
         Args:
             entries: (place, entry): the place follows ``name`` in errors, as in ``:17``; the entry has the keys of a
-                manifest. Seconds may be text; a missing duration is what the audio file has from the offset on.
+                manifest. Seconds may be text; a missing duration is what there is from the offset to the ``end``, or
+                to that of the audio file.
             root: folder of relative audio paths.
 
         Raises:
             ManifestError: with each bad entry's place.
         """
-        utterances, problems, shared, folder = [], Problems(name), _Shared(), os.path.abspath(root)
+        utterances, problems, shared, folder = [], Problems(name), _Shared(), _Root.of(root)
         places: dict[str, str] = {}
         for place, given in entries:
             entry = dict(given)
             try:
-                for key in {"duration", "offset"} & entry.keys():
+                ends = "offset" in entry and "end" in entry and "duration" not in entry
+                for key in ({"duration", "offset", "end"} if ends else {"duration", "offset"}) & entry.keys():
                     try:
                         entry[key] = float(entry[key])
                     except (TypeError, ValueError):
                         raise ManifestError(f"{key} is {entry[key]!r}, expected seconds as a number") from None
+                if ends:
+                    entry["duration"] = entry.pop("end") - entry["offset"]
                 audio = entry.get("audio_filepath")
-                if isinstance(audio, str) and "\\" in audio and not os.path.exists(os.path.join(folder, audio)):
+                if isinstance(audio, str) and "\\" in audio and not os.path.exists(os.path.join(folder.path, audio)):
                     entry["audio_filepath"] = audio.replace("\\", "/")  # as Windows parts folders
                 if "duration" not in entry and "audio_filepath" in entry:
-                    total = audio_info(Path(folder, entry["audio_filepath"])).duration
+                    total = audio_info(Path(folder.path, entry["audio_filepath"])).duration
                     entry["duration"] = total - entry.get("offset", 0.0)
                 utterance = _utterance(entry, folder, shared)
                 _check_names(utterance)
@@ -269,9 +273,9 @@ class Manifest(Sequence[Utterance]):
         for utterance in _check_ids(self, str(path)):
             _check_names(utterance, f"{path}: utterance {utterance.id!r}: ")
         with atomic(path) as file:
-            folder = path.parent.resolve()
             for utterance in self:
-                file.write(json.dumps(_entry(utterance, folder), ensure_ascii=False, allow_nan=False).encode() + b"\n")
+                entry = _entry(utterance, relative_audio(utterance.audio_filepath, path.parent))
+                file.write(json.dumps(entry, ensure_ascii=False, allow_nan=False).encode() + b"\n")
 
     @property
     def durations(self) -> np.ndarray:
@@ -328,7 +332,7 @@ class Manifest(Sequence[Utterance]):
                 digest.update(self._utterances.places.tobytes())
             return digest.hexdigest()
         for utterance, audio in zip(self, audio_hashes([u.audio_filepath for u in self]), strict=True):
-            entry = _entry(utterance, None) | {"audio_filepath": utterance.audio_filepath.name, "audio_sha256": audio}
+            entry = _entry(utterance, utterance.audio_filepath.name) | {"audio_sha256": audio}
             digest.update(json.dumps(entry, sort_keys=True).encode() + b"\n")
         return digest.hexdigest()
 
@@ -576,7 +580,7 @@ def read_utf8(path: Path, what: str) -> str:
 
 def _lines(path: Path, problems: Problems, require: Sequence[str] = ()) -> Iterator[tuple[int, int, int, Utterance]]:
     """Of each sound line its number from 1, its first byte, its size, its utterance; ``problems`` gets the others."""
-    parse, root, shared = _decoder().decode, os.path.abspath(path.parent), _Shared()
+    parse, root, shared = _decoder().decode, _Root.of(path.parent), _Shared()
     start = 0
     for number, raw in _raw_lines(path):
         size = len(raw)
@@ -601,7 +605,7 @@ def _raise_problems(path: Path, problems: Problems) -> None:
     problems.raise_any()
 
 
-def _parsed(raw: bytes, root: str, parse: Callable[[str], Any], shared: _Shared) -> Utterance | None:
+def _parsed(raw: bytes, root: _Root, parse: Callable[[str], Any], shared: _Shared) -> Utterance | None:
     """The utterance of a line, None of a blank one. Raises ManifestError."""
     try:
         line = raw.decode()
@@ -622,7 +626,7 @@ def _parsed(raw: bytes, root: str, parse: Callable[[str], Any], shared: _Shared)
     return utterance
 
 
-def _utterance_of(line: bytes, root: str, channel: Channel | None = None) -> Utterance:
+def _utterance_of(line: bytes, root: _Root, channel: Channel | None = None) -> Utterance:
     """The utterance of a line that has been checked; ``channel`` where the line names none."""
     utterance = _utterance(json.loads(line.removeprefix(codecs.BOM_UTF8)), root, _Shared())
     if channel is None or utterance.channel is not None or not _hears(channel, utterance.audio_filepath):
@@ -673,6 +677,26 @@ def _decoder() -> json.JSONDecoder:
     return json.JSONDecoder(object_pairs_hook=unique, parse_constant=refuse)
 
 
+class _Root(NamedTuple):
+    """The folder of relative audio paths, by the name it was given and by its own: from a link, ``..`` leads to where
+    the folder itself is, as for every other program."""
+
+    path: str
+    real: str
+
+    @classmethod
+    def of(cls, folder: str | os.PathLike[str]) -> _Root:
+        return cls(os.path.abspath(folder), os.path.realpath(folder))
+
+
+def relative_audio(audio: Path, folder: str | os.PathLike[str]) -> str:
+    """An audio path as a file in ``folder`` writes it, which reads as the same path."""
+    relative = Path(os.path.relpath(audio, folder)).as_posix()
+    if relative.startswith("../"):
+        relative = Path(os.path.relpath(audio, os.path.realpath(folder))).as_posix()
+    return relative
+
+
 class _Shared(dict[str, str]):
     """One string for all lines that say the same: speakers, classes and keys come again in most of a million lines."""
 
@@ -684,8 +708,8 @@ class _Shared(dict[str, str]):
 _KNOWN = frozenset({"audio_filepath", "duration", "offset", "id", "channel", *TEXT_KEYS})
 
 
-def _utterance(entry: dict[str, Any], root: str, shared: _Shared) -> Utterance:
-    """Check one entry's fields and types; ``root`` is the absolute folder of relative audio paths."""
+def _utterance(entry: dict[str, Any], root: _Root, shared: _Shared) -> Utterance:
+    """Check one entry's fields and types; ``root`` is the folder of relative audio paths."""
     audio, seconds = entry.get("audio_filepath"), entry.get("duration")
     if audio is None or seconds is None:
         missing = "duration" if audio is not None else "audio_filepath"
@@ -721,7 +745,7 @@ def _utterance(entry: dict[str, Any], root: str, shared: _Shared) -> Utterance:
         extra["channel"] = entry["channel"]
     if extra:
         _check_extra(extra)
-    path = os.path.join(root, audio)
+    path = os.path.join(root.real if audio.startswith("../") else root.path, audio)
     if "./" in path or "//" in path or os.sep != "/":
         path = os.path.normpath(path)  # not resolve(): a link's own name may be the id
     texts = dict(zip(TEXT_KEYS, values, strict=True))
@@ -807,11 +831,9 @@ def _check_ids(utterances: Iterable[Utterance], name: str) -> list[Utterance]:
     return utterances
 
 
-def _entry(utterance: Utterance, root: Path | None) -> dict[str, Any]:
-    """The JSON object of one utterance, without what is absent; audio relative to ``root``."""
-    audio = utterance.audio_filepath
-    relative = audio.as_posix() if root is None else Path(os.path.relpath(audio, root)).as_posix()
-    entry: dict[str, Any] = {"id": utterance.id, "audio_filepath": relative, "duration": utterance.duration}
+def _entry(utterance: Utterance, audio: str) -> dict[str, Any]:
+    """The JSON object of one utterance, its audio called ``audio``, without what is absent."""
+    entry: dict[str, Any] = {"id": utterance.id, "audio_filepath": audio, "duration": utterance.duration}
     if utterance.offset:
         entry["offset"] = utterance.offset
     if utterance.channel is not None:

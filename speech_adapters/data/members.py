@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import unicodedata
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -35,6 +36,23 @@ def member_of(path: str | os.PathLike[str]) -> Member | None:
     """The member that a path names; None for any other path, that of a whole file."""
     match = _NAME.fullmatch(os.fspath(path))
     return None if match is None else Member(Path(match["archive"]), int(match["first"]), int(match["size"]))
+
+
+def located(path: str | os.PathLike[str]) -> Path | Member:
+    """The file or member that a path of audio stands for, under the name that it has on the disk."""
+    member = member_of(path)
+    return _existing(Path(path)) if member is None else member._replace(archive=_existing(member.archive))
+
+
+def _existing(path: Path) -> Path:
+    """``path``, or the file whose name looks the same: é is one code point or two, which disks keep apart."""
+    if str(path).isascii() or os.path.exists(path):
+        return path
+    found = Path(path.anchor)
+    for part in path.parts[bool(path.anchor) :]:
+        forms = (part, unicodedata.normalize("NFC", part), unicodedata.normalize("NFD", part))
+        found /= next((form for form in forms if os.path.exists(found / form)), part)
+    return found
 
 
 class _Range(io.RawIOBase):

@@ -22,8 +22,10 @@ NAMES: dict[str, tuple[str, ...]] = {
     "duration": ("duration", "dur", "length_seconds"),
     "channel": ("channel",),
     "id": ("id", "utt_id", "utterance_id", "uttid"),
+    "end": ("end", "stop", "end_time"),
 }  # fmt: skip
-"""Key -> the names that tools and people give its column; case does not count."""
+"""Key -> the names that tools and people give its column; case does not count. ``end`` is no key of a manifest: beside
+an offset it tells the duration, where no column does."""
 
 
 def match_columns(names: Sequence[str], said: Mapping[str, str], where: str) -> dict[str, str]:
@@ -50,7 +52,7 @@ def match_columns(names: Sequence[str], said: Mapping[str, str], where: str) -> 
     found = dict(said)
     for key, known in NAMES.items():
         fitting = [name for name in names if name.strip().lower() in known and name not in said.values()]
-        if key in found or not fitting:
+        if key in found or not fitting or (key == "end" and ("offset" not in found or "duration" in found)):
             continue
         if len(fitting) > 1:
             raise ManifestError(

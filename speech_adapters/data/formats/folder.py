@@ -13,6 +13,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,9 @@ def read_folder(
 
     Args:
         folder: searched with all folders in it.
-        table: CSV or TSV; names its recordings by path or name, with or without suffix. Without one, ``.txt`` files
-            beside the recordings are their text, where there are any.
+        table: CSV or TSV; names its recordings by path or name, with or without suffix. Paths from elsewhere will do
+            where they agree with a recording's in the last folder. Without a table, ``.txt`` files beside the
+            recordings are their text, where there are any.
         columns: key of the manifest -> column of the table, where the column's name does not tell.
         pattern: what the paths say, as seen from the folder and without suffix: ``{speaker}/{emotion}-{}``.
         channel: of files with several channels: a number from 0, or "mix".
@@ -80,7 +82,7 @@ def read_folder(
         told, left_out = _with_text_files(root, files)
     parse = _parser(pattern) if pattern else None
     problems = Problems(name)
-    stems = Counter(Path(entry["audio_filepath"]).stem for _, entry in told)
+    stems = Counter(Path(path).stem for path in {entry["audio_filepath"] for _, entry in told})
     for place, entry in told:
         path = Path(entry["audio_filepath"]).relative_to(root.absolute()).with_suffix("")
         if parse is not None:
@@ -119,25 +121,41 @@ def _rows_with_files(
         if _composed(said) not in by_name and not Path(said).is_file():
             said = said.replace("\\", "/")  # as Windows parts folders
         name = _composed(said)
-        fitting = by_name.get(name) or by_name.get(_composed(Path(said).name), [])
-        there = os.path.isabs(said) and Path(said).is_file()  # if not, it is another machine's: its name may do
-        if there:
-            exact = [f for f in fitting if f.samefile(said)]
+        alike = by_name.get(_composed(Path(said).name), [])
+        if os.path.isabs(said) and Path(said).is_file():
+            fitting = [file for file in alike if file.samefile(said)]
         else:
-            exact = [f for f in fitting if f.relative_to(root).as_posix() == said]
-            exact = exact or [f for f in fitting if _composed(f.relative_to(root).as_posix()) == name]
-        match exact or ([] if there else fitting):
+            named = by_name.get(name, [])
+            exact = [file for file in named if file.relative_to(root).as_posix() == said]
+            exact = exact or [file for file in named if _composed(file.relative_to(root).as_posix()) == name]
+            fitting = exact or named or _nearest(name, alike)
+        match fitting:
             case [file]:
                 found.append((place, entry | {"audio_filepath": str(file.absolute())}))
             case []:
-                unread = others.get(_composed(Path(said).name))
-                hint = "" if unread is None else f" of a kind that is read: {unreadable_message([unread], root)}"
+                unread, hint = others.get(_composed(Path(said).name)), ""
+                if unread is not None:
+                    hint = f" of a kind that is read: {unreadable_message([unread], root)}"
+                elif alike:
+                    other = alike[0].relative_to(root).as_posix()
+                    hint = f" ({other} is another folder's); give paths from {root}, or names alone"
                 problems.add(f"{place}: {root} has no {said!r}{hint}")
             case several:
                 few = ", ".join(file.relative_to(root).as_posix() for file in several[:3])
                 problems.add(f"{place}: {said!r} could be {few}; give the path from {root}")
     problems.raise_any()
     return found
+
+
+def _nearest(said: str, files: list[Path]) -> list[Path]:
+    """Those of the files whose folders agree with a path from elsewhere the furthest up, in its last one at least."""
+    folders = said.split("/")[-2::-1]
+    agreeing = {}
+    for file in files:
+        pairs = zip(folders, map(_composed, reversed(file.absolute().parent.parts)), strict=False)
+        agreeing[file] = len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
+    most = max(agreeing.values(), default=0)
+    return [file for file, number in agreeing.items() if number == most > 0]
 
 
 def _composed(name: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 from speech_adapters.data.audio import write_audio
 from speech_adapters.data.audio_suffixes import recordings_in, unreadable_message
-from speech_adapters.data.formats.columns import NAMES, match_columns
+from speech_adapters.data.formats.columns import match_columns
 from speech_adapters.data.formats.names import distinct_names
 from speech_adapters.data.formats.tables import read_table
 from speech_adapters.data.manifest import TEXT_KEYS, Manifest
@@ -90,7 +90,7 @@ def _named(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]
     others = {
         name: value
         for name, value in row.items()
-        if name not in columns.values() and name not in NAMES and isinstance(value, str | int | float | bool)
+        if name not in columns.values() and name not in columns and isinstance(value, str | int | float | bool)
     }
     return others | {key: row[name] for key, name in columns.items() if row.get(name) not in (None, "")}
 

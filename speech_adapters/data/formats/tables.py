@@ -10,8 +10,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from speech_adapters.data.formats.columns import NAMES, match_columns
-from speech_adapters.data.manifest import Manifest, Utterance, read_utf8
+from speech_adapters.data.formats.columns import match_columns
+from speech_adapters.data.manifest import Manifest, Utterance, read_utf8, relative_audio
 from speech_adapters.errors import ManifestError
 from speech_adapters.files import write_text
 
@@ -73,8 +73,8 @@ def read_table(path: str | os.PathLike[str], columns: Mapping[str, str] | None =
             raise ManifestError(f"{path}:{number}: {len(row)} cells, and {len(names)} columns; check its separators")
     rows = tuple((f":{n}", dict(zip(names, (cell.strip() for cell in row), strict=True))) for n, row in lines)
     others = [name for name in names if name and name not in found.values()]
-    left_out = tuple(name for name in others if name in NAMES)
-    return Table(path, found, tuple(name for name in others if name not in NAMES), left_out, rows)
+    left_out = tuple(name for name in others if name in found)
+    return Table(path, found, tuple(name for name in others if name not in found), left_out, rows)
 
 
 def _rows(path: Path, text: str) -> list[tuple[int, list[str]]]:
@@ -117,7 +117,7 @@ def write(manifest: Manifest, path: str | os.PathLike[str]) -> None:
     writer.writerow(keys)
     for utterance in manifest:
         row = {key: utterance.get(key) for key in keys} | {
-            "audio_filepath": Path(os.path.relpath(utterance.audio_filepath, path.parent)).as_posix()
+            "audio_filepath": relative_audio(utterance.audio_filepath, path.parent)
         }
         try:
             writer.writerow(["" if row[key] is None else row[key] for key in keys])

@@ -24,7 +24,7 @@ import soundfile
 from speech_adapters.data.audio import SAMPLE_RATE, audio_info
 from speech_adapters.data.formats.columns import NAMES
 from speech_adapters.data.manifest import TEXT_KEYS, Manifest, Utterance
-from speech_adapters.data.members import Member, member_of
+from speech_adapters.data.members import Member, located, member_of
 from speech_adapters.errors import AudioError, ManifestError
 from speech_adapters.files import new_folder
 
@@ -163,8 +163,8 @@ def _suffix(utterance: Utterance) -> str | None:
 
 
 def _bytes(path: Path) -> bytes:
-    member = member_of(path)
-    return path.read_bytes() if member is None else _content(member)
+    place = located(path)
+    return _content(place) if isinstance(place, Member) else place.read_bytes()
 
 
 def _flac(utterance: Utterance) -> bytes:
