@@ -428,9 +428,7 @@ class SpeechAdapterModel(Inference, nn.Module):
 
         The adapters and the head are parts of their own: save them too.
         """
-        registry = self.registry
-        parts = registry.adapters_by_name, registry.fusions_by_name
-        return save_fusion(folder, registry.fusion(name), self.encoder, *parts, card)
+        return save_fusion(folder, self.registry.fusion(name), self.encoder, *self.registry.tensors(), card)
 
     def load_fusion(self, folder: str | Path) -> str:
         """Load a saved Fuse or Route onto the adapters it was trained with, and make it active; returns its name.
@@ -438,8 +436,8 @@ class SpeechAdapterModel(Inference, nn.Module):
         Raises:
             CheckpointError: a damaged file, another base, an adapter that is missing or has changed since.
         """
-        registry, before = self.registry, self.active
-        saved = read_fusion(folder, self.encoder, registry.adapters_by_name, registry.fusions_by_name)
+        before = self.active
+        saved = read_fusion(folder, self.encoder, *self.registry.tensors())
         name = self.add_fusion(saved.composition, saved.config)
         try:
             saved.load_into(self.registry.fusion(name))

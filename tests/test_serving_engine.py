@@ -27,12 +27,13 @@ from speech_adapters.inference.recordings import Recording, recordings_of
 from speech_adapters.inference.utterances import stitched as library_stitched
 from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.model_output import ModelOutput
+from speech_adapters.saving.fusions import SavedFusion
 from speech_adapters.serving.answers import classify, embed, stitched, transcribe, whole_transcript
 from speech_adapters.serving.catalog import Served, UnknownModel, UnsupportedTask, read_folder, read_named, read_place
 from speech_adapters.serving.engine import Engine, Source
 from speech_adapters.serving.http.server import add_place, base_of
 from speech_adapters.serving.queue import BatchQueue, Waiting
-from speech_adapters.serving.residents import Loaded
+from speech_adapters.serving.residents import Loaded, Slots, load
 
 TASKS = ("transcription", "classification", "embedding")
 
@@ -279,6 +280,36 @@ def test_compositions_and_whole_layers_are_served_beside_the_others(
     assert difference(answers[3], alone(encoder, names[3], "embedding", sounds[2])) < 1e-5
     with pytest.raises(ConfigError, match="part of 'both'"):
         engine.catalog.remove("houlsby-0")
+
+
+def test_a_composition_is_answered_of_what_was_read_and_nothing_else(
+    encoder: Path, sounds: list[Recording], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever becomes of its files, and whatever goes wrong as it is attached."""
+    make_adapters(encoder, tmp_path, 2, ("houlsby",))
+    model, fused = save_composition(encoder, tmp_path, Fuse("houlsby-0", "houlsby-1"), sounds[2])
+    engine = engine_of(encoder, tmp_path)
+    both = engine.catalog.find("both")
+    loaded = load(both, engine.encoder)
+    with torch.no_grad():
+        for parameter in model.fusions.parameters():
+            parameter.add_(1.0)
+    shutil.rmtree(tmp_path / "fusions")
+    model.save_fusion(next(iter(model.fusions)), tmp_path / "fusions" / "both")
+    with pytest.raises(CheckpointError, match="the fusion of 'both' has changed since it was added"):
+        load(both, engine.encoder)
+    slots = Slots(SpeechAdapterModel.from_pretrained(encoder), 4)
+    with monkeypatch.context() as patched:
+        patched.setattr(SavedFusion, "load_into", lambda *_: 1 / 0)
+        for _ in range(2):
+            with pytest.raises(ZeroDivisionError):
+                slots.alone(loaded)
+        assert not slots.model.adapters and not slots.model.fusions
+    slots.model.set_active(slots.alone(loaded))
+    slots.model.add_head("asr", CTCHead())
+    slots.model.head.load_state_dict(loaded.heads["transcription"].state_dict())
+    (heard,) = library_stitched(slots.model.eval(), [sounds[2]])
+    assert float((heard.logits - fused.logits).abs().max()) < 1e-5
 
 
 def test_a_bank_is_served_with_its_versions_tags_and_a_router(

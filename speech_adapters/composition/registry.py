@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import cast
 
-from torch import nn
+from torch import Tensor, nn
 
 from speech_adapters.adapters.base import AdapterModule
 from speech_adapters.adapters.hooks import Hooks, StackedHooks
@@ -27,6 +27,9 @@ from speech_adapters.composition.routing import RouterConfig
 from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.errors import ConfigError, shown
 from speech_adapters.heads.base import HeadModule
+
+Tensors = Mapping[str, Callable[[], Mapping[str, Tensor]]]
+"""Name -> what gives the tensors of an adapter or fusion: ``AdapterModule.tensors``."""
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
@@ -58,6 +61,11 @@ class Registry:
     def adapters_by_name(self) -> dict[str, AdapterModule]:
         """All adapters, in the order in which they were added."""
         return {name: self.adapter(name) for name in self.adapters}
+
+    def tensors(self) -> tuple[Tensors, Tensors]:
+        """By name, what gives the tensors of each adapter and of each fusion."""
+        adapters = {name: module.tensors for name, module in self.adapters_by_name.items()}
+        return adapters, {name: module.tensors for name, module in self.fusions_by_name.items()}
 
     @property
     def fusions_by_name(self) -> dict[str, CompositionModule]:

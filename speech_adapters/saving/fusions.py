@@ -14,7 +14,6 @@ from typing import Any
 from torch import Tensor
 
 from speech_adapters import schema
-from speech_adapters.adapters.base import AdapterModule
 from speech_adapters.composition.blocks import (
     Fuse,
     Route,
@@ -25,6 +24,7 @@ from speech_adapters.composition.blocks import (
 )
 from speech_adapters.composition.fusion import FusionConfig
 from speech_adapters.composition.fusion_base import CompositionConfig, CompositionModule
+from speech_adapters.composition.registry import Tensors
 from speech_adapters.composition.routing import RouterConfig
 from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.encoders.tensors import fingerprint
@@ -68,8 +68,8 @@ def save_fusion(
     folder: str | Path,
     module: CompositionModule,
     encoder: Encoder,
-    adapters: Mapping[str, AdapterModule],
-    fusions: Mapping[str, CompositionModule],
+    adapters: Tensors,
+    fusions: Tensors,
     card: Mapping[str, Any],
 ) -> Path:
     """Save the weights of a Fuse or Route, and a checksum of each adapter and inner fusion that it weighs.
@@ -93,12 +93,7 @@ def save_fusion(
     return save_part(folder, "fusion", description, module.tensors())
 
 
-def read_fusion(
-    folder: str | Path,
-    encoder: Encoder,
-    adapters: Mapping[str, AdapterModule],
-    fusions: Mapping[str, CompositionModule],
-) -> SavedFusion:
+def read_fusion(folder: str | Path, encoder: Encoder, adapters: Tensors, fusions: Tensors) -> SavedFusion:
     """Read a Fuse or Route that was trained on ``encoder`` with these adapters and inner fusions.
 
     Raises:
@@ -152,9 +147,7 @@ def _check_sizes(config: CompositionConfig, tensors: Mapping[str, Tensor], folde
             raise CheckpointError(f"{folder}: its tensors do not fit its configuration ({key}={size}).")
 
 
-def _checksums(
-    composition: TrainableComposition, adapters: Mapping[str, AdapterModule], fusions: Mapping[str, CompositionModule]
-) -> dict[str, str]:
+def _checksums(composition: TrainableComposition, adapters: Tensors, fusions: Tensors) -> dict[str, str]:
     inner = [fusion.name for fusion in trainable_in(composition) if fusion is not composition]
-    own = {name: fingerprint(adapters[name].tensors()) for name in names_of(composition)}
-    return own | {name: fingerprint(fusions[name].tensors()) for name in inner}
+    own = {name: fingerprint(adapters[name]()) for name in names_of(composition)}
+    return own | {name: fingerprint(fusions[name]()) for name in inner}

@@ -348,6 +348,11 @@ def _on_base(name: str, head: SavedHead, encoder: Encoder) -> Served:
     return _served(name, encoder.fingerprint, "head-only", {}, [head], head.folder / "head.json")
 
 
+def whole(fusion: Mapping[str, Tensor], members: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The tensors of a composition and of the adapters in it, which its fingerprint is of."""
+    return {**fusion, **{f"{name}.{key}": own for name, part in members.items() for key, own in part.items()}}
+
+
 def _of_fusion(
     name: str, folder: Path, adapters: Mapping[str, Path], heads: Sequence[SavedHead], encoder: Encoder
 ) -> tuple[Served, str]:
@@ -370,10 +375,8 @@ def _of_fusion(
         members[member] = place
     said = json.dumps(composition.to_dict())
     fitting = [head for head in heads if head.features is not None and json.dumps(head.features.composition) == said]
-    for member, place in members.items():
-        tensors |= {f"{member}.{key}": tensor for key, tensor in load_part(place, "adapter")[1].items()}
-    own = fingerprint(tensors)
-    part = _served(name, own, composition.kind, tensors, fitting, folder / "fusion.json")
+    tensors = whole(tensors, {member: load_part(place, "adapter")[1] for member, place in members.items()})
+    part = _served(name, fingerprint(tensors), composition.kind, tensors, fitting, folder / "fusion.json")
     call = f"{composition.kind}:{'+'.join(members)}"
     return replace(part, fusion=folder, members=members), call
 

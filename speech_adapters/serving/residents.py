@@ -16,10 +16,14 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+
+from torch import Tensor
 
 from speech_adapters.adapters.fine_tuning import FineTuning
 from speech_adapters.composition.blocks import TrainableComposition, names_of
+from speech_adapters.composition.registry import Tensors
 from speech_adapters.composition.weight_averaging import shape_of
 from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.encoders.tensors import fingerprint
@@ -28,10 +32,10 @@ from speech_adapters.heads.base import HeadModule
 from speech_adapters.heads.ctc import CTCHead, CTCHeadModule
 from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.saving.adapters import SavedAdapter, read_adapter
-from speech_adapters.saving.fusions import read_fusion
+from speech_adapters.saving.fusions import SavedFusion, read_fusion
 from speech_adapters.saving.heads import read_head
 from speech_adapters.saving.recent import Recent
-from speech_adapters.serving.catalog import Served, head_print
+from speech_adapters.serving.catalog import Served, head_print, whole
 from speech_adapters.text import Vocabulary
 
 
@@ -40,12 +44,13 @@ class Loaded:
     """A served model's parts in memory.
 
     Attributes:
-        adapter: of an adapter; members: of a composition, by name.
+        adapter: of an adapter; fusion, members: of a composition, the latter by name.
         heads: by task, on the CPU in eval mode.
     """
 
     served: Served
     adapter: SavedAdapter | None = None
+    fusion: SavedFusion | None = None
     members: dict[str, SavedAdapter] = field(default_factory=dict)
     heads: dict[str, HeadModule] = field(default_factory=dict)
 
@@ -71,6 +76,11 @@ def load(served: Served, encoder: Encoder) -> Loaded:
             raise _changed("adapter", served)
     if served.fusion is not None:
         loaded.members = {name: read_adapter(path, encoder) for name, path in served.members.items()}
+        members = {name: member.tensors for name, member in loaded.members.items()}
+        given: Tensors = {name: partial(dict[str, Tensor], tensors) for name, tensors in members.items()}
+        loaded.fusion = read_fusion(served.fusion, encoder, given, {})
+        if fingerprint(whole(loaded.fusion.tensors, members)) != served.fingerprint:
+            raise _changed("fusion", served)
     for task, folder in served.heads.items():
         loaded.heads[task] = _own_ctc(encoder) if folder is None else _head(folder, served, task)
     return loaded
@@ -206,26 +216,31 @@ class Slots:
             return self._compositions[key]
         while len(self._compositions) >= MOST_COMPOSITIONS:
             self._remove(self._compositions.pop(next(iter(self._compositions))))
-        assert loaded.served.fusion is not None, "a composition has a folder"
+        assert loaded.fusion is not None, "a composition has weights"
         self._count += 1
         names = {name: f"part-{self._count}-{number}" for number, name in enumerate(loaded.members)}
-        for name, saved in loaded.members.items():
-            self.model.add_adapter(names[name], saved.config)
-            self.model.registry.adapter(names[name]).load_tensors(saved.tensors)
-        adapters = {name: self.model.registry.adapter(names[name]) for name in loaded.members}
-        saved_fusion = read_fusion(loaded.served.fusion, self.model.encoder, adapters, {})
-        composition = _renamed(saved_fusion.composition, names, f"whole-{self._count}")
-        self.model.add_fusion(composition, saved_fusion.config)
-        saved_fusion.load_into(self.model.registry.fusion(composition.name))
+        composition = _renamed(loaded.fusion.composition, names, f"whole-{self._count}")
+        try:
+            for name, saved in loaded.members.items():
+                self.model.add_adapter(names[name], saved.config)
+                self.model.registry.adapter(names[name]).load_tensors(saved.tensors)
+            self.model.add_fusion(composition, loaded.fusion.config)
+            loaded.fusion.load_into(self.model.registry.fusion(composition.name))
+        except BaseException:
+            self._remove(composition)
+            raise
         self.model.set_active()
         self._compositions[key] = composition
         return composition
 
     def _remove(self, composition: TrainableComposition) -> None:
+        """Take a composition and its members, as far as they are there, out of the model."""
         self.model.set_active()
-        self.model.delete_fusion(composition.name)
+        if composition.name in self.model.fusions:
+            self.model.delete_fusion(composition.name)
         for name in names_of(composition):
-            self.model.delete_adapter(name)
+            if name in self.model.adapters:
+                self.model.delete_adapter(name)
 
     def head(self, loaded: Loaded, task: str | None) -> str | None:
         """Have the head for a task in the model: its name there, None where the model has none for it."""
