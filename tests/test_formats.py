@@ -229,10 +229,11 @@ def test_hugging_face_tables_give_up_their_audio_and_their_classes(suffix: str, 
     metadata = {"huggingface": json.dumps({"info": {"features": features}})}
     wav = (audio / "b" / "b.wav").read_bytes()
     rows = {
-        "audio": [{"bytes": wav, "path": "b.wav"}, {"bytes": None, "path": str(audio / "a.wav")}],
-        "sentence": ["YES", "NO"],
-        "label": [1, 0],
-        "age": [30, 40],
+        "audio": [{"bytes": wav, "path": f"{name}.wav"} for name in "bc"]
+        + [{"bytes": None, "path": str(audio / "a.wav")}],
+        "sentence": ["YES", "", "NO"],
+        "label": [1, -1, 0],
+        "age": [30, 35, 40],
     }
     table = pyarrow.table(rows).replace_schema_metadata(metadata)
     folder = tmp_path / "saved"
@@ -243,10 +244,16 @@ def test_hugging_face_tables_give_up_their_audio_and_their_classes(suffix: str, 
         with pyarrow.ipc.new_stream(str(folder / "data-00000-of-00001.arrow"), table.schema) as stream:
             stream.write_table(table)
     found = read_format("huggingface", folder, audio=tmp_path / "out")
-    assert [(u.text, u.label, u.extra["age"]) for u in found] == [("YES", "calm", 30), ("NO", "angry", 40)]
+    assert [(u.label, u.extra["age"]) for u in found] == [("calm", 30), (None, 35), ("angry", 40)]
+    assert [u.text for u in found] == ["YES", None, "NO"]
     assert found[0].audio_filepath == tmp_path / "out" / "000000-b.wav" and found.check_audio()
     with pytest.raises(ConfigError, match="name a folder to write it to with --audio"):
         read_format("huggingface", folder)
+    parquet.write_table(
+        pyarrow.table(rows | {"label": [0, 0, 2]}).replace_schema_metadata(metadata), folder / "z.parquet"
+    )
+    with pytest.raises(ManifestError, match=r"row \d: label is 2; its classes are 0 to 1, and -1 for none"):
+        read_format("huggingface", folder / "z.parquet", audio=tmp_path / "out")
 
 
 def test_hugging_face_folders_per_class(audio: Path, tmp_path: Path) -> None:

@@ -139,6 +139,18 @@ def test_a_killed_joint_training_ends_with_the_same_bits(manifests, tmp_path):
     assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
 
 
+def test_a_killed_joint_training_forgets_no_other_trainings_lines(manifests, tmp_path):
+    run = RunFolder.create("joint", path=tmp_path / "run")
+    for seed in range(2):
+        train_jointly(make_model(), tasks(manifests), replace(QUIET, seed=seed), run, name=f"joint-seed{seed}")
+    lines = run.read_metrics()
+    run.checkpoint("joint-seed1").unlink()
+    train_jointly(
+        make_model(), tasks(manifests), replace(QUIET, seed=1), RunFolder(tmp_path / "run"), name="joint-seed1"
+    )
+    assert run.read_metrics() == lines and {line["training"] for line in lines} == {"joint-seed0", "joint-seed1"}
+
+
 def test_wrong_tasks_are_config_errors(manifests, tmp_path):
     model, own = make_model(), tasks(manifests)
     run = RunFolder.create("joint", path=tmp_path / "run")
@@ -146,6 +158,7 @@ def test_wrong_tasks_are_config_errors(manifests, tmp_path):
         ([], QUIET, "give at least one, each with a name of its own"),
         ([own[0], own[0]], QUIET, "each with a name of its own"),
         (own, replace(QUIET, evaluate_every=1), "needs a dev set, which 'studio' has not"),
+        (own, replace(QUIET, learning_rates={"lora": 1e-3}), "learning_rates.lora: no task of train_jointly has"),
     ):
         with pytest.raises(ConfigError, match=message):
             train_jointly(model, wrong, config, run)

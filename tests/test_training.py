@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -17,12 +18,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_encoders import small_encoder
+from torch.utils.data import DataLoader
 
 from speech_adapters.adapters import AdaLoRA, AdapterConfig, Bottleneck, Combine
 from speech_adapters.composition import Route
 from speech_adapters.data.audio import write_audio
 from speech_adapters.data.augmentation import Augmentation
-from speech_adapters.data.batches import LengthBatches, SpeechDataset, collate
+from speech_adapters.data.batches import LengthBatches, SpeechDataset, collate, ignore_interrupts
 from speech_adapters.data.manifest import Manifest, Utterance
 from speech_adapters.errors import (
     AudioError,
@@ -323,6 +325,16 @@ def test_early_stopping_keeps_the_best(manifest, tmp_path):
     assert result.updates < 30 and curve[-1] > min(curve)
 
 
+def test_a_run_that_is_stopped_between_two_lines_knows_its_loss(manifest, tmp_path):
+    _, run, result = run_training(
+        manifest, tmp_path / "run", dev=manifest, updates=30, evaluate_every=1, patience=1, warmup=0.0, log_every=20,
+        learning_rates={"head": 3.0}, keep="loss",
+    )  # fmt: skip
+    lines = [line for line in run.read_metrics() if "loss" in line]
+    assert result.updates < 20 and [line["step"] for line in lines] == [result.updates]
+    assert result.final_loss == lines[0]["loss"]
+
+
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_held_out_losses_are_means_over_utterances_however_they_are_batched(manifest, tmp_path, reduction):
     found = []
@@ -376,6 +388,33 @@ def test_a_checkpoint_from_before_a_setting_goes_on(manifest, tmp_path):
         run_training(manifest, tmp_path / "run", keep="error", **options)
     again, _, _ = run_training(manifest, tmp_path / "run", **options)
     assert all(torch.equal(t, again.state_dict()[n]) for n, t in whole.state_dict().items())
+
+
+def test_a_run_goes_on_in_as_many_processes_as_it_was_begun_in(manifest, tmp_path):
+    model = make_model()
+    kill_at(model, 3)
+    with pytest.raises(Killed):
+        run_training(manifest, tmp_path / "run", model, updates=4, save_minutes=0)
+    path = RunFolder(tmp_path / "run").checkpoint("m")
+    torch.save(torch.load(path, weights_only=True) | {"processes": 2}, path)
+    with pytest.raises(ConfigError, match="was begun by 2 processes, not 1; go on with as many"):
+        run_training(manifest, tmp_path / "run", updates=4)
+
+
+def test_an_epoch_without_a_batch_is_an_error(manifest, tmp_path, monkeypatch):
+    monkeypatch.setattr(Supervised, "batches", lambda self, at: iter(()))
+    with pytest.raises(InputError, match="'m': an epoch has no batch for process 1 of 1; take shorter batches"):
+        run_training(manifest, tmp_path / "run", updates=1)
+
+
+def test_processes_that_read_leave_signals_to_the_main_one(manifest):
+    data = SpeechDataset(manifest, HEAD.target)
+    loader = DataLoader(data, batch_size=1, num_workers=1, collate_fn=collate, worker_init_fn=ignore_interrupts)
+    batches = iter(loader)
+    next(batches)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        os.kill(multiprocessing.active_children()[0].pid, number)
+    assert len(list(batches)) == len(manifest) - 1
 
 
 def test_time_mask_hides_about_the_asked_share():

@@ -292,8 +292,9 @@ def ahead(batches: Iterable[T]) -> Iterator[T]:
 
 
 def ignore_interrupts(_: int) -> None:
-    """For processes that read data: the main process decides when to stop."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """For processes that read data: the main process, which gets the same signals, decides when to stop."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def evaluation_loader(dataset: UtteranceDataset, batch_seconds: float) -> DataLoader[Item]:

@@ -74,10 +74,14 @@ class _Joint(Learner):
         self.model, self.tasks, self.config = model, tasks, config
         self.device, self.turns = model.encoder.device, len(tasks)
         self.learners = []
+        unused = set(config.learning_rates)
         for task in tasks:
             self._activate(task)
             own = {group: rate for group, rate in config.learning_rates.items() if group in model.parameter_groups()}
+            unused -= own.keys()
             self.learners.append(Supervised(model, task.dataset, replace(config, learning_rates=own), task.dev))
+        if unused:
+            raise ConfigError(f"training.learning_rates.{min(unused)}: no task of train_jointly has this group.")
         self.kept_by = "error" if all(part.kept_by == "error" for part in self.learners) else "loss"
 
     def _activate(self, task: JointTask) -> None:

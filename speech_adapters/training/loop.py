@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from tqdm.auto import tqdm
 
-from speech_adapters.errors import CheckpointError, ConfigError, Interrupted, TrainingError, shown
+from speech_adapters.errors import CheckpointError, ConfigError, InputError, Interrupted, TrainingError, counted, shown
 from speech_adapters.files import atomic
 from speech_adapters.runs.environment import peak_memory_bytes, reset_peak_memory
 from speech_adapters.runs.folder import RunFolder
@@ -454,6 +454,11 @@ class _Training:
             for batch in self.learner.batches(at):
                 progress.place += 1
                 yield send_to_device(batch, self.learner.device)
+            if progress.place == 0:
+                raise InputError(
+                    f"training {self.name!r}: an epoch has no batch for process {at.rank + 1} of {at.processes}; take "
+                    "shorter batches, fewer processes, or more data."
+                )
             progress.epoch, progress.place = progress.epoch + 1, 0
 
     def _update(self, stream: Iterator[Any]) -> None:
@@ -574,20 +579,28 @@ class _Training:
         done = progress.done // self.learner.turns
         last = done == config.updates
         if done % config.log_every == 0 or last:
-            self._sum_over_processes()
-            lines: dict[str, dict[str, Any]] = {}
-            for key, (total, count) in progress.sums.items():
-                method, _, figure = key.rpartition("/")
-                lines.setdefault(method, {})[figure] = total / count if count else math.nan
-            for method, figures in lines.items():
-                part = self.parts.get(method) or next(iter(self.parts.values()))  # tasks that take turns are one part
-                part.progress.last_loss = figures["loss"]
-                rates = {group["name"]: group["lr"] for group in part.optimizer.param_groups}
-                skipped = part.progress.skipped
-                self._log(method or self.name, {**figures, "learning_rate": rates, "skipped": skipped})
-            progress.sums.clear()
+            self._log_figures()
         if config.evaluate_every and (done % config.evaluate_every == 0 or last):
             self._evaluate()
+            if not self.running:  # stopped between two lines
+                self._log_figures()
+
+    def _log_figures(self) -> None:
+        """The means of all updates since the last line, where there are any."""
+        if not self.progress.sums:
+            return
+        self._sum_over_processes()
+        lines: dict[str, dict[str, Any]] = {}
+        for key, (total, count) in self.progress.sums.items():
+            method, _, figure = key.rpartition("/")
+            lines.setdefault(method, {})[figure] = total / count if count else math.nan
+        for method, figures in lines.items():
+            part = self.parts.get(method) or next(iter(self.parts.values()))  # tasks that take turns are one part
+            part.progress.last_loss = figures["loss"]
+            rates = {group["name"]: group["lr"] for group in part.optimizer.param_groups}
+            skipped = part.progress.skipped
+            self._log(method or self.name, {**figures, "learning_rate": rates, "skipped": skipped})
+        self.progress.sums.clear()
 
     def _sum_over_processes(self) -> None:
         if self.accelerator.num_processes > 1:
@@ -598,7 +611,8 @@ class _Training:
     def _log(self, method: str, figures: dict[str, Any]) -> None:
         step = self.progress.done // self.learner.turns
         if self.accelerator.is_main_process:
-            self.folder.log_metrics({"method": method, "step": step, **figures})
+            own = {} if method == self.name else {"training": self.name}
+            self.folder.log_metrics({"method": method, "step": step, **own, **figures})
         plain = {key: value for key, value in figures.items() if isinstance(value, float)}
         prefix = "" if method == self.name else f"{method}/"
         self.accelerator.log({f"{prefix}{key}": value for key, value in plain.items()}, step=step)
@@ -645,7 +659,7 @@ class _Training:
             content["results"] = {key: asdict(result) for key, result in results.items()}
         else:
             self.progress.peak_memory = max(self.progress.peak_memory, peak_memory_bytes(self.learner.device))
-            content["progress"] = asdict(self.progress)
+            content |= {"progress": asdict(self.progress), "processes": self.accelerator.num_processes}
         with atomic(path) as file:
             torch.save(content, file)
 
@@ -663,6 +677,12 @@ class _Training:
             if "results" in content:
                 self.learner.train(False)
                 return {key: TrainingResult(**result) for key, result in content["results"].items()}
+            own = self.accelerator.num_processes
+            if (before := content.get("processes", own)) != own:
+                raise ConfigError(
+                    f"{path} was begun by {counted(before, 'process', 'processes')}, not {own}; go on with as many, "
+                    "or start a new run folder."
+                )
             self.progress = _Progress(**content["progress"])
         except ConfigError as error:
             raise ConfigError(f"training {self.name!r}: {error}") from error
@@ -674,9 +694,11 @@ class _Training:
     def _forget_later_lines(self) -> None:
         """Drop from a resumed run's log what was written after its checkpoint, or without one: it comes again."""
         if self.folder.resumed and self.accelerator.is_main_process:
-            step = self.progress.done // self.learner.turns
-            names = {self.name, *self.parts, *(self.learner.turn(number) for number in range(self.learner.turns))}
-            self.folder.forget_metrics(lambda line: line.get("method") in names and line.get("step", 0) > step)
+            saved = self.folder.checkpoint(self.name).is_file()
+            step = self.progress.done // self.learner.turns if saved else -1
+            self.folder.forget_metrics(
+                lambda line: line.get("training", line.get("method")) == self.name and line.get("step", 0) > step
+            )
 
     def _check_settings(self, path: Path, stored: Mapping[str, Mapping[str, str]]) -> None:
         """Raise a ConfigError for a checkpoint of other parts or settings."""

@@ -66,7 +66,7 @@ class LoopConfig(Configuration):
     """Settings of one run of the loop, whatever it trains."""
 
     free_to_change: ClassVar = ("log_every", "save_minutes", "workers", "trackers", "cache")
-    """What a stopped run may go on with changed: it changes no update."""
+    """What a stopped run may go on with changed: it changes no update, but for what a cache rounds."""
 
     updates: Count = 1000
     """Optimizer steps. Methods are compared at equal updates."""

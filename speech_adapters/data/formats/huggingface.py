@@ -122,12 +122,22 @@ def _of_tables(tables: list[Path], said: dict[str, str], folder: Path) -> Iterat
             entry = _named(row, found)
             for key, name in {**{name: name for name in row}, **found}.items():
                 if key in entry and name in classes and isinstance(row[name], int):
-                    entry[key] = classes[name][row[name]]
+                    if (label := _class(classes[name], row[name], f"{path}, row {number + 1}: {name}")) is None:
+                        del entry[key]
+                    else:
+                        entry[key] = label
             entry["audio_filepath"] = _audio_file(
                 entry.get("audio_filepath"), folder, number, f"{path}, row {number + 1}"
             )
             yield f", row {number + 1}", entry
             number += 1
+
+
+def _class(names: list[str], number: int, what: str) -> str | None:
+    """The name of a class; None for -1, by which datasets says that there is none. Raises ManifestError."""
+    if not -1 <= number < len(names):
+        raise ManifestError(f"{what} is {number}; its classes are 0 to {len(names) - 1}, and -1 for none")
+    return None if number == -1 else names[number]
 
 
 def _table(path: Path) -> Any:

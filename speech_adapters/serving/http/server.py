@@ -11,7 +11,6 @@ import math
 import os
 import re
 import socket
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -48,7 +47,9 @@ def serve(arguments: argparse.Namespace) -> None:
     Raises:
         ConfigError, CheckpointError: what cannot be served, before anything listens.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    # a descriptor of its own: that of stderr is turned away while libmpg123 reads
+    terminal = open(os.dup(2), "w", buffering=1, encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=terminal)
     for name in ("httpx", "uvicorn"):
         logging.getLogger(name).setLevel(logging.WARNING)
     settings = HttpSettings(
