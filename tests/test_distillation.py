@@ -310,6 +310,15 @@ def test_crops_hold_every_utterance_and_repeat_exactly(tmp_path: Path) -> None:
     assert not all(a[0].shape == b[0].shape and torch.equal(a[0], b[0]) for a, b in zip(batches, other, strict=False))
 
 
+@pytest.mark.parametrize("seconds", [0.2, 0.6], ids=["crops", "whole"])
+def test_crops_leave_no_utterance_out_and_group_them_anew_each_pass(tmp_path: Path, seconds: float) -> None:
+    speech = Speech(speech_manifest(tmp_path, [0.5 + 0.001 * i for i in range(11)]), tmp_path)
+    passes = [Crops(speech, (0, epoch), crop_seconds=seconds, crops=6).groups for epoch in range(5)]
+    assert all({i for group in groups for i in group} == set(range(11)) for groups in passes)
+    assert len({frozenset(map(frozenset, groups)) for groups in passes}) == 5
+    assert passes[1] == Crops(speech, (0, 1), crop_seconds=seconds, crops=6).groups
+
+
 def test_crops_without_usable_speech(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no utterance has 16000 samples"):
         Speech(speech_manifest(tmp_path, [0.5]), tmp_path, shortest=16_000)

@@ -177,8 +177,8 @@ def test_classes_embeddings_and_verifications_are_the_librarys(
 
 def test_which_of_several_recordings_is_broken_is_said(http: httpx.Client, sound: Path) -> None:
     whole, cut = sound.read_bytes(), sound.read_bytes()[:2000]
-    for broken, field, name in ((1, "enrolment", "enrolment 2"), (2, "test", "test")):
-        files = [(one, cut if place == broken else whole) for place, one in enumerate(["enrolment"] * 2 + ["test"])]
+    for broken, field, name in ((1, "enrolment", "enrolment 2"), (10, "enrolment", "enrolment 11"), (12, "test", "test")):
+        files = [(one, cut if place == broken else whole) for place, one in enumerate(["enrolment"] * 12 + ["test"])]
         found = error(http.post("/v1/audio/verifications", data={"model": "houlsby-1"}, files=files), 400)
         assert found["param"] == field and found["message"].startswith(f"{name}: cut short"), found
 

@@ -6,6 +6,7 @@ for clean, heard in crop_batches(Crops(speech, key=(seed, epoch), crop_seconds=5
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from tqdm import tqdm
 
 from speech_adapters.data.audio import MIN_SAMPLES, SAMPLE_RATE, pack, unpack
 from speech_adapters.data.augmentation import speed
-from speech_adapters.data.batches import ignore_interrupts
+from speech_adapters.data.batches import JITTER, ignore_interrupts
 from speech_adapters.data.manifest import Manifest
 from speech_adapters.data.store import Store
 from speech_adapters.errors import ConfigError
@@ -62,7 +63,8 @@ def _decoded(manifest: Manifest, scales: np.ndarray) -> Iterator[tuple[int, np.n
 class Crops(Dataset[tuple[Tensor, Tensor]]):
     """One pass over the speech as batches (clean, heard), each (B, samples) with ``crops * crop_seconds`` of audio.
 
-    Utterances shorter than a crop come whole, cut to the shortest of their batch. One factor of ``speeds`` is drawn a
+    Every usable utterance is in it; those that are left over fill the last batch with others like them, which come
+    twice. Utterances shorter than a crop come whole, cut to the shortest of their batch. One factor of ``speeds`` is drawn a
     batch; ``augment(waveform, rng)``, which must keep lengths, makes ``heard`` of ``clean``. Order and augmentation
     follow from ``key`` and the batch's place alone, so that a run can go on anywhere.
     """
@@ -79,17 +81,21 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
     ) -> None:
         self.speech, self.key, self.speeds, self.augment = speech, tuple(key), tuple(speeds), augment
         self.crop = round(crop_seconds * SAMPLE_RATE)
-        rng, groups = np.random.default_rng(self.key), []
+        rng, heard = np.random.default_rng(self.key), np.minimum(speech.lengths, self.crop)
         order = rng.permutation(speech.usable)
-        for block in np.array_split(order, max(1, len(order) // BLOCK)):
-            group: list[int] = []
-            for index in block[np.argsort(speech.lengths[block], kind="stable")]:
-                group.append(int(index))
-                if len(group) * min(self.crop, speech.lengths[index]) >= crops * self.crop:
+        groups: list[list[int]] = []
+        group: list[int] = []
+        for drawn in np.array_split(order, max(1, len(order) // BLOCK)):
+            block = np.array([*group, *drawn])
+            block = block[np.argsort(heard[block] * rng.uniform(1 - JITTER, 1 + JITTER, len(block)))]
+            group = []
+            for index in block.tolist():
+                group.append(index)
+                if len(group) * heard[index] >= crops * self.crop:
                     groups.append(group)
                     group = []
-            if group and not groups:  # less speech than one batch
-                groups.append(group)
+        if group:
+            groups.append(block[-math.ceil(crops * self.crop / heard[block[-1]]) :].tolist())
         self.groups = [groups[i] for i in rng.permutation(len(groups))]
 
     def __len__(self) -> int:

@@ -38,7 +38,8 @@ async def recordings(
             while it is heard, and becomes an ApiError here too.
     """
     folder = Path(tempfile.gettempdir(), f"speech-adapters-{uuid.uuid4().hex}")
-    paths = {name: folder / f"upload-{number}" for number, name in enumerate(files)}
+    # no path is a part of another one: the message below names the one that it means
+    paths = {name: folder / f"{number}-upload" for number, name in enumerate(files)}
     sent = [file for _, file in files.values()]
     copied = asyncio.ensure_future(engine.in_decoder(_copy, sent, list(paths.values())))
     try:
