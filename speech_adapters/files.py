@@ -250,10 +250,20 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
 
 def read_log(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The lines of a JSON Lines log, none where it is missing; a last line torn by a killed run is left out."""
+    """The lines of a JSON Lines log that runs append to, none where it is missing; a last line torn by a killed run is
+    left out."""
+    return read_json_lines(path, torn_end=True) if Path(path).exists() else []
+
+
+def read_json_lines(path: str | os.PathLike[str], *, torn_end: bool = False) -> list[dict[str, Any]]:
+    """The objects of a JSON Lines file. ``torn_end``: what its last line holds may be no JSON, and is left out then.
+
+    Raises:
+        InputError: with the line: a file that cannot be read, a line that is no JSON object.
+    """
     path = Path(path)
     try:
-        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n") if path.exists() else []
+        lines = path.read_text(encoding="utf-8").rstrip().split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as a UTF-8 file of JSON lines: {error}") from error
     rows = []
@@ -261,9 +271,10 @@ def read_log(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            if number < len(lines):
-                raise InputError(f"{path}:{number}: not JSON ({error}); remove the line") from error
-            break
+            if torn_end and number == len(lines):
+                break
+            remedy = "remove the line" if torn_end else "get or write the file again, whole"
+            raise InputError(f"{path}:{number}: not JSON ({error}); {remedy}") from error
         if not isinstance(row, dict):
             raise InputError(f"{path}:{number}: expected a JSON object, got {row!r}; remove the line")
         rows.append(row)

@@ -429,6 +429,9 @@ def test_transcripts_are_read_back_as_they_were_scored(tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_text('{"id": "a", "reference": "A"}\n')
     with pytest.raises(InputError, match="t.jsonl:1: hypothesis is None"):
         read_transcripts(tmp_path / "t.jsonl")
+    (tmp_path / "t.jsonl").write_text('{"id": "a", "reference": "A", "hypothesis": "A"}\n{"id": "b", "ref')
+    with pytest.raises(InputError, match="t.jsonl:2: not JSON"):
+        read_transcripts(tmp_path / "t.jsonl")
 
 
 # ------------------------------------------------------------------ cache, manifest, doctor

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 
 from speech_adapters.errors import InputError
-from speech_adapters.files import read_log, write_text
+from speech_adapters.files import read_json_lines, write_text
 from speech_adapters.metrics.wer import WERResult, word_error_rate
 
 
@@ -36,7 +36,7 @@ def read_transcripts(path: str | os.PathLike[str]) -> WERResult:
     """
     if not Path(path).is_file():
         raise InputError(f"{path}: no such file of transcripts; repeat the run that writes it")
-    rows = read_log(path)
+    rows = read_json_lines(path)
     for number, row in enumerate(rows, 1):
         for key in ("id", "reference", "hypothesis"):
             if not isinstance(row.get(key), str):
