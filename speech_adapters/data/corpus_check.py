@@ -15,9 +15,9 @@ from pathlib import Path
 from speech_adapters.data.audio import DURATION_TOLERANCE
 from speech_adapters.data.audio_files import audio_hashes
 from speech_adapters.data.manifest import SHOWN_PROBLEMS, Channel, Manifest, Utterance, check_disjoint
-from speech_adapters.data.spellings import difference, is_placeholder, quoted, spelt_differently
 from speech_adapters.errors import ManifestError, counted
 from speech_adapters.text import utterance_names
+from speech_adapters.text.spellings import difference, is_placeholder, quoted, spelt_differently
 
 SHORTEST = 0.2
 """Seconds in which nothing is said that a transcript could hold: about one syllable."""

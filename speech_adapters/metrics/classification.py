@@ -21,6 +21,7 @@ from scipy.sparse import csr_array
 
 from speech_adapters.errors import InputError, counted
 from speech_adapters.metrics.bootstrap import Interval, bootstrap_sums
+from speech_adapters.text.spellings import difference, quoted, spelt_differently
 
 
 @dataclass(frozen=True)
@@ -237,12 +238,10 @@ def check_labels_of(references: Sequence[str], ids: Sequence[str], labels: Seque
 
 
 def check_case(labels: Iterable[str]) -> None:
-    """InputError where two of the classes differ in case or surrounding space only: one class, written in two ways."""
-    seen: dict[str, str] = {}
-    for label in labels:
-        other = seen.setdefault(label.strip().casefold(), label)
-        if other != label:
-            raise InputError(f"the labels {other!r} and {label!r} differ in case or spaces only; write them alike")
+    """InputError where classes differ in case, white space or Unicode form only: one class, written in two ways."""
+    for alike in spelt_differently(labels):
+        told = " and ".join(quoted(alike))
+        raise InputError(f"the labels {told} differ in {difference(alike)} only; write them alike")
 
 
 def _check_known(kind: str, given: Sequence[str], ids: Sequence[str], labels: Sequence[str]) -> None:
