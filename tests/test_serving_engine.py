@@ -20,7 +20,7 @@ from small_server import engine_of, make_adapters, make_encoder, shake, tone
 from speech_adapters.bank.bank import Bank
 from speech_adapters.composition import Fuse, Route
 from speech_adapters.data.windows import Window, Windows
-from speech_adapters.errors import CheckpointError, ConfigError
+from speech_adapters.errors import AudioError, CheckpointError, ConfigError
 from speech_adapters.heads.classification import ClassificationHead
 from speech_adapters.heads.ctc import CTCHead
 from speech_adapters.inference.recordings import Recording, recordings_of
@@ -28,7 +28,7 @@ from speech_adapters.inference.utterances import stitched as library_stitched
 from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.model_output import ModelOutput
 from speech_adapters.saving.fusions import SavedFusion
-from speech_adapters.serving.answers import classify, embed, stitched, transcribe, whole_transcript
+from speech_adapters.serving.answers import classify, embed, stitched, transcribe, verify_speaker, whole_transcript
 from speech_adapters.serving.catalog import Served, UnknownModel, UnsupportedTask, read_folder, read_named, read_place
 from speech_adapters.serving.engine import Engine, Source
 from speech_adapters.serving.http.server import add_place, base_of
@@ -406,6 +406,22 @@ def test_who_goes_away_leaves_the_queue(encoder: Path, folder: Path, tmp_path: P
 
     waiting, left = run(engine, ask)
     assert waiting == engine.settings.ahead and left == 0 and engine.counts.windows == 0
+
+
+def test_with_a_broken_enrolment_the_others_are_heard_no_further(encoder: Path, folder: Path, tmp_path: Path) -> None:
+    engine = engine_of(encoder, folder, windows=Windows(seconds=1.0, context=0.1), deadline=30.0)
+    long = recordings_of(tone(tmp_path / "a.wav", 20.0, 5))[0][0]
+    broken = recordings_of(tone(tmp_path / "b.wav", 1.0, 5))[0][0]
+    (tmp_path / "b.wav").unlink()
+
+    async def ask() -> None:
+        loaded = await engine.shelf.get(engine.catalog.find("lora-0"))
+        others = asyncio.all_tasks()
+        with pytest.raises(AudioError, match=r"b\.wav"):
+            await verify_speaker(engine, loaded, [long, broken], long)
+        assert asyncio.all_tasks() == others
+
+    run(engine, ask)
 
 
 def test_a_changed_adapter_is_not_served_under_the_old_fingerprint(

@@ -33,6 +33,7 @@ from small_server import engine_of, make_adapters, make_encoder, running, shake,
 from speech_adapters.cli import main as cli_main
 from speech_adapters.errors import CheckpointError, ConfigError
 from speech_adapters.inference.formats import as_srt, as_vtt
+from speech_adapters.inference.utterances import Verification
 from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.serving.engine import Engine
 from speech_adapters.serving.http.app import create_app, openapi
@@ -177,10 +178,25 @@ def test_classes_embeddings_and_verifications_are_the_librarys(
 
 def test_which_of_several_recordings_is_broken_is_said(http: httpx.Client, sound: Path) -> None:
     whole, cut = sound.read_bytes(), sound.read_bytes()[:2000]
-    for broken, field, name in ((1, "enrolment", "enrolment 2"), (10, "enrolment", "enrolment 11"), (12, "test", "test")):
-        files = [(one, cut if place == broken else whole) for place, one in enumerate(["enrolment"] * 12 + ["test"])]
+    for broken, field in ((1, "enrolment"), (10, "enrolment"), (11, "test")):
+        name = "test" if field == "test" else f"enrolment {broken + 1}"
+        files = [(one, cut if place == broken else whole) for place, one in enumerate(["enrolment"] * 11 + ["test"])]
         found = error(http.post("/v1/audio/verifications", data={"model": "houlsby-1"}, files=files), 400)
         assert found["param"] == field and found["message"].startswith(f"{name}: cut short"), found
+
+
+def test_the_surest_verdicts_have_a_probability(
+    http: httpx.Client, sound: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for llr, probability in ((-1000.0, 0.0), (1000.0, 1.0), (0.0, 0.5)):
+
+        async def verdict(*_: Any, llr: float = llr) -> tuple[Verification, float]:
+            return Verification(0.0, llr), 1.0
+
+        monkeypatch.setattr("speech_adapters.serving.http.tasks.verify_speaker", verdict)
+        files = [("enrolment", sound.read_bytes()), ("test", sound.read_bytes())]
+        found = http.post("/v1/audio/verifications", data={"model": "houlsby-1"}, files=files)
+        assert found.json()["probability"] == probability
 
 
 def test_a_field_that_is_sent_twice_is_an_error(http: httpx.Client, sound: Path) -> None:
@@ -567,7 +583,8 @@ def test_adapters_are_added_replaced_and_removed(encoder: Path, folder: Path, so
     ):
         own = {"adapter": parts(others / "adapters", "lora-0", "adapter[]"),
                "head": parts(others / "heads", "lora-0-classification", "heads[]")}  # fmt: skip
-        data, files = {"name": "new"}, [*own["adapter"], *own["head"]]
+        # called like the folder of the one before
+        data, files = {"name": "before"}, [*own["adapter"], *own["head"]]
 
         def classify(model: str) -> httpx.Response:
             return http.post("/v1/audio/classifications", data={"model": model}, files=upload(sound))
@@ -575,26 +592,26 @@ def test_adapters_are_added_replaced_and_removed(encoder: Path, folder: Path, so
         before = classify("lora-0").json()
         added = http.post("/v1/adapters", data=data, files=files)
         assert added.status_code == 201 and added.json()["tasks"] == ["classification", "embedding"]
-        assert http.get("/v1/models/new").json()["fingerprint"] == added.json()["fingerprint"]
-        first = classify("new").json()
+        assert http.get("/v1/models/before").json()["fingerprint"] == added.json()["fingerprint"]
+        first = classify("before").json()
         assert first["fingerprint"] == added.json()["fingerprint"] and first["label"] in ("anger", "calm", "joy")
         second = [*parts(others / "adapters", "houlsby-1", "adapter[]"),
                   *parts(others / "heads", "houlsby-1-classification", "heads[]")]  # fmt: skip
         replaced = http.post("/v1/adapters", data=data, files=second)
         assert replaced.status_code == 200 and replaced.json()["method"] == "bottleneck"
-        assert classify("new").json()["probabilities"] != first["probabilities"]
+        assert classify("before").json()["probabilities"] != first["probabilities"]
         assert classify("lora-0").json() == before
 
         foreign = error(http.post("/v1/adapters", data=data, files=[*own["adapter"], *second[2:]]), 400)
         assert foreign["code"] == "adapter_refused" and str(tmp_path) not in foreign["message"]
-        assert classify("new").json()["fingerprint"] == replaced.json()["fingerprint"]  # as it was
+        assert classify("before").json()["fingerprint"] == replaced.json()["fingerprint"]  # as it was
         error(http.post("/v1/adapters", data={"name": "lora-0"}, files=files), 409)
         error(http.post("/v1/adapters", data={"name": "../x"}, files=files), 400)
         renamed = [("adapter[]", ("../../evil", b"{}")), files[1]]
         error(http.post("/v1/adapters", data={"name": "evil"}, files=renamed), 400)
-        assert wait_for(lambda: sorted(path.name for path in uploads.iterdir()) == ["new"])
-        assert http.delete("/v1/adapters/new").json() == {"id": "new", "object": "model", "deleted": True}
-        error(classify("new"), 404)
+        assert wait_for(lambda: sorted(path.name for path in uploads.iterdir()) == ["before"])
+        assert http.delete("/v1/adapters/before").json() == {"id": "before", "object": "model", "deleted": True}
+        error(classify("before"), 404)
         error(http.delete("/v1/adapters/lora-0"), 409)
         assert not list(uploads.iterdir())
 

@@ -95,7 +95,12 @@ async def verify_speaker(
         UnsupportedTask: a model without a speaker head. AudioError: see :func:`embed`.
     """
     check_task(loaded.served, "verification")
-    found = await asyncio.gather(*(embed(engine, loaded, recording) for recording in (*enrolment, test)))
+    try:
+        async with asyncio.TaskGroup() as group:  # which ends all of them with the first that fails
+            tasks = [group.create_task(embed(engine, loaded, recording)) for recording in (*enrolment, test)]
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    found = [task.result() for task in tasks]
     *enrolled, tested = [embedding for embedding, _ in found]
     calibration: Calibration | None = getattr(loaded.heads["embedding"].config, "calibration", None)
     return verify(torch.stack(enrolled), tested, calibration), sum(duration for _, duration in found)

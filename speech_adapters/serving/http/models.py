@@ -170,7 +170,7 @@ def _moved(served: Served, place: Path, target: Path) -> Served:
 
 def _swap(incoming: Path, folder: Path, name: str) -> None:
     """Have the files of ``incoming`` in place of those in ``folder``, or leave all as it was."""
-    target, old = folder / name, incoming / "before"
+    target, old = folder / name, incoming / ".before"  # no adapter is called so
     if target.exists():
         target.rename(old)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Form, Request, UploadFile
@@ -77,7 +78,7 @@ async def create_verification(
     files = {f"enrolment {number}": ("enrolment", file) for number, file in enumerate(form.enrolment, 1)}
     async with recordings(engine, files | {"test": ("test", form.test)}, form.channel) as (*enrolment, test):
         found, duration = await verify_speaker(engine, loaded, enrolment, test)
-    probability = None if found.llr is None else round(1 / (1 + 2.718281828459045**-found.llr), 6)
+    probability = None if found.llr is None else round(0.5 * (1 + math.tanh(found.llr / 2)), 6)
     content = {
         "object": "verification",
         "score": round(found.score, 6),
