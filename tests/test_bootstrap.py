@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from speech_adapters.errors import InputError
-from speech_adapters.metrics.bootstrap import Interval, bootstrap, bootstrap_statistic
+from speech_adapters.metrics.bootstrap import Interval, _draws, bootstrap, bootstrap_statistic, bootstrap_sums
 
 CORPORA = st.lists(
     st.tuples(st.integers(0, 20), st.integers(1, 20), st.sampled_from("abcdef")), min_size=1, max_size=30
@@ -36,6 +37,26 @@ def test_interval_is_the_normal_one_for_many_independent_speakers():
     half = 1.96 * errors.std() / np.sqrt(2000)
     assert interval.value - interval.low == pytest.approx(half, rel=0.06)
     assert interval.high - interval.value == pytest.approx(half, rel=0.06)
+
+
+def test_draws_in_blocks_are_the_draws_at_once(monkeypatch):
+    rng = np.random.default_rng(2)
+    errors, words = rng.random(50), rng.random(50)
+    for groups in (None, [f"s{i % 7}" for i in range(50)]):
+
+        def intervals(groups=groups):
+            sums = bootstrap_sums(lambda s: s[:, :1] / s[:, 1:], np.stack([errors, words], 1), groups, n=100)
+            of_items = bootstrap_statistic(lambda index: errors[index].mean(), groups or [None] * 50, n=100)
+            return *sums, of_items, bootstrap(errors, words, groups, n=100)
+
+        at_once = intervals()
+        with monkeypatch.context() as patch:
+            patch.setattr(sys.modules[bootstrap.__module__], "MOST_COUNTS", 350)
+            assert [str(i) for i in intervals()] == [str(i) for i in at_once]
+            blocks, *_ = _draws(50, groups, np.arange(50), 100, 0)
+            blocks = list(blocks)
+        (whole,), *_ = _draws(50, groups, np.arange(50), 100, 0)
+        assert len(blocks) > 1 and np.array_equal(np.concatenate(blocks), whole)
 
 
 def test_two_speakers_span_both_rates():

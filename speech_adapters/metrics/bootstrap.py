@@ -9,7 +9,7 @@ then says nothing about other speakers, and says that it was made so (``resample
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,9 @@ from numpy.typing import ArrayLike
 from scipy.sparse import csr_array, sparray
 
 from speech_adapters.errors import InputError
+
+MOST_COUNTS = 1 << 24
+"""Numbers that are drawn at once, 128 MB: a thousand draws of a million utterances would take 8 GB."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +86,10 @@ def bootstrap(
     top = np.bincount(member, weights=numerators)
     bottom = np.bincount(member, weights=denominators)
     value = numerators.sum() / denominators.sum()
-    drawn_bottom = draws @ bottom
+    sums = [(block @ top, block @ bottom) for block in draws]
+    drawn_top, drawn_bottom = (np.concatenate(drawn) for drawn in zip(*sums, strict=True))
     valid = drawn_bottom > 0
-    return percentile_interval(value, (draws @ top)[valid] / drawn_bottom[valid], level, resampled)
+    return percentile_interval(value, drawn_top[valid] / drawn_bottom[valid], level, resampled)
 
 
 def bootstrap_statistic(
@@ -104,7 +108,7 @@ def bootstrap_statistic(
     items = np.arange(len(groups))
     value = float(statistic(items))
     draws, member, resampled = _draws(len(items), groups, items, n, seed)
-    figures = np.array([statistic(np.repeat(items, draw[member])) for draw in draws], dtype=float)
+    figures = np.array([statistic(np.repeat(items, draw[member])) for block in draws for draw in block], dtype=float)
     return _interval_of_defined(value, figures, level, resampled)
 
 
@@ -126,9 +130,10 @@ def bootstrap_sums(
     counts = csr_array(counts)
     items = np.arange(counts.shape[0])
     draws, member, resampled = _draws(len(items), groups, items, n, seed)
-    membership = csr_array((np.ones(len(items)), (member, items)), shape=(draws.shape[1], len(items)))
+    membership = csr_array((np.ones(len(items)), (member, items)), shape=(int(member.max()) + 1, len(items)))
+    added = membership @ counts
     values = statistic(np.asarray(counts.sum(axis=0), dtype=float)[None])[0]
-    figures = statistic(draws @ (membership @ counts))
+    figures = statistic(np.concatenate([block @ added for block in draws]))
     intervals = []
     for value, column in zip(values, figures.T, strict=True):
         intervals.append(_interval_of_defined(value, column, level, resampled))
@@ -151,8 +156,9 @@ def _interval_of_defined(value: float, figures: np.ndarray, level: float, resamp
 
 def _draws(
     size: int, groups: Sequence[str | None] | None, order: np.ndarray, n: int, seed: int
-) -> tuple[np.ndarray, np.ndarray, str]:
-    """How often each of ``n`` draws takes each group (n, G), the group of each item (size,), and what a group is.
+) -> tuple[Iterator[np.ndarray], np.ndarray, str]:
+    """How often each of ``n`` draws takes each group, in blocks (draws, G) of :data:`MOST_COUNTS` numbers or one draw;
+    the group of each item (size,); and what a group is.
 
     Without two known groups every item is its own, numbered by its place in ``order``.
     """
@@ -164,7 +170,9 @@ def _draws(
     if len(names) < 2:
         member, resampled = np.argsort(order), "utterance"
     count = int(member.max()) + 1
-    return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=n), member, resampled
+    rng, shares, at_once = np.random.default_rng(seed), np.full(count, 1 / count), max(1, MOST_COUNTS // count)
+    blocks = (rng.multinomial(count, shares, size=min(at_once, n - done)) for done in range(0, n, at_once))
+    return blocks, member, resampled
 
 
 def percentile_interval(value: float, figures: np.ndarray, level: float, resampled: str) -> Interval:
