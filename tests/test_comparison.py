@@ -167,7 +167,7 @@ def test_few_speakers_are_warned_of_and_cannot_make_a_difference() -> None:
     speakers = [f"s{i % 4}" for i in range(40)]
     found = compare_transcripts(heard([0] * 40, [6] * 40, speakers), heard([5] * 40, [6] * 40, speakers))
     assert found.p_value == pytest.approx(0.125) and not found.differs
-    assert found.warning is not None and found.warning.startswith("4 speakers: fewer than 5")
+    assert found.warning is not None and found.warning.startswith("4 speakers: fewer than 6")
     found = compare_transcripts(heard([0], [6], [None]), heard([5], [6], [None]))
     assert found.speakers == 0 and "the speakers are not known" in found.warning
 
@@ -284,7 +284,17 @@ def test_a_page_plays_what_changed(tmp_path) -> None:
     (folders[0] / "config.yaml").write_text(json.dumps({"test": str(tmp_path / "test.jsonl")}))
     found = read_runs(folders)
     page = write_comparison(tmp_path / "page.html", found, compare_runs(found)).read_text()
-    assert page.count("<audio") == 4 and "fewer than 5" in page
+    assert page.count("<audio") == 4 and "fewer than 6" in page
+    names = [f"interview {i}" for i in range(4)]
+    Manifest(
+        [Utterance(name, u.audio_filepath, 0.5, text="ALPHA") for name, u in zip(names, utterances, strict=True)], "t"
+    ).write(tmp_path / "test.jsonl")
+    for number, file in enumerate((folders[0], folders[1])):
+        result = heard([number] * 4, [3] * 4, speakers)
+        told = [replace(score, id=name) for score, name in zip(result.utterances, names, strict=True)]
+        write_transcripts(file / "predictions" / "lora.jsonl", replace(result, utterances=tuple(told)))
+    page = write_comparison(tmp_path / "page.html", found, compare_runs(found)).read_text()
+    assert page.count("<audio") == 4
 
 
 def test_a_page_replaces_nothing_unless_asked(runs, tmp_path, capsys) -> None:

@@ -190,7 +190,7 @@ def write_comparison(
     for pair in pairs:
         shown: list[tuple[Change, Sound]] = []
         for change in () if pair.found is None else pair.found.changes[:listen]:
-            utterance = audio.get(change.id.partition(" ")[2] or change.id)
+            utterance = audio.get(change.id) or audio.get(change.id.partition(" ")[2])  # "2 id", "enrol test"
             sound = (
                 Sound()
                 if utterance is None
