@@ -289,7 +289,7 @@ def test_searches(bank: Bank) -> None:
     assert len(bank.search(every=True)) == 5
     with pytest.raises(ConfigError, match=r"'wer<20': rates are fractions, .*write wer<0.2 for 20 %"):
         Query(metrics=["wer<20"])
-    assert Query(metrics=["min_cllr<1.5"]).metrics
+    assert Query(metrics=["min_cllr<1.5", "min_dcf_0.01<0.3"]).metrics
     for wrong in ({"metrics": ["wer"]}, {"metrics": ["wer<a"]}, {"since": "yesterday"}):
         with pytest.raises(ConfigError):
             Query(**wrong)

@@ -157,7 +157,7 @@ def _files(root: Path) -> Iterator[tuple[str, Path, list[int]]]:
 _RATES = frozenset("wer cer eer ua wa macro_f1 accuracy".split())
 """Figures that are fractions."""
 
-_CONDITION = re.compile(r"([a-z0-9_]+)\s*(<=|>=|<|>|=)\s*([0-9.eE+-]+)")
+_CONDITION = re.compile(r"([a-z0-9_.]+)\s*(<=|>=|<|>|=)\s*([0-9.eE+-]+)")
 
 
 @dataclass(frozen=True, kw_only=True)
