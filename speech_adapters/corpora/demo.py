@@ -35,6 +35,7 @@ import torch
 from speech_adapters.corpora.demo_plan import SPLITS, VERSION, Planned, plan_demo, read_sentences, transcript
 from speech_adapters.corpora.espeak import EspeakError, Spoken, synthesize
 from speech_adapters.data.audio import SAMPLE_RATE, resample, write_audio
+from speech_adapters.data.audio_files import cache_folder
 from speech_adapters.data.augmentation import add_noise, telephone
 from speech_adapters.data.manifest import Manifest, Utterance
 from speech_adapters.errors import InputError
@@ -95,8 +96,7 @@ class DemoCorpus:
 
 def demo_root() -> Path:
     """Where the corpus is cached: in ``$SPEECH_ADAPTERS_CACHE``, by default ``~/.cache/speech_adapters``."""
-    cache_folder = os.environ.get("SPEECH_ADAPTERS_CACHE") or Path.home() / ".cache" / "speech_adapters"
-    return Path(cache_folder) / f"demo-v{VERSION}"
+    return cache_folder() / f"demo-v{VERSION}"
 
 
 def prepare_demo(root: str | os.PathLike[str] | None = None) -> DemoCorpus:
