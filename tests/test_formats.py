@@ -20,7 +20,7 @@ from speech_adapters.data.formats import FORMATS, read_format, write_format
 from speech_adapters.data.formats.folder import read_folder
 from speech_adapters.data.formats.tables import read_table
 from speech_adapters.data.manifest import Manifest, Utterance
-from speech_adapters.errors import AudioError, ConfigError, ManifestError
+from speech_adapters.errors import AudioError, ConfigError, InputError, ManifestError
 from speech_adapters.inference.sources import local_files
 
 FILES = {
@@ -144,8 +144,8 @@ def test_a_channel_of_a_file_that_shards_hold_as_flac_is_read_again(tmp_path: Pa
 
 
 def test_kaldi_segments_may_go_to_the_end(audio: Path, tmp_path: Path) -> None:
-    (tmp_path / "wav.scp").write_text(f"rec {audio / 'a.wav'}\n")
-    (tmp_path / "segments").write_text("u rec 0.5 -1\n")
+    (tmp_path / "wav.scp").write_text(f"rec\t{audio / 'a.wav'}\n")
+    (tmp_path / "segments").write_text("u \t rec\t0.5 -1\n")
     (tmp_path / "text").write_text("u\n")
     (u,) = read_format("kaldi", tmp_path)
     assert (u.offset, round(u.duration, 3), u.text) == (0.5, 1.5, "")
@@ -179,6 +179,23 @@ def test_lhotse_supervisions_find_their_recordings_and_channels(audio: Path, tmp
         (tmp_path / f"x_{kind}_dev.jsonl.gz").write_bytes(gzip.compress(json.dumps(entry).encode() + b"\n"))
     (u,) = read_format("lhotse", tmp_path)
     assert (u.id, u.offset, u.duration, u.channel, u.text) == ("u", 0.5, 1.0, 1, "HI")
+
+    def changed(**of_the_supervision: object) -> Utterance:
+        line = json.dumps(supervision | of_the_supervision).encode()
+        (tmp_path / "x_supervisions_dev.jsonl.gz").write_bytes(gzip.compress(line))
+        return read_format("lhotse", tmp_path)[0]
+
+    assert changed(channel=[0, 1]).channel is None  # the run says which
+    assert changed(custom={"offset": 0.1, "duration": 9, "id": "x", "audio_filepath": "x", "mood": "calm"}) == replace(
+        u, extra={"mood": "calm"}
+    )
+    with pytest.raises(ManifestError, match=r":1: no file of the recording has the channel \[1, 2\]"):
+        changed(channel=[1, 2])
+    recording["sources"][0]["channels"] = [0, 1, 2]
+    (tmp_path / "x_recordings_dev.jsonl.gz").write_bytes(gzip.compress(json.dumps(recording).encode() + b"\n"))
+    with pytest.raises(ManifestError, match=r":1: a supervision of the channels \[1, 2\] of a file with \[0, 1, 2\]"):
+        changed(channel=[1, 2])
+    changed()
     recording["sources"][0]["type"] = "url"
     (tmp_path / "x_recordings_dev.jsonl.gz").write_bytes(gzip.compress(json.dumps(recording).encode() + b"\n"))
     with pytest.raises(ManifestError, match=":1: audio of the type url; only files are read"):
@@ -205,6 +222,9 @@ def test_speechbrain_paths_start_at_the_data_root(audio: Path, tmp_path: Path) -
     assert (u.offset, u.duration, u.speaker, u.text) == (0.5, 0.5, "s", "HI") and not u.extra
     with pytest.raises(ManifestError, match=":2: .* say where that is with --root"):
         read_format("speechbrain", tmp_path / "s.csv")
+    (tmp_path / "s.csv").write_bytes("ID,duration,wav,spk_id\nu,0.5,a.wav,Müller\n".encode("cp1252"))
+    with pytest.raises(ManifestError, match=r"s\.csv: not UTF-8 text .*; convert the table to UTF-8"):
+        read_format("speechbrain", tmp_path / "s.csv", root=audio)
     (tmp_path / "s.csv").write_text("ID,duration,wav,start,stop\nu,0.5,a.wav,8000,\n")
     with pytest.raises(ManifestError, match=":2: start and stop belong together"):
         read_format("speechbrain", tmp_path / "s.csv", root=audio)
@@ -256,6 +276,19 @@ def test_hugging_face_tables_give_up_their_audio_and_their_classes(suffix: str, 
         read_format("huggingface", folder / "z.parquet", audio=tmp_path / "out")
 
 
+def test_hugging_face_metadata_is_whole_and_names_its_files(audio: Path, tmp_path: Path) -> None:
+    manifest = pieces(audio).map(lambda u: replace(u, extra={"file_name": "of/before.wav"}))
+    write_format("huggingface", manifest, tmp_path)
+    assert told(read_format("huggingface", tmp_path)) == told(manifest)
+    metadata = tmp_path / "metadata.jsonl"
+    metadata.write_text(metadata.read_text()[:-10])
+    with pytest.raises(InputError, match=r"metadata\.jsonl:3: not JSON .*; get or write the file again, whole"):
+        read_format("huggingface", tmp_path)
+    metadata.write_text('{"file_name": 5, "text": "YES"}\n')
+    with pytest.raises(ManifestError, match=r"metadata\.jsonl:1: audio_filepath is 5, expected a path"):
+        read_format("huggingface", tmp_path)
+
+
 def test_hugging_face_folders_per_class(audio: Path, tmp_path: Path) -> None:
     for name in ("up/1", "down/1"):
         speak(tmp_path / "words" / f"{name}.wav", 0.5)
@@ -284,6 +317,8 @@ def test_channels_that_a_format_cannot_name_are_refused(audio: Path, tmp_path: P
         ("path\tsentence\tclient_id\na.wav\tYes, it is\ts\n", None),
         ("Audio;Text;Spk\na.wav;Yes, it is;s\n", None),
         ("a.wav|Yes, it is|s\n", {"audio_filepath": "1", "text": "2", "speaker": "3"}),
+        ("sep=;\nfile;text;speaker\na.wav;Yes, it is;s\n", None),
+        ("file,text,speaker,,\na.wav,\"Yes, it is\",s,,\n", None),
         ("clip,said,who\na.wav,\"Yes, it is\",s\n", {"audio_filepath": "clip", "text": "said", "speaker": "who"}),
     ],
 )  # fmt: skip
@@ -301,7 +336,7 @@ def test_tables_as_people_write_them(content: str, columns: dict | None, audio: 
         ("name,text\na,b\n", None, ":1: no column names the audio files; there are 'name', 'text': say which"),
         ("file,path,text\na,b,c\n", None, ":1: 'file' and 'path' could both hold audio_filepath"),
         ("file,text\na,b\nc\n", None, ":3: 1 cells, and 2 columns"),
-        ("file,file\na,b\n", None, ":1: two columns have the same name"),
+        ("file,file\na,b\n", None, ":1: two columns are called 'file'"),
         ("file,text\na,b\n", {"speaker": "who"}, ":1: no column 'who' for speaker; there are 'file', 'text'"),
         ("a,b\n", {"audio_filepath": "1", "text": "3"}, ":1: no column '3' for text"),
         (
@@ -384,6 +419,12 @@ def test_a_channel_is_one_of_files_with_several(audio: Path, tmp_path: Path) -> 
     for channel in (0, 1, "mix"):
         found = {u.audio_filepath.name: u.channel for u in read_folder(audio, channel=channel).manifest}
         assert found == {"a.wav": None, "b.wav": None, "call.wav": channel}
+    (tmp_path / "t.csv").write_text("file,channel\ncall,landline\na,landline\n")
+    assert len(read_folder(audio, table=tmp_path / "t.csv").manifest) == 2
+    with pytest.raises(
+        ManifestError, match=r"t\.csv:2: the channel 'landline' is neither a number nor 'mix'; give that"
+    ):
+        read_folder(audio, table=tmp_path / "t.csv", channel=1)
     with pytest.raises(ManifestError, match=r": call.wav: .*call.wav: channel=5 does not exist; use 0 to 1, or"):
         read_folder(audio, channel=5)
 
@@ -446,6 +487,11 @@ def test_recordings_that_must_be_converted_are_named(audio: Path, tmp_path: Path
             read(tmp_path / "phone")
 
 
+def test_a_file_named_like_a_home_folder_is_a_file() -> None:
+    with local_files(["~x.wav"]) as found:
+        assert found == [("~x.wav", Path("~x.wav"))]
+
+
 def test_a_name_that_two_recordings_have(audio: Path, tmp_path: Path) -> None:
     speak(audio / "b" / "a.wav", 0.5)
     (tmp_path / "t.csv").write_text("file,text\nb,YES\na.flac,NO\n")
@@ -458,6 +504,16 @@ def test_a_name_that_two_recordings_have(audio: Path, tmp_path: Path) -> None:
     found = read_folder(audio, table=tmp_path / "t.csv")
     assert [(u.id, u.text) for u in found.manifest] == [("a", "YES"), ("b-a", "NO")]
     assert found.left_out == (audio / "b" / "b.wav",)
+
+
+def test_a_recording_in_two_formats_is_named(audio: Path, tmp_path: Path) -> None:
+    soundfile.write(audio / "a.flac", np.full(16_000, 0.1), 16_000)
+    with pytest.raises(ManifestError, match=r": a\.flac: a is there under several suffixes; keep one of these files"):
+        read_folder(audio)
+    (tmp_path / "t.csv").write_text("file\na.flac\n")
+    assert len(read_folder(audio, table=tmp_path / "t.csv").manifest) == 1
+    (tmp_path / "t.csv").write_text("file,id\na.flac,1\na.wav,2\n")
+    assert len(read_folder(audio, table=tmp_path / "t.csv").manifest) == 2
 
 
 def test_the_path_from_the_folder_is_the_recording_whatever_sorts_first(audio: Path, tmp_path: Path) -> None:
@@ -496,6 +552,8 @@ def test_paths_that_say_it(tmp_path: Path) -> None:
         read_folder(tmp_path / "c", pattern="{speaker}")
     with pytest.raises(ManifestError, match="name each key once"):
         read_folder(tmp_path / "c", pattern="{speaker}/{speaker}")
+    with pytest.raises(ManifestError, match="name each key once, as a word"):
+        read_folder(tmp_path / "c", pattern="{1}/{speaker}")
 
 
 @pytest.mark.parametrize("name", ["none", "empty"])

@@ -51,6 +51,7 @@ def test_trial_lists(name, text, columns, tmp_path):
     [
         ("t.csv", "enrol,test\na,b\n", "t.csv:1: no column 'label'; there are enrol, test: rename the one it is"),
         ("t.csv", "utt1,file1,test,label\n1,2,3,4\n", "t.csv:1: 'utt1' and 'file1' could both be enrol"),
+        ("t.csv", "label,enrol,enrol,test\n1,a,b,c\n", "t.csv:1: two columns are called 'enrol'; rename"),
         ("t.csv", "label,enrol,test\n1,a,b\n0,a\n", "t.csv:3: test is None; each trial needs it"),
         ("t.csv", "label,enrol,test\n1,a,b,c\n", "t.csv:2: 4 cells, and 3 columns"),
         ("t.csv", "label,enrol,test\nyes,a,b\n", "t.csv:2: label 'yes'; expected 1 or target"),
@@ -115,7 +116,7 @@ def test_predictions_of_utterances_that_are_not_there(tmp_path):
 
 def test_classes_that_differ_in_case_only_are_named(tmp_path):
     path = write(tmp_path / "p.csv", "id,label,prediction\na,Happy,happy\nb,sad,sad\n")
-    with pytest.raises(InputError, match="p.csv: the labels 'Happy' and 'happy' differ in case or spaces only"):
+    with pytest.raises(InputError, match="p.csv: the labels 'Happy' and 'happy' differ in case only"):
         read_predictions(path)
 
 

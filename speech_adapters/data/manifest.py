@@ -253,7 +253,7 @@ class Manifest(Sequence[Utterance]):
                 audio = entry.get("audio_filepath")
                 if isinstance(audio, str) and "\\" in audio and not os.path.exists(os.path.join(folder.path, audio)):
                     entry["audio_filepath"] = audio.replace("\\", "/")  # as Windows parts folders
-                if "duration" not in entry and "audio_filepath" in entry:
+                if "duration" not in entry and isinstance(audio, str):
                     total = audio_info(Path(folder.path, entry["audio_filepath"])).duration
                     entry["duration"] = total - entry.get("offset", 0.0)
                 utterance = _utterance(entry, folder, shared)
@@ -711,11 +711,11 @@ _KNOWN = frozenset({"audio_filepath", "duration", "offset", "id", "channel", *TE
 def _utterance(entry: dict[str, Any], root: _Root, shared: _Shared) -> Utterance:
     """Check one entry's fields and types; ``root`` is the folder of relative audio paths."""
     audio, seconds = entry.get("audio_filepath"), entry.get("duration")
+    if audio is not None and (not isinstance(audio, str) or not audio):
+        raise ManifestError(f"audio_filepath is {audio!r}, expected a path as a string")
     if audio is None or seconds is None:
         missing = "duration" if audio is not None else "audio_filepath"
         raise ManifestError(f"lacks {missing!r}; every line needs audio_filepath and duration")
-    if not isinstance(audio, str) or not audio:
-        raise ManifestError(f"audio_filepath is {audio!r}, expected a path as a string")
     duration, offset = _seconds(seconds, "duration"), _seconds(entry.get("offset") or 0.0, "offset")
     if duration <= 0:
         raise ManifestError(f"duration is {duration:g} s, expected more than 0; drop the line or measure it")

@@ -9,12 +9,12 @@ from __future__ import annotations
 import csv
 import io
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from speech_adapters.data.formats.columns import NAMES
+from speech_adapters.data.formats.columns import NAMES, check_distinct
+from speech_adapters.data.formats.separators import without_separator
 from speech_adapters.errors import ConfigError, InputError
 
 SUFFIXES = (".csv", ".tsv", ".jsonl")
@@ -111,10 +111,8 @@ def _match(
 
 def _csv_rows(path: Path, what: str, said: Mapping[str, str]) -> Iterator[tuple[int, dict[str, str]]]:
     """The header as a row of its own, then each row that is not blank; Excel's ``sep=;`` in front is none."""
-    text = _text(path, what)
-    if separator := re.match(r'"?sep=([^"\r\n])"?(?=\r?\n)', text, re.IGNORECASE):
-        text, delimiter = text[separator.end() :], separator[1]  # its line end stays, so that lines keep their numbers
-    else:
+    text, delimiter = without_separator(_text(path, what))
+    if delimiter is None:
         first = text.partition("\n")[0]
         delimiter = "\t" if path.suffix.lower() == ".tsv" else ";" if ";" in first and "," not in first else ","
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
@@ -126,6 +124,7 @@ def _csv_rows(path: Path, what: str, said: Mapping[str, str]) -> Iterator[tuple[
             if names is None:
                 bare = bool(said) and all(column.isdecimal() for column in said.values())
                 names = [str(i + 1) for i in range(len(row))] if bare else [name.strip() for name in row]
+                check_distinct(names, f"{path}:{reader.line_num}")
                 yield reader.line_num, {name: name for name in names}
                 if not bare:
                     continue

@@ -48,7 +48,7 @@ def local_files(inputs: Sequence[str], *, download: bool = False) -> Iterator[li
 
 
 def _expand(given: str) -> list[Path]:
-    path = Path(given).expanduser()
+    path = Path(os.path.expanduser(given))  # Path.expanduser raises for ~x.wav
     if path.is_dir():
         audio, unreadable = recordings_in(path)
         if unreadable:

@@ -28,6 +28,14 @@ NAMES: dict[str, tuple[str, ...]] = {
 an offset it tells the duration, where no column does."""
 
 
+def check_distinct(names: Sequence[str], where: str) -> None:
+    """ManifestError, opened by ``where``, if two columns have the same name: one would be read in place of the other.
+    Columns without a name are none."""
+    for number, name in enumerate(names):
+        if name and name in names[:number]:
+            raise ManifestError(f"{where}: two columns are called {name!r}; rename one of them, or remove it")
+
+
 def match_columns(names: Sequence[str], said: Mapping[str, str], where: str) -> dict[str, str]:
     """Key -> column: what was said, and what is known by its name.
 

@@ -82,7 +82,8 @@ def read_folder(
         told, left_out = _with_text_files(root, files)
     parse = _parser(pattern) if pattern else None
     problems = Problems(name)
-    stems = Counter(Path(path).stem for path in {entry["audio_filepath"] for _, entry in told})
+    recordings = {Path(entry["audio_filepath"]) for _, entry in told}
+    twins, stems = Counter(file.with_suffix("") for file in recordings), Counter(file.stem for file in recordings)
     for place, entry in told:
         path = Path(entry["audio_filepath"]).relative_to(root.absolute()).with_suffix("")
         if parse is not None:
@@ -91,14 +92,26 @@ def read_folder(
                 problems.add(f"{place}: {path.as_posix()} does not fit the pattern {pattern}")
                 continue
             entry |= {key: value for key, value in match.groupdict().items() if key not in entry}
-        if channel is not None and "channel" not in entry:
+        said = entry.get("channel")
+        if channel is not None and said != "mix" and type(said) is not int:
             try:
-                heard = channel_of_several(entry["audio_filepath"], channel)
+                one = channel_of_several(entry["audio_filepath"], channel)
             except AudioError as error:
                 problems.add(f"{place}: {error}")
                 continue
-            entry |= {} if heard is None else {"channel": heard}
+            if one is not None and said is not None:
+                problems.add(
+                    f"{place}: the channel {said!r} is neither a number nor 'mix'; give that key another name"
+                )
+                continue
+            entry |= {} if one is None else {"channel": one}
         if "id" not in entry and stems[path.name] > 1 and "offset" not in entry:
+            if twins[root.absolute() / path] > 1:
+                problems.add(
+                    f"{place}: {path.as_posix()} is there under several suffixes; keep one of these files in the "
+                    "folder, or name them in a table with a column id"
+                )
+                continue
             entry["id"] = "-".join(path.parts)  # the name alone, which is the default, would come twice
     problems.raise_any()
     manifest = Manifest.from_entries(told, name, root)
@@ -179,8 +192,8 @@ def _parser(pattern: str) -> re.Pattern[str]:
     """``{key}`` stands for that key's value and ``{}`` for anything, neither of them across a slash."""
     parts = re.split(r"\{(\w*)\}", pattern)
     keys = [key for key in parts[1::2] if key]
-    if not keys or len(set(keys)) < len(keys):
-        raise ManifestError(f"pattern {pattern!r}: name each key once, such as {{speaker}}/{{emotion}}-{{}}")
+    if not keys or len(set(keys)) < len(keys) or not all(map(str.isidentifier, keys)):
+        raise ManifestError(f"pattern {pattern!r}: name each key once, as a word, as in {{speaker}}/{{emotion}}-{{}}")
     pieces = [
         re.escape(part) if number % 2 == 0 else (f"(?P<{part}>[^/]+?)" if part else "[^/]*?")
         for number, part in enumerate(parts)

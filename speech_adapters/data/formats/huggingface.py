@@ -20,7 +20,7 @@ from speech_adapters.data.formats.names import distinct_names
 from speech_adapters.data.formats.tables import read_table
 from speech_adapters.data.manifest import TEXT_KEYS, Manifest
 from speech_adapters.errors import ConfigError, ManifestError
-from speech_adapters.files import atomic, read_log, write_text
+from speech_adapters.files import atomic, read_json_lines, write_text
 
 
 def read(
@@ -69,7 +69,7 @@ def write(manifest: Manifest, path: str | os.PathLike[str]) -> None:
         (folder / "audio").mkdir(parents=True, exist_ok=True)
         write_audio(folder / name, utterance.waveform(), loud="scale")
         labels = {key: value for key in TEXT_KEYS if (value := utterance.get(key)) is not None}
-        entry = {"file_name": name, "id": utterance.id, **labels, **utterance.extra}
+        entry = {**utterance.extra, "file_name": name, "id": utterance.id, **labels}
         lines.append(json.dumps(entry, ensure_ascii=False))
     write_text(folder / "metadata.jsonl", (line + "\n" for line in lines))
 
@@ -78,7 +78,7 @@ def _audiofolder(metadata: Path, said: dict[str, str]) -> Manifest:
     if metadata.suffix == ".csv":
         table = read_table(metadata, said)
         return Manifest.from_entries(table.entries(), str(metadata), metadata.parent)
-    rows = read_log(metadata)
+    rows = read_json_lines(metadata)
     names = list(dict.fromkeys(key for row in rows for key in row))
     found = match_columns(names, said, str(metadata))
     entries = [(f":{n}", _named(row, found)) for n, row in enumerate(rows, 1)]

@@ -110,12 +110,12 @@ def _read(path: Path, empty: bool = False) -> dict[str, tuple[str, str]]:
     """Name -> (place, rest of the line)."""
     found: dict[str, tuple[str, str]] = {}
     for number, line in enumerate(read_utf8(path, "Kaldi file").split("\n"), 1):
-        name, _, rest = line.strip().partition(" ")
-        if not name:
+        if not line.strip():
             continue
+        name, rest = (*line.split(maxsplit=1), "")[:2]
         if name in found:
             raise ManifestError(f"{path}:{number}: {name!r} stands there twice; keep one line")
-        if not rest.strip() and not empty:
+        if not rest and not empty:
             raise ManifestError(f"{path}:{number}: {name!r} and nothing after it; complete the line")
         found[name] = (f":{number}", rest.strip())
     if not found:

@@ -1,7 +1,7 @@
 """lhotse's manifests: cuts, or recordings and supervisions; ``.jsonl`` or ``.jsonl.gz``.
 
 Each supervision becomes an utterance; a cut without one becomes an utterance without text. Recordings of several
-channels give each utterance the channel of its supervision.
+channels give each utterance the channel of its supervision; one of all channels leaves the choice to ``--channel``.
 """
 
 from __future__ import annotations
@@ -122,20 +122,26 @@ def _entry(
     if kinds != {"file"}:
         raise ManifestError(f"{path}{place}: audio of the type {', '.join(map(str, kinds))}; only files are read")
     channel = supervision.get("channel", 0)
-    channel = channel[0] if isinstance(channel, list) and channel else channel
-    source = next((one for one in sources if channel in one.get("channels", [0])), None)
+    channels = channel if isinstance(channel, list) and channel else [channel]
+    source = next((one for one in sources if set(channels) <= set(one.get("channels", [0]))), None)
     if source is None:
         raise ManifestError(f"{path}{place}: no file of the recording has the channel {channel!r}")
+    there = source.get("channels", [0])
+    if 1 < len(channels) < len(there):
+        raise ManifestError(
+            f"{path}{place}: a supervision of the channels {channel} of a file with {there}; an utterance hears one "
+            "or the mean of all: give each channel a supervision of its own"
+        )
     entry = {
+        **(supervision.get("custom") or {}),  # first: it renames nothing of lhotse's own
         "id": supervision.get("id"),
         "audio_filepath": source.get("source"),
         "offset": round(start + supervision.get("start", 0.0), 6),
         "duration": supervision.get("duration"),
         **{key: supervision[field] for field, key in _FIELDS.items() if supervision.get(field) is not None},
-        **(supervision.get("custom") or {}),
     }
-    if len(source.get("channels", [0])) > 1:
-        entry["channel"] = source["channels"].index(channel)
+    if len(there) > 1 and len(channels) == 1:
+        entry["channel"] = there.index(channels[0])
     return place, entry
 
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from speech_adapters.data.formats.columns import match_columns
+from speech_adapters.data.formats.columns import check_distinct, match_columns
+from speech_adapters.data.formats.separators import without_separator
 from speech_adapters.data.manifest import Manifest, Utterance, read_utf8, relative_audio
 from speech_adapters.errors import ManifestError
 from speech_adapters.files import write_text
@@ -43,8 +44,8 @@ class Table:
 
 
 def read_table(path: str | os.PathLike[str], columns: Mapping[str, str] | None = None) -> Table:
-    """Read a table whose columns tabs, bars, semicolons or commas separate: the first of them that every line has as
-    often as the others.
+    """Read a table whose columns tabs, bars, semicolons or commas separate: the one that Excel's ``sep=;`` names, else
+    the first of them that every line has as often as the others.
 
     Args:
         columns: key -> column, for those that their names do not tell (:data:`~.columns.NAMES`); numbers from 1 mean
@@ -63,8 +64,7 @@ def read_table(path: str | os.PathLike[str], columns: Mapping[str, str] | None =
         found = match_columns(names, said, f"{path}:1")
     else:
         names = [name.strip() for name in lines.pop(0)[1]]
-        if len(set(names)) < len(names):
-            raise ManifestError(f"{path}:1: two columns have the same name; there are {', '.join(names)}")
+        check_distinct(names, f"{path}:1")
         found = match_columns(names, said, f"{path}:1")
         if not lines:
             raise ManifestError(f"{path}:1: a header but no rows; it needs a row per utterance")
@@ -81,7 +81,8 @@ def _rows(path: Path, text: str) -> list[tuple[int, list[str]]]:
     """(line, cells) of each line that is not blank."""
     tried: list[list[tuple[int, list[str]]]] = []
     problem: csv.Error | None = None
-    for delimiter in "\t|;,":
+    text, said = without_separator(text)
+    for delimiter in said or "\t|;,":
         style: Any = {"quoting": csv.QUOTE_NONE if delimiter in "\t|" else csv.QUOTE_MINIMAL}  # as tools write them
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, **style)
         try:
