@@ -181,5 +181,8 @@ def test_a_class_that_one_of_four_speakers_has_is_scored(seed):
         assert 0 <= interval.low <= interval.value <= interval.high <= 1
     with pytest.raises(InputError, match="'Sad' and 'sad' differ in case"):
         score_classification(["sad", "calm"], ["Sad", "calm"])
+
+
+def test_classes_in_two_unicode_forms_are_named():
     with pytest.raises(InputError, match=r"'caf\\xe9' differ in case, white space or Unicode form only"):
         score_classification(["cafe\u0301", "thé"], ["caf\u00e9", "thé"])
