@@ -548,6 +548,9 @@ def test_paths_that_say_it(tmp_path: Path) -> None:
         ("sad-2", "anna", "sad"),
         ("ben-happy-1", "ben", "happy"),
     ]
+    (tmp_path / "d").mkdir()
+    soundfile.write(tmp_path / "d" / "call-1.wav", np.full((16_000, 2), 0.1), 16_000)
+    assert read_folder(tmp_path / "d", pattern="{}-{channel}").manifest[0].channel == 1
     with pytest.raises(ManifestError, match="anna/happy-1 does not fit the pattern {speaker}"):
         read_folder(tmp_path / "c", pattern="{speaker}")
     with pytest.raises(ManifestError, match="name each key once"):

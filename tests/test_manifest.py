@@ -347,6 +347,8 @@ def test_channel_chooses_what_is_heard(tmp_path: Path):
     assert "\n" not in str(caught.value), "the other two say what they need"
     manifest.write(tmp_path / "copy.jsonl")
     assert Manifest.read(tmp_path / "copy.jsonl") == manifest
+    with pytest.raises(ManifestError, match="'g': hears channel 0, and has a key .* 'channel'; rename .*'gsm'"):
+        manifest.with_channel(0).write(tmp_path / "other.jsonl")
 
 
 def test_hashes_follow_the_audio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

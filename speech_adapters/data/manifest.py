@@ -271,7 +271,13 @@ class Manifest(Sequence[Utterance]):
         """Write as JSON Lines; audio paths become relative to ``path``'s folder. Whole file or nothing."""
         path = Path(path)
         for utterance in _check_ids(self, str(path)):
-            _check_names(utterance, f"{path}: utterance {utterance.id!r}: ")
+            where = f"{path}: utterance {utterance.id!r}: "
+            _check_names(utterance, where)
+            if utterance.channel is not None and "channel" in utterance.extra:
+                raise ManifestError(
+                    f"{where}hears channel {utterance.channel!r}, and has a key of its own called 'channel'; rename "
+                    f"that one ({utterance.extra['channel']!r})"
+                )
         with atomic(path) as file:
             for utterance in self:
                 entry = _entry(utterance, relative_audio(utterance.audio_filepath, path.parent))

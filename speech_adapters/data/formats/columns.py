@@ -28,6 +28,11 @@ NAMES: dict[str, tuple[str, ...]] = {
 an offset it tells the duration, where no column does."""
 
 
+def value_of(key: str, text: str) -> str | int:
+    """What a manifest holds of a cell: its text, but for the number of a channel."""
+    return int(text) if key == "channel" and text.isdecimal() else text
+
+
 def check_distinct(names: Sequence[str], where: str) -> None:
     """ManifestError, opened by ``where``, if two columns have the same name: one would be read in place of the other.
     Columns without a name are none."""

@@ -19,6 +19,7 @@ from typing import Any
 
 from speech_adapters.data.audio import channel_of_several
 from speech_adapters.data.audio_suffixes import USUAL, recordings_in, unreadable_message
+from speech_adapters.data.formats.columns import value_of
 from speech_adapters.data.formats.tables import Table, read_table
 from speech_adapters.data.manifest import Manifest, Problems, read_utf8
 from speech_adapters.errors import AudioError, ManifestError
@@ -91,7 +92,7 @@ def read_folder(
             if match is None:
                 problems.add(f"{place}: {path.as_posix()} does not fit the pattern {pattern}")
                 continue
-            entry |= {key: value for key, value in match.groupdict().items() if key not in entry}
+            entry |= {key: value_of(key, text) for key, text in match.groupdict().items() if key not in entry}
         said = entry.get("channel")
         if channel is not None and said != "mix" and type(said) is not int:
             try:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from speech_adapters.data.formats.columns import check_distinct, match_columns
+from speech_adapters.data.formats.columns import check_distinct, match_columns, value_of
 from speech_adapters.data.formats.separators import without_separator
 from speech_adapters.data.manifest import Manifest, Utterance, read_utf8, relative_audio
 from speech_adapters.errors import ManifestError
@@ -39,7 +39,7 @@ class Table:
             entry: dict[str, Any] = {name: row[name] for name in self.kept if row[name]}
             for key, name in self.columns.items():
                 if row[name]:
-                    entry[key] = int(row[name]) if key == "channel" and row[name].isdecimal() else row[name]
+                    entry[key] = value_of(key, row[name])
             yield place, entry
 
 
