@@ -35,6 +35,9 @@ class Config(ExperimentConfig):
     train: Path | None = option(None, "manifest to train on; then --test and --trials too")
     test: Path | None = option(None, "manifest of the trials' utterances")
     trials: Path | None = option(None, 'trial list, "1 enrol test" a line')
+    columns: tuple[str, ...] = option(
+        (), "columns of trials that are a table (csv, tsv, jsonl): enrol=file1,test=file2,label=same"
+    )
     corpus_root: Path | None = option(None, "folder of VoxCeleb; then --trials too")
     train_set: Literal["voxceleb1_dev", "voxceleb2_dev"] = option("voxceleb1_dev", "what of VoxCeleb to train on")
     test_sets: tuple[str, ...] = option(
@@ -62,6 +65,8 @@ class Config(ExperimentConfig):
                 raise ConfigError("--corpus-root takes --trials, and neither --train nor --test.")
         elif any(given) and not all(given):
             raise ConfigError("give --train, --test and --trials together, or none of them.")
+        if self.columns and not self.trials:
+            raise ConfigError("columns are those of --trials; give both.")
         if self.training.evaluate_every:
             raise ConfigError("training.evaluate_every: other speakers have no dev loss; leave it at 0.")
         if self.large_margin.updates and self.loss == "ce":
@@ -70,9 +75,10 @@ class Config(ExperimentConfig):
 
 def find_corpus(config: Config) -> Corpus:
     """VoxCeleb where its folder is, manifests as given, else the demo corpus."""
-    from speech_adapters.data.trials import read_trials
+    from speech_adapters.data.records import said_columns
+    from speech_adapters.data.trials import COLUMNS, read_trials
 
-    trials = config.trials
+    trials, columns = config.trials, said_columns(config.columns, COLUMNS)
     if config.corpus_root is not None:
         from speech_adapters.corpora import prepare_voxceleb
         from speech_adapters.corpora.demo import demo_root
@@ -90,9 +96,9 @@ def find_corpus(config: Config) -> Corpus:
     else:
         from speech_adapters.corpora.demo import prepare_demo
 
-        trials = prepare_demo().trials("test")
+        trials, columns = prepare_demo().trials("test"), {}
         corpus = replace(Corpus.demo(("speaker",)), dev=None)
-    return replace(corpus, trials=read_trials(trials)).check_speakers()
+    return replace(corpus, trials=read_trials(trials, columns=columns)).check_speakers()
 
 
 def main(config: Config) -> Any:

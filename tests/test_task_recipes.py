@@ -146,9 +146,11 @@ def test_emotions_in_folds(corpus, tmp_path):
 @pytest.mark.slow
 def test_speakers_with_seeds_and_a_large_margin_stage(corpus, tmp_path):
     output = tmp_path / "run"
-    arguments = [a for a in sets(corpus) if not a.startswith("--dev")] + [f"--trials={corpus / 'trials.txt'}"]
+    rows = [line.split() for line in (corpus / "trials.txt").read_text().splitlines()]
+    (tmp_path / "trials.csv").write_text("verdict,left,right\n" + "".join(",".join(row) + "\n" for row in rows))
+    arguments = [a for a in sets(corpus) if not a.startswith("--dev")] + [f"--trials={tmp_path / 'trials.csv'}"]
     results = run(
-        "speaker_verification", output, *arguments, "--seeds=0,1", "--embedding-size=16", "training.crop_seconds=0.4",
+        "speaker_verification", output, *arguments, "--columns=label=verdict,enrol=left,test=right", "--seeds=0,1", "--embedding-size=16", "training.crop_seconds=0.4",
         "large_margin.updates=3", "large_margin.crop_seconds=0.5", "--cohort=12",
     )  # fmt: skip
     check_folder(output, results, ("l-seed0", "head-only-seed1"))
@@ -280,6 +282,7 @@ def test_what_cannot_be_fused(arguments, message, corpus, drawer, tmp_path):
         ),
         ("speaker_verification", ["--train={0}/train.jsonl"], "--train, --test and --trials together"),
         ("speaker_verification", ["training.evaluate_every=2"], "other speakers have no dev loss"),
+        ("speaker_verification", ["--columns=enrol=left"], "columns are those of --trials"),
         ("speaker_verification", ["--loss=ce", "large_margin.updates=5"], "needs a loss with a margin"),
         ("speaker_verification", ["--corpus-root={0}"], "--corpus-root takes --trials"),
         ("speaker_verification", ["large_margin.rate=0"], "large_margin.rate=0"),
