@@ -150,7 +150,8 @@ def test_speakers_with_seeds_and_a_large_margin_stage(corpus, tmp_path):
     (tmp_path / "trials.csv").write_text("verdict,left,right\n" + "".join(",".join(row) + "\n" for row in rows))
     arguments = [a for a in sets(corpus) if not a.startswith("--dev")] + [f"--trials={tmp_path / 'trials.csv'}"]
     results = run(
-        "speaker_verification", output, *arguments, "--columns=label=verdict,enrol=left,test=right", "--seeds=0,1", "--embedding-size=16", "training.crop_seconds=0.4",
+        "speaker_verification", output, *arguments, "--columns=label=verdict,enrol=left,test=right", "--seeds=0,1",
+        "--embedding-size=16", "training.crop_seconds=0.4",
         "large_margin.updates=3", "large_margin.crop_seconds=0.5", "--cohort=12",
     )  # fmt: skip
     check_folder(output, results, ("l-seed0", "head-only-seed1"))
