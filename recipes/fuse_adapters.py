@@ -96,6 +96,8 @@ def find_task(config: Config, head: Any) -> tuple[Any, tuple[str, ...]]:
 
 
 def main(config: Config) -> None:
+    import torch
+
     from speech_adapters import Fuse, FusionConfig, Route, RouterConfig
     from speech_adapters.data.batches import GuidedDataset, SpeechDataset
     from speech_adapters.reports.report import method_rows, summary_table, write_report
@@ -116,6 +118,7 @@ def main(config: Config) -> None:
         raise ConfigError(
             f"--guide: no adapter is called {unknown[0]}, as a domain in {config.train} is; see --names."
         )
+    torch.manual_seed(config.training.seed)
     if config.method == "fusion":
         composition: Any = Fuse(*config.names, name="fusion")
         model.add_fusion(composition, FusionConfig(rank=config.rank, guide_weight=config.guide))

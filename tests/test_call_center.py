@@ -21,6 +21,7 @@ from speech_adapters.encoders import load_encoder
 from speech_adapters.errors import ConfigError, InputError, ManifestError
 from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.reports.comparison import compare_runs, read_runs
+from speech_adapters.runs.folder import RunFolder
 from speech_adapters.serving.catalog import read_folder
 from speech_adapters.tasks.domains import MERGES, DomainsRun, domains_head, forgetting
 
@@ -239,6 +240,31 @@ def test_recordings_longer_than_the_encoder_hears_are_scored_through_windows(rec
     cells = json.loads((tmp_path / "run" / "domains.json").read_text())["cells"]
     assert set(cells["router"]) == {*DOMAINS, "again"}
     assert (tmp_path / "run" / "report.html").is_file()
+
+
+def test_combinations_start_alike_whatever_was_drawn_before_them(recipe, data, tmp_path, monkeypatch):
+    """A run that goes on reads its adapters back, which draws other numbers than training them."""
+    config = configure(recipe, data, "full=false", "merges=[]")
+    domains, encoder = recipe.find_domains(config), load_encoder(config.encoder)
+    prepared = DomainsRun(config, domains, encoder, domains_head(config, domains), 0)
+    prepared.run = RunFolder.create("call_center", path=tmp_path / "run")
+    starts: list[torch.Tensor] = []
+
+    def train(self, model, *_):
+        starts.extend(parameter.detach().clone() for parameter in model.parameters() if parameter.requires_grad)
+        torch.rand(7)
+
+    monkeypatch.setattr(DomainsRun, "train", train)
+    monkeypatch.setattr(DomainsRun, "score", lambda self, *_: torch.rand(5))
+    monkeypatch.setattr("speech_adapters.tasks.domains.mean_attention", lambda *_, **__: {})
+    for drawn in (1, 2):
+        model = prepared.model()
+        for name in DOMAINS:
+            model.average_adapters(name, {"start": 1.0})
+        torch.rand(drawn)
+        prepared.combine(model)
+    half = len(starts) // 2
+    assert half and all(map(torch.equal, starts[:half], starts[half:]))
 
 
 def test_forgetting_is_read_off_the_matrix():

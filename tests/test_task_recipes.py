@@ -230,7 +230,8 @@ def drawer(corpus) -> Path:
 @pytest.mark.parametrize("method", ["fusion", "router"])
 def test_a_fusion_over_saved_adapters(method, corpus, drawer, tmp_path):
     parts = [f"--adapters={drawer / 'one'},{drawer / 'two'}", f"--head={drawer / 'head'}", f"--method={method}"]
-    results = run("fuse_adapters", tmp_path / "run", *parts, *sets(corpus)[:3], "learning_rate=1e-3")
+    parts += [*sets(corpus)[:3], "learning_rate=1e-3"]
+    results = run("fuse_adapters", tmp_path / "run", *parts)
     assert (results["adapter"], list(results["baselines"])) == (method, ["one", "two"])
     check_folder(tmp_path / "run", results, ())
     assert len((tmp_path / "run" / "predictions" / f"{method}.jsonl").read_text().splitlines()) == 12
@@ -243,6 +244,9 @@ def test_a_fusion_over_saved_adapters(method, corpus, drawer, tmp_path):
     assert model.load_fusion(tmp_path / "run" / "fusions" / method) == method
     before, after = (load_part(folder, "head")[1] for folder in (drawer / "head", tmp_path / "run" / "heads" / method))
     assert all(torch.equal(before[key], after[key]) for key in before)  # it stays as it is unless --train-head
+    run("fuse_adapters", tmp_path / "again", *parts)  # the seed draws its start, too
+    once, again = (tmp_path / name / "fusions" / method / "fusion_model.safetensors" for name in ("run", "again"))
+    assert once.read_bytes() == again.read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -346,6 +346,7 @@ class DomainsRun:
         """Stage 3."""
         settings = self.config.combination
         for method, (value, config) in self.combinations().items():
+            torch.manual_seed(self.seed)  # whatever was trained before it in this process
             model.add_fusion(value, config)
             model.train_fusion(value, head="asr", train_head=False)
             self.train(model, self.all_train(settings), self.all_dev, method, settings)
