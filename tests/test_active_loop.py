@@ -107,8 +107,22 @@ def test_budgets_hold_for_every_strategy(tmp_path, durations, strategy, cold, un
     assert len(set(picked)) == len(picked) and set(picked) <= {u.id for u in pool}
     assert {u.id for u in learner.labelled} == set(picked)
     assert len([e for e in learner.events if e["event"] == "picks"]) <= rounds
-    if unit == "utterances" and len(pool) >= budget >= 8 and sum(shares) < 1:
-        assert learner.spent == int(budget)  # all of it
+    left = [learner.cost(utterance) for utterance in learner.unlabelled]
+    assert not left or learner.spent + min(left) > budget  # all of it that can be
+
+
+@pytest.mark.parametrize(
+    ("settings", "spent"),
+    [
+        ({"budget": 60, "unit": "seconds", "rounds": 10}, [10] * 6),
+        ({"budget": 10, "rounds": 12}, [2, *[1] * 8]),
+        ({"budget": 4, "rounds": 3}, [1, 1, 2]),
+        ({"budget": 4, "initial": 0.5, "reserve": 0.5, "rounds": 4}, [2, 2]),
+    ],
+)
+def test_a_round_takes_one_label_where_its_share_is_less(tmp_path, settings, spent):
+    learner = drive(ActiveLearner(make_pool([10.0] * 20), LabellingConfig(strategy="random", **settings), tmp_path))
+    assert [event["cost"] for event in learner.events if event["event"] == "picks"] == spent
 
 
 @pytest.mark.parametrize("strategy", sorted(STRATEGIES))

@@ -48,7 +48,8 @@ class LabellingConfig:
     cold_start: Literal["random", "cluster", "k_center"] = "cluster"
     """How the first round picks, on embeddings of the frozen base."""
     rounds: Count = 5
-    """Rounds in all, the first and the last polish among them; the budget between them is shared evenly."""
+    """Rounds in all, the first and the last polish among them; the budget between them is shared evenly. Fewer where
+    a round's share is less than a label costs: each takes one label at least."""
     reserve: Dropout = 0.0
     """Share of the budget kept for the last polish: a final round on what the last model is least certain of. It is
     spent also where a stop rule ends the rounds before it."""
@@ -197,19 +198,18 @@ class ActiveLearner:
             if config.reserve == 0:
                 return None
         stopped, last_choice = bool(self._of("stop")), config.rounds - (2 if config.reserve > 0 else 1)
+        to_choose = config.budget * (1 - config.reserve) - self.spent
         strategy: str
         if number == 0:
             stage, strategy, amount = "start", config.cold_start, config.initial * config.budget
-        elif stopped or number > last_choice:
+        elif stopped or number > last_choice or shortest > to_choose + ROUNDING:
             stage, strategy = "polish", "least_confidence"
             amount = config.reserve * config.budget if stopped else left
         else:
             stage, strategy = "choose", config.strategy
-            amount = (config.budget * (1 - config.reserve) - self.spent) / (last_choice - number + 1)
+            amount = to_choose / (last_choice - number + 1)
         order = STRATEGIES[strategy](seen, self._rng(number))
-        picks = self._take(order, min(amount, left))
-        if not picks:
-            return None
+        picks = self._take(order, min(max(amount, shortest), left))
         entry = {
             "event": "picks",
             "round": number,
