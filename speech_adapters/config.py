@@ -148,8 +148,9 @@ def parse_cli(
     use_device(getattr(arguments, "where", None) or "auto")
     preset, file = getattr(arguments, "preset", None), arguments.config
     overrides = [*arguments.overrides, *(f"{keys[name]}={value}" for name, value in given.items())]
-    if recipe is not None and given.get("resume") and not (preset or file):
-        file = find_run(recipe, given["resume"]) / RUN_CONFIG
+    resume = _given("resume", overrides)
+    if recipe is not None and resume and not (preset or file):
+        file = find_run(recipe, str(resume)) / RUN_CONFIG
         overrides = ["output=null", *overrides]
     preset = preset or (None if file else default_preset)
     config = load_config(cls, presets[preset] if preset else file, overrides)
@@ -157,6 +158,12 @@ def parse_cli(
         print(to_yaml(config), end="")
         raise SystemExit(0)
     return config
+
+
+def _given(key: str, overrides: Sequence[str]) -> Any:
+    """What the overrides set a top-level key to; None where they do not."""
+    values = [text for name, _, text in (override.partition("=") for override in overrides) if name.strip() == key]
+    return _parse(values[-1].strip(), where=f"argument '{key}={values[-1]}'") if values else None
 
 
 def _example(cls: type[Any]) -> str:

@@ -31,6 +31,10 @@ class InputError(ValueError):
     """Something handed to the toolkit cannot be used as it is."""
 
 
+class InUseError(InputError):
+    """A folder that another process writes to."""
+
+
 class AudioError(InputError):
     """An audio file or waveform that cannot be used."""
 

@@ -17,7 +17,7 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from speech_adapters.errors import ConfigError, InputError
+from speech_adapters.errors import ConfigError, InputError, InUseError
 
 try:
     import fcntl
@@ -31,18 +31,24 @@ _HERE = f"at-{zlib.crc32(platform.node().encode()):08x}"
 """This machine, in names of temporary files: others that share the disk have processes of the same numbers."""
 
 
+def temporary_of(path: Path) -> Path:
+    """Where this process writes what is to be ``path``: beside it, so that the rename is one step on any file system.
+    :func:`sweep` knows by the name what a killed process left."""
+    return path.with_name(f".{path.name}.{_HERE}.{os.getpid()}.tmp")
+
+
 @contextlib.contextmanager
 def atomic(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """A binary file to write ``path`` through: it takes the name only once it is whole and on the disk.
 
-    It lies beside ``path`` under a temporary name, so that the rename is one step on any file system; when the block
-    raises, nothing is left. What a killed process left there is swept away by the next one that writes ``path``.
+    When the block raises, nothing is left. What a killed process left is swept away by the next one that writes
+    ``path``.
 
     Raises:
         InputError: the folder or the disk does not take it (read-only, full, a file in the way), in one sentence.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{_HERE}.{os.getpid()}.tmp")
+    temporary = temporary_of(path)
     try:
         with _refusals_of(path, "free or name another place"):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -61,25 +67,32 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
 def new_folder(path: str | os.PathLike[str], *, replace: bool = False) -> Iterator[Path]:
     """A folder to fill, which takes the name ``path`` only once it is whole; when the block raises, nothing is left.
 
-    With ``replace`` a folder of this name goes, once the new one is whole.
+    With ``replace`` a folder of this name goes, once the new one has its name; a process killed between the two
+    renames leaves it as ``.<name>.old``.
 
     Raises:
         ConfigError: there is something of this name already, without ``replace``.
-        InputError: the place cannot be written.
+        InputError: the place cannot be written, or something took the name meanwhile.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary, old = temporary_of(path), path.with_name(f".{path.name}.old")
     try:
         with _refusals_of(path, "choose another place."):
             if not replace and path.exists() and (not path.is_dir() or any(path.iterdir())):
                 raise ConfigError(f"{path}: exists already; choose a new folder.")
             path.parent.mkdir(parents=True, exist_ok=True)
             sweep(path)
+            shutil.rmtree(temporary, ignore_errors=True)  # of a killed process of this number: containers count anew
             temporary.mkdir()
             yield temporary
-            if path.exists():
-                shutil.rmtree(path)
+            if replace and path.exists():
+                shutil.rmtree(old, ignore_errors=True)
+                path.replace(old)
+            elif path.exists():
+                path.rmdir()  # an empty one; what came meanwhile stays
             temporary.replace(path)
+            if replace:
+                shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -140,24 +153,35 @@ def _runs(process: int) -> bool:
 
 
 def hold(folder: str | os.PathLike[str]) -> None:
-    """Lock a folder until this process ends: two writers would mix what they write. Holding it twice is one lock.
+    """Lock a folder until :func:`release`, or until this process ends: two writers would mix what they write.
+
+    Holding it twice is one lock. File systems without locks, and Windows, have none.
 
     Raises:
-        InputError: another process holds it, or it cannot be written to.
+        InUseError: another process holds it.
+        InputError: it cannot be written to.
     """
     place = Path(folder).resolve()
-    if fcntl is None or place in _HELD:  # Windows has no flock; there nothing keeps two processes apart
+    if fcntl is None or place in _HELD:
         return
     try:
         lock = (place / ".lock").open("w")
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise InputError(
-            f"{folder}: another process writes to this folder; wait for it, or name another one"
-        ) from None
     except OSError as error:
         raise InputError(f"{folder}: cannot be written to ({error.strerror}); name another folder") from error
+    try:
+        _flock(lock)
+    except BlockingIOError:
+        lock.close()
+        raise InUseError(
+            f"{folder}: another process writes to this folder; wait for it, or name another one"
+        ) from None
     _HELD[place] = lock
+
+
+def release(folder: str | os.PathLike[str]) -> None:
+    """Give back what :func:`hold` locked."""
+    if (lock := _HELD.pop(Path(folder).resolve(), None)) is not None:
+        lock.close()
 
 
 @contextlib.contextmanager
@@ -205,7 +229,7 @@ def _lock(lock: Path, path: Path, seconds: float) -> IO[str]:
     while True:
         file = lock.open("w")
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _flock(file)
             if os.path.samestat(os.fstat(file.fileno()), lock.stat()):
                 return file
         except FileNotFoundError:  # the one before has taken it away: this file is no lock any more
@@ -219,9 +243,17 @@ def _lock(lock: Path, path: Path, seconds: float) -> IO[str]:
                 warnings.warn(f"{path}: another process is writing it; waiting for it", stacklevel=3)
                 told = True
             time.sleep(0.02)
-        except OSError:  # no locks on this file system
-            return file
         file.close()
+
+
+def _flock(file: IO[str]) -> None:
+    """Lock an open file, where its file system has locks. Raises BlockingIOError where another process holds it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:
+        pass
 
 
 def write_text(path: str | os.PathLike[str], text: str | Iterable[str]) -> None:

@@ -21,7 +21,7 @@ from speech_adapters.adapters import Bottleneck
 from speech_adapters.composition import Fuse
 from speech_adapters.data.store import Store
 from speech_adapters.errors import InputError
-from speech_adapters.files import _HERE, atomic, locked, sweep, write_text
+from speech_adapters.files import _HERE, atomic, locked, new_folder, sweep, write_text
 from speech_adapters.saving.parts import load_part, save_part
 from speech_adapters.text import Vocabulary
 
@@ -156,6 +156,42 @@ def test_temporary_files_of_other_machines_stay(tmp_path: Path):
         assert _HERE in file.name
     write_text(tmp_path / "a", "x")
     assert sorted(path.name for path in tmp_path.iterdir()) == [other.name, "a"]
+
+
+def test_a_new_folder_takes_a_leftovers_place_and_no_other_folders(tmp_path: Path):
+    path = tmp_path / "a"
+    left = tmp_path / f".a.{_HERE}.{os.getpid()}.tmp"  # processes of a container have the same numbers each time
+    left.mkdir()
+    (left / "half").touch()
+    with new_folder(path) as folder:
+        assert folder == left and not list(folder.iterdir())
+    with pytest.raises(InputError, match="a: cannot be written .*not empty"), new_folder(path):
+        (path / "of another").touch()
+    assert list(tmp_path.iterdir()) == [path] and (path / "of another").exists()
+
+
+def test_a_folder_that_is_replaced_is_there_until_the_new_one_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "a"
+    for round_ in range(3):
+        with new_folder(path, replace=True) as folder:
+            (folder / str(round_)).touch()
+    assert [file.name for file in path.iterdir()] == ["2"] and list(tmp_path.iterdir()) == [path]
+
+    def killed(place: Path, target: Path) -> Path:
+        if place.name.endswith(".tmp"):
+            os._exit(0)
+        return Path(os.rename(place, target) or target)
+
+    def replace(number: int) -> None:
+        monkeypatch.setattr(Path, "replace", killed)
+        with new_folder(path, replace=True):
+            pass
+
+    in_processes(1, replace)
+    assert (tmp_path / ".a.old" / "2").exists()
+    with new_folder(path, replace=True) as folder:
+        pass
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("name", ["adapter.json", "adapter_model.safetensors"])

@@ -301,10 +301,11 @@ def test_resume_takes_the_runs_own_configuration(tmp_path: Path, monkeypatch: py
     save_config(begun, tmp_path / "mine" / "config.yaml")
     (tmp_path / "runs" / "asr").mkdir(parents=True)
     (tmp_path / "runs" / "asr" / "latest").symlink_to(tmp_path / "mine")
-    for name in ("latest", "mine"):
-        config = parse_cli(Resumable, ["--resume", name, "training.learning_rate=1"], presets=demo, recipe="asr")
+    for named in (["--resume", "latest"], ["--resume", "mine"], ["resume=latest"]):
+        config = parse_cli(Resumable, [*named, "training.learning_rate=1"], presets=demo, recipe="asr")
         assert (config.seed, config.training, config.output) == (5, Training(epochs=9, learning_rate=1), None)
     assert parse_cli(Resumable, ["--resume", "mine", "--preset", "demo"], presets=demo, recipe="asr").seed == 1
+    assert parse_cli(Resumable, ["resume=null"], presets=demo, recipe="asr").seed == 1
     with pytest.raises(InputError, match=r"nix: no run to resume; see what lies in runs/asr, or omit --resume"):
         parse_cli(Resumable, ["--resume", "nix"], presets=demo, recipe="asr")
 

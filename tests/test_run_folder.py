@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from speech_adapters import files
 from speech_adapters.config import load_config
 from speech_adapters.errors import ConfigError, InputError
 from speech_adapters.runs.environment import environment, peak_memory_bytes, reset_peak_memory
@@ -51,6 +53,9 @@ def test_a_named_folder_must_be_new(tmp_path: Path) -> None:
         RunFolder.create("asr", path=tmp_path / "mine")
     with pytest.raises(InputError, match="none: no such run folder"):
         RunFolder(tmp_path / "none")
+    (tmp_path / "old" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"old: holds checkpoints .*; go on with RunFolder\('.*old'\)"):
+        RunFolder.create("asr", path=tmp_path / "old")
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be made|exists already"):
         RunFolder.create("asr", root=tmp_path / "file")
@@ -123,6 +128,14 @@ def test_one_process_writes_to_a_folder_at_a_time(tmp_path: Path) -> None:
     assert "another process writes to this folder" in done.stdout
 
 
+def test_file_systems_without_locks_take_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(files.fcntl, "flock", flock)
+    assert not RunFolder.open("asr", Recipe(), tmp_path / "mine").resumed
+
+
 @pytest.mark.parametrize("name", ["", "..", "a/b", ".hidden", "-x", "a b"])
 def test_names_cannot_leave_the_folder(tmp_path: Path, name: str) -> None:
     run = RunFolder.create("asr", root=tmp_path)
@@ -138,7 +151,7 @@ def test_saved_config_repeats_the_run(tmp_path: Path) -> None:
 
 
 def test_metrics_are_json_lines_and_survive_a_torn_end(tmp_path: Path) -> None:
-    run = RunFolder.create("asr", root=tmp_path)
+    run = RunFolder.open("asr", Recipe(), tmp_path / "mine")
     assert run.read_metrics() == []
     run.log_metrics({"step": 1, "loss": torch.tensor(2.0), "rate": np.float32(0.5), "grad": float("nan")})
     run.log_metrics({"step": 2, "lrs": [np.int64(1), Path("x")]})
@@ -147,6 +160,9 @@ def test_metrics_are_json_lines_and_survive_a_torn_end(tmp_path: Path) -> None:
     with run.metrics_file.open("a") as file:
         file.write('{"step": 3, "lo')
     assert run.read_metrics() == expected
+    again = RunFolder.open("asr", Recipe(), tmp_path / "mine")
+    again.log_metrics({"step": 3})
+    assert again.read_metrics() == [*expected, {"step": 3}]
     run.metrics_file.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
     with pytest.raises(InputError, match=r"metrics.jsonl:2: not JSON"):
         run.read_metrics()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
 import os
 import signal
@@ -267,6 +268,19 @@ def found_trials() -> dict:
         trial["parameters"] = {"trainable": 1000 * 4 ** trial["number"]}
     facts = {"task": "asr", "encoder": "tiny-wavlm", "adapter": "elp", "metric": "wer", "updates": 100, "layers": 4}
     return {**facts, "data": {}, "over": {}, "trials": made}
+
+
+def test_only_a_round_that_another_trains_is_left_to_it(tmp_path):
+    sweep = object.__new__(Sweep)
+    sweep.config, sweep.folder = ExperimentConfig(), tmp_path
+    with sweep._free(0) as round_:
+        assert round_.path == tmp_path / "rounds" / "0000"
+    with (tmp_path / "rounds" / "0000" / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert sweep._free(0) is None
+    (tmp_path / "rounds" / "0001").write_text("")
+    with pytest.raises(InputError, match="0001: .*cannot be made"):
+        sweep._free(1)
 
 
 def test_the_page_shows_each_setting_against_figures_and_parameters(tmp_path):

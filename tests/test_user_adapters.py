@@ -10,6 +10,7 @@ from small_models import small_model
 from speech_adapters.composition import Stack
 from speech_adapters.data.manifest import Manifest
 from speech_adapters.errors import AudioError, ConfigError, TextError
+from speech_adapters.files import _HELD
 from speech_adapters.heads import ClassificationHead
 from speech_adapters.tasks.user_adapters import UserAdapters
 from speech_adapters.training.settings import TrainingConfig
@@ -57,7 +58,9 @@ def test_a_correction_is_learnt_kept_and_touches_nobody_else(tmp_path) -> None:
     assert not torch.equal(annas, base)
     assert torch.equal(answer(model, "a"), base)
 
+    held = set(_HELD)
     users.correct("bo", speech(1), "NO")
+    assert set(_HELD) == held, "no lock stays open"
     assert torch.equal(answer(model, users.choice("anna")), annas)
     assert torch.equal(answer(model, "a"), base)
     assert not torch.equal(answer(model, users.choice("bo")), annas)

@@ -21,7 +21,6 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -39,7 +38,7 @@ from speech_adapters.data.audio_files import cache_folder
 from speech_adapters.data.augmentation import add_noise, telephone
 from speech_adapters.data.manifest import Manifest, Utterance
 from speech_adapters.errors import InputError
-from speech_adapters.files import sweep
+from speech_adapters.files import sweep, temporary_of
 
 SNR_DB = (5.0, 15.0)
 """Lowest and highest signal-to-noise ratio of the noisy domain."""
@@ -113,14 +112,14 @@ def prepare_demo(root: str | os.PathLike[str] | None = None) -> DemoCorpus:
     try:
         corpus.root.parent.mkdir(parents=True, exist_ok=True)
         sweep(corpus.root)
-        suffix = f".{os.getpid()}.tmp"  # by which the next process sees that this one was killed
-        building = Path(tempfile.mkdtemp(suffix, f".{corpus.root.name}.", corpus.root.parent))
+        building = temporary_of(corpus.root)
+        shutil.rmtree(building, ignore_errors=True)
+        building.mkdir()
     except OSError as error:
         raise InputError(
             f"{corpus.root}: cannot be written ({error.strerror}); set SPEECH_ADAPTERS_CACHE to a folder of yours"
         ) from error
     try:
-        building.chmod(0o755)  # mkdtemp makes private folders; a cache may be shared
         build_demo(building)
         if not _is_complete(corpus):  # another process may have been quicker
             shutil.rmtree(corpus.root, ignore_errors=True)

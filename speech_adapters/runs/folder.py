@@ -29,7 +29,7 @@ from typing import Any
 
 from speech_adapters.config import RUN_CONFIG, find_run, is_run, load_config, save_config, to_dict
 from speech_adapters.errors import ConfigError, InputError
-from speech_adapters.files import hold, read_json, read_log, to_json, write_json, write_text
+from speech_adapters.files import hold, read_json, read_log, release, to_json, write_json, write_text
 
 NEVER_COMPARED = ("output", "resume")
 """Settings that say where a run lies, not what it is."""
@@ -37,6 +37,8 @@ NEVER_COMPARED = ("output", "resume")
 
 class RunFolder:
     """An existing run folder, to read or to go on with; :meth:`open` and :meth:`create` make new ones.
+
+    Those that they lock stay so until this process ends, or until the end of a ``with`` block.
 
     Attributes:
         path: the folder.
@@ -104,6 +106,7 @@ class RunFolder:
             run._check_same(config, (*NEVER_COMPARED, *ignore))
             if data is not None:
                 run._check_data(data)
+            run.forget_metrics(lambda line: False)  # none but a torn end, which the next line would be appended to
             return run
 
         return _once_for_all_processes(opened)
@@ -114,6 +117,11 @@ class RunFolder:
             if path is not None:
                 folder = Path(path)
                 left = [file.name for file in folder.iterdir()] if folder.is_dir() else []
+                if "checkpoints" in left:
+                    raise InputError(
+                        f"{folder}: holds checkpoints of a run without {RUN_CONFIG}; go on with "
+                        f"RunFolder({str(folder)!r}), or name a new folder"
+                    )
                 if set(left) - {".lock"} - {name for name in left if name.startswith(".config.yaml.")}:
                     raise InputError(f"{folder}: exists already and holds no run; name a new folder, or remove it")
                 folder.mkdir(parents=True, exist_ok=True)  # a run killed before it wrote its configuration left it so
@@ -167,6 +175,12 @@ class RunFolder:
                 f"{self.path} was begun with other settings: {shown}. Go on with the former ones, or name a new "
                 "folder as --output."
             )
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        release(self.path)
 
     def __fspath__(self) -> str:
         return str(self.path)

@@ -34,7 +34,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.encoders.loading import load_encoder
-from speech_adapters.errors import ConfigError, InputError, TrainingError
+from speech_adapters.errors import ConfigError, InputError, InUseError, TrainingError
 from speech_adapters.files import locked, read_json, to_json, write_json
 from speech_adapters.reports.summary import higher_is_better
 from speech_adapters.reports.sweep_report import write_sweep_report
@@ -102,7 +102,8 @@ class Sweep:
             Interrupted: Ctrl-C or SIGTERM came; the same command goes on.
         """
         while (round_ := self._next()) is not None:
-            self._train(round_)
+            with round_.run:
+                self._train(round_)
             self.write()
         self.write()
 
@@ -244,9 +245,7 @@ class Sweep:
         """A round's run folder, unless another process is at work in it."""
         try:
             return RunFolder.open("sweep", self.config, self.folder / "rounds" / f"{number:04d}")
-        except ConfigError:
-            raise
-        except InputError:
+        except InUseError:
             return None
 
     def _train(self, round_: Round) -> None:

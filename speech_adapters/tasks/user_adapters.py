@@ -159,8 +159,11 @@ class UserAdapters:
                 model.registry.adapter(other).requires_grad_(False).eval()
         dataset = SpeechDataset(corrections, self.head.config.target, **self.training.dataset_options)
         try:
-            with tempfile.TemporaryDirectory() as place:
-                return train(model, dataset, self.training, RunFolder.create("corrections", path=Path(place) / "run"))
+            with (
+                tempfile.TemporaryDirectory() as place,
+                RunFolder.create("corrections", path=Path(place) / "run") as run,
+            ):
+                return train(model, dataset, self.training, run)
         finally:
             model.requires_grad_(False)
             model.train(False)
