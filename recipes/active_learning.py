@@ -117,7 +117,7 @@ def main(argv: list[str] | None = None) -> None:
     pool, test = read_data(config)
     encoder = load_encoder(config.encoder, device="cuda" if torch.cuda.is_available() else "cpu")
     check_audible(pool, encoder)
-    config.task.check_adapter(encoder, config.start)
+    config.check_adapters(encoder, config.strategies if config.mode == "oracle" else (config.loop.strategy,))
     if config.mode == "oracle":
         config.task.check(pool, test, encoder)
     elif test is not None:

@@ -138,7 +138,7 @@ def _by_field(config: Config) -> list[Domain]:
         parts = {s: m and m.filter(lambda u, name=name: u.domain == name) for s, m in sets.items()}
         if not parts["test"]:
             raise ConfigError(f"{paths['test']}: no utterance of domain {name!r}, which {paths['train']} has.")
-        domains.append(Domain(name, **parts))
+        domains.append(Domain(name, parts["train"], parts["dev"] or None, parts["test"]))
     return domains
 
 
@@ -154,7 +154,7 @@ def main(config: Config) -> None:
     from speech_adapters.runs.folder import RunFolder
     from speech_adapters.runs.results import Results
     from speech_adapters.tasks.domains import DomainsRun, domains_head, forgetting, summarise
-    from speech_adapters.training.supervised import check_speeds
+    from speech_adapters.training.supervised import check_hearing
 
     started = time.perf_counter()
     encoder, domains = load_encoder(config.encoder), find_domains(config)
@@ -166,8 +166,8 @@ def main(config: Config) -> None:
         for manifest in (domain.train, domain.dev):
             if manifest is not None:
                 head.check(manifest, encoder)
-        for settings in (config.training, config.combination):
-            check_speeds(domain.train, encoder, settings)
+        for stage in ("training", "combination"):
+            check_hearing(domain.train, encoder, getattr(config, stage), stage)
     for test in (*(domain.test for domain in domains), *outside.values()):
         head.check(test, encoder, any_length=config.windows is not None)
     seeds = [DomainsRun(config, domains, encoder, head, seed, outside) for seed in config.seeds]

@@ -69,6 +69,13 @@ class Config(ObjectiveChoice):
                 f"--save-base: a {self.adapter!r} adapter is no part of the base; use lora, last-2 or full."
             )
 
+    @property
+    def task(self) -> Downstream:
+        """What is trained with labels: where it continues the adapted adapter, one of the same kind."""
+        if self.downstream_use == "stack":
+            return self.downstream
+        return replace(self.downstream, adapter=self.adapter, adapter_options=self.adapter_options)
+
 
 def read_speech(config: Config) -> tuple[Manifest, Manifest]:
     """What trains and what is held out."""
@@ -119,9 +126,7 @@ def read_downstream(config: Config) -> tuple[Manifest, Manifest, dict[str, Manif
 
 def compare_downstream(config: Config, encoder, data, run) -> dict[str, MethodResults]:
     """The task with and without the adapted start: same labels, seeds and updates."""
-    task, (train, test, others) = config.downstream, data
-    if config.downstream_use == "continue":
-        task = replace(task, adapter=config.adapter, adapter_options=config.adapter_options)
+    task, (train, test, others) = config.task, data
     labels = sorted({*train.values(task.label_field), *test.values(task.label_field)}) if task.task != "asr" else ()
     head, figures, also = task.head(train, labels), {}, {}
     for method, start in (("tapt", run.adapter("tapt")), ("without", None)):
@@ -165,7 +170,7 @@ def main(argv: list[str] | None = None) -> None:
         labelled, test, others = downstream
         for scored in (test, *others.values()):
             config.downstream.check(labelled, scored, encoder)
-        config.downstream.check_adapter(encoder)
+        config.task.check_adapter(encoder)
         data |= {f"downstream {s}": m.describe() for s, m in zip(("train", "test"), (labelled, test), strict=True)}
     torch.manual_seed(config.training.seed)
     model = SpeechAdapterModel(encoder)

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_encoders import stock_model
+from small_encoders import small_encoder, stock_model
 from small_models import shake, small_model
 from test_recipes import run
 
+from speech_adapters.active.experiment import ActiveConfig
 from speech_adapters.active.pool_predictions import committee_disagreement, dropout_disagreement, observe
 from speech_adapters.data.audio import write_audio
 from speech_adapters.data.manifest import Manifest, Utterance
@@ -95,6 +96,13 @@ def test_without_a_head_embeddings_alone_and_other_heads_are_refused(speech):
     model.add_head("speaker", SpeakerHead(speakers=("a", "b")))
     with pytest.raises(ConfigError, match="CTC or classification"):
         observe(model, pool)
+
+
+def test_a_committees_member_is_tried_before_anything_is_labelled():
+    config, encoder = ActiveConfig(member="lora", member_options={"rank": 0}), small_encoder("wavlm", "pre-norm")
+    config.check_adapters(encoder, ("random", "hybrid"))
+    with pytest.raises(ConfigError, match="rank=0"):
+        config.check_adapters(encoder, ("random", "committee"))
 
 
 SMALL = [

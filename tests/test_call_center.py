@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -192,7 +193,13 @@ def test_what_cannot_be_merged_or_read_and_voices_from_training_are_refused_befo
         outside = recipe.find_outside(config, domains)
         return DomainsRun(config, domains, encoder, domains_head(config, domains), 0, outside)
 
+    Manifest.read(data / "dev.jsonl").filter(lambda u: u.domain != "noisy").write(data / "two_dev.jsonl")
     for argument, error, message in (
+        ("training.crop_seconds=1", ConfigError, "training.crop_seconds=1: cuts speech but not its text"),
+        ("combination.crop_seconds=1", ConfigError, "combination.crop_seconds=1: cuts"),
+        (f"outside.far field={data / 'test.jsonl'}", ConfigError, "name 'far field': use letters"),
+        (f"--dev={data / 'two_dev.jsonl'} training.evaluate_every=1", ConfigError, "training.*'noisy' has no dev set"),
+        ("--dev=null combination.evaluate_every=1", ConfigError, "combination.evaluate_every=1: domain 'studio' has"),
         ("--adapter=lora+l", ConfigError, "method='tsv' is for LoRA and rsLoRA"),
         ("--posterior-layer=2", ConfigError, "posterior_layer=2: the encoder's layers are 0 to 1"),
         (f"outside.noisy={data / 'test.jsonl'}", ConfigError, "outside.noisy: a domain that is trained on has"),
@@ -207,7 +214,7 @@ def test_what_cannot_be_merged_or_read_and_voices_from_training_are_refused_befo
         ("--combinations=fuse", ConfigError, "combinations"),
     ):
         with pytest.raises(error, match=message):
-            prepare(argument)
+            prepare(*re.split(" (?=--|combination|training)", argument))
 
 
 @pytest.mark.slow

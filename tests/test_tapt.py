@@ -12,6 +12,7 @@ import torch
 from small_encoders import small_encoder, stock_model, whisper_model
 from small_models import METHODS
 from test_recipes import run
+from test_task_recipes import recipe
 
 from speech_adapters import SpeechAdapterModel
 from speech_adapters.adapters import AdaLoRA, EAdapter, FineTuning
@@ -24,7 +25,9 @@ from speech_adapters.objectives.hubert import HuBERTObjective, HuBERTObjectiveCo
 from speech_adapters.objectives.pretraining import MaskedPrediction, PretrainingConfig, pretrain
 from speech_adapters.objectives.units import KMeansUnits
 from speech_adapters.runs.folder import RunFolder
+from speech_adapters.tasks import downstream
 from speech_adapters.tasks.downstream import Downstream
+from speech_adapters.training.cache import CachedPart
 from speech_adapters.training.loop import Position, TrainingResult, seed_update
 from speech_adapters.training.settings import TrainingConfig
 
@@ -220,6 +223,39 @@ def test_an_adapted_adapter_starts_a_task(speech, tmp_path, task, use):
         assert max(moved) < 0.2 * max(float(adapted[n].norm()) for n in weights) and max(moved) > 0
     metrics = down.metrics([down.score(model, manifest[12:])])[down.metric]
     assert metrics["low"] <= metrics["value"] <= metrics["high"]
+
+
+def test_crops_are_cut_where_a_pool_is_cached(speech, tmp_path, monkeypatch):
+    heard = []
+    monkeypatch.setattr(downstream, "train", lambda model, data, settings, *_, **__: heard.append((data, settings)))
+    pool, cached = Manifest.read(speech / "speech.jsonl"), {"cache": tmp_path / "cache", "trackers": ("none",)}
+    for crop in (None, 0.3):
+        down = Downstream(task="emotion", adapter="head-only", training=TrainingConfig(crop_seconds=crop, **cached))
+        run = RunFolder.create("x", path=tmp_path / f"crop-{crop}")
+        encoder = small_encoder("wavlm", "pre-norm")
+        down.train(encoder, down.head(pool), pool[:6], run, "task", seed=0, pool=pool)
+    (whole, settings), (cropped, itself) = heard
+    assert isinstance(whole, CachedPart) and settings.cache is None
+    assert max(cropped.durations) == 0.3 and itself.cache is not None
+
+
+@pytest.mark.parametrize(
+    ("task", "settings", "message"),
+    [
+        ("asr", {"learning_rates": {"nope": 1.0}}, "learning_rates.nope: no method of this run"),
+        ("asr", {"crop_seconds": 1.0}, "cuts speech but not its text"),
+        ("asr", {"evaluate_every": 5}, "training.evaluate_every=5: there is no dev set"),
+        ("emotion", {"crop_seconds": 1.0, "cache": "cache"}, "training.cache: .* training.crop_seconds is 1;"),
+    ],
+)
+def test_what_a_task_cannot_train_with_is_refused_before_labels_are_there(task, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        Downstream(task=task, training=TrainingConfig(**settings)).check_adapter(small_encoder("wavlm", "post-norm"))
+
+
+def test_a_task_that_continues_has_the_adapted_adapter():
+    for use, expected in (("continue", "lora"), ("stack", "e")):
+        assert recipe("tapt").Config(adapter="lora", downstream_use=use).task.adapter == expected
 
 
 def test_another_kind_of_adapter_cannot_continue(speech, tmp_path):

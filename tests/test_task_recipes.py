@@ -312,6 +312,7 @@ LATE = {
     "a test label that differs in case": (lambda u: replace(u, emotion=u.emotion.title()), (), "differ in case"),
     "a test set of one class": (lambda u: replace(u, emotion="low"), (), "UA and F1 of a single class"),
     "a test utterance that is too short": (lambda u: replace(u, duration=0.01), (), "receptive field"),
+    "fewer utterances than an update takes": (None, ("training.accumulation=99",), "train.jsonl: 36 utterances make fewer"),
     "a group that no method has": (None, ("rates.nope=1",), "rates.nope: no method has this group"),
     "a group that none of these has": (None, ("training.learning_rates.lora=1",), "learning_rates.lora: no method of"),
     "a baseline that is no preset": (None, ("--baselines=head-only,lorra",), "Did you mean 'lora'"),
@@ -389,6 +390,14 @@ def test_crops_and_windows_hear_recordings_of_any_length(name, corpus, short_hea
         heard += [f"--trials={tmp_path / 'trials.txt'}", "--cohort=36", "--embedding-size=16"]
     results = run(name, tmp_path / "run", *sets, short_hearing, "--adapter=l", "--baselines=none", *heard)
     assert results["metrics"]["utterances" if name[0] == "e" else "trials"] in (12, 66)
+
+
+def test_crops_of_a_later_stage_that_no_cache_has_are_refused_first(corpus, tmp_path, no_updates):
+    arguments = [a for a in sets(corpus) if not a.startswith("--dev")] + [f"--trials={corpus / 'trials.txt'}"]
+    with pytest.raises(ConfigError, match="training.cache: .* large_margin.crop_seconds is 6;"):
+        run("speaker_verification", tmp_path / "run", *arguments, "large_margin.updates=3",
+            f"training.cache={tmp_path / 'cache'}", "training.crop_seconds=null")  # fmt: skip
+    assert not no_updates and not (tmp_path / "run").exists()
 
 
 def test_a_cohort_is_heard_as_the_trials_are(corpus, short_hearing, tmp_path, no_updates):

@@ -118,6 +118,13 @@ def test_batches_hold_every_utterance_once_within_their_seconds(durations, secon
     assert flat == list(range(len(durations)))
 
 
+def test_too_few_utterances_are_said_to_be_whose():
+    with pytest.raises(InputError, match="train: 3 utterances make fewer batches of 5 s than one update takes"):
+        LengthBatches([1.0, 2.0, 3.0], 5, accumulation=4, name="train")
+    with pytest.raises(InputError, match="dev: no utterances"):
+        LengthBatches([], 5, shuffle=False, name="dev")
+
+
 def test_processes_take_turns_through_the_same_batches():
     durations = list(np.random.default_rng(0).uniform(1, 5, 40))
     whole = list(LengthBatches(durations, 12, seed=3))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -55,6 +56,24 @@ class ActiveConfig:
         if not self.strategies or len(set(self.strategies)) < len(self.strategies):
             raise ConfigError("strategies: give one or more different ones, such as --strategies random,badge.")
 
+    @property
+    def member_task(self) -> Downstream:
+        """The task with the committee's second adapter."""
+        settings = self.task.training  # rates that must be used are the task's adapter's: the member may lack them
+        return replace(
+            self.task,
+            adapter=self.member,
+            adapter_options=self.member_options,
+            rates={**self.task.rates, **settings.learning_rates},
+            training=replace(settings, learning_rates={}),
+        )
+
+    def check_adapters(self, encoder: Encoder, strategies: Sequence[str]) -> None:
+        """Find what of the adapters' settings does not fit, that of a committee among them; raises an InputError."""
+        self.task.check_adapter(encoder, self.start)
+        if "committee" in strategies:
+            self.member_task.check_adapter(encoder)
+
 
 class LabellingLoop:
     """One strategy with one seed: its learner, and the models it trains, kept in its folder."""
@@ -96,15 +115,7 @@ class LabellingLoop:
         score = None
         model = self._trained(self.task, f"{name}-{ADAPTER}", self.config.start)
         if self.learner.config.strategy == "committee":
-            settings = self.task.training  # rates that must be used are the task's adapter's: the member may lack them
-            member = replace(
-                self.task,
-                adapter=self.config.member,
-                adapter_options=self.config.member_options,
-                rates={**self.task.rates, **settings.learning_rates},
-                training=replace(settings, learning_rates={}),
-            )
-            self._trained(member, f"{name}-{MEMBER}")
+            self._trained(self.config.member_task, f"{name}-{MEMBER}")
         if self.test is not None:
             metric = self.task.metrics([self.task.score(model, self.test)])[self.task.metric]["value"]
             score = 1 - metric if self.task.metric == "wer" else metric

@@ -192,6 +192,9 @@ class LengthBatches(Sampler[list[int]]):
     Padding is wasted work, and in encoders whose CNN normalises over time it even changes the result; utterances of
     like length keep both small. With ``shuffle``, lengths are jittered by :data:`JITTER` before sorting, and the
     batches drawn in random order. Processes of a distributed run take turns: process r of n gets batches r, r + n, ...
+
+    Raises:
+        InputError: too few utterances for one update; ``name`` says whose.
     """
 
     def __init__(
@@ -203,6 +206,7 @@ class LengthBatches(Sampler[list[int]]):
         rank: int = 0,
         world_size: int = 1,
         accumulation: int = 1,
+        name: str = "these",
     ) -> None:
         self.durations = np.asarray(durations, dtype=float)
         self.batch_seconds, self.shuffle, self.seed = batch_seconds, shuffle, seed
@@ -214,10 +218,12 @@ class LengthBatches(Sampler[list[int]]):
         update = world_size * accumulation
         if shuffle:
             self._count -= self._count % update
+        if not len(self.durations):
+            raise InputError(f"{name}: no utterances; name a manifest that has some.")
         if self._count == 0:
             raise InputError(
-                f"{len(self.durations)} utterances make fewer batches of {batch_seconds:g} s than one update takes "
-                f"({world_size} process(es) x {accumulation}); lower training.batch_seconds or training.accumulation."
+                f"{name}: {len(self.durations)} utterances make fewer batches of {batch_seconds:g} s than one update "
+                f"takes ({world_size} process(es) x {accumulation}); lower its batch_seconds or accumulation."
             )
 
     def _batches(self, epoch: int) -> Batches:
@@ -299,5 +305,5 @@ def ignore_interrupts(_: int) -> None:
 
 def evaluation_loader(dataset: UtteranceDataset, batch_seconds: float) -> DataLoader[Item]:
     """Every utterance once, sorted by length, at most ``batch_seconds`` a batch."""
-    batches = LengthBatches(dataset.durations, batch_seconds, shuffle=False)
+    batches = LengthBatches(dataset.durations, batch_seconds, shuffle=False, name=dataset.manifest.name)
     return DataLoader(dataset, batch_sampler=batches, collate_fn=collate)

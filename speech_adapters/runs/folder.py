@@ -92,7 +92,7 @@ class RunFolder:
         if resume is not None:
             if path is not None:
                 raise ConfigError("give --output or --resume, not both: each names the run folder.")
-            path = find_run(_file_name(recipe), resume, root)
+            path = find_run(file_name(recipe), resume, root)
 
         def opened() -> RunFolder:
             if path is None or not is_run(Path(path)):
@@ -126,7 +126,7 @@ class RunFolder:
                     raise InputError(f"{folder}: exists already and holds no run; name a new folder, or remove it")
                 folder.mkdir(parents=True, exist_ok=True)  # a run killed before it wrote its configuration left it so
             else:
-                parent = Path(root) / _file_name(recipe)
+                parent = Path(root) / file_name(recipe)
                 parent.mkdir(parents=True, exist_ok=True)
                 stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
                 for attempt in itertools.count(1):  # two runs may start within the same second
@@ -225,7 +225,7 @@ class RunFolder:
 
     def checkpoint(self, name: str) -> Path:
         """What the training called ``name`` goes on from."""
-        return self.path / "checkpoints" / f"{_file_name(name)}.pt"
+        return self.path / "checkpoints" / f"{file_name(name)}.pt"
 
     @property
     def tensorboard(self) -> Path:
@@ -234,19 +234,19 @@ class RunFolder:
 
     def adapter(self, name: str) -> Path:
         """The folder of a saved adapter."""
-        return self.path / "adapters" / _file_name(name)
+        return self.path / "adapters" / file_name(name)
 
     def head(self, name: str) -> Path:
         """The folder of a saved head."""
-        return self.path / "heads" / _file_name(name)
+        return self.path / "heads" / file_name(name)
 
     def trn(self, name: str) -> Path:
         """The folder of ``ref.trn`` and ``hyp.trn`` of one method or test set."""
-        return self.path / "trn" / _file_name(name)
+        return self.path / "trn" / file_name(name)
 
     def predictions(self, name: str) -> Path:
         """The predicted classes of one method or test set, in JSON Lines."""
-        return self.path / "predictions" / f"{_file_name(name)}.jsonl"
+        return self.path / "predictions" / f"{file_name(name)}.jsonl"
 
     @property
     def trials_file(self) -> Path:
@@ -255,7 +255,7 @@ class RunFolder:
 
     def scores(self, name: str) -> Path:
         """The scores of one trial list, ``enrol test score`` a line."""
-        return self.path / "scores" / f"{_file_name(name)}.txt"
+        return self.path / "scores" / f"{file_name(name)}.txt"
 
     def save_config(self, config: Any) -> None:
         """Write the resolved configuration, which repeats the run."""
@@ -341,7 +341,8 @@ def _free_to_change(config: Any, at: str = "") -> Iterator[str]:
         yield from _free_to_change(value, f"{at}{name}.")
 
 
-def _file_name(name: str) -> str:
+def file_name(name: str) -> str:
+    """A name that may be that of a file or folder. Raises ConfigError for others."""
     if not re.fullmatch(r"[\w][\w.+-]*", name):
         raise ConfigError(f"name '{name}': use letters, digits and _ . + - only, since it names a file or folder")
     return name

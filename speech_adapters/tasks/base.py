@@ -283,6 +283,10 @@ class Task(ABC, Generic[R]):
         )
         return data, None if corpus.dev is None else SpeechDataset(corpus.dev, head.target)
 
+    def stages(self, settings: TrainingConfig) -> dict[str, TrainingConfig]:
+        """The settings of each stage of a training, by what the configuration calls it."""
+        return {"training": settings}
+
     def further(
         self, model: SpeechAdapterModel, corpus: Corpus, settings: TrainingConfig, run: RunFolder, name: str
     ) -> TrainingResult | None:

@@ -39,7 +39,7 @@ from speech_adapters.heads.ctc import CTCHead
 from speech_adapters.metrics.wer import WERResult, pooled_metrics
 from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.ranges import Count, Dropout, NotNegative, Range, Rate, Seed, Size, check_values
-from speech_adapters.runs.folder import RunFolder
+from speech_adapters.runs.folder import RunFolder, file_name
 from speech_adapters.runs.results import MethodResults
 from speech_adapters.saving.parts import load_part
 from speech_adapters.tasks.asr import SpeechRecognition, evaluate_asr
@@ -136,6 +136,11 @@ class DomainsConfig:
             raise ConfigError(
                 "give --start-adapter and --start-head together: a head fits the adapter it learnt with."
             )
+        for stage in ("training", "combination"):
+            if (seconds := getattr(self, stage).crop_seconds) is not None:
+                raise ConfigError(
+                    f"{stage}.crop_seconds={seconds:g}: cuts speech but not its text; a CTC head needs it whole."
+                )
 
 
 def domains_head(config: DomainsConfig, domains: Sequence[Domain]) -> CTCHead:
@@ -196,6 +201,14 @@ class DomainsRun:
             raise ConfigError(
                 f"posterior_layer={config.posterior_layer}: the encoder's layers are 0 to {encoder.num_layers - 1}."
             )
+        for name in self.tests:
+            file_name(name)
+        for stage in ("training", "combination"):
+            every, lacking = getattr(config, stage).evaluate_every, [d.name for d in domains if d.dev is None]
+            if every and lacking:
+                raise ConfigError(
+                    f"{stage}.evaluate_every={every}: domain {lacking[0]!r} has no dev set; give it one, or set 0."
+                )
         groups = {}
         for method in (None, "full") if config.full else (None,):
             model = self.model(method)

@@ -19,7 +19,7 @@ from speech_adapters.data.manifest import Manifest
 from speech_adapters.data.windows import Windows
 from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.errors import CheckpointError, ConfigError
-from speech_adapters.heads import HeadConfig
+from speech_adapters.heads import ClassificationHead, CTCHead, HeadConfig
 from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.ranges import Rate, check_values
 from speech_adapters.runs.folder import RunFolder
@@ -29,7 +29,8 @@ from speech_adapters.tasks.base import Corpus, chosen_rates
 from speech_adapters.tasks.classification import Classification
 from speech_adapters.training.cache import CachedDataset
 from speech_adapters.training.settings import TrainingConfig
-from speech_adapters.training.supervised import check_speeds, constant, train
+from speech_adapters.training.supervised import check as check_training
+from speech_adapters.training.supervised import check_hearing, constant, train
 
 ADAPTER, BELOW = "task", "tapt"
 
@@ -61,6 +62,8 @@ class Downstream:
 
     def __post_init__(self) -> None:
         check_values(self)
+        if every := self.training.evaluate_every:
+            raise ConfigError(f"training.evaluate_every={every}: there is no dev set to evaluate on; set it to 0.")
 
     @property
     def _task(self) -> SpeechRecognition | Classification:
@@ -91,7 +94,7 @@ class Downstream:
     def check(self, labelled: Manifest, test: Manifest, encoder: Encoder) -> None:
         """Find whatever training and scoring would fail of; raises an InputError that names the utterances."""
         self._task.check(Corpus(labelled, None, test, labelled.name), encoder, windows=self.windows)
-        check_speeds(labelled, encoder, self.training)
+        check_hearing(labelled, encoder, self.training)
 
     def check_adapter(
         self, encoder: Encoder, start: Path | None = None, use: Literal["continue", "stack"] = "continue"
@@ -99,7 +102,9 @@ class Downstream:
         """Find what of the settings, or of the adapter to start from, does not fit; raises an InputError."""
         if self.windows is not None:
             self.windows.check(encoder.max_samples, encoder.name)
-        self._model(encoder, start, use)
+        stand_in: HeadConfig = CTCHead() if self.task == "asr" else ClassificationHead(labels=("a", "b"))
+        model, settings = self._prepared(encoder, stand_in, 0, start, use)
+        check_training(model, SpeechDataset(Manifest((), "labels"), **settings.dataset_options), settings, None)
 
     def train(
         self,
@@ -123,18 +128,10 @@ class Downstream:
         Raises:
             ConfigError: ``start`` is another kind of adapter than the task's, with "continue".
         """
-        torch.manual_seed(seed)
-        model = self._model(encoder, start, use)
-        stack = tuple(name for name in model.active_adapters if name != ADAPTER)
-        model.add_head(self.task, head)
-        model.train_adapter(*stack, ADAPTER, head=self.task)
-        for name_below in stack:
-            model.adapters[name_below].requires_grad_(False)
-        groups = {self.adapter: set(model.parameter_groups())}
-        rates = chosen_rates(self.rates, self.training.learning_rates, groups)[self.adapter]
-        settings = replace(self.training, seed=seed, learning_rates=rates)
+        model, settings = self._prepared(encoder, head, seed, start, use)
         data: Any = SpeechDataset(labelled, head.target, **settings.dataset_options)
-        if pool is not None and (cached := self.cached(model, pool)) is not None:
+        whole = settings.crop_seconds is None  # the pool is; crops are cut from a cache of the training's own
+        if whole and pool is not None and (cached := self.cached(model, pool)) is not None:
             data, settings = cached.part(data), replace(settings, cache=None)
         train(model, data, settings, run, name=name)
         model.save_adapter(ADAPTER, run.adapter(name))
@@ -148,6 +145,21 @@ class Downstream:
         dataset = SpeechDataset(manifest, keep_in_memory=False)
         frozen = constant(model, self.training, pooled=False)
         return CachedDataset(dataset, model, self.training.cache, self.training.batch_seconds, frozen=frozen)
+
+    def _prepared(
+        self, encoder: Encoder, head: HeadConfig, seed: int, start: Path | None, use: str
+    ) -> tuple[SpeechAdapterModel, TrainingConfig]:
+        """A model that is ready to train, and how it is trained."""
+        torch.manual_seed(seed)
+        model = self._model(encoder, start, use)
+        stack = tuple(name for name in model.active_adapters if name != ADAPTER)
+        model.add_head(self.task, head)
+        model.train_adapter(*stack, ADAPTER, head=self.task)
+        for name_below in stack:
+            model.adapters[name_below].requires_grad_(False)
+        groups = {self.adapter: set(model.parameter_groups())}
+        rates = chosen_rates(self.rates, self.training.learning_rates, groups)[self.adapter]
+        return model, replace(self.training, seed=seed, learning_rates=rates)
 
     def _model(self, encoder: Encoder, start: Path | None, use: str) -> SpeechAdapterModel:
         """A model of its own with the task's adapter, from or above the one to start from."""

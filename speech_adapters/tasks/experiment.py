@@ -29,7 +29,7 @@ from speech_adapters.tasks.base import Corpus, ExperimentConfig, Task
 from speech_adapters.tasks.start import Start
 from speech_adapters.training.loop import TrainingResult, Watcher, mean_costs
 from speech_adapters.training.settings import TrainingConfig
-from speech_adapters.training.supervised import check_speeds
+from speech_adapters.training.supervised import batches_of, check_hearing
 from speech_adapters.training.together import Member, train_together
 
 R = TypeVar("R")
@@ -160,7 +160,10 @@ def check(config: ExperimentConfig, task: Task[Any], corpus: Corpus, encoder: En
     if config.windows is not None:
         config.windows.check(encoder.max_samples, encoder.name)
     task.check(corpus, encoder, crops=config.training.crop_seconds is not None, windows=config.windows)
-    check_speeds(corpus.train, encoder, config.training)
+    for stage, settings in task.stages(config.training).items():
+        check_hearing(corpus.train, encoder, settings, stage)
+        data, _ = task.data(corpus, task.chosen_head(corpus), settings)
+        batches_of(data, settings, 0, processes().num_processes)
 
 
 def plan(

@@ -86,20 +86,26 @@ class SpeakerVerification(Task[VerificationResult]):
         resolved = resolve(trials, UtteranceIndex.of_manifest(corpus.test))
         self.speakers = trial_speakers(resolved, [utterance.speaker for utterance in corpus.test])
 
+    def stages(self, settings: TrainingConfig) -> dict[str, TrainingConfig]:
+        """The first, and the large-margin stage where there is one."""
+        stage, first = self.large_margin, super().stages(settings)
+        if not stage.updates:
+            return first
+        further = replace(settings, updates=stage.updates, crop_seconds=stage.crop_seconds, warmup=0.0)
+        return first | {"large_margin": further}
+
     def further(
         self, model: SpeechAdapterModel, corpus: Corpus, settings: TrainingConfig, run: RunFolder, name: str
     ) -> TrainingResult | None:
         """The large-margin stage, where there is one."""
-        stage = self.large_margin
-        if not stage.updates:
+        further = self.stages(settings).get("large_margin")
+        if further is None:
             return None
-        head = model.head
+        stage, head = self.large_margin, model.head
         assert isinstance(head, SpeakerHeadModule), "the first stage has trained it"
         head.config = replace(head.config, margin=stage.margin)
         rates = {group: stage.rate * rate for group, rate in model.learning_rates(settings.learning_rates).items()}
-        further = replace(
-            settings, updates=stage.updates, crop_seconds=stage.crop_seconds, learning_rates=rates, warmup=0.0
-        )
+        further = replace(further, learning_rates=rates)
         data, dev = self.data(corpus, head.config, further)
         return train(model, data, further, run, dev, f"{name}-large-margin")
 

@@ -134,11 +134,7 @@ class CachedDataset(UtteranceDataset):
                 f"training.cache: adapter {model.folded_adapter!r} is folded into the base, which is then no longer "
                 "the one that caches are known by; call unfold_adapter first."
             )
-        if crop is not None and not encoder.local_frames:
-            raise ConfigError(
-                f"training.cache: {encoder.name} hears a crop otherwise than as a piece of the whole utterance, since "
-                "its front-end or its waveforms are normalised over all of it; set cache or crop_seconds to null."
-            )
+        check_crops(encoder, crop)
         self.frozen = frozen or frozen_part(model, whole=crop is None)
         if self.frozen.kind == "waveform":
             raise ConfigError("training.cache: an active adapter acts inside the CNN; set training.cache to null.")
@@ -189,6 +185,16 @@ class CachedDataset(UtteranceDataset):
         frames = self.crop + (len(audio) - self.crop_samples) // self.stride
         start, _ = self._piece(index, frames)
         return audio[start * self.stride : start * self.stride + self.crop_samples]
+
+
+def check_crops(encoder: Encoder, seconds: float | None, of: str = "training") -> None:
+    """ConfigError where crops, of a training or of one of its stages, are no pieces of what is kept."""
+    if seconds is not None and not encoder.local_frames:
+        raise ConfigError(
+            f"training.cache: {encoder.name} hears a crop otherwise than as a piece of the whole utterance, since its "
+            f"front-end or its waveforms are normalised over all of it, and {of}.crop_seconds is {seconds:g}; set "
+            "training.cache to null, or leave out what crops."
+        )
 
 
 class CachedPart(UtteranceDataset):

@@ -26,7 +26,7 @@ from speech_adapters.heads.ctc import CTCHeadModule
 from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.runs.folder import RunFolder
 from speech_adapters.runs.processes import processes
-from speech_adapters.training.cache import CachedDataset
+from speech_adapters.training.cache import CachedDataset, check_crops
 from speech_adapters.training.frozen import Frozen, frozen_part, model_inputs
 from speech_adapters.training.loop import Learner, Loss, Position, TrainingResult, fit
 from speech_adapters.training.settings import LoopConfig, TrainingConfig
@@ -92,7 +92,20 @@ def check(
                     f"train: training.{option}={said}, which the dataset does not do; make it by "
                     "SpeechDataset(manifest, model.head.config.target, **training.dataset_options)."
                 )
-        check_speeds(dataset.manifest, model.encoder, config)
+        check_hearing(dataset.manifest, model.encoder, config)
+
+
+def batches_of(dataset: UtteranceDataset, config: TrainingConfig, rank: int, processes: int) -> LengthBatches:
+    """The batches of one of so many processes. Raises an InputError for fewer utterances than an update takes."""
+    return LengthBatches(
+        dataset.durations,
+        config.batch_seconds,
+        seed=config.seed,
+        rank=rank,
+        world_size=processes,
+        accumulation=config.accumulation,
+        name=dataset.manifest.name,
+    )
 
 
 def kept_by(model: SpeechAdapterModel, config: TrainingConfig) -> str:
@@ -103,8 +116,11 @@ def kept_by(model: SpeechAdapterModel, config: TrainingConfig) -> str:
     return config.keep or ("error" if counts else "loss")
 
 
-def check_speeds(manifest: Manifest, encoder: Encoder, config: TrainingConfig) -> None:
-    """Raise an AudioError that names utterances which the augmentation makes too long or short for the encoder."""
+def check_hearing(manifest: Manifest, encoder: Encoder, config: TrainingConfig, stage: str = "training") -> None:
+    """Raise an AudioError that names utterances which the augmentation makes too long or short for the encoder, or a
+    ConfigError for crops that cannot be taken from the cache; ``stage`` is what the configuration calls it."""
+    if config.cache is not None:
+        check_crops(encoder, config.crop_seconds, stage)
     for speed in () if config.augmentation is None else config.augmentation.drawn_speeds:
         check_audible(manifest, encoder, any_length=config.crop_seconds is not None, speed=speed)
 
@@ -139,15 +155,7 @@ class Supervised(Learner):
 
     def order(self, at: Position) -> LengthBatches:
         """The batches of this process, as lists of places in the dataset."""
-        config = self.config
-        return LengthBatches(
-            self.dataset.durations,
-            config.batch_seconds,
-            seed=config.seed,
-            rank=at.rank,
-            world_size=at.processes,
-            accumulation=config.accumulation,
-        )
+        return batches_of(self.dataset, self.config, at.rank, at.processes)
 
     def batches(self, at: Position) -> Iterator[dict[str, Any]]:
         loader = training_loader(self.dataset, self.order(at), at.epoch, at.place, self.config.workers)
