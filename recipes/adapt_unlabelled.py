@@ -271,7 +271,7 @@ def main(config: Config) -> None:
 
     started = time.perf_counter()
     as_it_is = listener.hear("without", "without", None, test)
-    found = {"without": figures([as_it_is], listening_seconds=time.perf_counter() - started)}
+    found = {"without": figures([as_it_is], **run.took("listening_seconds", started))}
     heard = {}
     for name in config.methods:
         method, chosen = choose_rate(config, listener, name, make(config, name, model, source, windows), dev)
@@ -282,7 +282,7 @@ def main(config: Config) -> None:
             results.append(listener.hear(key, name, seeded, test))
             results[-1].save_trn(run.trn(key))
         heard[name] = results[0]
-        found[name] = figures(results, **chosen, listening_seconds=time.perf_counter() - started)
+        found[name] = figures(results, **chosen, **run.took("listening_seconds", started))
         for domain, numbers in found[name].more["by_domain"].items():
             for paired in numbers["less_than_without"]:
                 d = paired["difference"]

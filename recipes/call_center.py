@@ -194,7 +194,7 @@ def main(config: Config) -> None:
             "shared_speakers": config.shared_speakers,
             "forgetting": forgetting(cells, [domain.name for domain in domains]),
             "updates": config.training.updates,
-            "total_seconds": time.perf_counter() - started,
+            **run.took("total_seconds", started),
         },
     )
     results.write(run.results_file)

@@ -164,7 +164,7 @@ def main(config: Config) -> None:
         data=data,
         own=own,
         baselines=figures,
-        more={"updates": settings.updates, "total_seconds": time.perf_counter() - started},
+        more={"updates": settings.updates, **run.took("total_seconds", started)},
     )
     results.write(run.results_file)
     report = write_report(run.path)

@@ -64,7 +64,8 @@ def test_a_named_folder_must_be_new(tmp_path: Path) -> None:
 def test_the_same_run_goes_on_and_another_is_refused(tmp_path: Path) -> None:
     first = RunFolder.open("asr", Recipe(seed=1), tmp_path / "mine")
     assert not first.resumed and load_config(Recipe, first.config_file) == Recipe(seed=1)
-    assert RunFolder.open("asr", Recipe(seed=1), tmp_path / "mine").resumed
+    again = RunFolder.open("asr", Recipe(seed=1), tmp_path / "mine")
+    assert again.resumed and set(first.took("seconds", 0.0)) == {"seconds"} and again.took("seconds", 0.0) == {}
     with pytest.raises(ConfigError, match=r"seed was 1, now 2; data was None, now 'a'.*name a new folder"):
         RunFolder.open("asr", Recipe(seed=2, data=Path("a")), tmp_path / "mine")
     assert RunFolder.open("asr", Recipe(seed=1, data=Path("a")), tmp_path / "mine", ignore=("data",)).resumed

@@ -24,6 +24,7 @@ from speech_adapters.metrics.verification import mean_metrics, verification_resu
 from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.runs.results import Results
 from speech_adapters.saving.parts import load_part
+from speech_adapters.tasks import experiment
 from speech_adapters.tasks.classification import Classification
 from speech_adapters.tasks.slots import SlotFilling
 from speech_adapters.training import supervised
@@ -119,16 +120,22 @@ def test_emotions_with_seeds(corpus, tmp_path):
     assert head["labels"] == ["high", "low", "middle"] and len(head["class_weights"]) == 3
 
 
-def test_methods_in_one_pass_score_as_one_by_one(corpus, tmp_path):
+def test_methods_in_one_pass_score_as_one_by_one(corpus, tmp_path, monkeypatch):
     arguments = (*sets(corpus), "--seeds=0,1", "training.evaluate_every=2", "training.precision=fp32")
     apart = run("emotion_recognition", tmp_path / "apart", *arguments)
+    steps = []
+    for step in ("train_in_one_pass", "_score"):
+        done = getattr(experiment, step)
+        monkeypatch.setattr(experiment, step, lambda *a, step=step, done=done: steps.append(step) or done(*a))
     together = run("emotion_recognition", tmp_path / "together", *arguments, "--together")
+    assert steps == 2 * ["train_in_one_pass", "_score", "_score"], "no more models are held than one pass has"
     check_folder(tmp_path / "together", together, ("l-seed0", "l-seed1", "head-only-seed0", "head-only-seed1"))
     assert together["together"] == together["baselines"]["head-only"]["together"] == 2
     assert together["metrics"] == apart["metrics"] and together["parameters"] == apart["parameters"]
     assert together["baselines"]["head-only"]["metrics"] == apart["baselines"]["head-only"]["metrics"]
     again = run("emotion_recognition", tmp_path / "together", *arguments, "--together")
     assert again["metrics"] == together["metrics"], "a finished run is read back"
+    assert together["total_seconds"] > 0 and "total_seconds" not in again
 
 
 @pytest.mark.slow

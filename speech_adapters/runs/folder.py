@@ -21,6 +21,7 @@ import itertools
 import json
 import os
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from datetime import datetime
@@ -285,6 +286,11 @@ class RunFolder:
     def read_metrics(self) -> list[dict[str, Any]]:
         """The logged lines in order; none where nothing was logged."""
         return read_log(self.metrics_file)
+
+    def took(self, figure: str, started: float) -> dict[str, float]:
+        """The seconds since ``started`` (of ``time.perf_counter``), by the figure's name; none in a run that went on,
+        where they would leave out its earlier processes."""
+        return {} if self.resumed else {figure: time.perf_counter() - started}
 
     def write_results(self, results: Mapping[str, Any]) -> None:
         """Write ``results.json`` whole or not at all; figures that are not finite are written as null."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -110,26 +111,27 @@ def run_experiment(
         figures = task.untrained(encoder, corpora[0], run, **options)
     for method, entry in figures.items():
         print(_line(method, task, entry))
-    trained: dict[str, tuple[SpeechAdapterModel, TrainingResult]] = {}
-    for pass_name, members in _passes(trainings).items() if config.together else ():
-        trained |= train_in_one_pass(task, corpora[members[0].fold], encoder, members, run, pass_name)
-    for method in config.trained_methods:
-        scored = []
-        for training in (one for one in trainings if one.method == method):
-            if config.together:
-                model, cost = trained.pop(training.name)
-            else:
-                model, cost = _train(task, corpora[training.fold], encoder, training, run)
-            if processes().is_main_process:  # under torchrun all train, one scores
-                scored.append(_score(task, corpora[training.fold], model, training, cost, run, options))
-        if not processes().is_main_process:
+    expected = Counter(training.method for training in trainings)
+    scored_of: dict[str, list[_Scored[Any]]] = {method: [] for method in expected}
+    for name, members in _passes(trainings, config.together).items():
+        corpus = corpora[members[0].fold]
+        if config.together:
+            trained = train_in_one_pass(task, corpus, encoder, members, run, name)
+        else:
+            trained = {name: _train(task, corpus, encoder, members[0], run)}
+        if not processes().is_main_process:  # under torchrun all train, one scores
             continue
-        figures[method] = _combine(task, scored)
-        print(_line(method, task, figures[method]))
-        if method == config.adapter:
-            task.show(method, scored[0].result, corpora[0], run)
-            if scored[0].layer_weights:
-                write_json(run.layer_weights_file, {method: scored[0].layer_weights})
+        for training in members:
+            method, scored = training.method, scored_of[training.method]
+            scored.append(_score(task, corpus, *trained.pop(training.name), training, run, options))
+            if len(scored) < expected[method]:
+                continue
+            figures[method] = _combine(task, scored)
+            print(_line(method, task, figures[method]))
+            if method == config.adapter:
+                task.show(method, scored[0].result, corpora[0], run)
+                if scored[0].layer_weights:
+                    write_json(run.layer_weights_file, {method: scored[0].layer_weights})
 
     if not processes().is_main_process:
         return None
@@ -143,7 +145,7 @@ def run_experiment(
         seeds=list(config.seeds),
         more={
             "updates": config.training.updates,
-            "total_seconds": time.perf_counter() - started,
+            **run.took("total_seconds", started),
             **({"notes": notes} if (notes := task.notes(corpora[0])) else {}),
         },
     )
@@ -224,11 +226,13 @@ def _train(
     return model, cost
 
 
-def _passes(trainings: Sequence[Training]) -> dict[str, list[Training]]:
-    """Trainings that hear the same batches: those of one fold and seed, by the pass's name."""
+def _passes(trainings: Sequence[Training], together: bool) -> dict[str, list[Training]]:
+    """What is trained at once, by the pass's name: each training alone, or together those that hear the same batches,
+    which are those of one fold and seed."""
     passes: dict[str, list[Training]] = {}
     for training in trainings:
-        passes.setdefault(f"together-fold{training.fold + 1}-seed{training.seed}", []).append(training)
+        name = f"together-fold{training.fold + 1}-seed{training.seed}" if together else training.name
+        passes.setdefault(name, []).append(training)
     return passes
 
 
@@ -273,8 +277,8 @@ def _score(
     task: Task[R],
     corpus: Corpus,
     model: SpeechAdapterModel,
-    training: Training,
     cost: TrainingResult,
+    training: Training,
     run: RunFolder,
     options: dict[str, Any],
 ) -> _Scored[R]:
