@@ -295,13 +295,13 @@ def read_json_lines(path: str | os.PathLike[str], *, torn_end: bool = False) -> 
     """
     path = Path(path)
     try:
-        lines = path.read_text(encoding="utf-8").rstrip().split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as a UTF-8 file of JSON lines: {error}") from error
+        lines = path.read_bytes().rstrip().split(b"\n")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     rows = []
     for number, line in enumerate(lines, 1):
         try:
-            row = json.loads(line)
+            row = json.loads(line.decode())  # line by line: a torn end may lie within a letter
         except (ValueError, RecursionError) as error:
             if torn_end and number == len(lines):
                 break

@@ -158,9 +158,10 @@ def test_metrics_are_json_lines_and_survive_a_torn_end(tmp_path: Path) -> None:
     run.log_metrics({"step": 2, "lrs": [np.int64(1), Path("x")]})
     expected = [{"step": 1, "loss": 2.0, "rate": 0.5, "grad": None}, {"step": 2, "lrs": [1, "x"]}]
     assert [json.loads(line) for line in run.metrics_file.read_text().splitlines()] == expected
-    with run.metrics_file.open("a") as file:
-        file.write('{"step": 3, "lo')
-    assert run.read_metrics() == expected
+    whole = run.metrics_file.read_bytes()
+    for torn in (b'{"step": 3, "lo', '{"step": 3, "said": "é'.encode()[:-1]):
+        run.metrics_file.write_bytes(whole + torn)
+        assert run.read_metrics() == expected
     again = RunFolder.open("asr", Recipe(), tmp_path / "mine")
     again.log_metrics({"step": 3})
     assert again.read_metrics() == [*expected, {"step": 3}]

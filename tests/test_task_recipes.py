@@ -319,7 +319,11 @@ LATE = {
     "a test label that differs in case": (lambda u: replace(u, emotion=u.emotion.title()), (), "differ in case"),
     "a test set of one class": (lambda u: replace(u, emotion="low"), (), "UA and F1 of a single class"),
     "a test utterance that is too short": (lambda u: replace(u, duration=0.01), (), "receptive field"),
-    "fewer utterances than an update takes": (None, ("training.accumulation=99",), "train.jsonl: 36 utterances make fewer"),
+    "fewer utterances than an update takes": (
+        None,
+        ("training.accumulation=99",),
+        "train.jsonl: 36 utterances make fewer",
+    ),
     "a group that no method has": (None, ("rates.nope=1",), "rates.nope: no method has this group"),
     "a group that none of these has": (None, ("training.learning_rates.lora=1",), "learning_rates.lora: no method of"),
     "a baseline that is no preset": (None, ("--baselines=head-only,lorra",), "Did you mean 'lora'"),

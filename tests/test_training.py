@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import multiprocessing
@@ -32,6 +33,7 @@ from speech_adapters.errors import (
     ConfigError,
     InputError,
     Interrupted,
+    InUseError,
     TextError,
     TrainingError,
 )
@@ -406,6 +408,16 @@ def test_a_run_goes_on_in_as_many_processes_as_it_was_begun_in(manifest, tmp_pat
     torch.save(torch.load(path, weights_only=True) | {"processes": 2}, path)
     with pytest.raises(ConfigError, match="was begun by 2 processes, not 1; go on with as many"):
         run_training(manifest, tmp_path / "run", updates=4)
+
+
+def test_a_folder_that_another_process_trains_in_is_left_alone(manifest, tmp_path):
+    data, run = SpeechDataset(manifest, HEAD.target), RunFolder(tmp_path)
+    with (tmp_path / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(InUseError, match="another process writes to this folder"):
+            train(make_model(), data, TrainingConfig(**QUIET, updates=1), run, name="m")
+    assert not run.metrics_file.exists()
+    assert train(make_model(), data, TrainingConfig(**QUIET, updates=1), run, name="m").updates == 1
 
 
 def test_an_epoch_without_a_batch_is_an_error(manifest, tmp_path, monkeypatch):

@@ -31,7 +31,7 @@ from torch.amp.grad_scaler import GradScaler
 from tqdm.auto import tqdm
 
 from speech_adapters.errors import CheckpointError, ConfigError, InputError, Interrupted, TrainingError, counted, shown
-from speech_adapters.files import atomic
+from speech_adapters.files import atomic, hold
 from speech_adapters.runs.environment import peak_memory_bytes, reset_peak_memory
 from speech_adapters.runs.folder import RunFolder
 from speech_adapters.runs.processes import from_main, processes
@@ -236,7 +236,8 @@ def fit(
         watcher: told of each evaluation, and may stop the training.
 
     Raises:
-        ConfigError: nothing to train, a name that this run has used, a checkpoint of other settings.
+        ConfigError: nothing to train, a name that this run has used, a checkpoint of other settings or processes.
+        InUseError: another process writes to the run folder.
         RuntimeError: a trainable tensor without gradient after two updates.
         TrainingError: losses or gradients that stay other than finite; it names the batch.
         Interrupted: Ctrl-C or SIGTERM came; what was trained is in the checkpoint.
@@ -380,6 +381,8 @@ class _Training:
                 raise ConfigError(f"training {self.name!r} was made in {self.folder.path} already; give another name.")
             if (results := self._load(path)) is not None:
                 return results
+        if self.accelerator.is_main_process:
+            hold(self.folder.path)  # here, too: a folder that was opened to be read takes trainings
         self._forget_later_lines()
         progress, learner = self.progress, self.learner
         self.folder.begin()
