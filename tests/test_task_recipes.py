@@ -328,6 +328,11 @@ LATE = {
     "a group that none of these has": (None, ("training.learning_rates.lora=1",), "learning_rates.lora: no method of"),
     "a baseline that is no preset": (None, ("--baselines=head-only,lorra",), "Did you mean 'lora'"),
     "a baseline that does not fit": (None, ("--baselines=lora", "options.lora.rank=0"), "rank=0"),
+    "a schedule that the updates cannot hold": (
+        None,
+        ("--baselines=adalora", "training.updates=2"),
+        "adalora: of 2 updates",
+    ),
     "options of no preset": (None, ("options.lorra.rank=2",), "unknown adapter preset 'lorra'"),
 }
 

@@ -181,6 +181,8 @@ def plan(
     for method, adapter in adapters.items():
         model = _model(task, corpora[0], encoder, "adapter", adapter, starts[method], 0)
         groups[method] = set(model.parameter_groups())
+        for settings in task.stages(config.training).values():
+            model.registry.adapter("adapter").check_updates(settings.updates)
     rates = config.rates_for(groups)
     trainings = []
     for method, adapter in adapters.items():
