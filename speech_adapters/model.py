@@ -47,6 +47,7 @@ from speech_adapters.encoders.loading import load_encoder
 from speech_adapters.errors import CheckpointError, ConfigError, shown
 from speech_adapters.heads.base import HeadConfig, HeadModule
 from speech_adapters.inference.methods import Inference
+from speech_adapters.inference.modes import evaluating
 from speech_adapters.inference.recordings import Audio, recordings_of
 from speech_adapters.model_output import ModelOutput
 from speech_adapters.saving.adapters import read_adapter, save_adapter
@@ -198,6 +199,7 @@ class SpeechAdapterModel(Inference, nn.Module):
         chosen = tuple(member for member in members if member is not None)
         composition = Stack(*chosen) if len(chosen) > 1 else next(iter(chosen), None)
         self.hooks(composition)
+        self._check_beside_folded(() if composition is None else names_of(composition))
         if not 0 <= skip_layers <= self.encoder.num_layers:
             raise ConfigError(f"skip_layers={skip_layers}: the encoder has {self.encoder.num_layers} layers.")
         self.active, self.skip_layers = composition, skip_layers
@@ -284,7 +286,7 @@ class SpeechAdapterModel(Inference, nn.Module):
         self.registry.adapter(name).load_tensors(averaged.tensors)
 
     def fold_adapter(self, name: str) -> None:
-        """Fold an adapter into the base's weights, in place: it then costs nothing at run time.
+        """Fold an adapter into the base's weights, in place and in all its layers: it then costs nothing at run time.
 
         No adapter is active afterwards. :meth:`unfold_adapter` puts the base's own weights back, bit for bit (they
         are kept, so the changed matrices take twice their memory).
@@ -298,6 +300,18 @@ class SpeechAdapterModel(Inference, nn.Module):
         weights = folded_weights(self.encoder, module)
         self.set_active()
         self._unfolded, self.folded_adapter = fold(self.encoder, weights), name
+
+    def _check_beside_folded(self, names: Iterable[str]) -> None:
+        """Raise a ConfigError for adapters that cannot act on a base into which one is folded: that one again, and
+        copies of what it has changed."""
+        for name in () if self.folded_adapter is None else names:
+            if name == self.folded_adapter:
+                raise ConfigError(f"adapter {name!r} is folded into the base and acts; call unfold_adapter first.")
+            if self.registry.adapter(name).replaced():
+                raise ConfigError(
+                    f"adapter {name!r} puts copies in the place of parts of the base, into which "
+                    f"{self.folded_adapter!r} is folded; call unfold_adapter first."
+                )
 
     def unfold_adapter(self) -> None:
         """Take the folded adapter out of the base again and make it the active one."""
@@ -376,8 +390,12 @@ class SpeechAdapterModel(Inference, nn.Module):
         self._keep_head(name, head)
 
     def _features(self) -> Features | None:
-        """What a head reads under the active composition."""
-        return features_of(self.encoder, self.active, self.registry.adapters_by_name)
+        """What a head reads under the active composition, above the adapter that is folded in."""
+        acting = self.active
+        if self.folded_adapter is not None and not isinstance(acting, Parallel):
+            above = acting.members if isinstance(acting, Stack) else () if acting is None else (acting,)
+            acting = Stack(self.folded_adapter, *above) if above else self.folded_adapter
+        return features_of(self.encoder, acting, self.registry.adapters_by_name)
 
     def _keep_head(self, name: str, head: HeadModule) -> None:
         self.heads[name] = head.to(self.device).requires_grad_(False).eval()
@@ -503,17 +521,13 @@ class SpeechAdapterModel(Inference, nn.Module):
             ConfigError: what has no ONNX form, with the reason; a folder that is taken; a package that is missing.
         """
         self._check_unfolded()
-        hooks, modes = self.hooks(name), [(module, module.training) for module in self.modules()]
+        hooks = self.hooks(name)
         adapter = self.registry.adapter(name) if isinstance(name, str) else None
         module = None if head is None else self.registry.head(head)
         if isinstance(name, Parallel):
             raise ConfigError(f"{name!r}: a graph has one output; export its branches one by one.")
-        self.eval()
-        try:
+        with evaluating(self):
             return save_onnx(self.encoder, hooks, adapter, folder, module, slots=slots, int8=int8)
-        finally:
-            for part, mode in modes:
-                part.training = mode
 
     def save_onnx_adapter(self, name: str, file: str | Path, head: str | None = None) -> Path:
         """Save a LoRA adapter and its head for a graph of :meth:`save_onnx`; returns the file.
@@ -781,6 +795,7 @@ class SpeechAdapterModel(Inference, nn.Module):
                 raise ConfigError(
                     "targets go with one head for the batch; with head=[...] score each sample's logits."
                 )
+        self._check_beside_folded(name for choice in choices if choice is not None for name in names_of(choice))
         output, rows = mixed_forward(self._run, self.mixer, self.registry, inputs, choices)
         result = _result(output, torch.stack(rows) if len({row.shape[-1] for row in rows}) == 1 else rows)
         if heads is not None:

@@ -549,6 +549,22 @@ def test_a_mixed_batch_has_the_gradients_of_separate_runs_and_sees_new_weights()
         assert_equals_separate_runs(model, choices)
 
 
+def test_a_mixed_batch_trains_after_forwards_of_any_mode():
+    waveforms, lengths = six()
+    model = drawer("e", "e")
+    choices = ["a", "b", None, "b", "b", "a"]
+    model.adapters["b"].requires_grad_(True)  # and the first of the kind stays as it is
+    for quiet in (torch.no_grad, torch.inference_mode):
+        with quiet():
+            model(waveforms, lengths, adapter=choices)
+        model(waveforms, lengths, adapter=choices).features.square().sum().backward()
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.adapters["b"].parameters())
+        model.zero_grad()
+    with torch.inference_mode():
+        model.add_adapter("c", model.adapters["a"].config)
+        model(waveforms, lengths, adapter=["a", "c"] * 3)
+
+
 def test_a_mixed_batch_adds_the_penalty_of_each_adapter_that_trains():
     model = drawer("adalora", "adalora", "adalora", head=True)
     model.train_adapter(Parallel("a", "b"), head="asr")

@@ -105,6 +105,13 @@ def call(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_hearing_leaves_every_module_in_its_mode(call: Path):
+    model = local_model()
+    modes = {name: module.training for name, module in model.named_modules()}
+    model.transcribe(call / "one.wav")
+    assert {name: module.training for name, module in model.named_modules()} == modes
+
+
 def test_transcribe_takes_paths_arrays_and_lists(call: Path):
     model = local_model()
     path = call / "one.wav"

@@ -8,6 +8,8 @@ from small_encoders import STYLES, stock_model
 from small_models import batch, shake, small_model
 
 from speech_adapters.adapters import LoRA
+from speech_adapters.errors import ConfigError
+from speech_adapters.model import SpeechAdapterModel
 
 LORAS = {
     "lora": LoRA(),
@@ -125,6 +127,26 @@ def test_loras_share_a_model(recwarn):
     model.set_active("c")
     assert torch.equal(model(waveforms).features, alone["c"])
     assert not [warning for warning in recwarn if "peft" in str(warning.filename)]
+
+
+def test_a_lora_that_comes_leaves_one_that_trains_as_it_is():
+    model = shake(small_model(method="lora-all", head=True), 0.1)
+    model.train()
+    trains = {name for name, p in model.adapters["a"].named_parameters() if p.requires_grad}
+    model.add_adapter("b", LoRA(dropout=0.5))
+    assert {name for name, p in model.adapters["a"].named_parameters() if p.requires_grad} == trains != set()
+    waveforms, _ = batch()
+    model.set_active("a")
+    first, second = (model(waveforms).features for _ in range(2))
+    assert not torch.equal(first, second), "its dropout goes on"
+    model.train_adapter("a", head="asr")
+    model.train()
+    dropouts = model.adapters["a"].layers[0].lora_dropout
+    assert dropouts["a"].training and not dropouts["b"].training, "each adapter's is its own"
+    other = SpeechAdapterModel(model.encoder)
+    with pytest.raises(ConfigError, match="LoRA 'a': another model has one of this name on the same encoder"):
+        other.add_adapter("a", "lora")
+    assert not other.adapters and model.eval()(waveforms).features.isfinite().all()
 
 
 def test_copies_for_fine_tuning_hold_no_lora():

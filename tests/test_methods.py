@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from small_encoders import STYLES, small_encoder, stock_model
@@ -449,6 +451,31 @@ def test_adapters_fold_into_the_base_and_out_again(family, style, method, tmp_pa
     assert all(torch.equal(now[key], before[key]) for key in before)
     with pytest.raises(ConfigError, match="no adapter is folded"):
         model.unfold_adapter()
+
+
+def test_beside_a_folded_adapter_nothing_acts_twice_or_in_its_place(tmp_path):
+    waveforms, _ = batch()
+    model = small_model(method="layer-norms", head=True)
+    shake(model, 0.05)
+    model.add_adapter("b", "layer-norms")
+    model.add_adapter("c", "houlsby")
+    model.fold_adapter("a")
+    for choose in (model.set_active, lambda name: model(waveforms, adapter=[name] * 2)):
+        with pytest.raises(
+            ConfigError, match="'a' is folded into the base and acts; call unfold_adapter first"
+        ):
+            choose("a")
+        with pytest.raises(ConfigError, match="'b' puts copies in the place of parts of the base, into which 'a' is"):
+            choose("b")
+    for above in (None, "c"):
+        model.set_active(above)
+        model.save_head("asr", tmp_path / str(above))
+        model.unfold_adapter()
+        model.set_active("a", above)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # the features are those that were saved
+            model.load_head(tmp_path / str(above), f"of-{above}")
+        model.fold_adapter("a")
 
 
 def test_what_adds_computation_is_not_folded():

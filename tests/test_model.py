@@ -276,6 +276,16 @@ def test_learning_rates_come_from_override_adapter_or_default():
     assert model.learning_rates() == {"lora": 1e-3}
 
 
+@pytest.mark.parametrize("cast", ["half", "bfloat16", "double"])
+def test_another_precision_makes_no_other_base(cast, tmp_path):
+    model = small_model(method="elp", head=True)
+    model.save_adapter("a", tmp_path / "before")
+    getattr(model, cast)()
+    model.load_adapter(tmp_path / "before", "b")
+    model.save_adapter("a", tmp_path / "after")
+    small_model().load_adapter(tmp_path / "after")
+
+
 def test_wrong_names_are_config_errors():
     model = small_model(method="lora", head=True)
     for name in ("", "a b", "-a", "a.b", "é"):

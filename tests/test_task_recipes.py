@@ -330,8 +330,8 @@ LATE = {
     "a baseline that does not fit": (None, ("--baselines=lora", "options.lora.rank=0"), "rank=0"),
     "a schedule that the updates cannot hold": (
         None,
-        ("--baselines=adalora", "training.updates=2"),
-        "adalora: of 2 updates",
+        ("--baselines=adalora", "options.adalora.warmup=0.5", "options.adalora.settle=0.49"),
+        "adalora: of .* leaves none to prune in",
     ),
     "options of no preset": (None, ("options.lorra.rank=2",), "unknown adapter preset 'lorra'"),
 }

@@ -27,6 +27,7 @@ from speech_adapters.adapters.base import AdapterModule
 from speech_adapters.adapters.projections import ProjectionConfig, low_rank_blueprint, projection
 from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.encoders.plan import Site
+from speech_adapters.errors import ConfigError
 from speech_adapters.ranges import Dropout, Finite, Size
 
 if TYPE_CHECKING:
@@ -97,10 +98,21 @@ class LoRAModule(AdapterModule):
         from peft import inject_adapter_in_model
 
         _ = encoder.fingerprint  # of the base as it is, before peft renames its tensors
+        if name in getattr(encoder.model, "peft_config", {}):
+            raise ConfigError(
+                f"LoRA {name!r}: another model has one of this name on the same encoder; choose another name, or give "
+                "each model an encoder of its own (copy.deepcopy)."
+            )
+        others = [p for p in encoder.model.parameters() if p.requires_grad]  # of LoRAs that train, in modes of theirs
+        training = [module for module in encoder.model.modules() if module.training]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # peft warns that a module was already prepared when a second one comes
             inject_adapter_in_model(self.config.peft_config(encoder), encoder.model, adapter_name=name)
         encoder.model.requires_grad_(False).eval()
+        for parameter in others:
+            parameter.requires_grad_(True)
+        for module in training:
+            module.training = True
         self.name = name
         self.layers = [cast("Linear", encoder.model.get_submodule(target)) for target in self.targets]
         self.parts = nn.ModuleList(part for _, part in self._own_parts()).float()  # trained in full precision
@@ -138,8 +150,9 @@ class LoRAModule(AdapterModule):
         return pairs
 
     def train(self, mode: bool = True) -> LoRAModule:
-        for layer in self.layers:  # where peft keeps the dropout
-            layer.train(mode)
+        for layer in self.layers:  # where peft keeps the dropout; DoRA asks the layer itself
+            layer.lora_dropout[self.name].train(mode)
+            layer.training = any(dropout.training for dropout in layer.lora_dropout.values())
         return super().train(mode)
 
     def detach(self, encoder: Encoder) -> None:

@@ -34,7 +34,8 @@ Key = tuple[str | int | bool, ...]
 class Kind:
     """Adapters (or stacks) of one configuration: their weights by name, each (n, ...), and a module to run them in.
 
-    Stacked weights are kept between forwards until a weight changes; with gradients they are stacked anew.
+    Stacked weights are kept between forwards until a weight changes (by way of ``.data`` unseen); with gradients, and
+    of tensors of inference mode, which do not tell changes, they are stacked anew.
     """
 
     def __init__(self, stacks: Sequence[Sequence[AdapterModule]]) -> None:
@@ -48,11 +49,15 @@ class Kind:
     def stacked(self) -> dict[str, Tensor]:
         """Parameters and buffers of all adapters by name, each (n, ...)."""
         own = [{**dict(stack.named_parameters()), **dict(stack.named_buffers())} for stack in self.stacks]
-        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in own[0].values()):
+        every = [tensor for tensors in own for tensor in tensors.values()]
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in every):
             return self._stack(own)
-        versions = [part for tensors in own for t in tensors.values() for part in (id(t), t.data_ptr(), t._version)]
+        if any(tensor.is_inference() for tensor in every):
+            return self._stack(own)
+        versions = [part for t in every for part in (id(t), t.data_ptr(), t._version)]
         if versions != self._versions:
-            self._stacked, self._versions = self._stack(own), versions
+            with torch.inference_mode(False), torch.no_grad():  # for forwards of any mode
+                self._stacked, self._versions = self._stack(own), versions
         return self._stacked
 
     @staticmethod

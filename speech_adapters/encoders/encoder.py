@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -239,6 +239,13 @@ class Encoder(nn.Module):
         quantize_model(self.model, kind)
         self.quantization = kind
         return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Encoder:
+        """Devices and precisions: in another precision the weights are no longer those that they were loaded as."""
+        weight = next(self.model.parameters(), None)
+        if weight is not None and fn(weight.detach().flatten()[:1].clone()).dtype != weight.dtype:
+            _ = self.fingerprint
+        return cast(Encoder, super()._apply(fn, recurse))  # type: ignore[no-untyped-call]  # torch has no types for it
 
     def train(self, mode: bool = True) -> Encoder:
         """A frozen encoder stays in eval mode: dropout and LayerDrop in it would only add noise to the adapters."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -25,6 +26,7 @@ from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.errors import AudioError
 from speech_adapters.heads.base import HeadModule
 from speech_adapters.heads.ctc import CTCHeadModule
+from speech_adapters.inference.modes import Modes, evaluating
 from speech_adapters.inference.outputs import check_finite
 from speech_adapters.inference.recordings import Recording
 from speech_adapters.model_output import ModelOutput
@@ -55,10 +57,8 @@ class Framed(Protocol):
         ...
 
 
-class Model(Framed, Protocol):
+class Model(Framed, Modes, Protocol):
     """What is asked of a :class:`~speech_adapters.SpeechAdapterModel`."""
-
-    training: bool
 
     @property
     def encoder(self) -> Encoder:
@@ -73,10 +73,6 @@ class Model(Framed, Protocol):
     @property
     def active_head(self) -> str | None:
         """Its name."""
-        ...
-
-    def train(self, mode: bool = True) -> Any:
-        """Set the mode of what trains."""
         ...
 
     def lowest_layer(self, choices: Sequence[Any] | None = None) -> int:
@@ -217,7 +213,6 @@ def hear(
     """
     windows, encoder = windows or Windows(), model.encoder
     windows.check(encoder.max_samples, encoder.name)
-    was_training = model.training
     waiting: list[tuple[_Open[R], Window]] = []
     waiting_seconds = 0.0
     ended: deque[_Open[R]] = deque()
@@ -226,9 +221,7 @@ def hear(
         """Hear what waits; all recordings that have ended are complete then."""
         lengths = [window.seconds for _, window in waiting]
         outputs: dict[int, Heard] = {}
-        if not train_mode:
-            model.train(False)
-        try:
+        with nullcontext() if train_mode else evaluating(model):
             for batch in LengthBatches(lengths, batch_seconds, shuffle=False) if lengths else ():
                 chosen = [waiting[place] for place in batch]
                 names = [recording.name for recording, _ in chosen]
@@ -236,9 +229,6 @@ def hear(
                 outputs.update(zip(batch, heard, strict=True))
                 if progress is not None:
                     progress(sum((window.last - window.first) / SAMPLE_RATE for _, window in chosen))
-        finally:
-            if not train_mode:
-                model.train(was_training)
         for place, (recording, window) in enumerate(waiting):
             recording.collector.add(window, outputs[place])
         waiting.clear()

@@ -25,6 +25,7 @@ from speech_adapters.data.windows import Windows, cut
 from speech_adapters.errors import CheckpointError, ConfigError
 from speech_adapters.heads.ctc import CTCHeadModule
 from speech_adapters.inference import hearing
+from speech_adapters.inference.modes import evaluating
 from speech_adapters.inference.recordings import Recording
 from speech_adapters.inference.transcripts import Transcript, transcribe
 from speech_adapters.model_output import ModelOutput
@@ -136,18 +137,13 @@ def adapted(
     recordings = list(recordings)
     if not recordings:
         raise ConfigError("no recordings were given to adapt to; give one or more.")
-    was_training = model.training
-    try:
-        model.train(False)
-        with method.place(model) as place:
-            device = model.encoder.device.type
-            # without autocast's cache of weights, which would hide the steps
-            with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False):
-                speech = hear_pieces(model, recordings, windows, place.in_cnn)
-                losses = method.adapt(model, head, place, speech)
-            yield Adaptation(losses, sum(p.numel() for p in place.parameters), place.adapter)
-    finally:
-        model.train(was_training)
+    with evaluating(model), method.place(model) as place:
+        device = model.encoder.device.type
+        # without autocast's cache of weights, which would hide the steps
+        with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False):
+            speech = hear_pieces(model, recordings, windows, place.in_cnn)
+            losses = method.adapt(model, head, place, speech)
+        yield Adaptation(losses, sum(p.numel() for p in place.parameters), place.adapter)
 
 
 def transcribe_adapted(
