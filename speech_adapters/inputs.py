@@ -110,17 +110,24 @@ def targets_for(targets: Any, scored: HeadOutput, head: HeadModule) -> Tensor:
     framewise = scored.lengths is not None  # all transcripts of a batch may be empty; a label may not
     if targets.dim() == 1 and not framewise and len(targets) == batch:
         targets = targets[:, None]
-    shaped = targets.dim() == 2 and len(targets) == batch and (framewise or targets.shape[1])
+    sizes = head.label_sizes
+    fits = targets.dim() == 2 and (framewise or targets.shape[1] if sizes is None else targets.shape[1] == len(sizes))
+    shaped = fits and len(targets) == batch
     if not shaped or targets.is_floating_point() or targets.dtype == torch.bool:
-        wanted = "(batch, symbols)" if framewise else "(batch, 1), one column per label"
+        columns = 1 if sizes is None else len(sizes)
+        wanted = "(batch, symbols)" if framewise else f"(batch, {columns}), one column per label"
         raise ConfigError(
             f"targets: expected integers {wanted} for {batch} utterances, got {tuple(targets.shape)} {targets.dtype}."
         )
     targets = targets.to(scored.logits.device, torch.long)
-    outside = targets[(targets >= classes) | ((targets < 0) & (targets != IGNORE))]
-    if len(outside):
+    limits = torch.tensor(sizes or [classes], device=targets.device).expand(targets.shape)
+    passed = targets == IGNORE if head.ignores else torch.zeros_like(targets, dtype=torch.bool)
+    outside = (targets >= limits) | ((targets < 0) & ~passed)
+    if bool(outside.any()):
+        found, own = int(targets[outside][0]), int(limits[outside][0])
+        pads = f", {IGNORE} pads" if head.ignores else ""
         raise ConfigError(
-            f"targets: id {int(outside[0])} is none of the head's {classes} (0 to {classes - 1}, {IGNORE} pads); "
+            f"targets: id {found} is none of the head's {own} (0 to {own - 1}{pads}); "
             "encode them with the head's own vocabulary or labels."
         )
     if head.blank is not None:

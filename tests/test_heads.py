@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -18,10 +19,11 @@ from small_models import batch
 
 from speech_adapters.adapters import PRESETS
 from speech_adapters.data.manifest import Manifest, Utterance
-from speech_adapters.errors import ConfigError, ManifestError
+from speech_adapters.errors import AudioError, ConfigError, ManifestError
 from speech_adapters.heads import ClassificationHead, SlotsHead, SpeakerHead, balanced_class_weights, head_from_dict
 from speech_adapters.heads.margin import CosineClassifier, margin_loss
 from speech_adapters.heads.pooling import AttentiveStatisticsPooling, pooling
+from speech_adapters.inputs import targets_for
 from speech_adapters.model import SpeechAdapterModel
 
 LABELS = ("angry", "happy", "sad")
@@ -325,6 +327,47 @@ def test_slots_add_their_losses_and_decode_each_slice():
     assert head.predict(output) == [("off", "none", "kitchen")]
     heat = utterance(extra={"action": "on", "object": "heat", "location": "none"})
     assert head.config.target(heat) == [0, 1, 1]
+
+
+def test_slots_take_a_column_each_and_ids_of_their_own():
+    head = built("slots").eval()
+    scored = head(features(), LENGTHS)
+    for targets, message in (
+        ([0, 1, 1], r"expected integers \(batch, 3\), one column per label for 3 utterances"),
+        ([[0, 2], [1, 0], [0, 0]], r"\(batch, 3\), one column per label"),
+        ([[0, 2, 0], [1, 0, 2], [0, 0, 0]], r"id 2 is none of the head's 2 \(0 to 1, -100 pads\)"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            targets_for(targets, scored, head)
+    assert targets_for(TARGETS["slots"], scored, head).tolist() == TARGETS["slots"].tolist()
+
+
+def test_a_margin_knows_no_utterance_without_a_speaker():
+    for loss, fails in (("aam", True), ("ce", False)):
+        head = SpeakerHead(speakers=SPEAKERS, loss=loss, embedding_size=8).build(24)
+        scored = head(features(), LENGTHS)
+        with pytest.raises(ConfigError, match="id -100 is none of the head's .* to [0-9]") if fails else nullcontext():
+            targets_for([0, 1, -100], scored, head)
+
+
+@pytest.mark.parametrize("loss", ["am", "aam", "subcenter"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.half])
+def test_centres_of_half_precision_are_read_in_float32(loss, dtype):
+    head = SpeakerHead(speakers=SPEAKERS, loss=loss, embedding_size=8).build(24)
+    own = head.classifier(torch.ones(2, 8))
+    torch.testing.assert_close(head.classifier.to(dtype)(torch.ones(2, 8)), own, atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_ecapa_says_how_short_an_utterance_may_be(training):
+    head = built("ecapa").train(training)
+    head(features()[:, :5], torch.full((3,), 5))
+    with pytest.raises(AudioError, match="network='ecapa' hears 5 frames or more, and an utterance has 4; leave it"):
+        head(features()[:, :4], torch.full((3,), 4))
+    long = utterance("long", speaker="a")
+    short = Manifest([long, replace(long, id="u7", duration=0.07)], "m")
+    with pytest.raises(AudioError, match="m: utterance 'u7' has 3 frames and network='ecapa' hears 5"):
+        head.config.check(short, small_encoder())
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -101,6 +101,10 @@ class HeadModule(nn.Module, ABC):
     """Whether all that it takes from an utterance is the mean of its features, in training too."""
     blank: int | None = None
     """The output that no target may be, of heads that have one (CTC)."""
+    label_sizes: Sequence[int] | None = None
+    """Of a head of several labels an utterance, the number of classes of each."""
+    ignores: bool = True
+    """Whether its loss passes over targets of -100."""
     sums_losses: bool = False
     """Whether :meth:`loss` is the sum over a batch, rather than its mean."""
 

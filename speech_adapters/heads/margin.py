@@ -40,7 +40,7 @@ class CosineClassifier(nn.Module):
 
     def forward(self, embeddings: Tensor) -> Tensor:
         with torch.autocast(embeddings.device.type, enabled=False):
-            cosines = F.linear(F.normalize(embeddings.float()), F.normalize(self.weight))
+            cosines = F.linear(F.normalize(embeddings.float()), F.normalize(self.weight.float()))
         return cosines.view(cosines.shape[0], -1, self.subcenters).amax(2)
 
 

@@ -67,7 +67,7 @@ class SlotsHeadModule(HeadModule):
 
     def __init__(self, config: SlotsHead, input_size: int) -> None:
         super().__init__(config, input_size)
-        self.sizes = [len(labels) for labels in config.slots.values()]
+        self.label_sizes = self.sizes = [len(labels) for labels in config.slots.values()]
         self.network = UtteranceNetwork(config, input_size, sum(self.sizes))
         self.reads_means = self.network.reads_means
 

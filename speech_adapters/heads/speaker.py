@@ -18,9 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from speech_adapters.data.manifest import Utterance
+from speech_adapters.data.audio import SAMPLE_RATE
+from speech_adapters.data.manifest import Manifest, Utterance
+from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.encoders.plan import frame_mask
-from speech_adapters.errors import ConfigError
+from speech_adapters.errors import AudioError, ConfigError
 from speech_adapters.heads.base import HeadConfig, HeadModule, HeadOutput
 from speech_adapters.heads.classification import check_labels, label_index
 from speech_adapters.heads.margin import CosineClassifier, Margin, margin_loss
@@ -74,6 +76,19 @@ class SpeakerHead(HeadConfig):
         """[index of the utterance's speaker]; a ManifestError for one that was not trained on."""
         return [label_index(utterance, "speaker", self.places)]
 
+    def check(self, manifest: Manifest, encoder: Encoder, *, any_length: bool = False) -> None:
+        """Besides audio and speakers: no utterance too short for ``ecapa``."""
+        super().check(manifest, encoder, any_length=any_length)
+        if self.network != "ecapa":
+            return
+        for utterance in manifest:
+            frames = encoder.frame_lengths(round(utterance.duration * SAMPLE_RATE))
+            if frames < ECAPA_FRAMES:
+                raise AudioError(
+                    f"{manifest.name}: utterance {utterance.id!r} has {frames} frames and network='ecapa' hears "
+                    f"{ECAPA_FRAMES} or more; leave it out, or take network='xvector'."
+                )
+
     def build(self, input_size: int) -> SpeakerHeadModule:
         return SpeakerHeadModule(self, input_size)
 
@@ -86,6 +101,7 @@ class SpeakerHeadModule(HeadModule):
 
     def __init__(self, config: SpeakerHead, input_size: int) -> None:
         super().__init__(config, input_size)
+        self.ignores = config.loss == "ce"
         self.dropout = nn.Dropout(config.dropout)
         self.network = NETWORKS[config.network](config, input_size)
         self.reads_means = config.network == "linear" and config.pooling == "mean" and config.dropout == 0
@@ -152,6 +168,10 @@ class XVectorNetwork(nn.Module):
         return self.embedding(self.pooling(hidden.transpose(1, 2), lengths))
 
 
+ECAPA_FRAMES = 5
+"""The shortest utterance: its widest convolution reflects four frames at both ends."""
+
+
 class ECAPANetwork(nn.Module):
     """speechbrain's ECAPA-TDNN, its standard layout at any width."""
 
@@ -165,6 +185,12 @@ class ECAPANetwork(nn.Module):
         self.model.asp.conv.conv.bias = None
 
     def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
+        shortest = features.shape[1] if self.training else int(lengths.min())
+        if shortest < ECAPA_FRAMES:
+            raise AudioError(
+                f"network='ecapa' hears {ECAPA_FRAMES} frames or more, and an utterance has {shortest}; leave it out, "
+                "or take network='xvector'."
+            )
         if self.training:  # batch norm needs the batch; crops of one length leave no padding
             # after the pooling it sees a vector per utterance: one alone, an epoch's last, has no deviation
             self.model.asp_bn.train(len(features) > 1)
