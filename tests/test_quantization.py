@@ -130,6 +130,13 @@ def test_adapters_train_in_float32_and_are_saved_for_the_base_as_loaded(method, 
         model.encoder.quantize(kind)
 
 
+def test_whispers_cnn_in_few_bits_takes_an_adapter():
+    model = SpeechAdapterModel(small_encoder("whisper").quantize("int8"))
+    expected = model(*batch()).features
+    model.add_adapter("a", "cnn-adapter")
+    torch.testing.assert_close(model.eval()(*batch()).features, expected, atol=1e-5, rtol=0)
+
+
 def test_copies_autocast_and_what_is_refused():
     import pickle
 

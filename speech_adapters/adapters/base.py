@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import re
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -212,13 +212,14 @@ M = TypeVar("M", bound=nn.Module)
 def trainable_copy(module: M) -> M:
     """A float32 copy of one of the base's modules, out of 8 or 4 bits and without what LoRA has put into it."""
     twin = copy.deepcopy(module).float()
-    for name, part in list(twin.named_modules()):
+    whole = nn.ModuleDict({"twin": twin})  # so that the module itself can be replaced too
+    for name, part in list(whole.named_modules()):
         if hasattr(part, "base_layer"):
-            twin.set_submodule(name, part.base_layer)
-    for name, part in list(twin.named_modules()):
+            whole.set_submodule(name, part.base_layer)
+    for name, part in list(whole.named_modules()):
         if hasattr(part, "unfolded"):
-            twin.set_submodule(name, part.unfolded())
-    return twin.requires_grad_(True)
+            whole.set_submodule(name, part.unfolded())
+    return cast(M, whole["twin"].requires_grad_(True))
 
 
 def activation(name: str) -> nn.Module:
