@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 
 import pytest
@@ -263,6 +264,20 @@ def test_what_cannot_be_taken_over_from_peft(options, message, tmp_path):
     model = small_model("wav2vec2", "post-norm")
     with pytest.raises(CheckpointError, match=message):
         model.load_adapter(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"lora_alpha": None}, "adapter_config.json has no 'lora_alpha', which peft writes"), ({"r": "8"}, "rank='8'")],
+)
+def test_settings_that_peft_does_not_write(changes, message, tmp_path):
+    made_by_peft(tmp_path)
+    file = tmp_path / "adapter_config.json"
+    config = json.loads(file.read_text()) | changes
+    file.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+    with pytest.raises(CheckpointError, match=f"{tmp_path}: .*{message}"):
+        small_model("wav2vec2", "post-norm").load_adapter(tmp_path)
 
 
 @pytest.mark.filterwarnings("ignore")

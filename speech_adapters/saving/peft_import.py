@@ -19,7 +19,7 @@ from torch import Tensor
 from speech_adapters.adapters.lora import LoRA
 from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.encoders.tensors import check_finite
-from speech_adapters.errors import CheckpointError, InputError
+from speech_adapters.errors import CheckpointError, ConfigError, InputError
 from speech_adapters.files import read_json
 
 CONFIG_FILE = "adapter_config.json"
@@ -105,7 +105,7 @@ def import_lora(folder: str | Path, encoder: Encoder) -> tuple[LoRA, dict[str, T
 
     Raises:
         CheckpointError: as :func:`read_peft_folder`; another base, projections that this encoder does not have or that
-            are not the same in each layer.
+            are not the same in each layer, settings that are missing or that LoRA cannot have.
     """
     found = read_peft_folder(folder)
     _check_base(found.config.get("base_model_name_or_path"), encoder, folder)
@@ -139,14 +139,19 @@ def import_lora(folder: str | Path, encoder: Encoder) -> tuple[LoRA, dict[str, T
         )
     variant: Literal["lora", "rslora", "dora"]
     variant = "dora" if found.config.get("use_dora") else "rslora" if found.config.get("use_rslora") else "lora"
-    config = LoRA(
-        rank=found.config["r"],
-        alpha=found.config["lora_alpha"],
-        dropout=found.config.get("lora_dropout", 0.0),
-        targets=tuple(targets),
-        layers=None if len(layers) == encoder.num_layers else tuple(layers),
-        variant=variant,
-    )
+    try:
+        config = LoRA(
+            rank=found.config["r"],
+            alpha=found.config["lora_alpha"],
+            dropout=found.config.get("lora_dropout", 0.0),
+            targets=tuple(targets),
+            layers=None if len(layers) == encoder.num_layers else tuple(layers),
+            variant=variant,
+        )
+    except KeyError as error:
+        raise CheckpointError(f"{folder}: {CONFIG_FILE} has no {error}, which peft writes; mend the file.") from None
+    except ConfigError as error:
+        raise CheckpointError(f"{folder}: {CONFIG_FILE} holds no LoRA ({error})") from error
     return config, tensors
 
 
