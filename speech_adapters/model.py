@@ -181,10 +181,13 @@ class SpeechAdapterModel(Inference, nn.Module):
         module = self.registry.adapter(name)
         self.registry.check_unused(name)
         if name == self.folded_adapter:
+            before = self.active, self.skip_layers
             self.unfold_adapter()
+            self.active, self.skip_layers = before
         if name in self.active_adapters:
-            rest = self.active.members if isinstance(self.active, Stack) else ()
-            self.set_active(*(member for member in rest if name not in names_of(member)))
+            members = self.active.members if isinstance(self.active, Stack) else ()
+            rest = [member for member in members if name not in names_of(member)]
+            self.set_active(*rest, skip_layers=self.skip_layers if rest else 0)
         module.detach(self.encoder)
         self.mixer.clear()
         del self.adapters[name]
@@ -230,17 +233,20 @@ class SpeechAdapterModel(Inference, nn.Module):
     @property
     def feature_stride(self) -> int:
         """Samples from one frame of what a head reads to the next."""
-        return self.encoder.stride if self._reads_layers else self.encoder.output_stride
+        return self.feature_stride_of(self.active)
+
+    def feature_stride_of(self, choice: str | Composition | None) -> int:
+        """:attr:`feature_stride` under this adapter or composition."""
+        return self.encoder.stride if self._reads_layers(choice) else self.encoder.output_stride
 
     def feature_lengths(self, samples: int) -> int:
         """Frames of what a head reads, of so many samples."""
         encoder = self.encoder
-        return encoder.frame_lengths(samples) if self._reads_layers else encoder.output_lengths(samples)
+        return encoder.frame_lengths(samples) if self._reads_layers(self.active) else encoder.output_lengths(samples)
 
-    @property
-    def _reads_layers(self) -> bool:
-        """Whether the active adapters hand on what they read from the layers, in place of the last hidden state."""
-        return self.hooks(self.active).output_size is not None
+    def _reads_layers(self, choice: str | Composition | None) -> bool:
+        """Whether adapters hand on what they read from the layers, in place of the last hidden state."""
+        return self.hooks(choice).output_size is not None
 
     @property
     def first_layer(self) -> int:
@@ -361,6 +367,14 @@ class SpeechAdapterModel(Inference, nn.Module):
             raise ConfigError(
                 f"head {name!r}: give a head config such as CTCHead(vocabulary), not {shown(config)}{made}."
             )
+        branches = self.active.members if isinstance(self.active, Parallel) else ()
+        sizes = {self.hooks(branch).output_size or self.encoder.output_size for branch in branches}
+        if len(sizes) > 1:
+            widths = " and ".join(map(str, sorted(sizes)))
+            raise ConfigError(
+                f"head {name!r}: the branches of {self.active!r} give features of {widths}; add a head for each while "
+                "it alone is active."
+            )
         self._keep_head(name, config.build(self.feature_size))
 
     def delete_head(self, name: str) -> None:
@@ -454,14 +468,14 @@ class SpeechAdapterModel(Inference, nn.Module):
         Raises:
             CheckpointError: a damaged file, another base, an adapter that is missing or has changed since.
         """
-        before = self.active
+        before, skip_layers = self.active, self.skip_layers
         saved = read_fusion(folder, self.encoder, *self.registry.tensors())
         name = self.add_fusion(saved.composition, saved.config)
         try:
             saved.load_into(self.registry.fusion(name))
         except CheckpointError:
             self.delete_fusion(name)
-            self.set_active(before)
+            self.set_active(before, skip_layers=skip_layers)
             raise
         return name
 
@@ -582,12 +596,17 @@ class SpeechAdapterModel(Inference, nn.Module):
                 has nothing to choose between.
         """
         self._check_unfolded()
-        self.set_active(*names)
-        for fusion in self.registry.fusions_in(self.active):
-            fusion.check_trainable()
-        self.set_head(head if head is not None else self.active_head)
+        before = self.active, self.skip_layers, self.active_head
+        try:
+            self.set_active(*names)
+            for fusion in self.registry.fusions_in(self.active):
+                fusion.check_trainable()
+            self.set_head(head if head is not None else self.active_head)
+            self._check_widths()
+        except ConfigError:
+            self.active, self.skip_layers, self.active_head = before
+            raise
         self.train_head = train_head
-        self._check_widths()
         self._to_train = self.active, self.active_head
         for parameter in self.parameters():
             parameter.requires_grad_(False)
@@ -757,6 +776,9 @@ class SpeechAdapterModel(Inference, nn.Module):
         lengths = lengths if attention_mask is None else given.lengths_of(attention_mask)
         targets = given.either("targets", targets, "labels", labels)
         given.check_names(cached, ARGUMENTS)
+        for name, remedy in (("plan", "set_active"), ("gradient_checkpointing", "gradient_checkpointing_enable()")):
+            if name in cached:
+                raise ConfigError(f"{name}: no argument of a forward; set it on the model, with {remedy}.")
         if waveforms is not None:
             waveforms, lengths = given.audio(waveforms, lengths, self.device, self.encoder.receptive_field)
         if targets is not None and self.head is None and head is None:

@@ -15,6 +15,7 @@ from test_decoding import ARPA
 from test_windows import local_model, speech_of
 
 from speech_adapters.active.pool_predictions import observe
+from speech_adapters.composition import Parallel
 from speech_adapters.data.audio import write_audio
 from speech_adapters.data.manifest import Manifest, Utterance
 from speech_adapters.data.windows import Window, Windows, cut
@@ -181,6 +182,11 @@ def test_the_head_must_fit_what_is_asked():
     with pytest.raises(ConfigError, match="needs a speaker head, and head 'asr'"):
         model.verify(samples, samples)
     assert model.transcribe(torch.zeros(16_000)).segments == ()
+    model.add_adapter("a", "lora")
+    model.set_active(Parallel("a"))
+    with pytest.raises(ConfigError, match=r"Parallel\('a'\) has several outputs; hear with one of its branches"):
+        model.transcribe(samples)
+    model.set_active()
     model.set_head(None)
     with pytest.raises(AudioError, match="waveform 0: no speech found in 1.0 s by voice activity 'energy'"):
         model.embed(torch.zeros(16_000))
@@ -237,6 +243,22 @@ def test_embeddings_verification_and_calibration(call: Path, tmp_path: Path):
 
 
 # --- many requests, manifests, pools ---------------------------------------------------------------------------------
+
+
+def test_a_window_is_heard_whole_by_who_reads_the_layers_below_an_output_adapter():
+    model = small_model("wav2vec2", method="l", add_adapter=True)
+    model.set_active(None)
+    window = Window(torch.from_numpy(speech_of([(0.0, 1.0)], 3)[0]), 0, 0, 16_000)
+    chosen = hear_windows(model, [window], ["x"], adapter=["a"])[0]
+    model.set_active("a")
+    assert chosen.frames == hear_windows(model, [window], ["x"])[0].frames == model.feature_lengths(16_000)
+
+
+def test_a_window_below_the_receptive_field_is_named():
+    model = small_model("wav2vec2-bert")
+    assert model.encoder.receptive_field > 400
+    with pytest.raises(AudioError, match="b.wav: 25.0 ms are shorter than the encoder's receptive field"):
+        hear_windows(model, [Window(torch.zeros(n), 0, 0, n) for n in (8000, 400)], ["a.wav", "b.wav"])
 
 
 def test_windows_of_requests_with_adapters_and_heads_of_their_own_share_a_batch():

@@ -319,6 +319,32 @@ def test_wrong_names_are_config_errors():
     assert list(model.adapters) == ["a"] and model.active_adapters == ("a",) and model.active_head == "asr"
 
 
+def test_a_training_that_cannot_be_leaves_what_was_active():
+    model = small_model(method="el", head=True)
+    model.set_active("a", skip_layers=1)
+    model.add_adapter("b", "lora")
+    model.set_active("a", skip_layers=1)
+    for wrong in ({"head": "typo"}, {}):  # no such head; one of another width
+        with pytest.raises(ConfigError):
+            model.train_adapter("b", train_head=False, **wrong)
+    assert (model.active, model.skip_layers, model.active_head, model.train_head) == ("a", 1, "asr", True)
+
+
+def test_deleting_one_adapter_leaves_the_others_as_they_are():
+    model = small_model(method="lora")
+    for name in "bc":
+        model.add_adapter(name, "lora")
+    model.set_active("b", "c", skip_layers=2)
+    model.delete_adapter("c")
+    assert (model.active, model.skip_layers) == ("b", 2)
+    model.fold_adapter("a")
+    model.set_active("b", skip_layers=1)
+    model.delete_adapter("a")
+    assert (model.active, model.skip_layers, model.folded_adapter) == ("b", 1, None)
+    model.delete_adapter("b")
+    assert (model.active, model.skip_layers) == (None, 0)
+
+
 def test_what_does_not_fit_together_is_a_config_error():
     waveforms, lengths = batch()
     model = small_model(method="el", head=True)
@@ -337,6 +363,16 @@ def test_what_does_not_fit_together_is_a_config_error():
     with pytest.raises(ConfigError, match="e: cannot be folded in, since no change of the base's weights"):
         model.fold_adapter("a")
     base = model(waveforms, lengths)
+    hidden = torch.zeros(2, 20, dtype=torch.bool)
+    for behind in ({"hidden": base.hidden_states[0]}, {"last_hidden_state": base.last_hidden_state}):
+        with pytest.raises(
+            ConfigError, match=f"time_mask hides frames below the layers, which {next(iter(behind))} is"
+        ):
+            model(**behind, frames=base.frame_lengths, time_mask=hidden)
+    with pytest.raises(
+        ConfigError, match=r"gradient_checkpointing: .* set it on the model, with gradient_checkpointing_e"
+    ):
+        model(waveforms, lengths, gradient_checkpointing=True)
     model.set_active("b", "a")
     with pytest.raises(ConfigError, match="start_layer=1: adapter 'b' acts from layer 0 on; start there, below"):
         model(hidden=base.hidden_states[1], frames=base.frame_lengths, start_layer=1)

@@ -91,6 +91,8 @@ def test_a_model_in_training_goes_on_where_it_was() -> None:
     model = model_of()
     model(torch.tensor(speech())[None]).logits.sum().backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    source_statistics(model, recordings_of([speech()])[0])
+    assert model.training
     with model.adapted(speech(), Entropy(steps=2, change=("adapters", "norms"))):
         assert not model.training
     assert model.training and gradients
@@ -250,6 +252,9 @@ def test_what_cannot_be_adapted_says_so() -> None:
     with pytest.raises(ConfigError, match="needs a CTC head, and head 'mood'"), model.adapted(speech(), Entropy()):
         pass
     model.set_head("asr")
+    inferring = torch.inference_mode()
+    with inferring, pytest.raises(ConfigError, match="gives no gradients; adapt outside of it"):
+        model.adapted(speech(), Entropy(steps=1)).__enter__()
     model.add_adapter("b", "el")
     model.set_active(Parallel("a", "b"))
     with pytest.raises(ConfigError, match="several outputs"), model.adapted(speech(), SpeakerCode()):

@@ -103,7 +103,8 @@ def encode(
             reentrant kind exhausts memory on the position bias that WavLM's layers share.
 
     Raises:
-        ConfigError: not exactly one input, or ``start_layer`` / ``stop_layer`` outside the encoder.
+        ConfigError: not exactly one input, ``start_layer`` / ``stop_layer`` outside the encoder, or a ``time_mask`` on
+            an input behind the place where frames are hidden.
     """
     inputs = {
         "waveforms": waveforms,
@@ -115,6 +116,11 @@ def encode(
     given = [name for name, value in inputs.items() if value is not None]
     if len(given) != 1:
         raise ConfigError(f"encode: give exactly one of {', '.join(inputs)}; got {', '.join(given) or 'none'}.")
+    if time_mask is not None and waveforms is None and cnn_output is None:
+        raise ConfigError(
+            f"encode: time_mask hides frames below the layers, which {given[0]} is behind; start from waveforms or "
+            "cnn_output."
+        )
     family, config = family_of(model.config), model.config
     if last_hidden_state is not None:
         mask = None if frames is None else frame_mask(frames, last_hidden_state.shape[1])

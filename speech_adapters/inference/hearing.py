@@ -19,11 +19,12 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from speech_adapters.composition.blocks import Composition, Parallel
 from speech_adapters.data.audio import SAMPLE_RATE
 from speech_adapters.data.batches import LengthBatches
 from speech_adapters.data.windows import Window, Windows, cut
 from speech_adapters.encoders.encoder import Encoder
-from speech_adapters.errors import AudioError
+from speech_adapters.errors import AudioError, ConfigError
 from speech_adapters.heads.base import HeadModule
 from speech_adapters.heads.ctc import CTCHeadModule
 from speech_adapters.inference.modes import Modes, evaluating
@@ -60,6 +61,8 @@ class Framed(Protocol):
 class Model(Framed, Modes, Protocol):
     """What is asked of a :class:`~speech_adapters.SpeechAdapterModel`."""
 
+    active: str | Composition | None
+
     @property
     def encoder(self) -> Encoder:
         """The frozen base."""
@@ -73,6 +76,10 @@ class Model(Framed, Modes, Protocol):
     @property
     def active_head(self) -> str | None:
         """Its name."""
+        ...
+
+    def feature_stride_of(self, choice: Any) -> int:
+        """``feature_stride`` under the adapters of this choice in place of the active ones."""
         ...
 
     def lowest_layer(self, choices: Sequence[Any] | None = None) -> int:
@@ -118,10 +125,19 @@ def hear_windows(
             :meth:`~speech_adapters.SpeechAdapterModel.forward`.
 
     Raises:
+        AudioError: a window that is shorter than the encoder's receptive field; names the recording.
         CheckpointError: an output that is not finite; names the recording.
     """
-    device, stride = model.encoder.device, model.feature_stride
-    if len(windows) > 1 and model.encoder.group_norm and model.lowest_layer(choices.get("adapter")) < -1:
+    device, adapters, least = model.encoder.device, choices.get("adapter"), model.encoder.receptive_field
+    for name, window in zip(names, windows, strict=True):
+        if len(window.waveform) < least:
+            raise AudioError(
+                f"{name}: {len(window.waveform) / 16:.1f} ms are shorter than the encoder's receptive field of "
+                f"{least / 16:.1f} ms; leave it out."
+            )
+    # adapters whose frames are of other strides cannot share a batch
+    stride = model.feature_stride if adapters is None else model.feature_stride_of(adapters[0])
+    if len(windows) > 1 and model.encoder.group_norm and model.lowest_layer(adapters) < -1:
         # an adapter inside a CNN that normalises over time: each window by itself
         return [
             one
@@ -209,8 +225,12 @@ def hear(
 
     Raises:
         AudioError: a recording that cannot be read. CheckpointError: an output that is not finite.
-        ConfigError: windows longer than the encoder hears.
+        ConfigError: windows longer than the encoder hears, a composition with several outputs.
     """
+    if isinstance(model.active, Parallel):
+        raise ConfigError(
+            f"{model.active!r} has several outputs; hear with one of its branches at a time (set_active)."
+        )
     windows, encoder = windows or Windows(), model.encoder
     windows.check(encoder.max_samples, encoder.name)
     waiting: list[tuple[_Open[R], Window]] = []

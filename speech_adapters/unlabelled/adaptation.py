@@ -207,8 +207,10 @@ def descend(
 
     Raises:
         CheckpointError: a loss or gradient that is not finite.
-        ConfigError: the loss reaches none of the parameters.
+        ConfigError: the loss reaches none of the parameters; torch's inference mode.
     """
+    if torch.is_inference_mode_enabled():
+        raise ConfigError("adapting: torch.inference_mode() gives no gradients; adapt outside of it.")
     parameters = list(place.parameters)
     before = [(parameter.requires_grad, parameter.grad) for parameter in parameters]
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0)
