@@ -19,6 +19,7 @@ from speech_adapters.composition.fusion import FusionLayer
 from speech_adapters.errors import CheckpointError, ConfigError
 from speech_adapters.heads.ctc import CTCHead
 from speech_adapters.heads.speaker import SpeakerHead
+from speech_adapters.model import SpeechAdapterModel
 
 MIXED = [name for name in METHODS if name not in ("full", "last-2", "gradual", "hybrid")]  # these replace layers
 FUSED = ["elp", "el", "e", "houlsby", "pfeiffer", "parallel", "attention-parallel", "weighted-sum"]
@@ -116,7 +117,7 @@ def test_averages_refuse_what_has_no_sum():
         with pytest.raises(ConfigError, match=message):
             model.set_active(value)
     model.set_active(Average("b", "d"))
-    with pytest.raises(ConfigError, match="different numbers of pseudo frames, or only some do"):
+    with pytest.raises(ConfigError, match="different numbers of pseudo frames, or only some do or add a code"):
         model(*batch())
 
 
@@ -376,6 +377,25 @@ def test_a_gate_of_one_member_alone_is_that_adapter(kind):
     torch.testing.assert_close(features(model, Route("a", "b")), features(model, "b"), atol=1e-5, rtol=0)
 
 
+def test_frames_route_readers_below_an_output_adapter():
+    model = SpeechAdapterModel(small_encoder("wav2vec2", "pre-norm", add_adapter=True))
+    for name in "ab":
+        model.add_adapter(name, "l")
+    model.add_fusion(Route("a", "b"), RouterConfig(per="frame"))
+    output = model.eval()(*batch())
+    assert output.features.shape[1] == output.attention["route-a-b.gate"].shape[1] > output.last_hidden_state.shape[1]
+
+
+def test_a_fusion_deep_inside_another_is_not_deleted():
+    model = drawer("pfeiffer", "pfeiffer", "pfeiffer", "pfeiffer")
+    model.add_fusion(Route("b", "c"))
+    outer = model.add_fusion(Fuse(Stack("a", Route("b", "c")), "d"))
+    with pytest.raises(ConfigError, match="fusion 'route-b-c' is a member of"):
+        model.delete_fusion("route-b-c")
+    model.delete_fusion(outer)
+    model.delete_fusion("route-b-c")
+
+
 def test_top_k_keeps_the_largest_and_frames_have_gates_of_their_own():
     model = drawer("houlsby", "houlsby", "houlsby", "p-append", "p-append")
     value = Route("a", "b", "c")
@@ -622,6 +642,41 @@ def test_wrong_choices_are_config_errors():
             model(waveforms, lengths, **arguments)
 
 
+def test_a_cached_start_of_a_mixed_batch_runs_the_layers():
+    model = drawer("l-frozen", "weighted-sum")
+    output = model(*batch())
+    for cached in ({"hidden_states": output.hidden_states}, {"last_hidden_state": output.last_hidden_state}):
+        with pytest.raises(ConfigError, match="a choice for each sample runs the layers; start from waveforms"):
+            model(**cached, frames=output.frame_lengths, adapter=["a", "b"])
+        with pytest.raises(ConfigError, match="runs the layers"):
+            model(**cached, adapter=["a", "b"])
+    with pytest.raises(ConfigError, match="no samples were given"):
+        model(adapter=["a", "b"])
+
+
+@torch.no_grad()
+def test_a_mixed_batch_hides_frames_by_the_whole_embedding():
+    model = drawer("e")
+    waveforms = batch()[0][:1]
+    embedding = torch.randn(model.encoder.hidden_size)
+    masked = {"time_mask": torch.ones(1, model.feature_lengths(6400), dtype=torch.bool), "mask_embedding": embedding}
+    alone, mixed = model(waveforms, **masked), model(waveforms, **masked, adapter=["a"])
+    torch.testing.assert_close(mixed.features, alone.features, atol=1e-5, rtol=0)
+
+
+def test_adapters_of_other_dropout_share_no_weights_while_they_train():
+    model = drawer("e")
+    for name, dropout in (("calm", 0.0), ("wild", 0.5)):
+        model.add_adapter(name, LoRA(rank=4, dropout=dropout))
+    groups = []
+    for training in (False, True):
+        for name in ("calm", "wild"):
+            model.adapters[name].train(training)
+        _, mixed = model.mixer.sort(["calm", "wild"], model.registry.adapters_by_name, model.encoder.num_layers)
+        groups.append(len(mixed.groups))
+    assert groups == [1, 2]
+
+
 # --- branches ------------------------------------------------------------------------------------------------------
 
 
@@ -642,6 +697,9 @@ def test_parallel_gives_each_branch_as_if_alone_and_runs_the_shared_part_once(ki
     model.set_active(Parallel("a", "b"))
     output = model(*batch(), head=["a", "b"])
     assert list(output) == ["a", "b"]
+    if kinds == ("elp", "lora"):
+        with pytest.raises(ConfigError, match="head 'c': the branches of .* give features of 64 and 512; add a head"):
+            model.add_head("c", CTCHead())
     for name in "ab":
         torch.testing.assert_close(output[name].logits, alone[name].logits, atol=1e-5, rtol=0)
         for one, other in zip(output[name].hidden_states, alone[name].hidden_states, strict=True):
@@ -652,6 +710,18 @@ def test_parallel_gives_each_branch_as_if_alone_and_runs_the_shared_part_once(ki
         model(*batch(), targets=TARGETS)
     with pytest.raises(ConfigError, match="give one head for each branch"):
         model(*batch(), head=["a"])
+
+
+@torch.no_grad()
+def test_parallel_readers_read_cached_states():
+    model = drawer("l-frozen", "weighted-sum")
+    output = model(*batch())
+    cached = {"hidden_states": output.hidden_states, "frames": output.frame_lengths}
+    model.set_active(Parallel("a", "b"))
+    together = model(**cached)
+    for name in "ab":
+        model.set_active(name)
+        assert torch.equal(together[name].features, model(**cached).features)
 
 
 def test_a_mixed_batch_gives_the_embeddings_of_its_heads_and_keeps_few_stacks():

@@ -46,7 +46,10 @@ class WeightedHooks(Hooks):
         if not found:
             return None
         if len(found) < len(made) or len({(one.frames.shape, one.before) for one in found}) > 1:
-            raise ConfigError(f"{self.label}: the members add different numbers of pseudo frames, or only some do.")
+            raise ConfigError(
+                f"{self.label}: the members add different numbers of pseudo frames, or only some do or add a code; "
+                "combine members that change the frames before the layers alike."
+            )
         total = self._sum([one.frames for one in found], None)
         return found[0]._replace(frames=total)
 
@@ -74,7 +77,8 @@ class WeightedHooks(Hooks):
     def read(self, encoder: Encoder, output: EncoderOutput) -> Tensor | None:
         if self.output_size is None:
             return None
-        return self._sum([member.read(encoder, output) for member in self.members], output.last_hidden_state.shape[1])
+        found = [member.read(encoder, output) for member in self.members]
+        return self._sum(found, next(one.shape[1] for one in found if one is not None))
 
     def _sum(self, found: Sequence[Tensor | None], frames: int | None) -> Tensor:
         parts = zip(self.weights(frames), found, strict=True)

@@ -35,12 +35,11 @@ def mixed_forward(
 ) -> tuple[EncoderOutput, list[Tensor]]:
     """The encoder's output, and what each sample's head reads, (T, F) with F its adapter's."""
     check_choices("adapter", choices, inputs)
-    encoder = registry.encoder
+    encoder, samples = registry.encoder, _by_sample(inputs)
     order, mixed = mixer.sort(choices, registry.adapters_by_name, encoder.num_layers)
     index = torch.tensor(order, device=encoder.device)
     back = index.argsort()
-    ordered = {key: value[index] if isinstance(value, Tensor) else value for key, value in inputs.items()}
-    output, _ = run(mixed, ordered)
+    output, _ = run(mixed, {**inputs, **{key: value[index] for key, value in samples.items()}})
     rows = mixed.features(encoder, output)
     assert output.frame_lengths is not None
     if len({len(row) for row in rows}) > 1:
@@ -87,10 +86,23 @@ def scored_by_sample(
 
 
 def check_choices(word: str, choices: Sequence[Choice], inputs: Inputs) -> None:
-    """Raise a ConfigError unless there is one choice for each sample of the batch."""
-    batch = next(len(value) for value in inputs.values() if isinstance(value, Tensor))
+    """Raise a ConfigError unless there is one choice for each sample of a batch that runs the layers."""
+    for key in ("hidden_states", "last_hidden_state"):
+        if inputs.get(key) is not None:
+            raise ConfigError(
+                f"{key}: a choice for each sample runs the layers; start from waveforms, cnn_output or hidden, or "
+                "give the samples of each adapter a batch of their own."
+            )
+    if not (samples := _by_sample(inputs)):
+        raise ConfigError(f"{word}=[...]: no samples were given; start from waveforms, cnn_output or hidden.")
+    batch = len(next(iter(samples.values())))
     if isinstance(choices, str) or len(choices) != batch:
         raise ConfigError(f"{word}={choices!r}: give one choice for each of the {batch} samples.")
+
+
+def _by_sample(inputs: Inputs) -> dict[str, Tensor]:
+    """The inputs that have a row for each sample: all tensors but the one vector that hides frames."""
+    return {key: value for key, value in inputs.items() if isinstance(value, Tensor) and key != "mask_embedding"}
 
 
 def check_width(registry: Registry, head: str, choice: str | Composition | None, features: Tensor) -> None:
@@ -128,7 +140,8 @@ class Mixer:
                 modules[choice] = _modules(choice, adapters, layers)
         kinds: dict[str, list[Choice]] = {}
         for choice, stack in modules.items():
-            kinds.setdefault(repr([shape_of(module.config.to_dict()) for module in stack]), []).append(choice)
+            shapes = [shape_of(module.config.to_dict(), dropout=module.training) for module in stack]
+            kinds.setdefault(repr(shapes), []).append(choice)
         order: list[int] = []
         groups = []
         for members in kinds.values():

@@ -1,4 +1,4 @@
-"""Parallel: branches over a shared lower part, which runs once."""
+"""Parallel: branches over a shared lower part, which runs once where there is one to run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ def parallel_forward(
     """Each branch's output and what its head reads, (B, T, F)."""
     first = min(branch.first_layer for branch in branches)
     shared = None
-    if "hidden" not in inputs and first >= -1:
+    runs_all = any(inputs.get(start) is not None for start in ("waveforms", "cnn_output"))
+    if runs_all and first >= -1:
         shared, _ = run(StackedHooks(()), {**inputs, "stop_layer": max(first, 0)})
         inputs = _start(inputs, shared, first)
     for branch in branches:

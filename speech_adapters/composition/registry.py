@@ -120,7 +120,8 @@ class Registry:
         for module in self.fusions_by_name.values():
             if isinstance(member, str) and member in names_of(module.composition):
                 raise ConfigError(f"adapter {member!r} is part of {module.composition!r}; delete that fusion first.")
-            if isinstance(member, TrainableComposition) and member in module.composition.members:
+            inside = (part for part in trainable_in(module.composition) if part != module.composition)
+            if isinstance(member, TrainableComposition) and member in inside:
                 raise ConfigError(
                     f"fusion {member.name!r} is a member of {module.composition.name!r}; delete that first."
                 )

@@ -148,11 +148,14 @@ def shared_config(members: Mapping[str, Member]) -> Any:
     return members[first].config
 
 
-def shape_of(config: Any) -> Any:
-    """A config's plain values without its learning rates and dropout, which do not shape weights."""
+def shape_of(config: Any, dropout: bool = False) -> Any:
+    """A config's plain values without its learning rates and dropout, which do not shape weights; on request with the
+    dropout, where there is any."""
     if isinstance(config, dict):
-        return {k: shape_of(v) for k, v in config.items() if "learning_rate" not in k and k != "dropout"}
-    return [shape_of(item) for item in config] if isinstance(config, list) else config
+        apart = {key for key, value in config.items() if key == "dropout" and not (dropout and value)}
+        kept = {key: value for key, value in config.items() if "learning_rate" not in key and key not in apart}
+        return {key: shape_of(value, dropout) for key, value in kept.items()}
+    return [shape_of(item, dropout) for item in config] if isinstance(config, list) else config
 
 
 def _tsv(parts: list[Tensor], factors: Tensor) -> Tensor:
