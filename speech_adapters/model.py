@@ -46,6 +46,7 @@ from speech_adapters.encoders.forward import Checkpointing, EncoderOutput, encod
 from speech_adapters.encoders.loading import load_encoder
 from speech_adapters.errors import CheckpointError, ConfigError, shown
 from speech_adapters.heads.base import HeadConfig, HeadModule
+from speech_adapters.inference.hearing import Frames
 from speech_adapters.inference.methods import Inference
 from speech_adapters.inference.modes import evaluating
 from speech_adapters.inference.recordings import Audio, recordings_of
@@ -233,20 +234,16 @@ class SpeechAdapterModel(Inference, nn.Module):
     @property
     def feature_stride(self) -> int:
         """Samples from one frame of what a head reads to the next."""
-        return self.feature_stride_of(self.active)
-
-    def feature_stride_of(self, choice: str | Composition | None) -> int:
-        """:attr:`feature_stride` under this adapter or composition."""
-        return self.encoder.stride if self._reads_layers(choice) else self.encoder.output_stride
+        return self.frames(self.active).feature_stride
 
     def feature_lengths(self, samples: int) -> int:
         """Frames of what a head reads, of so many samples."""
-        encoder = self.encoder
-        return encoder.frame_lengths(samples) if self._reads_layers(self.active) else encoder.output_lengths(samples)
+        return self.frames(self.active).feature_lengths(samples)
 
-    def _reads_layers(self, choice: str | Composition | None) -> bool:
-        """Whether adapters hand on what they read from the layers, in place of the last hidden state."""
-        return self.hooks(choice).output_size is not None
+    def frames(self, choice: str | Composition | None) -> Frames:
+        """The frames that a head reads under an adapter or composition: the layers' where that hands on what it read
+        from them, in place of the last hidden state."""
+        return Frames(self.encoder, of_layers=self.hooks(choice).output_size is not None)
 
     @property
     def first_layer(self) -> int:

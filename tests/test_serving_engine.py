@@ -15,6 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_encoders import stock_model
 from small_server import engine_of, make_adapters, make_encoder, shake, tone
 
 from speech_adapters.bank.bank import Bank
@@ -127,6 +128,20 @@ def test_base_models_hear_no_padding(sounds: list[Recording], tmp_path: Path) ->
     assert engine.counts.batches < engine.counts.windows
     for one, answer in zip(asked, answers, strict=True):
         assert difference(answer, alone(encoder, *one)) < 1e-5, one[0].name
+
+
+def test_below_an_output_adapter_each_model_has_frames_of_its_own(sounds: list[Recording], tmp_path: Path) -> None:
+    encoder = tmp_path / "base"
+    stock_model("wavlm", "pre-norm", add_adapter=True).save_pretrained(encoder)
+    engine = engine_of(encoder, make_adapters(encoder, tmp_path / "served", 2, ("lora", "elp")))
+    adapters = [served for served in engine.catalog if served.adapter is not None]
+
+    async def ask() -> list[tuple[Any, Any]]:
+        return await asyncio.gather(*(output(engine, one, "transcription", sounds[3]) for one in adapters))
+
+    for served, answer in zip(adapters, run(engine, ask), strict=True):
+        expected = alone(encoder, served, "transcription", sounds[3])
+        assert answer[0].shape == expected[0].shape and difference(answer, expected) < 1e-5, served.name
 
 
 def test_adding_and_replacing_an_adapter_changes_no_bit_of_the_others(

@@ -69,6 +69,11 @@ class AdapterConfig(schema.Configuration):
         with torch.device("meta"):
             return self.build(encoder).tensors()
 
+    def reads_layers(self, encoder: Encoder) -> bool:
+        """Whether its module hands the head what it reads from an encoder's layers, not the last hidden state."""
+        with torch.device("meta"):
+            return self.build(encoder).output_size is not None
+
     def fixed_start(self, encoder: Encoder) -> dict[str, Tensor]:
         """The tensors that every fresh adapter starts from, by the names of :meth:`AdapterModule.tensors`.
 

@@ -58,6 +58,23 @@ class Framed(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Frames:
+    """The frames of an encoder's layers, or else of what stands behind them: an output adapter's are fewer."""
+
+    encoder: Encoder
+    of_layers: bool
+
+    @property
+    def feature_stride(self) -> int:
+        """Samples from one frame to the next."""
+        return self.encoder.stride if self.of_layers else self.encoder.output_stride
+
+    def feature_lengths(self, samples: int) -> int:
+        """Frames of so many samples."""
+        return self.encoder.frame_lengths(samples) if self.of_layers else self.encoder.output_lengths(samples)
+
+
 class Model(Framed, Modes, Protocol):
     """What is asked of a :class:`~speech_adapters.SpeechAdapterModel`."""
 
@@ -78,8 +95,8 @@ class Model(Framed, Modes, Protocol):
         """Its name."""
         ...
 
-    def feature_stride_of(self, choice: Any) -> int:
-        """``feature_stride`` under the adapters of this choice in place of the active ones."""
+    def frames(self, choice: Any) -> Frames:
+        """Those that a head reads under the adapters of this choice."""
         ...
 
     def lowest_layer(self, choices: Sequence[Any] | None = None) -> int:
@@ -136,7 +153,7 @@ def hear_windows(
                 f"{least / 16:.1f} ms; leave it out."
             )
     # adapters whose frames are of other strides cannot share a batch
-    stride = model.feature_stride if adapters is None else model.feature_stride_of(adapters[0])
+    stride = model.feature_stride if adapters is None else model.frames(adapters[0]).feature_stride
     if len(windows) > 1 and model.encoder.group_norm and model.lowest_layer(adapters) < -1:
         # an adapter inside a CNN that normalises over time: each window by itself
         return [

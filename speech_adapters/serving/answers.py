@@ -40,7 +40,7 @@ async def transcribe(
     head = loaded.heads["transcription"]
     assert isinstance(head, CTCHeadModule), "the catalog looked"
     pause = engine.settings.windows.pause
-    collector = Transcriber(head, engine.base.feature_stride, recording, pause, None)
+    collector = Transcriber(head, engine.frames(loaded).feature_stride, recording, pause, None)
     told = 0
     async with aclosing(engine.hear(loaded, "transcription", source)) as windows:
         async for window, heard in windows:
@@ -113,7 +113,7 @@ async def stitched(
     duration in seconds."""
     source = Source(recording, engine.settings.max_seconds)
     head = None if task is None else loaded.heads[task]
-    collector: Collector[ModelOutput] = Stitched(engine.base, head, recording, engine.settings.windows)
+    collector: Collector[ModelOutput] = Stitched(engine.frames(loaded), head, recording, engine.settings.windows)
     async with aclosing(engine.hear(loaded, task, source)) as windows:
         async for window, heard in windows:
             collector.add(window, heard)

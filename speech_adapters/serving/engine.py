@@ -27,7 +27,7 @@ from torch import Tensor
 from speech_adapters.data.audio import SAMPLE_RATE
 from speech_adapters.data.windows import Window, Windows, cut
 from speech_adapters.errors import AudioError, CheckpointError, ConfigError
-from speech_adapters.inference.hearing import BATCH_SECONDS, Heard, hear_windows
+from speech_adapters.inference.hearing import BATCH_SECONDS, Frames, Heard, hear_windows
 from speech_adapters.inference.recordings import Recording
 from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.serving.catalog import Catalog, Served
@@ -117,9 +117,7 @@ class Engine:
     def __init__(self, models: Sequence[SpeechAdapterModel], catalog: Catalog, settings: EngineSettings) -> None:
         self.catalog, self.settings = catalog, settings
         self.encoder = models[0].encoder
-        self.base = SpeechAdapterModel(self.encoder)  # nothing is ever active in it: its frames are the base's
         settings.windows.check(self.encoder.max_samples, self.encoder.name)
-        self._frames = {"stride": self.encoder.stride, "receptive_field": self.encoder.receptive_field}
         # one thread each: torch would spread the check of a waveform over the cores that workers are busy on
         self.decoders = ThreadPoolExecutor(settings.decoders, "decoder", torch.set_num_threads, (1,))
         self.loader = ThreadPoolExecutor(1, "loader")
@@ -171,7 +169,8 @@ class Engine:
             AudioError: a recording that cannot be read, or that is too long.
             CheckpointError: an output that is not finite.
         """
-        windows = cut(source.blocks(), self.settings.windows, **self._frames)
+        stride, receptive_field = self.frames(loaded).feature_stride, self.encoder.receptive_field
+        windows = cut(source.blocks(), self.settings.windows, stride=stride, receptive_field=receptive_field)
         futures: asyncio.Queue[tuple[Window, asyncio.Future[Heard]]] = asyncio.Queue()
         pending = 0
         more = True
@@ -209,6 +208,10 @@ class Engine:
         has_tensors = loaded.adapter is not None and bool(loaded.adapter.tensors)
         if has_tensors and own.features.shape == plain.features.shape and torch.equal(own.features, plain.features):
             raise CheckpointError(f"the adapter {served.name!r} changes nothing of what the base hears.")
+
+    def frames(self, loaded: Loaded) -> Frames:
+        """The frames that a model's heads read."""
+        return Frames(self.encoder, loaded.reads_layers)
 
     def submit(self, loaded: Loaded, task: str | None, window: Window) -> asyncio.Future[Heard]:
         """Let one window wait for its batch; cancelling the future takes it out."""

@@ -71,10 +71,10 @@ class LiveItem:
         head = loaded.heads["transcription"]
         assert isinstance(head, CTCHeadModule), "the catalog looked"
         self.engine, self.loaded, self.head, self.told = engine, loaded, head, told
-        encoder, settings = engine.encoder, engine.settings.windows
+        settings, self.stride = engine.settings.windows, engine.frames(loaded).feature_stride
         self.recording = Recording("the audio", torch.empty(0))
-        self.cutter = Cutter(settings, encoder.stride, encoder.receptive_field)
-        self.transcriber = Transcriber(head, encoder.stride, self.recording, settings.pause, None)
+        self.cutter = Cutter(settings, self.stride, engine.encoder.receptive_field)
+        self.transcriber = Transcriber(head, self.stride, self.recording, settings.pause, None)
         self.agreement = Agreement()
         self.samples = 0  # taken in
         self.heard = 0  # of them, at the last hearing of the window
@@ -149,9 +149,7 @@ class LiveItem:
             self.heard = end = self.samples
             window = Window(torch.from_numpy(self.window.copy()), self.start, self.start, end)
             heard = await self.engine.submit(self.loaded, "transcription", window)
-            transcriber = Transcriber(
-                self.head, self.engine.encoder.stride, self.recording, self.engine.settings.windows.pause, None
-            )
+            transcriber = Transcriber(self.head, self.stride, self.recording, self.engine.settings.windows.pause, None)
             transcriber.add(window, heard)
             transcript = transcriber.result(end / SAMPLE_RATE)
             if final := self.agreement(transcript.words, end / SAMPLE_RATE):
@@ -162,7 +160,7 @@ class LiveItem:
     def _trim(self) -> list[Segment]:
         """Leave behind what has been told; and what has not, where the window becomes too long: these words are
         returned."""
-        stride, end, lost = self.engine.encoder.stride, self.samples, []
+        stride, end, lost = self.stride, self.samples, []
         keep = self.agreement.told - CONTEXT
         longest = end / SAMPLE_RATE - LONGEST
         if longest > keep:

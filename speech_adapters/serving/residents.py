@@ -46,6 +46,7 @@ class Loaded:
     Attributes:
         adapter: of an adapter; fusion, members: of a composition, the latter by name.
         heads: by task, on the CPU in eval mode.
+        reads_layers: whether these read what the adapters read from the layers, not the last hidden state.
     """
 
     served: Served
@@ -53,6 +54,7 @@ class Loaded:
     fusion: SavedFusion | None = None
     members: dict[str, SavedAdapter] = field(default_factory=dict)
     heads: dict[str, HeadModule] = field(default_factory=dict)
+    reads_layers: bool = False
 
     @property
     def alone(self) -> bool:
@@ -81,6 +83,8 @@ def load(served: Served, encoder: Encoder) -> Loaded:
         loaded.fusion = read_fusion(served.fusion, encoder, given, {})
         if fingerprint(whole(loaded.fusion.tensors, members)) != served.fingerprint:
             raise _changed("fusion", served)
+    parts = [*loaded.members.values()] if loaded.adapter is None else [loaded.adapter]
+    loaded.reads_layers = any(part.config.reads_layers(encoder) for part in parts)
     for task, folder in served.heads.items():
         loaded.heads[task] = _own_ctc(encoder) if folder is None else _head(folder, served, task)
     return loaded

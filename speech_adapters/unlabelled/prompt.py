@@ -65,12 +65,8 @@ def source_statistics(
     pieces = hear_pieces(model, recordings, windows)
     if not pieces:
         raise ConfigError("source statistics: no speech was found in the recordings; give some that hold speech.")
-    was_training = model.training
-    try:
-        model.train(False)
+    with evaluating(model):
         means = [_means(model(**piece)) for piece in pieces]
-    finally:
-        model.train(was_training)
     return SourceStatistics(
         torch.cat([cnn for cnn, _ in means]).mean(0),
         tuple(torch.cat(states).mean(0) for states in zip(*(states for _, states in means), strict=True)),
