@@ -322,7 +322,7 @@ class SpeechAdapterModel(Inference, nn.Module):
             raise ConfigError("no adapter is folded into the base; nothing to take out.")
         fold(self.encoder, self._unfolded)
         name, self._unfolded, self.folded_adapter = self.folded_adapter, {}, None
-        self.set_active(name)
+        self.set_active(name, skip_layers=self.skip_layers)
 
     # ------------------------------------------------------------------ fusions
 
