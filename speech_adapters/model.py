@@ -301,7 +301,7 @@ class SpeechAdapterModel(Inference, nn.Module):
         module = self.registry.adapter(name)
         self._check_unfolded()
         weights = folded_weights(self.encoder, module)
-        self.set_active()
+        self.set_active(skip_layers=self.skip_layers)
         self._unfolded, self.folded_adapter = fold(self.encoder, weights), name
 
     def _check_beside_folded(self, names: Iterable[str]) -> None:

@@ -461,9 +461,7 @@ def test_beside_a_folded_adapter_nothing_acts_twice_or_in_its_place(tmp_path):
     model.add_adapter("c", "houlsby")
     model.fold_adapter("a")
     for choose in (model.set_active, lambda name: model(waveforms, adapter=[name] * 2)):
-        with pytest.raises(
-            ConfigError, match="'a' is folded into the base and acts; call unfold_adapter first"
-        ):
+        with pytest.raises(ConfigError, match="'a' is folded into the base and acts; call unfold_adapter first"):
             choose("a")
         with pytest.raises(ConfigError, match="'b' puts copies in the place of parts of the base, into which 'a' is"):
             choose("b")

@@ -29,6 +29,7 @@ from speech_adapters.data.audio import SAMPLE_RATE
 from speech_adapters.data.windows import Windows
 from speech_adapters.errors import CheckpointError, ConfigError
 from speech_adapters.heads.ctc import CTCHeadModule
+from speech_adapters.inference.modes import evaluating
 from speech_adapters.inference.recordings import Recording
 from speech_adapters.model_output import ModelOutput
 from speech_adapters.ranges import Count, CountOrNone, NotNegative, Positive, Range, Seed, check_values
