@@ -149,8 +149,8 @@ def hear_windows(
     for name, window in zip(names, windows, strict=True):
         if len(window.waveform) < least:
             raise AudioError(
-                f"{name}: {len(window.waveform) / 16:.1f} ms are shorter than the encoder's receptive field of "
-                f"{least / 16:.1f} ms; leave it out."
+                f"{name}: {1e3 * len(window.waveform) / SAMPLE_RATE:.1f} ms are shorter than the encoder's receptive "
+                f"field of {1e3 * least / SAMPLE_RATE:.1f} ms; leave it out."
             )
     # adapters whose frames are of other strides cannot share a batch
     stride = model.feature_stride if adapters is None else model.frames(adapters[0]).feature_stride
