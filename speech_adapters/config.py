@@ -148,7 +148,7 @@ def parse_cli(
     use_device(getattr(arguments, "where", None) or "auto")
     preset, file = getattr(arguments, "preset", None), arguments.config
     overrides = [*arguments.overrides, *(f"{keys[name]}={value}" for name, value in given.items())]
-    resume = _given("resume", overrides)
+    resume = given.get("resume") or _given("resume", arguments.overrides)
     if recipe is not None and resume and not (preset or file):
         file = find_run(recipe, str(resume)) / RUN_CONFIG
         overrides = ["output=null", *overrides]

@@ -9,6 +9,7 @@ import os
 import platform
 import re
 import shutil
+import threading
 import time
 import warnings
 import zlib
@@ -32,9 +33,9 @@ _HERE = f"at-{zlib.crc32(platform.node().encode()):08x}"
 
 
 def temporary_of(path: Path) -> Path:
-    """Where this process writes what is to be ``path``: beside it, so that the rename is one step on any file system.
+    """Where this thread writes what is to be ``path``: beside it, so that the rename is one step on any file system.
     :func:`sweep` knows by the name what a killed process left."""
-    return path.with_name(f".{path.name}.{_HERE}.{os.getpid()}.tmp")
+    return path.with_name(f".{path.name}.{threading.get_native_id()}.{_HERE}.{os.getpid()}.tmp")
 
 
 @contextlib.contextmanager
@@ -78,7 +79,7 @@ def new_folder(path: str | os.PathLike[str], *, replace: bool = False) -> Iterat
     temporary, old = temporary_of(path), path.with_name(f".{path.name}.old")
     try:
         with _refusals_of(path, "choose another place."):
-            if not replace and path.exists() and (not path.is_dir() or any(path.iterdir())):
+            if path.exists() and (not path.is_dir() or path.is_symlink() or (not replace and any(path.iterdir()))):
                 raise ConfigError(f"{path}: exists already; choose a new folder.")
             path.parent.mkdir(parents=True, exist_ok=True)
             sweep(path)
@@ -90,7 +91,12 @@ def new_folder(path: str | os.PathLike[str], *, replace: bool = False) -> Iterat
                 path.replace(old)
             elif path.exists():
                 path.rmdir()  # an empty one; what came meanwhile stays
-            temporary.replace(path)
+            try:
+                temporary.replace(path)
+            except OSError:
+                if replace and old.exists():
+                    old.replace(path)
+                raise
             if replace:
                 shutil.rmtree(old, ignore_errors=True)
     finally:
@@ -295,20 +301,20 @@ def read_json_lines(path: str | os.PathLike[str], *, torn_end: bool = False) -> 
     """
     path = Path(path)
     try:
-        lines = path.read_bytes().rstrip().split(b"\n")
+        content = path.read_bytes().rstrip()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
-    rows = []
+    rows, lines = [], content.split(b"\n") if content else []
+    remedy = "remove the line" if torn_end else "get or write the file again, whole"
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line.decode())  # line by line: a torn end may lie within a letter
         except (ValueError, RecursionError) as error:
             if torn_end and number == len(lines):
                 break
-            remedy = "remove the line" if torn_end else "get or write the file again, whole"
             raise InputError(f"{path}:{number}: not JSON ({error}); {remedy}") from error
         if not isinstance(row, dict):
-            raise InputError(f"{path}:{number}: expected a JSON object, got {row!r}; remove the line")
+            raise InputError(f"{path}:{number}: expected a JSON object, got {row!r}; {remedy}")
         rows.append(row)
     return rows
 

@@ -21,7 +21,7 @@ from speech_adapters.adapters import Bottleneck
 from speech_adapters.composition import Fuse
 from speech_adapters.data.store import Store
 from speech_adapters.errors import InputError
-from speech_adapters.files import _HERE, atomic, locked, new_folder, sweep, write_text
+from speech_adapters.files import _HERE, atomic, locked, new_folder, sweep, temporary_of, write_text
 from speech_adapters.saving.parts import load_part, save_part
 from speech_adapters.text import Vocabulary
 
@@ -160,7 +160,7 @@ def test_temporary_files_of_other_machines_stay(tmp_path: Path):
 
 def test_a_new_folder_takes_a_leftovers_place_and_no_other_folders(tmp_path: Path):
     path = tmp_path / "a"
-    left = tmp_path / f".a.{_HERE}.{os.getpid()}.tmp"  # processes of a container have the same numbers each time
+    left = temporary_of(path)  # processes of a container have the same numbers each time
     left.mkdir()
     (left / "half").touch()
     with new_folder(path) as folder:

@@ -463,6 +463,8 @@ def test_a_folder_is_searched_through_links_and_not_where_things_are_hidden(audi
     (audio / "aa").symlink_to(audio / "b")
     (audio / "linked").symlink_to(tmp_path / "disk")
     (audio / "linked" / "tuesday" / "up").symlink_to(audio)
+    (audio / "a").mkdir()
+    (audio / "a" / "link").symlink_to(audio / "b")
     found = [u.audio_filepath.relative_to(audio).as_posix() for u in read_folder(audio).manifest]
     assert found == ["a.wav", "b/b.wav", "linked/tuesday/d.wav"]
 

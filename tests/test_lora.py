@@ -147,6 +147,10 @@ def test_a_lora_that_comes_leaves_one_that_trains_as_it_is():
     with pytest.raises(ConfigError, match="LoRA 'a': another model has one of this name on the same encoder"):
         other.add_adapter("a", "lora")
     assert not other.adapters and model.eval()(waveforms).features.isfinite().all()
+    encoder = model.encoder
+    del model, dropouts
+    other.add_adapter("a", "lora")  # as a cell of a notebook that is run again
+    assert other(waveforms).features.isfinite().all() and other.encoder is encoder
 
 
 def test_copies_for_fine_tuning_hold_no_lora():

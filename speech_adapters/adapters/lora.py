@@ -15,10 +15,12 @@ feed-forward (PEFT-SER).
 from __future__ import annotations
 
 import copy
+import gc
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, cast
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
@@ -81,6 +83,10 @@ class LoRA(ProjectionConfig):
         )
 
 
+_OWNERS: WeakKeyDictionary[nn.Module, WeakValueDictionary[str, LoRAModule]] = WeakKeyDictionary()
+"""Stock model -> the LoRAs in it, by the names that ``peft`` knows them by."""
+
+
 class LoRAModule(AdapterModule):
     """Holds the ``peft`` layers of one adapter; their parameters also stand in the base's module tree."""
 
@@ -98,7 +104,8 @@ class LoRAModule(AdapterModule):
         from peft import inject_adapter_in_model
 
         _ = encoder.fingerprint  # of the base as it is, before peft renames its tensors
-        if name in getattr(encoder.model, "peft_config", {}):
+        owners = _OWNERS.setdefault(encoder.model, WeakValueDictionary())
+        if name in owners and gc.collect() >= 0 and name in owners:  # one that nobody holds any more is overwritten
             raise ConfigError(
                 f"LoRA {name!r}: another model has one of this name on the same encoder; choose another name, or give "
                 "each model an encoder of its own (copy.deepcopy)."
@@ -114,6 +121,7 @@ class LoRAModule(AdapterModule):
         for module in training:
             module.training = True
         self.name = name
+        owners[name] = self
         self.layers = [cast("Linear", encoder.model.get_submodule(target)) for target in self.targets]
         self.parts = nn.ModuleList(part for _, part in self._own_parts()).float()  # trained in full precision
         for layer in self.layers:  # peft's own forward stays out: the plan adds the update, whatever the composition
@@ -167,6 +175,8 @@ class LoRAModule(AdapterModule):
                 parent, _, child = target.rpartition(".")
                 setattr(encoder.model.get_submodule(parent), child, layer.base_layer)
         self.layers, self.parts = [], nn.ModuleList()
+        if (owners := _OWNERS.get(encoder.model)) is not None:
+            owners.pop(self.name, None)
         encoder.model.peft_config.pop(self.name)
         if not encoder.model.peft_config:
             del encoder.model.peft_config

@@ -149,11 +149,11 @@ def shared_config(members: Mapping[str, Member]) -> Any:
 
 
 def shape_of(config: Any, dropout: bool = False) -> Any:
-    """A config's plain values without its learning rates and dropout, which do not shape weights; on request with the
-    dropout, where there is any."""
+    """A config's plain values without its learning rates and dropout, which do not shape weights. With
+    ``dropout=True`` dropouts above 0 are kept."""
     if isinstance(config, dict):
-        apart = {key for key, value in config.items() if key == "dropout" and not (dropout and value)}
-        kept = {key: value for key, value in config.items() if "learning_rate" not in key and key not in apart}
+        dropped = {key for key, value in config.items() if key == "dropout" and not (dropout and value)}
+        kept = {key: value for key, value in config.items() if "learning_rate" not in key and key not in dropped}
         return {key: shape_of(value, dropout) for key, value in kept.items()}
     return [shape_of(item, dropout) for item in config] if isinstance(config, list) else config
 

@@ -23,19 +23,21 @@ USUAL = "wav, flac, ogg/opus, mp3"
 def recordings_in(folder: Path) -> tuple[list[Path], list[Path]]:
     """The recordings in a folder and all folders in it, sorted: those that are read, and those of other kinds.
 
-    Links to folders are followed, each folder once and by its own name first; what is hidden, as in ``.Trash``,
-    is none.
+    Links to folders are followed, each folder once and by its own name where it lies within; what is hidden, as in
+    ``.Trash``, is none.
     """
     files: list[Path] = []
     seen: set[str] = set()
-    for place, folders, names in os.walk(folder, followlinks=True):
-        if (real := os.path.realpath(place)) in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        shown = [name for name in folders if not name.startswith(".")]
-        folders[:] = sorted(shown, key=lambda name: (os.path.islink(os.path.join(place, name)), name))
-        files += (Path(place, name) for name in names if not name.startswith("."))
+    starts = [folder]
+    for start in starts:  # links come behind the folders that they may lead to
+        for place, folders, names in os.walk(start):
+            if (real := os.path.realpath(place)) in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            starts += (link for name in folders if (link := Path(place, name)).is_symlink())
+            files += (Path(place, name) for name in names if not name.startswith("."))
     files = sorted(file for file in files if file.is_file())
     readable, unreadable = ([f for f in files if f.suffix.lower() in kinds] for kinds in (READABLE, UNREADABLE))
     return readable, unreadable

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -297,10 +298,18 @@ def ahead(batches: Iterable[T]) -> Iterator[T]:
             yield batch
 
 
+GRACE = 5
+"""Seconds in which a main process reads what its last update needs."""
+
+
 def ignore_interrupts(_: int) -> None:
-    """For processes that read data: the main process, which gets the same signals, decides when to stop."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    """For processes that read data: the main process, which gets the same signals, decides when to stop.
+
+    After SIGTERM, by which a main process that ends takes them along too, they go on for :data:`GRACE` seconds."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "alarm"):  # Windows has none, and no signals to groups
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))
+        signal.signal(signal.SIGALRM, lambda *_: os._exit(0))
 
 
 def evaluation_loader(dataset: UtteranceDataset, batch_seconds: float) -> DataLoader[Item]:

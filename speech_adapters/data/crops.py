@@ -86,7 +86,7 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         groups: list[list[int]] = []
         group: list[int] = []
         for drawn in np.array_split(order, max(1, len(order) // BLOCK)):
-            block = np.array([*group, *drawn])
+            block = np.array([*group, *drawn], dtype=int)
             block = block[np.argsort(heard[block] * rng.uniform(1 - JITTER, 1 + JITTER, len(block)))]
             group = []
             for index in block.tolist():

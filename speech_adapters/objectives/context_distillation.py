@@ -222,9 +222,7 @@ class ContextDistillation(StudentLearner):
         frames = config.crop_frames[int(torch.multinomial(torch.tensor(config.crop_shares), 1))]
         crops = max(1, config.batch_frames // frames)
         waves = self.speech.crops(crops, samples_of(frames), gain_db=config.gain_db, tilt=config.tilt)
-        masked = max(
-            round(crops * config.hidden_crops), int(config.hidden_crops > 0)
-        )  # whatever length a process draws
+        masked = round(crops * config.hidden_crops)
         hidden = torch.zeros(crops, frames, dtype=torch.bool, device=self.device)
         if masked:
             hidden[:masked] = self.spans(masked, frames)

@@ -30,7 +30,16 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from tqdm.auto import tqdm
 
-from speech_adapters.errors import CheckpointError, ConfigError, InputError, Interrupted, TrainingError, counted, shown
+from speech_adapters.errors import (
+    CheckpointError,
+    ConfigError,
+    InputError,
+    Interrupted,
+    InUseError,
+    TrainingError,
+    counted,
+    shown,
+)
 from speech_adapters.files import atomic, hold
 from speech_adapters.runs.environment import peak_memory_bytes, reset_peak_memory
 from speech_adapters.runs.folder import RunFolder
@@ -381,8 +390,7 @@ class _Training:
                 raise ConfigError(f"training {self.name!r} was made in {self.folder.path} already; give another name.")
             if (results := self._load(path)) is not None:
                 return results
-        if self.accelerator.is_main_process:
-            hold(self.folder.path)  # here, too: a folder that was opened to be read takes trainings
+        self._hold()
         self._forget_later_lines()
         progress, learner = self.progress, self.learner
         self.folder.begin()
@@ -424,6 +432,17 @@ class _Training:
         results = {key: self._result(part.progress) for key, part in self.parts.items()}
         self._save(path, results)
         return results
+
+    def _hold(self) -> None:
+        """Lock the run folder, which may have been opened to be read; all processes stop where the main one cannot."""
+        found: InputError | None = None
+        if self.accelerator.is_main_process:
+            try:
+                hold(self.folder.path)
+            except InputError as error:
+                found = error
+        if self._any_process([] if found is None else [1]):
+            raise found or InUseError(f"{self.folder.path}: the main process cannot write to it.")
 
     def _result(self, part: _PartProgress) -> TrainingResult:
         progress = self.progress
@@ -699,9 +718,12 @@ class _Training:
         if self.folder.resumed and self.accelerator.is_main_process:
             saved = self.folder.checkpoint(self.name).is_file()
             step = self.progress.done // self.learner.turns if saved else -1
-            self.folder.forget_metrics(
-                lambda line: line.get("training", line.get("method")) == self.name and line.get("step", 0) > step
-            )
+            names = {self.name, *self.parts, *(self.learner.turn(number) for number in range(self.learner.turns))}
+
+            def own(line: Mapping[str, Any]) -> bool:  # older lines of parts and turns do not say whose they are
+                return line["training"] == self.name if "training" in line else line.get("method") in names
+
+            self.folder.forget_metrics(lambda line: own(line) and line.get("step", 0) > step)
 
     def _check_settings(self, path: Path, stored: Mapping[str, Mapping[str, str]]) -> None:
         """Raise a ConfigError for a checkpoint of other parts or settings."""

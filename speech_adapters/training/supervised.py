@@ -95,14 +95,14 @@ def check(
         check_hearing(dataset.manifest, model.encoder, config)
 
 
-def batches_of(dataset: UtteranceDataset, config: TrainingConfig, rank: int, processes: int) -> LengthBatches:
+def batches_of(dataset: UtteranceDataset, config: TrainingConfig, rank: int, world_size: int) -> LengthBatches:
     """The batches of one of so many processes. Raises an InputError for fewer utterances than an update takes."""
     return LengthBatches(
         dataset.durations,
         config.batch_seconds,
         seed=config.seed,
         rank=rank,
-        world_size=processes,
+        world_size=world_size,
         accumulation=config.accumulation,
         name=dataset.manifest.name,
     )

@@ -122,8 +122,8 @@ def _entry(
     if kinds != {"file"}:
         raise ManifestError(f"{path}{place}: audio of the type {', '.join(map(str, kinds))}; only files are read")
     channel = supervision.get("channel", 0)
-    channels = channel if isinstance(channel, list) and channel else [channel]
-    source = next((one for one in sources if set(channels) <= set(one.get("channels", [0]))), None)
+    channels = channel if isinstance(channel, list) else [channel]
+    source = next((one for one in sources if channels and set(channels) <= set(one.get("channels", [0]))), None)
     if source is None:
         raise ManifestError(f"{path}{place}: no file of the recording has the channel {channel!r}")
     there = source.get("channels", [0])

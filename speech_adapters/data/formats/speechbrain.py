@@ -15,7 +15,7 @@ from typing import Any
 
 from speech_adapters.data.audio import DURATION_TOLERANCE, audio_info
 from speech_adapters.data.formats.tables import read_table
-from speech_adapters.data.manifest import Manifest, read_utf8
+from speech_adapters.data.manifest import Manifest
 from speech_adapters.errors import AudioError, ManifestError
 from speech_adapters.files import write_text
 
@@ -33,9 +33,8 @@ def read(path: str | os.PathLike[str], *, root: str | os.PathLike[str] | None = 
         ManifestError: with the line: a missing column, or one of ``start`` and ``stop`` without the other.
     """
     path = Path(path)
-    header = [name.strip() for name in next(csv.reader(io.StringIO(read_utf8(path, "table"), newline="")), [])]
-    known = _COLUMNS | {key: name for key, name in _OPTIONAL.items() if name in header}
-    table = read_table(path, known)
+    names = read_table(path, _COLUMNS).names
+    table = read_table(path, _COLUMNS | {key: name for key, name in _OPTIONAL.items() if name in names})
     return Manifest.from_entries(_entries(table, root), str(path), root or path.parent)
 
 

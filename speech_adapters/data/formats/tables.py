@@ -33,6 +33,11 @@ class Table:
     left_out: tuple[str, ...]
     rows: tuple[tuple[str, dict[str, str]], ...]
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of all columns, in their order."""
+        return tuple(self.rows[0][1])
+
     def entries(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """(place, entry) of each row, the keys those of a manifest; empty cells are left out."""
         for place, row in self.rows:

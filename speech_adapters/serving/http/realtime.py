@@ -12,7 +12,7 @@ import itertools
 import json
 import logging
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -250,6 +250,10 @@ class Session:
             await asyncio.wait(self._ending, return_when=asyncio.FIRST_COMPLETED)
 
     async def _complete(self, item: LiveItem, item_id: str, loaded: Loaded) -> None:
+        with suppress(WebSocketDisconnect):
+            await self._answer(item, item_id, loaded)
+
+    async def _answer(self, item: LiveItem, item_id: str, loaded: Loaded) -> None:
         try:
             transcript = await item.finish()
             usage = {"type": "duration", "seconds": round(item.duration, 3)}
@@ -259,7 +263,7 @@ class Session:
                        for word in transcript.words], **identity(loaded.served),
             )  # fmt: skip
         except WebSocketDisconnect:
-            pass
+            raise
         except Exception as error:
             told = _told(error)
             content = errors.body(told.status_code, str(told.detail), told.param, told.code)

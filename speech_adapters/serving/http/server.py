@@ -11,9 +11,11 @@ import math
 import os
 import re
 import socket
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TextIO
 
 import h11
 import torch
@@ -47,9 +49,7 @@ def serve(arguments: argparse.Namespace) -> None:
     Raises:
         ConfigError, CheckpointError: what cannot be served, before anything listens.
     """
-    # a descriptor of its own: that of stderr is turned away while libmpg123 reads
-    terminal = open(os.dup(2), "w", buffering=1, encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=terminal)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=_terminal())
     for name in ("httpx", "uvicorn"):
         logging.getLogger(name).setLevel(logging.WARNING)
     settings = HttpSettings(
@@ -84,6 +84,14 @@ def serve(arguments: argparse.Namespace) -> None:
     with contextlib.suppress(KeyboardInterrupt, Interrupted):  # uvicorn raises the signal again when it has stopped
         Server(create_app(engine, settings, keys)).run([listening])
     log.info("stopped; all that was taken has been answered")
+
+
+def _terminal() -> TextIO:
+    """Standard error by a descriptor of its own: that of others is turned away while libmpg123 reads."""
+    try:
+        return open(os.dup(2), "w", buffering=1, encoding="utf-8", errors="backslashreplace")
+    except OSError:  # closed, as daemons may have it
+        return sys.stderr
 
 
 def add_place(engine: Engine, place: str | Path) -> None:
