@@ -105,7 +105,9 @@ class LoRAModule(AdapterModule):
 
         _ = encoder.fingerprint  # of the base as it is, before peft renames its tensors
         owners = _OWNERS.setdefault(encoder.model, WeakValueDictionary())
-        if name in owners and gc.collect() >= 0 and name in owners:  # one that nobody holds any more is overwritten
+        if name in owners:
+            gc.collect()  # the name is free where nobody holds that model any more
+        if name in owners:
             raise ConfigError(
                 f"LoRA {name!r}: another model has one of this name on the same encoder; choose another name, or give "
                 "each model an encoder of its own (copy.deepcopy)."

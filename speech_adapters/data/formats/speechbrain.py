@@ -33,8 +33,7 @@ def read(path: str | os.PathLike[str], *, root: str | os.PathLike[str] | None = 
         ManifestError: with the line: a missing column, or one of ``start`` and ``stop`` without the other.
     """
     path = Path(path)
-    names = read_table(path, _COLUMNS).names
-    table = read_table(path, _COLUMNS | {key: name for key, name in _OPTIONAL.items() if name in names})
+    table = read_table(path, _COLUMNS, _OPTIONAL)
     return Manifest.from_entries(_entries(table, root), str(path), root or path.parent)
 
 

@@ -33,11 +33,6 @@ class Table:
     left_out: tuple[str, ...]
     rows: tuple[tuple[str, dict[str, str]], ...]
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Of all columns, in their order."""
-        return tuple(self.rows[0][1])
-
     def entries(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """(place, entry) of each row, the keys those of a manifest; empty cells are left out."""
         for place, row in self.rows:
@@ -48,13 +43,18 @@ class Table:
             yield place, entry
 
 
-def read_table(path: str | os.PathLike[str], columns: Mapping[str, str] | None = None) -> Table:
+def read_table(
+    path: str | os.PathLike[str],
+    columns: Mapping[str, str] | None = None,
+    optional: Mapping[str, str] | None = None,
+) -> Table:
     """Read a table whose columns tabs, bars, semicolons or commas separate: the one that Excel's ``sep=;`` names, else
     the first of them that every line has as often as the others.
 
     Args:
         columns: key -> column, for those that their names do not tell (:data:`~.columns.NAMES`); numbers from 1 mean
             a table without a header.
+        optional: the same, of columns that need not be there.
 
     Raises:
         ManifestError: with the line: a file that is no table, a row with more or fewer cells than the header, a
@@ -70,6 +70,7 @@ def read_table(path: str | os.PathLike[str], columns: Mapping[str, str] | None =
     else:
         names = [name.strip() for name in lines.pop(0)[1]]
         check_distinct(names, f"{path}:1")
+        said |= {key: name for key, name in (optional or {}).items() if name in names}
         found = match_columns(names, said, f"{path}:1")
         if not lines:
             raise ManifestError(f"{path}:1: a header but no rows; it needs a row per utterance")
