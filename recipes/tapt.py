@@ -21,8 +21,9 @@ from speech_adapters.data.manifest import Channel, Manifest
 from speech_adapters.errors import ConfigError
 from speech_adapters.objectives.choice import ObjectiveChoice, read_noises
 from speech_adapters.objectives.pretraining import MaskedPrediction, PretrainingConfig, pretrain
-from speech_adapters.ranges import Seed
+from speech_adapters.ranges import Rate, Seed
 from speech_adapters.runs.results import MethodResults, Results
+from speech_adapters.tasks.base import chosen_rates
 from speech_adapters.tasks.downstream import Downstream
 
 PRESETS = {path.stem: path for path in (Path(__file__).parent / "tapt").glob("*.yaml")}
@@ -42,6 +43,9 @@ class Config(ObjectiveChoice):
     adapter_options: dict[str, Any] = field(default_factory=dict)
     """Settings of the preset to change."""
     noise: Path | None = option(None, "manifest of noises for the wavlm objective")
+    rates: dict[str, Rate] = field(default_factory=dict)
+    """Learning rates by parameter group, over the published ones; groups that the adapter has not may be named.
+    ``training.learning_rates`` goes over them, and must be used."""
     training: PretrainingConfig = field(default_factory=PretrainingConfig)
     second_pass: PretrainingConfig | None = option(None, "a further pass on the subdomain with the highest loss")
     subdomain: str = option("domain", "key of the manifest that divides it into subdomains")
@@ -115,6 +119,16 @@ def second_pass(config: Config, learner: MaskedPrediction, train: Manifest, held
     return done, {"subdomain": hardest, "losses": losses}
 
 
+def with_rates(config: Config, groups: set[str]) -> Config:
+    """The rates that each pass trains the adapter's groups with, in its own settings."""
+    passes = {key: settings for key in ("training", "second_pass") if (settings := getattr(config, key)) is not None}
+    chosen = {
+        key: chosen_rates(config.rates, settings.learning_rates, {config.adapter: groups})[config.adapter]
+        for key, settings in passes.items()
+    }
+    return replace(config, **{key: replace(passes[key], learning_rates=rates) for key, rates in chosen.items()})
+
+
 def read_downstream(config: Config) -> tuple[Manifest, Manifest, dict[str, Manifest]] | None:
     """What the task trains on, what it is scored on, and the further test sets; None where there is no task."""
     if config.downstream_train is None:
@@ -176,7 +190,8 @@ def main(argv: list[str] | None = None) -> None:
     model = SpeechAdapterModel(encoder)
     model.add_adapter("tapt", preset(config.adapter, "asr", **config.adapter_options))
     model.train_adapter("tapt")
-    run = RunFolder.open("tapt", config, config.output, resume=config.resume, data=data)
+    asked, config = config, with_rates(config, set(model.parameter_groups()))
+    run = RunFolder.open("tapt", asked, config.output, resume=config.resume, data=data)
     objective = config.build(model, train, config.training, run, noises)
     print(f"{encoder!r}\ntrain {train.summary()}\nheld  {held_out.summary()}")
     print(f"{objective.name} objective, prediction head: {objective.head_source}\nrun   {run.path}\n")

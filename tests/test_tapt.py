@@ -299,8 +299,15 @@ def test_recipe(speech, tmp_path):
         "second_pass.updates=2", "second_pass.crops=1", "second_pass.crop_seconds=0.6",
         "held_out=" + str(speech / "speech.jsonl"),
         "downstream.training.updates=2", "downstream.training.batch_seconds=3", "downstream.training.trackers=[none]",
+        "rates={layers: 2.0e-3, lora: 1.0}", "training.schedule=constant", "training.warmup=0", "training.log_every=1",
     ]  # fmt: skip
+    lacking = run(*command, "training.learning_rates={lora: 1.0}", expect=2)
+    assert "training.learning_rates.lora: no method of this run has this group" in lacking.stderr
+    assert not out.exists()
     run(*command)
+    logged = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    rates = [line["learning_rate"] for line in logged if line["method"] == "tapt" and "learning_rate" in line]
+    assert rates and all(rate["layers"] == 2e-3 and "lora" not in rate for rate in rates)
     results = json.loads((out / "results.json").read_text())
     assert results["prediction_head"] == "new" and results["second_pass"]["subdomain"] in ("noisy", "clean")
     assert 0 <= results["metrics"]["wer"]["low"] <= results["metrics"]["wer"]["high"]

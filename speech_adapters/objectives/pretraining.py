@@ -119,7 +119,7 @@ class MaskedPrediction(Learner):
         groups = {}
         if self.only is None:
             own = self.model.parameter_groups()
-            rates = self.model.learning_rates({k: v for k, v in self.config.learning_rates.items() if k in own})
+            rates = self.model.learning_rates(self.config.learning_rates)
             groups = {group: (parameters, rates[group]) for group, parameters in own.items()}
         return groups | {"objective": (list(self.objective.parameters()), self.config.objective_rate)}
 
