@@ -7,6 +7,7 @@ import torch
 from small_encoders import FAMILIES, STYLES, small_encoder, stock_model
 from small_models import batch, shake, small_model
 
+from speech_adapters import SpeechAdapterModel
 from speech_adapters.adapters import EL, VARAN, Bottleneck, EAdapter, LAdapter, LayerNorms, LoRA, PAdapter, WeightedSum
 from speech_adapters.adapters.bottleneck import BottleneckLayer
 
@@ -77,6 +78,33 @@ def test_pseudo_frames_go_through_the_encoder_and_leave_again(family, side, wher
         ours = model(waveforms).last_hidden_state
     kept = theirs[:, 4:] if side == "prepend" else theirs[:, :-4]
     torch.testing.assert_close(ours, kept, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_pseudo_frames_begin_as_what_the_front_end_makes_of_silence(family):
+    encoder = small_encoder(family, "pre-norm")
+    with torch.no_grad():
+        silence = encoder(torch.zeros(1, 16_000), stop_layer=0)
+    for where in ("cnn_out", "proj_out", "layers_in"):
+        pseudo = PAdapter(where=where, init_std=0).build(encoder).pseudo
+        assert torch.equal(pseudo, pseudo[:1].expand_as(pseudo))
+        if where == "cnn_out":
+            torch.testing.assert_close(pseudo[0], silence.cnn_output[0, 20], atol=1e-5, rtol=1e-4)
+        noisy = PAdapter(where=where, init_std=0.5, frames=400).build(encoder).pseudo
+        assert 0.4 < (noisy - pseudo[0]).std() < 0.6
+
+
+@pytest.mark.parametrize("where", ["cnn_out", "layers_in"])
+def test_speech_beside_fresh_pseudo_frames_is_heard_as_it_was(where):
+    """Frames around zero, which are no silence to the encoder, change these states by all of their norm."""
+    model = SpeechAdapterModel.from_pretrained("whisper-tiny-en")
+    model.add_adapter("p", PAdapter(where=where))
+    waveforms = 0.1 * torch.randn(2, 32_000, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        fresh = model(waveforms).last_hidden_state
+        model.set_active()
+        frozen = model(waveforms).last_hidden_state
+    assert 0 < (fresh - frozen).norm() < 0.2 * frozen.norm()
 
 
 @pytest.mark.parametrize("style", STYLES)
