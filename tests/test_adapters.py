@@ -8,7 +8,18 @@ from small_encoders import FAMILIES, STYLES, small_encoder, stock_model
 from small_models import batch, shake, small_model
 
 from speech_adapters import SpeechAdapterModel
-from speech_adapters.adapters import EL, VARAN, Bottleneck, EAdapter, LAdapter, LayerNorms, LoRA, PAdapter, WeightedSum
+from speech_adapters.adapters import (
+    EL,
+    VARAN,
+    Bottleneck,
+    DeepPrompts,
+    EAdapter,
+    LAdapter,
+    LayerNorms,
+    LoRA,
+    PAdapter,
+    WeightedSum,
+)
 from speech_adapters.adapters.bottleneck import BottleneckLayer
 
 # --- formulas ------------------------------------------------------------------------------------------------------
@@ -94,11 +105,11 @@ def test_pseudo_frames_begin_as_what_the_front_end_makes_of_silence(family):
         assert 0.4 < (noisy - pseudo[0]).std() < 0.6
 
 
-@pytest.mark.parametrize("where", ["cnn_out", "layers_in"])
-def test_speech_beside_fresh_pseudo_frames_is_heard_as_it_was(where):
+@pytest.mark.parametrize("config", [PAdapter(), PAdapter(where="layers_in"), DeepPrompts()])
+def test_speech_beside_fresh_frames_is_heard_as_it_was(config):
     """Frames around zero, which are no silence to the encoder, change these states by all of their norm."""
     model = SpeechAdapterModel.from_pretrained("whisper-tiny-en")
-    model.add_adapter("p", PAdapter(where=where))
+    model.add_adapter("p", config)
     waveforms = 0.1 * torch.randn(2, 32_000, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         fresh = model(waveforms).last_hidden_state

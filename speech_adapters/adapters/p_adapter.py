@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from speech_adapters.adapters.base import AdapterConfig, AdapterModule
+from speech_adapters.adapters.silence import middle, silence
 from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.encoders.plan import Frames
 from speech_adapters.ranges import NotNegative, Size
@@ -60,7 +61,7 @@ class PAdapterModule(AdapterModule):
         width = encoder.cnn_width if config.where == "cnn_out" else encoder.hidden_size
         start = torch.randn(config.frames, width) * config.init_std
         if not start.is_meta:  # a blueprint holds no values
-            start += silent_frame(encoder, config.where)
+            start += _silent_frame(encoder, config.where)
         self.pseudo = nn.Parameter(start)
 
     def pseudo_frames(self, where: str, frames: Tensor, mask: Tensor | None) -> Frames | None:
@@ -87,14 +88,12 @@ class PAdapterModule(AdapterModule):
         return [f"p: {count} pseudo frames of {width}, {self.config.side} at {self.config.where}"]
 
 
-@torch.no_grad()
-def silent_frame(encoder: Encoder, where: str) -> Tensor:
-    """What the front-end makes of silence, (C,) at "cnn_out" and (D,) elsewhere: a frame with others around it."""
-    output = encoder(torch.zeros(1, encoder.receptive_field + 8 * encoder.stride, device=encoder.device), stop_layer=0)
+def _silent_frame(encoder: Encoder, where: str) -> Tensor:
+    output = silence(encoder, stop_layer=0)
     assert output.cnn_output is not None
-    frames = {
-        "cnn_out": output.cnn_output,
-        "proj_out": encoder.architecture.project(encoder.model, output.cnn_output),
-        "layers_in": output.hidden_states[0],
-    }[where]
-    return frames[0, frames.shape[1] // 2].float().cpu()
+    if where == "cnn_out":
+        return middle(output.cnn_output)
+    if where == "layers_in":
+        return middle(output.hidden_states[0])
+    with torch.no_grad():
+        return middle(encoder.architecture.project(encoder.model, output.cnn_output))
