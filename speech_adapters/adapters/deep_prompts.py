@@ -8,8 +8,8 @@ stand there as a prefix, which is the same function at a part of the cost. WavLM
 
 Parameters: ``length D`` a layer. Use them as PEFT-SER does for emotion (5), or with parallel adapters for speakers
 (IPET, 64). Prompts take part in the attention from the first step on: step 0 is the frozen encoder on speech with
-``length`` frames of silence beside it. Around zero they changed the last states of WavLM and Whisper encoders by 26 to
-120 % of their norm, as silence by 1 to 14 % (5 prompts).
+``length`` frames of silence beside it. Around zero they changed the last states of WavLM and Whisper encoders by 25 to
+130 % of their norm, as silence by 1 to 14 % (5 prompts).
 
 Sources: Feng and Narayanan, "PEFT-SER" (ACII 2023, code: 5 prompts a layer, put in and taken out in every layer);
 IPET (arXiv 2211.02227, code: 64). The start is ours: the silent frame that a layer reads, and N(0, 0.02) beside it.
