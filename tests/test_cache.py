@@ -23,7 +23,7 @@ from speech_adapters.tasks.asr import evaluate_asr
 from speech_adapters.training import cache as cache_file
 from speech_adapters.training.cache import CachedDataset, clear_cache, list_caches
 from speech_adapters.training.frozen import frozen_part, model_inputs
-from speech_adapters.training.loop import TrainingResult
+from speech_adapters.training.result import TrainingResult
 from speech_adapters.training.settings import Cache, TrainingConfig
 from speech_adapters.training.supervised import train
 

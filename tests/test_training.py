@@ -41,7 +41,7 @@ from speech_adapters.heads.base import HeadConfig
 from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.runs.folder import RunFolder
 from speech_adapters.tasks.classification import evaluate_classification
-from speech_adapters.training.loop import rate_factor
+from speech_adapters.training.part import rate_factor
 from speech_adapters.training.settings import TrainingConfig
 from speech_adapters.training.supervised import Supervised, time_mask, train
 

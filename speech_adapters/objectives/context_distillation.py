@@ -41,7 +41,7 @@ from speech_adapters.objectives.units import k_means
 from speech_adapters.objectives.whisper_student import wav2vec2_like
 from speech_adapters.objectives.whisper_teacher import WhisperTeacher
 from speech_adapters.ranges import LARGEST, Count, CountOrNone, Dropout, NotNegative, Range, Rate, Share, Size
-from speech_adapters.training.loop import Loss, Position
+from speech_adapters.training.learner import Loss, Position
 from speech_adapters.training.settings import LoopConfig
 
 RATES = {"student": 1e-3, "clusters": 1e-3, "front": 1e-4}

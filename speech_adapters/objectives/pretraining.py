@@ -22,7 +22,9 @@ from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.objectives.base import Objective
 from speech_adapters.ranges import Count, CountOrNone, Dropout, NotNegative, Positive, Rate, Size
 from speech_adapters.runs.folder import RunFolder
-from speech_adapters.training.loop import Learner, Loss, Position, TrainingResult, fit
+from speech_adapters.training.learner import Learner, Loss, Position
+from speech_adapters.training.loop import fit
+from speech_adapters.training.result import TrainingResult
 from speech_adapters.training.settings import LoopConfig
 
 HELD_OUT = 1_000_003

@@ -29,7 +29,9 @@ from speech_adapters.objectives.distillation import HiddenStateDistillation
 from speech_adapters.objectives.whisper_teacher import WhisperTeacher
 from speech_adapters.ranges import CountOrNone, NotNegative, Positive, Range, Rate, check_values
 from speech_adapters.runs.folder import RunFolder
-from speech_adapters.training.loop import Learner, Loss, Position, TrainingResult, fit
+from speech_adapters.training.learner import Learner, Loss, Position
+from speech_adapters.training.loop import fit
+from speech_adapters.training.result import TrainingResult
 from speech_adapters.training.settings import LoopConfig
 
 Augment = Callable[[Tensor, np.random.Generator], Tensor]

@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # the rest is imported where it is used, so that a recipe's -
     from speech_adapters.model import SpeechAdapterModel
     from speech_adapters.runs.folder import RunFolder
     from speech_adapters.runs.results import MethodResults
-    from speech_adapters.training.loop import TrainingResult
+    from speech_adapters.training.result import TrainingResult
 
 R = TypeVar("R")
 

@@ -45,7 +45,7 @@ from speech_adapters.saving.parts import load_part
 from speech_adapters.tasks.asr import SpeechRecognition, evaluate_asr
 from speech_adapters.tasks.base import check_seeds, chosen_rates
 from speech_adapters.tasks.predict import mean_attention
-from speech_adapters.training.loop import mean_costs
+from speech_adapters.training.result import mean_costs
 from speech_adapters.training.settings import TrainingConfig
 from speech_adapters.training.supervised import train
 

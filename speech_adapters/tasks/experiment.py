@@ -28,7 +28,8 @@ from speech_adapters.runs.processes import processes
 from speech_adapters.runs.results import MethodResults, Results
 from speech_adapters.tasks.base import Corpus, ExperimentConfig, Task
 from speech_adapters.tasks.start import Start
-from speech_adapters.training.loop import TrainingResult, Watcher, mean_costs
+from speech_adapters.training.loop import Watcher
+from speech_adapters.training.result import TrainingResult, mean_costs
 from speech_adapters.training.settings import TrainingConfig
 from speech_adapters.training.supervised import batches_of, check_hearing
 from speech_adapters.training.together import Member, train_together

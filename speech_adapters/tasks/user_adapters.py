@@ -36,7 +36,7 @@ from speech_adapters.inference.recordings import Audio, recordings_of
 from speech_adapters.inference.transcripts import Transcript
 from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.runs.folder import RunFolder
-from speech_adapters.training.loop import TrainingResult
+from speech_adapters.training.result import TrainingResult
 from speech_adapters.training.settings import TrainingConfig
 from speech_adapters.training.supervised import train
 

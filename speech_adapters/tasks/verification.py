@@ -50,7 +50,7 @@ from speech_adapters.runs.results import MethodResults
 from speech_adapters.tasks.base import Corpus, Task
 from speech_adapters.tasks.large_margin import LargeMargin
 from speech_adapters.tasks.predict import Cost, check_manifest, extract_embeddings
-from speech_adapters.training.loop import TrainingResult
+from speech_adapters.training.result import TrainingResult
 from speech_adapters.training.settings import TrainingConfig
 from speech_adapters.training.supervised import train
 

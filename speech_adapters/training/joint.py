@@ -19,7 +19,9 @@ from speech_adapters.errors import ConfigError
 from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.runs.folder import RunFolder
 from speech_adapters.runs.processes import processes
-from speech_adapters.training.loop import Learner, Loss, Position, TrainingResult, fit
+from speech_adapters.training.learner import Learner, Loss, Position
+from speech_adapters.training.loop import fit
+from speech_adapters.training.result import TrainingResult
 from speech_adapters.training.settings import TrainingConfig
 from speech_adapters.training.supervised import Supervised
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 import signal
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -25,9 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast, send_to_device, set_seed
-from torch import Tensor, nn
-from torch.amp.grad_scaler import GradScaler
+from accelerate.utils import send_to_device, set_seed
 from tqdm.auto import tqdm
 
 from speech_adapters.errors import (
@@ -44,8 +41,13 @@ from speech_adapters.files import atomic, hold
 from speech_adapters.runs.environment import peak_memory_bytes, reset_peak_memory
 from speech_adapters.runs.folder import RunFolder
 from speech_adapters.runs.processes import from_main, processes
+from speech_adapters.training.learner import Learner, Loss, Position
 from speech_adapters.training.meters import EnergyMeter, FlopCounter
+from speech_adapters.training.part import Part, PartProgress
+from speech_adapters.training.result import TrainingResult, add_known
 from speech_adapters.training.settings import LoopConfig, settings_of_updates
+
+__all__ = ["Learner", "Loss", "Position", "TrainingResult", "Watcher", "fit", "fit_parts", "seed_update"]
 
 Watcher = Callable[[str, int, Mapping[str, float]], bool]
 """Told of each evaluation: the part's name, updates made, figures on held-out data. Where it returns True the part
@@ -53,153 +55,6 @@ stops, its best state kept: others show that it is not worth going on with."""
 
 SKIPPED_IN_A_ROW = {"fp32": 3, "bf16": 3, "fp16": 25}
 """Updates in a row whose gradients are not finite before a training gives up; fp16 finds its loss scale so."""
-
-
-@dataclass(frozen=True)
-class Position:
-    """Where in the data an update reads: the batches of ``epoch`` from ``place`` on, of them process ``rank``'s."""
-
-    epoch: int
-    place: int
-    rank: int = 0
-    processes: int = 1
-
-
-@dataclass(frozen=True)
-class Loss:
-    """What one batch gave: a scalar to minimise, the seconds of audio in it, whose they are, and further figures."""
-
-    loss: Tensor
-    seconds: float
-    ids: Sequence[str] = ()
-    figures: Mapping[str, Tensor] = field(default_factory=dict)
-
-
-class Learner(ABC):
-    """What the loop trains.
-
-    Attributes:
-        device: where the loop puts batches.
-        turns: learners that take turns: so many updates make a round, and ``updates`` counts rounds.
-        kept_by: the figure of :meth:`evaluate` that is lowest in the state to keep.
-        watched_from_start: evaluate before the first update too, so that a training that helps nothing changes
-            nothing.
-    """
-
-    device: torch.device
-    turns: int = 1
-    kept_by: str = "loss"
-    watched_from_start: bool = False
-
-    @property
-    def parts(self) -> Mapping[str, Learner]:
-        """The trainings that this one is, by name, all of as many updates; by default itself, without a name."""
-        return {"": self}
-
-    def config_of(self, shared: LoopConfig) -> LoopConfig:
-        """The settings of this part; seeds and rates may differ from those that all share."""
-        return shared
-
-    def losses(self, batch: Any, update: int, running: Collection[str]) -> Iterator[tuple[str, Loss]]:
-        """The loss of each part in ``running``, with its name; each is differentiated before the next is asked for."""
-        yield "", self.loss(batch, update)
-
-    def evaluations(self, running: Collection[str]) -> Mapping[str, dict[str, float]]:
-        """:meth:`evaluate` of each part in ``running``."""
-        return {"": self.evaluate()}
-
-    @abstractmethod
-    def groups(self) -> dict[str, tuple[list[nn.Parameter], float]]:
-        """Parameters that train and their peak learning rate, by group."""
-
-    @abstractmethod
-    def batches(self, at: Position) -> Iterator[Any]:
-        """The batches from a position to the end of its epoch; the same ones whenever it is asked."""
-
-    @abstractmethod
-    def loss(self, batch: Any, update: int) -> Loss:
-        """The loss of one batch, to be differentiated; ``update`` counts from 0."""
-
-    @abstractmethod
-    def tensors(self) -> dict[str, Tensor]:
-        """All that the training changes, by name: what checkpoints and the best state hold."""
-
-    @abstractmethod
-    def train(self, mode: bool = True) -> None:
-        """Turn dropout on or off."""
-
-    @abstractmethod
-    def check_alive(self) -> None:
-        """Raise where a trainable tensor has got no gradient."""
-
-    def evaluate(self) -> dict[str, float]:
-        """``loss`` on held-out data, and further figures; called without gradients."""
-        raise ConfigError("training.evaluate_every needs a dev set.")
-
-    def turn(self, update: int) -> str | None:
-        """Whose turn an update is, for the log; None where nobody takes turns."""
-        return None
-
-    def before_update(self, update: int) -> None:  # noqa: B027
-        """Called first of all: schedules of a method's own."""
-
-    def after_update(self, update: int) -> None:  # noqa: B027
-        """Called last, gradients still in place."""
-
-    def state(self) -> dict[str, Any]:
-        """What else a checkpoint needs, in tensors and plain values."""
-        return {}
-
-    def load_state(self, state: dict[str, Any]) -> None:  # noqa: B027
-        """Take back what :meth:`state` gave."""
-
-
-@dataclass(frozen=True)
-class TrainingResult:
-    """What a training cost: updates made, wall seconds, audio seconds per wall second, peak memory in bytes.
-
-    ``skipped`` counts updates that were left out since their gradients were not finite. ``together`` trainings shared
-    one pass, whose the costs are. ``flops`` are those of all products and convolutions, counted from their shapes in
-    the first update and scaled to the audio heard; ``energy_joules`` what the counters say, None without any.
-    """
-
-    updates: int
-    seconds: float
-    audio_seconds_per_second: float
-    peak_memory_bytes: int
-    final_loss: float
-    best_dev_loss: float | None
-    skipped: int = 0
-    together: int = 1
-    flops: float | None = None
-    energy_joules: float | None = None
-
-    @property
-    def costs(self) -> dict[str, float | None]:
-        """As ``results.json`` has them."""
-        names = ("seconds", "audio_seconds_per_second", "peak_memory_bytes", "flops", "energy_joules")
-        return {name: getattr(self, name) for name in names}
-
-    def __add__(self, later: TrainingResult) -> TrainingResult:
-        """Two stages of one training."""
-        seconds = self.seconds + later.seconds
-        audio = sum(stage.audio_seconds_per_second * stage.seconds for stage in (self, later))
-        return TrainingResult(
-            updates=self.updates + later.updates,
-            seconds=seconds,
-            audio_seconds_per_second=audio / max(seconds, 1e-9),
-            peak_memory_bytes=max(self.peak_memory_bytes, later.peak_memory_bytes),
-            final_loss=later.final_loss,
-            best_dev_loss=later.best_dev_loss,
-            skipped=self.skipped + later.skipped,
-            together=max(self.together, later.together),
-            flops=_sum(self.flops, later.flops),
-            energy_joules=_sum(self.energy_joules, later.energy_joules),
-        )
-
-
-def _sum(one: float | None, other: float | None) -> float | None:
-    return None if one is None or other is None else one + other
 
 
 @dataclass
@@ -216,23 +71,6 @@ class _Progress:
     first_audio: float = 0.0
     sums: dict[str, list[float]] = field(default_factory=dict)
     """Of each figure since the last line of the log: its sum and count."""
-
-
-@dataclass
-class _PartProgress:
-    """How a part does."""
-
-    updates: int = 0
-    audio_seconds: float = 0.0
-    last_loss: float = math.nan
-    best_loss: float | None = None
-    best_error: float | None = None
-    worse: int = 0
-    stopped: bool = False
-    skipped: int = 0
-    skipped_in_a_row: int = 0
-    alive: list[int] = field(default_factory=list)
-    """Turns whose tensors were seen to learn."""
 
 
 def fit(
@@ -266,109 +104,13 @@ def fit_parts(
     return _Training(learner, config, run, name, watcher).run()
 
 
-class _Part:
-    """One training: what it changes, and all that follows from its own gradients and losses."""
-
-    def __init__(self, learner: Learner, shared: LoopConfig) -> None:
-        self.learner, self.config = learner, learner.config_of(shared)
-        self.groups = learner.groups()
-        self.parameters = [parameter for parameters, _ in self.groups.values() for parameter in parameters]
-        if not self.parameters:
-            raise ConfigError("nothing is trainable; call model.train_adapter(name, head=...) first.")
-        self.optimizer = torch.optim.AdamW(
-            [{"params": parameters, "lr": rate, "name": group} for group, (parameters, rate) in self.groups.items()],
-            betas=self.config.betas,
-            weight_decay=self.config.weight_decay,
-            fused=learner.device.type in ("cpu", "cuda") or None,  # three to five times faster on CPUs too
-        )
-        self.scaler = GradScaler(learner.device.type, enabled=self.config.precision == "fp16")
-        self.progress = _PartProgress()
-        self.best: dict[str, Tensor] = {}
-
-    def begin(self, done: int) -> None:
-        """Set the rates for the update after ``done`` ones, and forget the gradients."""
-        factor = rate_factor(self.config, done)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.groups[group["name"]][1] * factor
-        self.optimizer.zero_grad(set_to_none=True)  # AdamW passes over what has no gradient: others' turns
-
-    def backward(self, loss: Tensor) -> None:
-        """Add the gradients of one batch."""
-        self.scaler.scale(loss / self.config.accumulation).backward()
-
-    def clip(self) -> bool:
-        """Bring the gradients to their norm; False where they are not finite."""
-        self.scaler.unscale_(self.optimizer)
-        return math.isfinite(float(nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)))
-
-    def step(self, finite: bool) -> None:
-        """Apply what is finite; of the rest the scaler, which has seen the gradients in :meth:`clip`, learns."""
-        if finite:
-            self.scaler.step(self.optimizer)
-        self.scaler.update()
-
-    def share_buffers(self) -> None:
-        """Give running statistics, which each process gathers from its own batches, the main one's values, as
-        DistributedDataParallel does: all evaluate the same model, and a checkpoint holds all there is."""
-        learnt = {parameter.data_ptr() for parameter in self.parameters}
-        for tensor in self.learner.tensors().values():
-            if tensor.data_ptr() not in learnt:
-                tensor.copy_(broadcast(tensor.clone()))
-
-    def watch(self, figures: Mapping[str, float]) -> None:
-        """Keep the best state, and stop where it was long ago."""
-        progress, loss, error = self.progress, figures["loss"], figures.get("error")
-        if self.learner.kept_by == "loss" or error is None:
-            better = progress.best_loss is None or loss < progress.best_loss
-        else:  # equal errors, as of a CTC head that says nothing yet, leave it to the loss
-            best = (progress.best_error, progress.best_loss)
-            better = None in best or (error, loss) < best
-        if better and not math.isnan(loss):
-            progress.best_loss, progress.best_error, progress.worse = loss, error, 0
-            self.best = {key: tensor.detach().clone() for key, tensor in self.learner.tensors().items()}
-        else:
-            progress.worse += 1
-            progress.stopped = 0 < self.config.patience <= progress.worse
-
-    def state(self, finished: bool) -> dict[str, Any]:
-        """For a checkpoint; of a finished training only what it made."""
-        content = {"tensors": self.learner.tensors(), "state": self.learner.state()}
-        if finished:
-            return content
-        return content | {
-            "progress": asdict(self.progress),
-            "best": self.best,
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-        }
-
-    def load(self, content: Mapping[str, Any]) -> None:
-        """Take :meth:`state` back."""
-        self.copy(content["tensors"])
-        self.learner.load_state(content["state"])
-        if "progress" in content:
-            self.optimizer.load_state_dict(content["optimizer"])
-            self.scaler.load_state_dict(content["scaler"])
-            self.progress, self.best = _PartProgress(**content["progress"]), content["best"]
-
-    @torch.no_grad()
-    def copy(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put tensors into the place of what was learnt. Raises ConfigError for others than its own."""
-        own = self.learner.tensors()
-        if own.keys() != tensors.keys():
-            differing = sorted(own.keys() ^ tensors.keys())
-            raise ConfigError(f"its checkpoint holds other tensors, such as {differing[0]!r}.")
-        for key, tensor in own.items():
-            tensor.copy_(tensors[key])
-
-
 class _Training:
     def __init__(
         self, learner: Learner, config: LoopConfig, folder: RunFolder, name: str, watcher: Watcher | None
     ) -> None:
         self.learner, self.config, self.folder, self.name = learner, config, folder, name
         self.watcher = watcher
-        self.parts = {key: _Part(part, config) for key, part in learner.parts.items()}
+        self.parts = {key: Part(part, config) for key, part in learner.parts.items()}
         self.total = config.updates * learner.turns
         processes()  # joined here, if not before: how long they wait is settled then
         self.accelerator = Accelerator(
@@ -412,7 +154,7 @@ class _Training:
                     bar.update()
                 now = time.perf_counter()
                 progress.seconds, started = progress.seconds + now - started, now
-                progress.joules = _sum(joules, meter.joules())
+                progress.joules = add_known(joules, meter.joules())
                 due = self.config.save_minutes is not None and now - saved >= 60 * self.config.save_minutes
                 stop = self._any_process(asked)
                 if stop or due:
@@ -444,7 +186,7 @@ class _Training:
         if self._any_process([] if found is None else [1]):
             raise found or InUseError(f"{self.folder.path}: the main process cannot write to it.")
 
-    def _result(self, part: _PartProgress) -> TrainingResult:
+    def _result(self, part: PartProgress) -> TrainingResult:
         progress = self.progress
         return TrainingResult(
             updates=part.updates // self.learner.turns,
@@ -550,7 +292,7 @@ class _Training:
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.config.precision)
         return torch.autocast(self.learner.device.type, dtype, enabled=dtype is not None)
 
-    def _average_gradients(self, parts: Collection[_Part]) -> None:
+    def _average_gradients(self, parts: Collection[Part]) -> None:
         """Over the processes of a distributed run, in one exchange."""
         if self.accelerator.num_processes > 1:
             grads = [parameter.grad for part in parts for parameter in part.parameters if parameter.grad is not None]
@@ -571,7 +313,7 @@ class _Training:
         failed = torch.tensor([float(not value) for value in own], device=self.learner.device)
         return [count == 0 for count in self.accelerator.reduce(failed, "sum").tolist()]
 
-    def _skip(self, name: str, part: _Part, ids: Sequence[str]) -> None:
+    def _skip(self, name: str, part: Part, ids: Sequence[str]) -> None:
         progress = part.progress
         progress.skipped += 1
         progress.skipped_in_a_row += 1
@@ -742,32 +484,9 @@ class _Training:
                 )
 
 
-def mean_costs(costs: Sequence[Mapping[str, float | None]]) -> dict[str, Any]:
-    """Means of several trainings' :attr:`TrainingResult.costs`, None where one is unknown; of the memory the most."""
-    means: dict[str, Any] = {}
-    for name in costs[0]:
-        known = [value for cost in costs if (value := cost[name]) is not None]
-        whole = len(known) == len(costs)
-        means[name] = None if not whole else max(known) if name == "peak_memory_bytes" else sum(known) / len(known)
-    return means
-
-
 def seed_update(seed: int, update: int, process: int = 0) -> None:
     """Draw all random numbers of an update from the seed, its number and the process alone."""
     set_seed(int(np.random.SeedSequence((seed, update, process)).generate_state(1)[0]))
-
-
-def rate_factor(config: LoopConfig, done: int) -> float:
-    """Share of the peak learning rates for the update after ``done`` ones.
-
-    The warm-up starts above zero: a first update at rate zero would waste it, and hide a dead adapter for one longer.
-    """
-    warmup = round(config.warmup * config.updates)
-    if done < warmup:
-        return (done + 1) / (warmup + 1)
-    progress = min(1.0, (done - warmup) / max(1, config.updates - warmup))
-    shape = {"constant": 1.0, "linear": 1 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress))}
-    return max(shape[config.schedule], config.final_rate)
 
 
 @contextmanager

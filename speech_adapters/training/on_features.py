@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from speech_adapters.training.loop import Learner, Loss, Position
+from speech_adapters.training.learner import Learner, Loss, Position
 
 FeatureBatch = tuple[Tensor, Tensor, Tensor]
 """Features (B, T, D), zero where padded; frames (B,); targets (B, U), -100 where padded."""

@@ -28,7 +28,9 @@ from speech_adapters.runs.folder import RunFolder
 from speech_adapters.runs.processes import processes
 from speech_adapters.training.cache import CachedDataset, check_crops
 from speech_adapters.training.frozen import Frozen, frozen_part, model_inputs
-from speech_adapters.training.loop import Learner, Loss, Position, TrainingResult, fit
+from speech_adapters.training.learner import Learner, Loss, Position
+from speech_adapters.training.loop import fit
+from speech_adapters.training.result import TrainingResult
 from speech_adapters.training.settings import LoopConfig, TrainingConfig
 
 MASK_SPAN = 10

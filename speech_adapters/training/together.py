@@ -28,7 +28,9 @@ from speech_adapters.runs.folder import RunFolder
 from speech_adapters.runs.processes import processes
 from speech_adapters.training.cache import CachedDataset
 from speech_adapters.training.frozen import Frozen, Tap, batch_taps, compute_taps, frozen_part
-from speech_adapters.training.loop import Learner, Loss, Position, TrainingResult, Watcher, fit_parts, seed_update
+from speech_adapters.training.learner import Learner, Loss, Position
+from speech_adapters.training.loop import Watcher, fit_parts, seed_update
+from speech_adapters.training.result import TrainingResult
 from speech_adapters.training.settings import TrainingConfig
 from speech_adapters.training.supervised import Supervised, check, constant, held_out_figures
 
