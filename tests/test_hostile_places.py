@@ -17,7 +17,7 @@ import torch
 from small_models import small_model
 
 from speech_adapters.config import run_main
-from speech_adapters.data import manifest as manifests
+from speech_adapters.data import manifest_lines
 from speech_adapters.data.audio import read_audio
 from speech_adapters.data.batches import SpeechDataset
 from speech_adapters.data.manifest import Manifest, Utterance
@@ -51,7 +51,7 @@ def test_a_name_that_is_no_utf8_is_read_and_printed_as_it_is(tmp_path: Path):
 
 
 def test_a_line_without_end_is_no_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(manifests, "LONGEST_LINE", 1000)
+    monkeypatch.setattr(manifest_lines, "LONGEST_LINE", 1000)
     (tmp_path / "archive.tar").write_bytes(bytes(100_000))
     with pytest.raises(InputError, match=r"archive.tar:1: a line of 1,000 bytes or more is no manifest's"):
         Manifest.read(tmp_path / "archive.tar")

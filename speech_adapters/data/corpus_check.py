@@ -14,7 +14,8 @@ from pathlib import Path
 
 from speech_adapters.data.audio import DURATION_TOLERANCE
 from speech_adapters.data.audio_files import audio_hashes
-from speech_adapters.data.manifest import SHOWN_PROBLEMS, Channel, Manifest, Utterance, check_disjoint
+from speech_adapters.data.manifest import Channel, Manifest, Utterance, check_disjoint
+from speech_adapters.data.problems import SHOWN_PROBLEMS
 from speech_adapters.errors import ManifestError, counted
 from speech_adapters.text import utterance_names
 from speech_adapters.text.spellings import difference, is_placeholder, quoted, spelt_differently

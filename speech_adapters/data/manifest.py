@@ -1,19 +1,13 @@
-"""JSON Lines manifests: the schema, its checks, reading and writing.
+"""Manifests: lists of utterances, read from JSON Lines and written there, whole or with an index.
 
-A manifest has one JSON object a line, with the keys of NVIDIA NeMo's manifests so that existing ones load:
-``audio_filepath`` (relative to the manifest's folder, or absolute) and ``duration`` (seconds) always; ``offset``
-(seconds), ``channel`` (of a file with several: its number from 0, or "mix" for their mean), ``text``, ``speaker``,
-``emotion``, ``label``, ``domain``, ``lang`` and ``id`` where they are known. Further keys are kept in
-:attr:`Utterance.extra`. Lines end at a line feed only; reading finds all bad lines at once. Errors start with
+:mod:`~speech_adapters.data.manifest_lines` has the schema. Reading finds all bad lines at once; errors start with
 ``file:line``.
 """
 
 from __future__ import annotations
 
-import codecs
 import gc
 import hashlib
-import itertools
 import json
 import math
 import os
@@ -22,94 +16,45 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cache, partial
 from operator import eq
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, overload
 
-from speech_adapters.data.audio import audio_channels, audio_info, read_audio
+from speech_adapters.data.audio import audio_info
 from speech_adapters.data.audio_files import Piece, audio_hashes, check_pieces, identity
 from speech_adapters.data.manifest_index import IndexedLines, ManifestIndex, index_file, write_index
+from speech_adapters.data.manifest_lines import (
+    Root,
+    Shared,
+    entry_of,
+    raise_problems,
+    read_lines,
+    relative_audio,
+    utterance_of,
+    utterance_of_line,
+)
+from speech_adapters.data.problems import Problems
+from speech_adapters.data.utterance import (
+    TEXT_KEYS,
+    Channel,
+    Utterance,
+    channels_of,
+    check_names,
+    fault_of,
+    hears,
+    require_keys,
+)
 from speech_adapters.errors import AudioError, ManifestError, counted
 from speech_adapters.files import atomic
-from speech_adapters.ranges import Count
 
 if TYPE_CHECKING:
     import numpy as np
-    import torch
 
-TEXT_KEYS = ("text", "speaker", "emotion", "label", "domain", "lang")
-"""Optional keys that hold a string. A number is read as its digits: NeMo writes speakers as integers."""
+__all__ = ["TEXT_KEYS", "Channel", "Manifest", "Utterance", "check_disjoint", "equal_shares", "file_names"]
 
-
-Channel = Count | Literal["mix"]
-"""What is heard of a file with several channels: one by its number from 0, or the mean of all."""
-
-LONGEST_LINE = 16_000_000
-"""Bytes of a line, at which something else is being read, such as an archive."""
-
-SHOWN_PROBLEMS = 20
-"""How many of a manifest's problems an error lists; it counts them all."""
-
-
-class _PathField:
-    """A field that takes a path and gives a Path, made on access: Paths took most of the memory of a million lines."""
-
-    def __init__(self, slot: Any) -> None:
-        self.slot = slot
-
-    def __get__(self, utterance: Any, owner: type) -> Any:
-        return self if utterance is None else Path(self.slot.__get__(utterance))
-
-    def __set__(self, utterance: Any, path: str | os.PathLike[str]) -> None:
-        self.slot.__set__(utterance, path)
-
-
-@dataclass(frozen=True, slots=True)
-class Utterance:
-    """One line of a manifest. ``duration`` and ``offset`` are in seconds; ``audio_filepath`` is absolute.
-
-    ``channel`` chooses one of a file's several: its number from 0, or "mix" for their mean.
-    """
-
-    id: str
-    audio_filepath: Path
-    duration: float
-    offset: float = 0.0
-    text: str | None = None
-    speaker: str | None = None
-    emotion: str | None = None
-    label: str | None = None
-    domain: str | None = None
-    lang: str | None = None
-    extra: dict[str, Any] = field(default_factory=dict, hash=False)
-    channel: int | str | None = None
-
-    def get(self, key: str) -> Any:
-        """The value of a key of the schema or of ``extra``; None when absent. Whole numbers of either are text."""
-        value = getattr(self, key) if key in self.__dataclass_fields__ and key != "extra" else None
-        if value is None:
-            value = self.extra.get(key)
-            return str(value) if type(value) is int else value
-        return value
-
-    def has(self, key: str) -> bool:
-        """Whether the line says something under a key: a blank value says nothing, but a ``text`` may be empty."""
-        value = self.get(key)
-        return value is not None and (key == "text" or not isinstance(value, str) or bool(value.strip()))
-
-    def waveform(self, channel: int | str | None = None) -> torch.Tensor:
-        """(samples,) the utterance's audio at 16 kHz; ``channel`` where the line itself names none.
-
-        Raises:
-            AudioError: see :func:`~speech_adapters.data.audio.read_audio`.
-        """
-        channel = channel if self.channel is None else self.channel
-        return read_audio(self.audio_filepath, offset=self.offset, duration=self.duration, channel=channel)
-
-
-Utterance.audio_filepath = _PathField(Utterance.audio_filepath)  # type: ignore[assignment, misc]
+_UNIQUE = "give each line its own id (by default the audio file's stem and the offset)"
 
 
 class Manifest(Sequence[Utterance]):
@@ -178,7 +123,7 @@ class Manifest(Sequence[Utterance]):
         """
         path = Path(path)
         if os.path.exists(index_file(path)):  # Path.exists raises for a name that is too long
-            lines = IndexedLines(ManifestIndex(path), partial(_utterance_of, root=_Root.of(path.parent)))
+            lines = IndexedLines(ManifestIndex(path), partial(utterance_of_line, root=Root.of(path.parent)))
             manifest = cls(lines, str(path)).require(*require)
         else:
             utterances: list[Utterance] = []
@@ -186,7 +131,7 @@ class Manifest(Sequence[Utterance]):
             numbers = array("q")  # of the utterances' lines
             problems = Problems(str(path))
             with _no_collection():
-                for number, _, _, utterance in _lines(path, problems, require):
+                for number, _, _, utterance in read_lines(path, problems, require):
                     if utterance.id in ids:
                         first = numbers[[u.id for u in utterances].index(utterance.id)] if problems.open else "?"
                         problems.add(f":{number}: id {utterance.id!r} repeats that of line {first}; {_UNIQUE}")
@@ -194,7 +139,7 @@ class Manifest(Sequence[Utterance]):
                     utterances.append(utterance)
                     ids.add(utterance.id)
                     numbers.append(number)
-            _raise_problems(path, problems)
+            raise_problems(path, problems)
             if not utterances:
                 raise ManifestError(f"{path}:1: empty manifest; write one JSON object a line")
             manifest = cls(utterances, str(path))
@@ -212,14 +157,14 @@ class Manifest(Sequence[Utterance]):
         problems = Problems(str(path))
 
         def rows() -> Iterator[tuple[int, int, str, float, dict[str, str | None], list[str]]]:
-            for _, start, size, utterance in _lines(path, problems):
+            for _, start, size, utterance in read_lines(path, problems):
                 columns = {key: getattr(utterance, key) for key in TEXT_KEYS if key != "text"}
-                keys = [key for key in (*TEXT_KEYS, "channel", *utterance.extra) if _fault(utterance, key) is None]
+                keys = [key for key in (*TEXT_KEYS, "channel", *utterance.extra) if fault_of(utterance, key) is None]
                 yield start, size, utterance.id, utterance.duration, columns, keys
-            _raise_problems(path, problems)
+            raise_problems(path, problems)
 
-        root = _Root.of(path.parent)
-        write_index(path, rows(), lambda line: _utterance_of(line, root).id)
+        root = Root.of(path.parent)
+        write_index(path, rows(), lambda line: utterance_of_line(line, root).id)
         return cls.read(path)
 
     @classmethod
@@ -237,7 +182,7 @@ class Manifest(Sequence[Utterance]):
         Raises:
             ManifestError: with each bad entry's place.
         """
-        utterances, problems, shared, folder = [], Problems(name), _Shared(), _Root.of(root)
+        utterances, problems, shared, folder = [], Problems(name), Shared(), Root.of(root)
         places: dict[str, str] = {}
         for place, given in entries:
             entry = dict(given)
@@ -256,8 +201,8 @@ class Manifest(Sequence[Utterance]):
                 if "duration" not in entry and isinstance(audio, str):
                     total = audio_info(Path(folder.path, entry["audio_filepath"])).duration
                     entry["duration"] = total - entry.get("offset", 0.0)
-                utterance = _utterance(entry, folder, shared)
-                _check_names(utterance)
+                utterance = utterance_of(entry, folder, shared)
+                check_names(utterance)
                 if (first := places.get(utterance.id)) is not None:
                     raise ManifestError(f"id {utterance.id!r} repeats that of {name}{first}; {_UNIQUE}")
                 places[utterance.id] = place
@@ -272,7 +217,7 @@ class Manifest(Sequence[Utterance]):
         path = Path(path)
         for utterance in _check_ids(self, str(path)):
             where = f"{path}: utterance {utterance.id!r}: "
-            _check_names(utterance, where)
+            check_names(utterance, where)
             if utterance.channel is not None and "channel" in utterance.extra:
                 raise ManifestError(
                     f"{where}hears channel {utterance.channel!r}, and has a key of its own called 'channel'; rename "
@@ -280,7 +225,7 @@ class Manifest(Sequence[Utterance]):
                 )
         with atomic(path) as file:
             for utterance in self:
-                entry = _entry(utterance, relative_audio(utterance.audio_filepath, path.parent))
+                entry = entry_of(utterance, relative_audio(utterance.audio_filepath, path.parent))
                 file.write(json.dumps(entry, ensure_ascii=False, allow_nan=False).encode() + b"\n")
 
     @property
@@ -318,7 +263,7 @@ class Manifest(Sequence[Utterance]):
         found: Counter[Any] = Counter()
         for utterance in self:
             if utterance.has(key):
-                if (fault := _fault(utterance, key)) is not None:
+                if (fault := fault_of(utterance, key)) is not None:
                     raise ManifestError(f"{self.name}: utterance {utterance.id!r}: {fault}")
                 found[utterance.get(key)] += 1
         return found
@@ -338,7 +283,7 @@ class Manifest(Sequence[Utterance]):
                 digest.update(self._utterances.places.tobytes())
             return digest.hexdigest()
         for utterance, audio in zip(self, audio_hashes([u.audio_filepath for u in self]), strict=True):
-            entry = _entry(utterance, utterance.audio_filepath.name) | {"audio_sha256": audio}
+            entry = entry_of(utterance, utterance.audio_filepath.name) | {"audio_sha256": audio}
             digest.update(json.dumps(entry, sort_keys=True).encode() + b"\n")
         return digest.hexdigest()
 
@@ -373,13 +318,13 @@ class Manifest(Sequence[Utterance]):
             return self
         if isinstance(lines := self._utterances, IndexedLines):
             return Manifest(IndexedLines(lines.source, partial(lines.parse, channel=channel), lines.places), self.name)
-        hears = cache(partial(_hears, channel))
-        return self.map(lambda u: replace(u, channel=channel) if u.channel is None and hears(u.audio_filepath) else u)
+        heard = cache(partial(hears, channel))
+        return self.map(lambda u: replace(u, channel=channel) if u.channel is None and heard(u.audio_filepath) else u)
 
     def need_channel(self) -> dict[Path, int]:
         """The files with several channels, and how many, that a line names without saying which is heard."""
         files = dict.fromkeys(utterance.audio_filepath for utterance in self if utterance.channel is None)
-        return {file: channels for file in files if (channels := _channels(file)) > 1}
+        return {file: channels for file in files if (channels := channels_of(file)) > 1}
 
     def filter(self, keep: Callable[[Utterance], bool]) -> Manifest:
         """The utterances for which ``keep`` is true."""
@@ -406,7 +351,7 @@ class Manifest(Sequence[Utterance]):
             return self
         for utterance in self:
             try:
-                _require(utterance, keys)
+                require_keys(utterance, keys)
             except ManifestError as error:
                 problems.add(f": utterance {utterance.id!r}: {error}")
         problems.raise_any()
@@ -495,18 +440,6 @@ def file_names(name: str) -> str:
     return " + ".join(PurePath(part).name for part in name.split(" + "))
 
 
-def _hears(channel: Channel, path: Path) -> bool:
-    """Whether a run's choice of a channel is one for this file; 0 and the mean of a file with one are the file."""
-    return channel in (0, "mix") or _channels(path) != 1
-
-
-def _channels(path: Path) -> int:
-    try:
-        return audio_channels(path)
-    except AudioError:
-        return 0
-
-
 def equal_shares(manifests: Sequence[Manifest], hours: float, seed: int = 0) -> Manifest:
     """``hours`` of audio in all, as much of each manifest: in a pool as it is, a small domain would hardly be heard.
 
@@ -544,117 +477,9 @@ def check_disjoint(first: Manifest, second: Manifest, key: str = "speaker") -> N
         )
 
 
-class Problems:
-    """What is wrong with a file: the first few are kept for the message, all are counted."""
-
-    def __init__(self, name: str) -> None:
-        self.name, self.count = name, 0
-        self.shown: list[str] = []
-
-    @property
-    def open(self) -> bool:
-        """Whether the next problem will be shown."""
-        return len(self.shown) < SHOWN_PROBLEMS
-
-    def add(self, problem: str) -> None:
-        """``problem`` follows the name at once, as in ``:17: not JSON``."""
-        self.count += 1
-        if self.open:
-            self.shown.append(f"{self.name}{problem}")
-
-    def raise_any(self) -> None:
-        """Raises a ManifestError with the problems, where there are any."""
-        if self.shown:
-            more = self.count - len(self.shown)
-            tail = [f"... and {more:,} more: {self.count:,} problems in {self.name}"] if more else []
-            raise ManifestError("\n".join([*self.shown, *tail]), self.count)
-
-
-_UNIQUE = "give each line its own id (by default the audio file's stem and the offset)"
-
-
-def read_utf8(path: Path, what: str) -> str:
-    """The text of a file; ``what`` it is stands in the ManifestError of one that cannot be read."""
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ManifestError(f"{path}: not UTF-8 text ({error.reason}); convert the {what} to UTF-8") from error
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ManifestError(f"{path}: the {what} cannot be read ({reason}); check the path") from error
-
-
-def _lines(path: Path, problems: Problems, require: Sequence[str] = ()) -> Iterator[tuple[int, int, int, Utterance]]:
-    """Of each sound line its number from 1, its first byte, its size, its utterance; ``problems`` gets the others."""
-    parse, root, shared = _decoder().decode, _Root.of(path.parent), _Shared()
-    start = 0
-    for number, raw in _raw_lines(path):
-        size = len(raw)
-        try:
-            line = raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw
-            if (utterance := _parsed(line, root, parse, shared)) is not None:
-                if require:
-                    _require(utterance, require)
-                yield number, start, size, utterance
-        except ManifestError as error:
-            problems.add(f":{number}: {error}")
-        start += size
-
-
-def _raise_problems(path: Path, problems: Problems) -> None:
-    """Raise the problems of a manifest; of a table there is one: that it is none."""
-    if problems.count and path.suffix.lower() in (".csv", ".tsv"):
-        raise ManifestError(
-            f"{path}: a table, expected a manifest of JSON lines; make one of it and the folder of its recordings: "
-            f"speech-adapters manifest make FOLDER --table {path} -o {path.with_suffix('.jsonl')}"
-        )
-    problems.raise_any()
-
-
-def _parsed(raw: bytes, root: _Root, parse: Callable[[str], Any], shared: _Shared) -> Utterance | None:
-    """The utterance of a line, None of a blank one. Raises ManifestError."""
-    try:
-        line = raw.decode()
-        if not line.strip():
-            return None
-        entry = parse(line)
-    except UnicodeDecodeError as error:
-        raise ManifestError(f"not UTF-8 text ({error.reason}); convert the manifest to UTF-8") from error
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, ManifestError):
-            raise
-        raise ManifestError(f"not JSON ({error}); each line must be one JSON object") from error
-    if not isinstance(entry, dict):
-        raise ManifestError(f"a {type(entry).__name__}; each line must be one JSON object {{...}}")
-    utterance = _utterance(entry, root, shared)
-    if b"\\" in raw or b"\x7f" in raw:  # JSON escapes control characters, UTF-8 has no surrogates
-        _check_names(utterance)
-    return utterance
-
-
-def _utterance_of(line: bytes, root: _Root, channel: Channel | None = None) -> Utterance:
-    """The utterance of a line that has been checked; ``channel`` where the line names none."""
-    utterance = _utterance(json.loads(line.removeprefix(codecs.BOM_UTF8)), root, _Shared())
-    if channel is None or utterance.channel is not None or not _hears(channel, utterance.audio_filepath):
-        return utterance
-    return replace(utterance, channel=channel)
-
-
-def _raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    try:
-        with path.open("rb") as file:
-            for number in itertools.count(1):
-                raw = file.readline(LONGEST_LINE)
-                if len(raw) == LONGEST_LINE:
-                    raise ManifestError(f"{path}:{number}: a line of {LONGEST_LINE:,} bytes or more is no manifest's")
-                if not raw:
-                    break
-                yield number, raw
-    except ManifestError:
-        raise
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ManifestError(f"{path}: the manifest cannot be read ({reason}); check the path") from error
+def _told(path: Path, file: str) -> str:
+    """What is known of a file, for hashes."""
+    return f"{path} is missing" if file == "missing" else file
 
 
 @contextmanager
@@ -669,180 +494,9 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _decoder() -> json.JSONDecoder:
-    def refuse(name: str) -> None:
-        raise ValueError(f"{name} is no JSON value")
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        entry = dict(pairs)
-        if len(entry) < len(pairs):
-            repeated = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-            raise ManifestError(f"the key {repeated!r} is there twice; keep one of the two")
-        return entry
-
-    return json.JSONDecoder(object_pairs_hook=unique, parse_constant=refuse)
-
-
-class _Root(NamedTuple):
-    """The folder of relative audio paths, by the name it was given and by its own: from a link, ``..`` leads to where
-    the folder itself is, as for every other program."""
-
-    path: str
-    real: str
-
-    @classmethod
-    def of(cls, folder: str | os.PathLike[str]) -> _Root:
-        return cls(os.path.abspath(folder), os.path.realpath(folder))
-
-
-def relative_audio(audio: Path, folder: str | os.PathLike[str]) -> str:
-    """An audio path as a file in ``folder`` writes it, which reads as the same path."""
-    relative = Path(os.path.relpath(audio, folder)).as_posix()
-    if relative.startswith("../"):
-        relative = Path(os.path.relpath(audio, os.path.realpath(folder))).as_posix()
-    return relative
-
-
-class _Shared(dict[str, str]):
-    """One string for all lines that say the same: speakers, classes and keys come again in most of a million lines."""
-
-    def __missing__(self, text: str) -> str:
-        self[text] = text
-        return text
-
-
-_KNOWN = frozenset({"audio_filepath", "duration", "offset", "id", "channel", *TEXT_KEYS})
-
-
-def _utterance(entry: dict[str, Any], root: _Root, shared: _Shared) -> Utterance:
-    """Check one entry's fields and types; ``root`` is the folder of relative audio paths."""
-    audio, seconds = entry.get("audio_filepath"), entry.get("duration")
-    if audio is not None and (not isinstance(audio, str) or not audio):
-        raise ManifestError(f"audio_filepath is {audio!r}, expected a path as a string")
-    if audio is None or seconds is None:
-        missing = "duration" if audio is not None else "audio_filepath"
-        raise ManifestError(f"lacks {missing!r}; every line needs audio_filepath and duration")
-    duration, offset = _seconds(seconds, "duration"), _seconds(entry.get("offset") or 0.0, "offset")
-    if duration <= 0:
-        raise ManifestError(f"duration is {duration:g} s, expected more than 0; drop the line or measure it")
-    if offset < 0:
-        raise ManifestError(f"offset is {offset:g} s, expected at least 0")
-    values = []
-    for key in TEXT_KEYS:
-        value = entry.get(key)
-        if value is not None:
-            value = _text(value, key)
-            if key != "text":
-                value = shared[value]
-        values.append(value)
-    channel = entry.get("channel")
-    if not (channel == "mix" or (type(channel) is int and channel >= 0)):
-        channel = None  # another word names the telephone channel, as in the demo corpus, and is kept
-    file = audio.rpartition("/")[2]
-    if not file or file in (".", ".."):
-        raise ManifestError(f"audio_filepath is {audio!r}, which names no file")
-    name = _text(entry["id"], "id") if entry.get("id") is not None else ""
-    if not name:
-        name = os.path.splitext(file)[0] + (f"-{offset:.3f}" if offset else "")
-        if type(channel) is int:
-            name += f"-channel{channel}"
-    extra = {shared[key]: value for key, value in entry.items() if key not in _KNOWN}
-    if channel is None and entry.get("channel") is not None:
-        extra["channel"] = entry["channel"]
-    if extra:
-        _check_extra(extra)
-    path = os.path.join(root.real if audio.startswith("../") else root.path, audio)
-    if "./" in path or "//" in path or os.sep != "/":
-        path = os.path.normpath(path)  # not resolve(): a link's own name may be the id
-    texts = dict(zip(TEXT_KEYS, values, strict=True))
-    return Utterance(name, path, duration, offset, **texts, extra=extra, channel=channel)  # type: ignore[arg-type]
-
-
-def _seconds(value: Any, key: str) -> float:
-    if not isinstance(value, bool) and isinstance(value, int | float):
-        try:
-            value = float(value)
-        except OverflowError:
-            value = math.inf
-        if math.isfinite(value):
-            return float(value)
-    raise ManifestError(f"{key} is {value!r}, expected seconds as a number")
-
-
-def _text(value: Any, key: str) -> str:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    if not isinstance(value, str):
-        raise ManifestError(f"{key} is {value!r}, expected a string")
-    return value
-
-
-def _check_extra(extra: dict[str, Any]) -> None:
-    """Further keys hold what JSON and UTF-8 can: 1e999 reads as infinity, and half a surrogate pair as a symbol."""
-    plain = all(value.isascii() if type(value) is str else type(value) is int for value in extra.values())
-    if plain and all(map(str.isascii, extra)):
-        return
-    try:
-        json.dumps(extra, ensure_ascii=False, allow_nan=False).encode()
-    except UnicodeEncodeError:
-        raise ManifestError("half of a surrogate pair in a further key; export the manifest as UTF-8") from None
-    except ValueError:
-        raise ManifestError("an infinite number in a further key; leave the key out") from None
-
-
-def _check_names(utterance: Utterance, where: str = "") -> None:
-    """Names go into lines of text files; no text may hold half a surrogate pair, which no file can."""
-    u = utterance
-    for key in ("id", "audio_filepath", *TEXT_KEYS):
-        value = None if key == "text" or getattr(u, key) is None else str(getattr(u, key))
-        if value is not None and not value.isprintable() and any(s < " " or s == "\x7f" for s in value):
-            raise ManifestError(f"{where}{key} is {value!r}, with a control character; remove it")
-    for key in ("id", "audio_filepath", *TEXT_KEYS):
-        value = getattr(u, key)
-        if value is not None and not (text := str(value)).isascii():
-            try:
-                text.encode()
-            except UnicodeEncodeError:
-                raise ManifestError(
-                    f"{where}{key} is {text!r}, with half of a surrogate pair; export it as UTF-8"
-                ) from None
-
-
-def _require(utterance: Utterance, keys: Iterable[str]) -> None:
-    for key in keys:
-        if (fault := _fault(utterance, key)) is not None:
-            raise ManifestError(fault)
-
-
-def _fault(utterance: Utterance, key: str) -> str | None:
-    """Why a task that needs a key cannot take the utterance's; reading checks the keys of the schema alone."""
-    if not utterance.has(key):
-        return f"lacks {key!r}, which this task needs; add it to every line"
-    value = utterance.get(key)
-    if key in _KNOWN or isinstance(value, str):
-        return None
-    return f"{key} is {value!r}, which names no class; write text or a whole number"
-
-
-def _told(path: Path, file: str) -> str:
-    """What is known of a file, for hashes."""
-    return f"{path} is missing" if file == "missing" else file
-
-
 def _check_ids(utterances: Iterable[Utterance], name: str) -> list[Utterance]:
     utterances = list(utterances)
     repeated = [identity for identity, count in Counter(u.id for u in utterances).items() if count > 1]
     if repeated:
         raise ManifestError(f"{name}: id {repeated[0]!r} is repeated; {_UNIQUE}")
     return utterances
-
-
-def _entry(utterance: Utterance, audio: str) -> dict[str, Any]:
-    """The JSON object of one utterance, its audio called ``audio``, without what is absent."""
-    entry: dict[str, Any] = {"id": utterance.id, "audio_filepath": audio, "duration": utterance.duration}
-    if utterance.offset:
-        entry["offset"] = utterance.offset
-    if utterance.channel is not None:
-        entry["channel"] = utterance.channel
-    entry |= {key: value for key in TEXT_KEYS if (value := getattr(utterance, key)) is not None}
-    return entry | utterance.extra

@@ -22,6 +22,7 @@ import numpy as np
 from speech_adapters.data.audio_suffixes import READABLE, UNREADABLE
 from speech_adapters.data.manifest import Manifest
 from speech_adapters.data.records import Names, is_table, read_records
+from speech_adapters.data.text_files import reading
 from speech_adapters.errors import ManifestError
 from speech_adapters.files import write_text
 
@@ -102,17 +103,11 @@ def read_rows(path: Path, what: str) -> Iterator[tuple[int, list[str]]]:
 
     White space is between columns; of a line with two tabs or more, these alone, so that names may have spaces.
     """
-    try:
-        with path.open(encoding="utf-8-sig", newline="\n") as file:
-            for number, line in enumerate(file, start=1):
-                columns = line.split("\t") if line.strip().count("\t") > 1 else line.split()
-                if columns := [column.strip() for column in columns if column.strip()]:
-                    yield number, columns
-    except UnicodeDecodeError as error:
-        raise ManifestError(f"{path}: not UTF-8 text ({error.reason}); convert the {what} to UTF-8") from error
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ManifestError(f"{path}: the {what} cannot be read ({reason}); check the path") from error
+    with reading(path, what), path.open(encoding="utf-8-sig", newline="\n") as file:
+        for number, line in enumerate(file, start=1):
+            columns = line.split("\t") if line.strip().count("\t") > 1 else line.split()
+            if columns := [column.strip() for column in columns if column.strip()]:
+                yield number, columns
 
 
 LABELS = {"1": True, "target": True, "true": True, "0": False, "nontarget": False, "non-target": False, "false": False}

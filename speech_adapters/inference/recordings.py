@@ -21,7 +21,8 @@ from speech_adapters.data.audio import (
     resample,
     stream_audio,
 )
-from speech_adapters.data.manifest import SHOWN_PROBLEMS, Utterance
+from speech_adapters.data.manifest import Utterance
+from speech_adapters.data.problems import SHOWN_PROBLEMS
 from speech_adapters.errors import AudioError, ConfigError, counted
 
 _BLOCK = 10 * SAMPLE_RATE

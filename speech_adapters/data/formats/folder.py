@@ -21,7 +21,9 @@ from speech_adapters.data.audio import channel_of_several
 from speech_adapters.data.audio_suffixes import USUAL, recordings_in, unreadable_message
 from speech_adapters.data.formats.columns import value_of
 from speech_adapters.data.formats.tables import Table, read_table
-from speech_adapters.data.manifest import Manifest, Problems, read_utf8
+from speech_adapters.data.manifest import Manifest
+from speech_adapters.data.problems import Problems
+from speech_adapters.data.text_files import read_utf8
 from speech_adapters.errors import AudioError, ManifestError
 
 

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from speech_adapters.data.formats.names import distinct_names
-from speech_adapters.data.manifest import Manifest, Utterance, read_utf8
+from speech_adapters.data.manifest import Manifest, Utterance
+from speech_adapters.data.text_files import read_utf8
 from speech_adapters.errors import ManifestError
 from speech_adapters.files import write_text
 

@@ -12,7 +12,9 @@ from typing import Any
 
 from speech_adapters.data.formats.columns import check_distinct, match_columns, value_of
 from speech_adapters.data.formats.separators import without_separator
-from speech_adapters.data.manifest import Manifest, Utterance, read_utf8, relative_audio
+from speech_adapters.data.manifest import Manifest, Utterance
+from speech_adapters.data.manifest_lines import relative_audio
+from speech_adapters.data.text_files import read_utf8
 from speech_adapters.errors import ManifestError
 from speech_adapters.files import write_text
 

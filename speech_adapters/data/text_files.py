@@ -1,0 +1,29 @@
+"""Reading text files: what goes wrong is a ManifestError that names the file and what it should have been."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from speech_adapters.errors import ManifestError
+
+
+@contextmanager
+def reading(path: Path, what: str) -> Iterator[None]:
+    """Turn errors of opening and decoding a file into a ManifestError; ``what`` the file is stands in it."""
+    try:
+        yield
+    except ManifestError:
+        raise
+    except UnicodeDecodeError as error:
+        raise ManifestError(f"{path}: not UTF-8 text ({error.reason}); convert the {what} to UTF-8") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ManifestError(f"{path}: the {what} cannot be read ({reason}); check the path") from error
+
+
+def read_utf8(path: Path, what: str) -> str:
+    """The text of a file; see :func:`reading` for ``what`` and the errors."""
+    with reading(path, what):
+        return path.read_bytes().decode("utf-8-sig")
