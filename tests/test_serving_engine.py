@@ -30,11 +30,12 @@ from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.model_output import ModelOutput
 from speech_adapters.saving.fusions import SavedFusion
 from speech_adapters.serving.answers import classify, embed, stitched, transcribe, verify_speaker, whole_transcript
-from speech_adapters.serving.catalog import Served, UnknownModel, UnsupportedTask, read_folder, read_named, read_place
+from speech_adapters.serving.catalog import UnknownModel, UnsupportedTask, read_folder, read_named, read_place
 from speech_adapters.serving.engine import Engine, Source
 from speech_adapters.serving.http.server import add_place, base_of
 from speech_adapters.serving.queue import BatchQueue, Waiting
 from speech_adapters.serving.residents import Loaded, Slots, load
+from speech_adapters.serving.served import Served
 
 TASKS = ("transcription", "classification", "embedding")
 

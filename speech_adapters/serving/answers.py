@@ -22,9 +22,10 @@ from speech_adapters.inference.utterances import (
 )
 from speech_adapters.metrics.calibration import Calibration
 from speech_adapters.model_output import ModelOutput
-from speech_adapters.serving.catalog import Served, UnsupportedTask
+from speech_adapters.serving.catalog import UnsupportedTask
 from speech_adapters.serving.engine import Engine, Source
 from speech_adapters.serving.residents import Loaded
+from speech_adapters.serving.served import Served
 
 
 async def transcribe(

@@ -30,9 +30,10 @@ from speech_adapters.errors import AudioError, CheckpointError, ConfigError
 from speech_adapters.inference.hearing import BATCH_SECONDS, Frames, Heard, hear_windows
 from speech_adapters.inference.recordings import Recording
 from speech_adapters.model import SpeechAdapterModel
-from speech_adapters.serving.catalog import Catalog, Served
+from speech_adapters.serving.catalog import Catalog
 from speech_adapters.serving.queue import BatchQueue, Waiting
 from speech_adapters.serving.residents import Loaded, Shelf, Slots, load
+from speech_adapters.serving.served import Served
 
 R = TypeVar("R")
 

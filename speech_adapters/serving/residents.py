@@ -35,7 +35,7 @@ from speech_adapters.saving.adapters import SavedAdapter, read_adapter
 from speech_adapters.saving.fusions import SavedFusion, read_fusion
 from speech_adapters.saving.heads import read_head
 from speech_adapters.saving.recent import Recent
-from speech_adapters.serving.catalog import Served, head_print, whole
+from speech_adapters.serving.served import Served, head_print, whole
 from speech_adapters.text import Vocabulary
 
 

@@ -9,11 +9,11 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from speech_adapters.serving.catalog import Served
 from speech_adapters.serving.engine import Engine
 from speech_adapters.serving.http.errors import ApiError
 from speech_adapters.serving.http.keys import allowed
 from speech_adapters.serving.residents import Loaded
+from speech_adapters.serving.served import Served
 
 Channel = Annotated[
     str | None,

@@ -15,13 +15,14 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from speech_adapters.errors import CheckpointError, ConfigError
-from speech_adapters.serving.catalog import NAME, Catalog, Served, read_folder
+from speech_adapters.serving.catalog import Catalog, read_folder
 from speech_adapters.serving.engine import Engine
 from speech_adapters.serving.http.errors import ApiError
 from speech_adapters.serving.http.fields import find
 from speech_adapters.serving.http.keys import allowed
 from speech_adapters.serving.http.settings import HttpSettings
 from speech_adapters.serving.http.uploads import forget
+from speech_adapters.serving.served import NAME, Served
 
 router = APIRouter()
 

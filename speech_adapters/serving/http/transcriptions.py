@@ -21,11 +21,11 @@ from speech_adapters.heads.decoding import Segment
 from speech_adapters.inference.formats import as_srt, as_vtt
 from speech_adapters.inference.transcripts import Transcript, TranscriptSegment
 from speech_adapters.serving.answers import transcribe
-from speech_adapters.serving.catalog import Served
 from speech_adapters.serving.http import errors
 from speech_adapters.serving.http.errors import ApiError
 from speech_adapters.serving.http.fields import Channel, Fields, answer, check_once, headers, identity, load
 from speech_adapters.serving.http.uploads import recordings
+from speech_adapters.serving.served import Served
 
 router = APIRouter(dependencies=[Depends(check_once)])
 
