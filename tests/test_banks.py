@@ -20,8 +20,8 @@ from speech_adapters.bank.transfer import export_bank, import_bank
 from speech_adapters.cli import main
 from speech_adapters.encoders import load_encoder
 from speech_adapters.errors import CheckpointError, ConfigError, InputError
-from speech_adapters.files import locked
 from speech_adapters.heads.ctc import CTCHead
+from speech_adapters.locks import locked
 from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.saving import bank_layout
 from speech_adapters.saving.recent import Recent

@@ -21,7 +21,8 @@ from speech_adapters.adapters import Bottleneck
 from speech_adapters.composition import Fuse
 from speech_adapters.data.store import Store
 from speech_adapters.errors import InputError
-from speech_adapters.files import _HERE, atomic, locked, new_folder, sweep, temporary_of, write_text
+from speech_adapters.files import _HERE, atomic, new_folder, sweep, temporary_of, write_text
+from speech_adapters.locks import locked
 from speech_adapters.saving.parts import load_part, save_part
 from speech_adapters.text import Vocabulary
 

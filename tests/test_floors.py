@@ -16,7 +16,7 @@ PACKAGE = "speech_adapters"
 
 #: Rooms by floor, lowest first; rooms of one line share a floor.
 FLOORS = (
-    ("errors", "deprecation", "files", "ranges", "schema", "speechbrain_parts", "flags", "config", "text"),
+    ("errors", "deprecation", "files", "locks", "ranges", "schema", "speechbrain_parts", "flags", "config", "text"),
     ("metrics",),
     ("data",),
     ("encoders",),

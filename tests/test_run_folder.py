@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from speech_adapters import files
+from speech_adapters import locks
 from speech_adapters.config import load_config
 from speech_adapters.errors import ConfigError, InputError
 from speech_adapters.runs.environment import environment, peak_memory_bytes, reset_peak_memory
@@ -133,7 +133,7 @@ def test_file_systems_without_locks_take_runs(tmp_path: Path, monkeypatch: pytes
     def flock(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(files.fcntl, "flock", flock)
+    monkeypatch.setattr(locks.fcntl, "flock", flock)
     assert not RunFolder.open("asr", Recipe(), tmp_path / "mine").resumed
 
 

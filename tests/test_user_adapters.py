@@ -10,8 +10,8 @@ from small_models import small_model
 from speech_adapters.composition import Stack
 from speech_adapters.data.manifest import Manifest
 from speech_adapters.errors import AudioError, ConfigError, TextError
-from speech_adapters.files import _HELD
 from speech_adapters.heads import ClassificationHead
+from speech_adapters.locks import _HELD
 from speech_adapters.tasks.user_adapters import UserAdapters
 from speech_adapters.training.settings import TrainingConfig
 

@@ -26,7 +26,8 @@ import numpy as np
 from speech_adapters.active.strategies import STRATEGIES, PoolView, agreement
 from speech_adapters.data.manifest import Manifest, Utterance
 from speech_adapters.errors import ConfigError
-from speech_adapters.files import hold, read_log, to_json, write_text
+from speech_adapters.files import read_log, to_json, write_text
+from speech_adapters.locks import hold
 from speech_adapters.ranges import Count, Dropout, Finite, Positive, Range, Seed, Share, check_values
 
 ROUNDING = 1e-9

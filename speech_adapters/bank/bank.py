@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING
 
 from speech_adapters.bank.index import Found, Index, Query, refresh
 from speech_adapters.errors import CheckpointError, ConfigError
-from speech_adapters.files import atomic, locked, new_folder, sweep, write_json
+from speech_adapters.files import atomic, new_folder, sweep, write_json
+from speech_adapters.locks import locked
 from speech_adapters.saving.bank_layout import (
     DIGEST,
     FORMAT,

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from speech_adapters.errors import CheckpointError, InputError
-from speech_adapters.files import atomic, locked
+from speech_adapters.files import atomic
+from speech_adapters.locks import locked
 
 
 class Store:

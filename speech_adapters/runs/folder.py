@@ -30,7 +30,8 @@ from typing import Any
 
 from speech_adapters.config import RUN_CONFIG, find_run, is_run, load_config, save_config, to_dict
 from speech_adapters.errors import ConfigError, InputError
-from speech_adapters.files import hold, read_json, read_log, release, to_json, write_json, write_text
+from speech_adapters.files import read_json, read_log, to_json, write_json, write_text
+from speech_adapters.locks import hold, release
 
 NEVER_COMPARED = ("output", "resume")
 """Settings that say where a run lies, not what it is."""

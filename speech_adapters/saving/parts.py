@@ -28,7 +28,8 @@ from torch import Tensor
 
 from speech_adapters.encoders.tensors import check_finite
 from speech_adapters.errors import CheckpointError, InputError
-from speech_adapters.files import atomic, is_locked, locked
+from speech_adapters.files import atomic
+from speech_adapters.locks import is_locked, locked
 
 FORMAT = 1
 

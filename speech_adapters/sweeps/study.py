@@ -35,7 +35,8 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.encoders.loading import load_encoder
 from speech_adapters.errors import ConfigError, InputError, InUseError, TrainingError
-from speech_adapters.files import locked, read_json, to_json, write_json
+from speech_adapters.files import read_json, to_json, write_json
+from speech_adapters.locks import locked
 from speech_adapters.reports.summary import higher_is_better
 from speech_adapters.reports.sweep_report import write_sweep_report
 from speech_adapters.runs.folder import RunFolder

@@ -30,10 +30,10 @@ from speech_adapters.data.audio import SAMPLE_RATE, audio_info, write_audio
 from speech_adapters.data.batches import SpeechDataset
 from speech_adapters.data.manifest import Manifest, Utterance
 from speech_adapters.errors import ConfigError
-from speech_adapters.files import locked
 from speech_adapters.heads.ctc import CTCHeadModule
 from speech_adapters.inference.recordings import Audio, recordings_of
 from speech_adapters.inference.transcripts import Transcript
+from speech_adapters.locks import locked
 from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.runs.folder import RunFolder
 from speech_adapters.training.result import TrainingResult

@@ -37,7 +37,8 @@ from speech_adapters.errors import (
     counted,
     shown,
 )
-from speech_adapters.files import atomic, hold
+from speech_adapters.files import atomic
+from speech_adapters.locks import hold
 from speech_adapters.runs.environment import peak_memory_bytes, reset_peak_memory
 from speech_adapters.runs.folder import RunFolder
 from speech_adapters.runs.processes import from_main, processes
