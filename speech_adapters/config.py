@@ -8,8 +8,8 @@
     config = load_config(Recipe, Path("recipe.yaml"), ["learning_rate=3e-4", "training.updates=500"])
     config = parse_cli(Recipe)          # recipe.py --config recipe.yaml --learning-rate 3e-4 training.updates=500
 
-YAML is read by the rules of YAML 1.2's core schema, so that ``1e-4`` is a number and ``no`` is text (a ``bool`` field
-still takes yes/no/on/off). Paths are relative to the working directory, and ``~`` is the home folder.
+YAML is read by :mod:`~speech_adapters.strict_yaml`, where ``no`` is text; a ``bool`` field still takes yes/no/on/off.
+Paths are relative to the working directory, and ``~`` is the home folder.
 """
 
 from __future__ import annotations
@@ -28,12 +28,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-import yaml
-
 from speech_adapters.errors import ConfigError, InputError, Interrupted
 from speech_adapters.files import write_text
 from speech_adapters.flags import Parser, add_flags, check_conflicts, keys_help, use_device
 from speech_adapters.schema import Typed, from_dict, put, to_dict
+from speech_adapters.strict_yaml import dump_yaml, parse_yaml, read_yaml
 
 __all__ = [
     "from_dict", "load_config", "option", "parse_cli", "run_main", "save_config", "to_dict", "to_yaml", "write_text"
@@ -57,13 +56,13 @@ def load_config(cls: type[C], file: str | os.PathLike[str] | None = None, overri
 
     Raises :class:`ConfigError` that names the file or the override, the key, the value and what was expected.
     """
-    mapping, where = ({}, "configuration") if file is None else (_read_yaml(Path(file)), str(file))
+    mapping, where = ({}, "configuration") if file is None else (read_yaml(Path(file)), str(file))
     for override in overrides:
         key, equals, text = override.partition("=")
         where_override = f"argument '{override}'"
         if not equals or not key.strip():
             raise ConfigError(f"{where_override}: write key=value, for example {_example(cls)}")
-        put(cls, mapping, key.strip(), Typed(text.strip(), where_override, partial(_parse, where=where_override)))
+        put(cls, mapping, key.strip(), Typed(text.strip(), where_override, partial(parse_yaml, where=where_override)))
     try:
         return from_dict(cls, mapping, where)
     except ConfigError as error:
@@ -76,7 +75,7 @@ def load_config(cls: type[C], file: str | os.PathLike[str] | None = None, overri
 
 def to_yaml(config: Any) -> str:
     """The configuration as YAML that :func:`load_config` reads back as an equal one."""
-    return yaml.dump(to_dict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+    return dump_yaml(to_dict(config))
 
 
 RUN_CONFIG = "config.yaml"
@@ -163,7 +162,7 @@ def parse_cli(
 def _given(key: str, overrides: Sequence[str]) -> Any:
     """What the overrides set a top-level key to; None where they do not."""
     values = [text for name, _, text in (override.partition("=") for override in overrides) if name.strip() == key]
-    return _parse(values[-1].strip(), where=f"argument '{key}={values[-1]}'") if values else None
+    return parse_yaml(values[-1].strip(), where=f"argument '{key}={values[-1]}'") if values else None
 
 
 def _example(cls: type[Any]) -> str:
@@ -231,110 +230,3 @@ def _command(folder: str) -> str:
     named = any(a.partition("=")[0] in ("--output", "output", "--resume", "resume") for a in sys.argv[1:])
     program = ["python", sys.argv[0]] if sys.argv[0].endswith(".py") else sys.argv[0].split()
     return shlex.join([*program, *sys.argv[1:], *([] if named else ["--output", folder])])
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2 scalars, and a key twice in one mapping is an error rather than a silent last-one-wins."""
-
-    name: str
-    depth = nodes = 0
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        self.depth += 1
-        self.nodes += 1
-        if self.depth > MAX_DEPTH or self.nodes > MAX_NODES:
-            raise _too_much(self.name)
-        node = super().compose_node(parent, index)
-        self.depth -= 1
-        return node
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node = super().compose_mapping_node(anchor)
-        seen: dict[str, int] = {}
-        for key_node, _ in node.value:
-            key, line = str(key_node.value), key_node.start_mark.line + 1
-            if key in seen:
-                raise ConfigError(f"{self.name}:{line}: key '{key}' stands on line {seen[key]} already; remove one")
-            seen[key] = line
-        return node
-
-
-class _Dumper(yaml.SafeDumper):
-    """The same scalars."""
-
-
-for _class in (_Loader, _Dumper):
-    _class.yaml_implicit_resolvers = {}  # nothing of YAML 1.1
-
-_EXPONENT = r"[eE][-+]?[0-9]+"
-for _tag, _pattern, _first in (
-    ("null", r"~|null|Null|NULL|", "~nN"),
-    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
-    ("int", r"[-+]?(?:0|[1-9][0-9_]*)", "-+0123456789"),
-    ("float", rf"[-+]?(?:(?:\.[0-9]+|[0-9]+\.[0-9]*)(?:{_EXPONENT})?|[0-9]+{_EXPONENT})", "-+.0123456789"),
-    ("float", r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", "-+."),
-    ("merge", r"<<", "<"),
-):
-    for _class in (_Loader, _Dumper):
-        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), [*_first, ""])
-
-
-MAX_BYTES, MAX_NODES, MAX_DEPTH = 100_000, 10_000, 50
-"""Limits of one configuration: characters of the file, values with aliases written out, and levels of nesting. Ours
-have a hundred values on four levels; a few lines of aliases can stand for more values than a machine holds."""
-
-
-def _parse(text: str, where: str) -> Any:
-    if len(text) > MAX_BYTES:
-        raise ConfigError(f"{where}: {len(text)} characters are no configuration; give a YAML file of values")
-    try:
-        loader = _Loader(text)
-        loader.name = where
-        node = loader.get_single_node()
-        if node is None:
-            return None
-        _count_nodes(node, where, {})
-        return loader.construct_document(node)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        raise ConfigError(f"{where}{f':{mark.line + 1}' if mark else ''}: not valid YAML: {error.problem}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{where}: not valid YAML: {error}") from error
-    except (ValueError, LookupError, AttributeError, TypeError) as error:  # PyYAML's own, of `!!int abc` and the like
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(f"{where}: not valid YAML: a value is not what its tag says ({error})") from error
-
-
-def _too_much(where: str) -> ConfigError:
-    limits = f"{MAX_NODES} values, aliases written out, or {MAX_DEPTH} levels of nesting"
-    return ConfigError(f"{where}: more than {limits}; a configuration needs a hundred on four: write the values out")
-
-
-def _count_nodes(node: yaml.Node, where: str, known: dict[int, int], depth: int = 0) -> int:
-    """How many values a node stands for; an alias is the same node again and is counted, not walked, again."""
-    if depth > MAX_DEPTH:  # an alias of what it stands in has no end
-        raise _too_much(where)
-    if id(node) not in known:
-        inside: list[yaml.Node] = []
-        if isinstance(node, yaml.MappingNode):
-            inside = [child for pair in node.value for child in pair]
-        elif isinstance(node, yaml.SequenceNode):
-            inside = node.value
-        known[id(node)] = 1 + sum(_count_nodes(child, where, known, depth + 1) for child in inside)
-        if known[id(node)] > MAX_NODES:
-            raise _too_much(where)
-    return known[id(node)]
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such configuration file; check the path") from None
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be read as a UTF-8 YAML file: {error}") from error
-    content = _parse(text, str(path))
-    if content is not None and not isinstance(content, dict):
-        raise ConfigError(f"{path}: expected keys with values ('key: value' lines), got a {type(content).__name__}")
-    return content or {}

@@ -16,7 +16,19 @@ PACKAGE = "speech_adapters"
 
 #: Rooms by floor, lowest first; rooms of one line share a floor.
 FLOORS = (
-    ("errors", "deprecation", "files", "locks", "ranges", "schema", "speechbrain_parts", "flags", "config", "text"),
+    (
+        "errors",
+        "deprecation",
+        "files",
+        "locks",
+        "ranges",
+        "schema",
+        "speechbrain_parts",
+        "flags",
+        "strict_yaml",
+        "config",
+        "text",
+    ),
     ("metrics",),
     ("data",),
     ("encoders",),
