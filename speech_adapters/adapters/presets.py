@@ -30,7 +30,6 @@ from speech_adapters.adapters.lora import LoRA
 from speech_adapters.adapters.p_adapter import PAdapter
 from speech_adapters.adapters.pissa import PiSSA
 from speech_adapters.adapters.prefix import Prefix
-from speech_adapters.adapters.projections import FEED_FORWARD
 from speech_adapters.adapters.varan import VARAN
 from speech_adapters.adapters.vera import VeRA
 from speech_adapters.adapters.weighted_sum import WeightedSum
@@ -204,7 +203,7 @@ PRESETS: dict[str, Callable[..., AdapterConfig]] = {
         parts=(DeepPrompts(length=64), _published(Bottleneck, placement="parallel", size=128, scale=0.1)(task, **o)),
     ),
     "lora": _published(LoRA),
-    "lora-ffn": _published(LoRA, rank=16, alpha=16, targets=FEED_FORWARD),
+    "lora-ffn": _published(LoRA, rank=16, alpha=16, targets=("intermediate_dense", "output_dense")),
     "dora": _published(LoRA, variant="dora"),
     "rslora": _published(LoRA, variant="rslora"),
     "pissa": _published(PiSSA),

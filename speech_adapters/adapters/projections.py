@@ -14,9 +14,6 @@ from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.encoders.plan import Site
 from speech_adapters.errors import ConfigError
 
-ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
-FEED_FORWARD = ("intermediate_dense", "output_dense")
-
 
 @dataclass(frozen=True, kw_only=True)
 class ProjectionConfig(AdapterConfig):

@@ -40,6 +40,7 @@ from speech_adapters.saving.bank_layout import (
     check_name,
     default_bank,
     digest_of,
+    digest_of_contents,
     write_sealed,
 )
 from speech_adapters.saving.places import folder_of
@@ -202,7 +203,12 @@ class Bank:
                 where the name has had none as high.
             needs: files of other objects that are read with it.
         """
-        version = Version(object=_digest(files), added=added or _now(), facts=facts, needs=tuple(map(_digest, needs)))
+        version = Version(
+            object=digest_of_contents(files),
+            added=added or _now(),
+            facts=facts,
+            needs=tuple(map(digest_of_contents, needs)),
+        )
         with self._changing(name) as change:
             for digest, content in zip(version.objects, (files, *needs), strict=True):
                 self._put(digest, content)
@@ -356,10 +362,6 @@ class _Change:
     """An entry while the lock is held: what it is set to is written at the end."""
 
     entry: Entry
-
-
-def _digest(files: Mapping[str, bytes]) -> str:
-    return digest_of({name: hashlib.sha256(content).hexdigest() for name, content in files.items()})
 
 
 def _found(reference: Reference, entry: Entry) -> Found:

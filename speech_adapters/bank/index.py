@@ -73,7 +73,7 @@ class Index:
     @classmethod
     def read(cls, layout: Layout) -> Index:
         """Every entry as it stands on disk now."""
-        kept, entries, damaged = _kept(layout), {}, {}
+        kept, entries, damaged = _read_index(layout), {}, {}
         for name, path, stamp in _files(layout.folder / "entries"):
             row = kept.get(name)
             try:
@@ -102,7 +102,7 @@ def refresh(layout: Layout) -> None:
     file, now = layout.folder / "index.json", time.time_ns()
     if file.is_file() and abs(now - file.stat().st_mtime_ns) < OLD:
         return
-    kept, rows = _kept(layout), {}
+    kept, rows = _read_index(layout), {}
     for name, path, stamp in _files(layout.folder / "entries"):
         if now - stamp[0] > _YOUNG:
             row = kept.get(name)
@@ -113,7 +113,7 @@ def refresh(layout: Layout) -> None:
     write_sealed(file, {"facts": _FACTS, "entries": rows})
 
 
-def _kept(layout: Layout) -> Mapping[str, Any]:
+def _read_index(layout: Layout) -> Mapping[str, Any]:
     """What the index says by name; nothing where it is missing, damaged, or of other facts than these."""
     try:
         index = read_sealed(layout.folder / "index.json")

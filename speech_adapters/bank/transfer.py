@@ -6,7 +6,6 @@ its own package). What lies there is a bank: on a local disk it can be used as i
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -20,7 +19,7 @@ from speech_adapters.saving.bank_layout import (
     NAME,
     Entry,
     check_format,
-    digest_of,
+    digest_of_contents,
     entry_of,
     sealed,
     unsealed,
@@ -48,7 +47,7 @@ def export_bank(bank: Bank, chosen: Sequence[Found], address: str) -> int:
     for digest in sorted(objects):
         folder = bank.layout.object_folder(digest)
         contents = {file.name: file.read_bytes() for file in folder.iterdir()} if folder.is_dir() else {}
-        if digest_of({name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}) != digest:
+        if digest_of_contents(contents) != digest:
             raise CheckpointError(f"{folder}: its files are not those that were added; see bank verify.")
         for name, content in contents.items():
             place.write(f"objects/{digest}/{name}", content)
@@ -150,7 +149,7 @@ class _Place:
                 f"{self.address}/objects/{digest}: holds {sorted(strange)[0]!r}, which no saved part has."
             )
         contents = {name: self.read(f"objects/{digest}/{name}") for name in names}
-        if digest_of({name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}) != digest:
+        if digest_of_contents(contents) != digest:
             raise CheckpointError(f"{self.address}/objects/{digest}: its files are not those that were added.")
         return contents
 

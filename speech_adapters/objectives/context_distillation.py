@@ -36,7 +36,7 @@ from speech_adapters.encoders import encode
 from speech_adapters.encoders.families.wav2vec2 import Model
 from speech_adapters.objectives.distillation import HiddenStateDistillation
 from speech_adapters.objectives.mel_start import FROZEN, samples_of
-from speech_adapters.objectives.student import StudentLearner, kept, observe_teacher
+from speech_adapters.objectives.student import StudentLearner, made_once, observe_teacher
 from speech_adapters.objectives.units import k_means
 from speech_adapters.objectives.whisper_student import wav2vec2_like
 from speech_adapters.objectives.whisper_teacher import WhisperTeacher
@@ -144,7 +144,7 @@ class ContextDistillation(StudentLearner):
         precision = torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16")
         observe_teacher(self.distillation, teacher, self._taught(STATISTICS), folder / "statistics.pt", precision)
         with precision:
-            self.centroids = kept(folder / "clusters.pt", self.device, self._clustered)["centroids"]
+            self.centroids = made_once(folder / "clusters.pt", self.device, self._clustered)["centroids"]
             self._start_at_mean()
 
     def _taught(self, purpose: int) -> Iterator[Tensor]:

@@ -187,10 +187,10 @@ def observe_teacher(
         distillation.finish_observing()
         return distillation.state_dict()
 
-    distillation.load_state_dict(kept(file, device, observed))
+    distillation.load_state_dict(made_once(file, device, observed))
 
 
-def kept(file: Path, device: torch.device, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+def made_once(file: Path, device: torch.device, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
     """Tensors that a run makes once: those in ``file``, or what ``make`` gives, written there.
 
     Raises:

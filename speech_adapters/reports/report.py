@@ -26,7 +26,7 @@ from speech_adapters.reports.run_files import Confusion, Domains, Mistake, Rate,
 from speech_adapters.reports.sound import Sound, sound_of
 from speech_adapters.reports.summary import RATES, columns_of, figure, method_rows, summary_table
 from speech_adapters.reports.usage import how_to_use
-from speech_adapters.runs.results import method_of
+from speech_adapters.runs.results import method_of_training
 
 __all__ = ["method_rows", "method_table", "summary_table", "write_report"]
 
@@ -42,9 +42,10 @@ def write_report(run_folder: str | os.PathLike[str], *, most_audio_bytes: int = 
     folder = Path(run_folder)
     run = RunFiles.read(folder)
     rows = method_rows(run.results)
-    log = [{**line, "method": _method_of(line.get("method"), rows)} for line in run.log]
+    methods = [str(row["method"]) for row in rows]
+    log = [{**line, "method": method_of_training(str(line.get("method") or methods[0]), methods)} for line in run.log]
     colors: Colors = {}  # one of each method through all charts, the order of the table first
-    for name in [str(row["method"]) for row in (*rows, *log)] + [*run.detection, *run.layer_weights]:
+    for name in (*methods, *(line["method"] for line in log), *run.detection, *run.layer_weights):
         colors.setdefault(name, len(colors))
     title = f"{run.results.get('task', 'run')}: {run.results.get('adapter', '')}"
     title += f" on {run.results['encoder']}" if run.results.get("encoder") else ""  # ready scores come from nowhere
@@ -178,13 +179,6 @@ def _datum(key: str, value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.2f}"
     return str(value)[:12] if key in ("sha256", "hash") else str(value)
-
-
-def _method_of(name: Any, rows: Sequence[Row]) -> str:
-    """The method of the table that a training run was of: ``lora-l-fold2-seed1`` belongs to ``lora+l``."""
-    if name is None:
-        return str(rows[0]["method"])
-    return method_of(str(name), [str(row["method"]) for row in rows])
 
 
 def _curves(log: Sequence[Row], colors: Colors) -> list[Markup]:

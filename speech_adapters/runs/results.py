@@ -163,11 +163,11 @@ def results_of(part: str | os.PathLike[str], domain: str | None = None) -> tuple
     if domain is not None and domain in results.more.get("domains", {}):
         results = results.in_domain(domain)
     methods = {results.adapter: results.own, **results.baselines}
-    name = method_of(folder.name, list(methods))
+    name = method_of_training(folder.name, list(methods))
     return (results, methods[name]) if name in methods else None
 
 
-def method_of(training: str, methods: Sequence[str]) -> str:
+def method_of_training(training: str, methods: Sequence[str]) -> str:
     """The method that a training was of: ``lora-l-fold2-seed1`` of ``lora+l``; where it is none of them, its name
     without fold and seed."""
     stem = re.sub(r"(-fold\d+)?(-seed\d+)?$", "", training)

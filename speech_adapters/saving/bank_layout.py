@@ -292,3 +292,8 @@ def digest_of(files: Mapping[str, str]) -> str:
     """The digest of a folder of ``files``: name -> SHA-256 of its content."""
     text = "".join(f"{digest}  {name}\n" for name, digest in sorted(files.items()))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def digest_of_contents(files: Mapping[str, bytes]) -> str:
+    """:func:`digest_of` the folder that ``files`` would make: name -> content."""
+    return digest_of({name: hashlib.sha256(content).hexdigest() for name, content in files.items()})

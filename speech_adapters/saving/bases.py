@@ -6,14 +6,13 @@ object of that name; they are read once, however many adapters share them.
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 from speech_adapters.adapters.base import AdapterConfig
 from speech_adapters.adapters.lora_xs import BASES, Basis, LoRAXS
 from speech_adapters.errors import CheckpointError
 from speech_adapters.files import atomic
-from speech_adapters.saving.bank_layout import DIGEST, digest_of
+from speech_adapters.saving.bank_layout import DIGEST, digest_of_contents
 from speech_adapters.saving.parts import load_part, part_files, save_part
 
 KIND = "basis"
@@ -31,7 +30,7 @@ def write_basis(folder: Path, basis: Basis, base_fingerprint: str) -> str:
     }
     save_part(folder, KIND, {"base": base_fingerprint}, tensors)
     basis.files = part_files(folder, KIND)
-    digest = _digest(basis.files)
+    digest = digest_of_contents(basis.files)
     BASES[digest] = basis
     return digest
 
@@ -54,7 +53,7 @@ def read_basis(folder: Path, config: AdapterConfig) -> None:
             "it from its bank: speech-adapters bank get NAME --output FOLDER."
         )
     files = part_files(place, KIND)
-    if _digest(files) != digest:
+    if digest_of_contents(files) != digest:
         raise CheckpointError(
             f"{place}: these are not the matrices that {folder} shares; take both from its bank again."
         )
@@ -72,7 +71,3 @@ def save_basis(folder: str | Path, config: AdapterConfig) -> None:
     for name, content in BASES[digest].files.items() if digest is not None else ():
         with atomic(Path(folder) / name) as file:
             file.write(content)
-
-
-def _digest(files: dict[str, bytes]) -> str:
-    return digest_of({name: hashlib.sha256(content).hexdigest() for name, content in files.items()})

@@ -261,8 +261,8 @@ def _add_gradients(
 
 
 @contextmanager
-def kept(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Put the values of parameters back at the end."""
+def restored(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Let parameters change for a while; their values are put back at the end."""
     before = [parameter.detach().clone() for parameter in parameters]
     try:
         yield

@@ -28,7 +28,7 @@ from speech_adapters.errors import ConfigError
 from speech_adapters.heads.ctc import CTCHeadModule
 from speech_adapters.model_output import ModelOutput
 from speech_adapters.ranges import Count, Positive, Rate, Share, check_values
-from speech_adapters.unlabelled.adaptation import Method, Model, Piece, Place, descend, kept
+from speech_adapters.unlabelled.adaptation import Method, Model, Piece, Place, descend, restored
 
 Part = Literal["norms", "cnn", "adapters"]
 
@@ -64,7 +64,7 @@ class Entropy(Method):
                 f"Entropy: changes parameters in float32, and {len(half)} are in {half[0].dtype}, in which steps this "
                 "small are lost; load the base in float32, or use SpeakerCode, which changes none of it."
             )
-        with kept(parameters):
+        with restored(parameters):
             yield Place(parameters, in_cnn="cnn" in self.change)
 
     def adapt(self, model: Model, head: CTCHeadModule, place: Place, speech: Sequence[Piece]) -> tuple[float, ...]:
