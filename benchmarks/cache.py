@@ -5,10 +5,11 @@
 
 The other way ("stock") is ``transformers``' own forward with the same head, L-adapters on its hidden states or
 ``peft``'s LoRA in the top layers' feed-forwards, trained as Hugging Face's ``Trainer`` does: a fixed number of
-utterances a batch in random order, padded to the longest, fp32, AdamW; audio is decoded as it is read, as ``datasets``
-does (ours holds it in memory). A step of each holds about the same seconds of audio. "ours" is our loop's step without
-the cache in fp32, "cached" the same with it, "default" with it in the precision that ``training.precision=auto``
-chooses here. Losses are those of 50 updates with and without a cache in fp32: their greatest relative difference.
+utterances per batch in random order, padded to the longest, fp32, AdamW; audio is decoded as it is read, as in
+``datasets`` (ours holds it in memory). A step of each holds about the same seconds of audio. "ours" is our loop's step
+without the cache in fp32, "cached" the same with it, "default" with it in the precision that
+``training.precision=auto`` chooses here. Losses are those of 50 updates with and without a cache in fp32: their
+greatest relative difference.
 
 PAC (Ouyang et al., arXiv 2408.10746) reports 8.64 times for parallel adapters with cached activations on language
 models: the best published figure.
@@ -204,7 +205,7 @@ def main() -> None:
     arguments, device = parse(parser, quick), the_device()
     record = Record(arguments, device)
     manifest = speech(arguments.manifest, arguments.minutes)
-    shape = f"{60 * manifest.hours:.1f} min of speech, {arguments.batch_seconds:g} s a batch"
+    shape = f"{60 * manifest.hours:.1f} min of speech, {arguments.batch_seconds:g} s per batch"
     for name in methods_of(load_encoder(arguments.encoder)):
         if arguments.methods and not any(word in name for word in arguments.methods):
             continue

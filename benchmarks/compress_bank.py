@@ -69,7 +69,7 @@ def targets_of(model: SpeechAdapterModel, chosen: list) -> torch.Tensor:
 
 
 def train(model: SpeechAdapterModel, chosen: list, updates: int, seed: int) -> float:
-    """A short training: AdamW, four utterances an update; returns the last loss."""
+    """A short training: AdamW, four utterances per update; returns the last loss."""
     draw, losses = random.Random(seed), []
     optimizer = torch.optim.AdamW([p for group in model.parameter_groups().values() for p in group], lr=2e-3)
     for _ in range(updates):

@@ -72,7 +72,7 @@ class Probe:
     digits_test: tuple[Path, ...] = option((), "manifests of other speakers")
     emotion_train: tuple[Path, ...] = option((), "manifests with emotion")
     emotion_test: tuple[Path, ...] = option((), "manifests of other speakers")
-    speaker: tuple[Path, ...] = option((), "manifests with several utterances a speaker; half of them train")
+    speaker: tuple[Path, ...] = option((), "manifests with several utterances per speaker; half of them train")
     ctc_train: tuple[Path, ...] = option((), "manifests with text")
     ctc_test: tuple[Path, ...] = option((), "manifests of other speakers")
     ctc_layer: int = option(-1, "which hidden state the CTC probe reads; -1: the encoder's output")
@@ -366,7 +366,7 @@ def _read_digits(path: Path) -> Manifest:
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
-    """All figures as text: a row a task and model."""
+    """All figures as text: one row per task and model."""
     width = max(map(len, results))
     lines = []
     for task in LAYER_TASKS:

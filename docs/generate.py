@@ -1,5 +1,5 @@
-"""Write docs/methods.md, a page a method, docs/command_line.md, docs/checkpoints.md and docs/openapi.json (the server)
-from the code: docstrings, settings, presets, sizes, the support table, the verbs and their arguments, the checkpoints
+"""Write docs/methods.md and a page per method, docs/command_line.md, docs/checkpoints.md and docs/openapi.json from
+the code: docstrings, settings, presets, sizes, the support table, the verbs and their arguments, the checkpoints
 that are tested.
 
 make docs                   # or: python docs/generate.py

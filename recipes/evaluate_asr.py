@@ -46,7 +46,7 @@ class Config:
         None, "ARPA or KenLM file for the beam search (pip install 'speech-adapters[decode]')"
     )
     lexicon: Path | None = option(
-        None, "file of the words that can come out, one a line; a KenLM binary needs it, an ARPA file lists its own"
+        None, "file of the words that can come out, one per line; a KenLM binary needs it, an ARPA file lists its own"
     )
     alpha: Finite = option(0.5, "weight of the language model; tune it and beta on held-out speech")
     beta: Finite = option(1.5, "added for each word, in natural logarithms")

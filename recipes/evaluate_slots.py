@@ -3,7 +3,7 @@
     python recipes/evaluate_slots.py --adapter runs/intent_classification/latest/adapters/elp --manifest test.jsonl
 
 An utterance is right only if all its slots are. Runs on the GPU when there is one (--precision bf16 for speed), else
-on the CPU. Writes results.json, report.html and predictions/, a JSON line an utterance.
+on the CPU. Writes results.json, report.html and predictions/, a JSON line per utterance.
 """
 
 from __future__ import annotations

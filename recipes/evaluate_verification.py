@@ -41,14 +41,14 @@ NEAREST = 300
 class Config:
     """What to score on what."""
 
-    trials: Path | None = option(None, 'trial list, "1 enrol test" a line; the demo corpus without one')
+    trials: Path | None = option(None, 'trial list, "1 enrol test" per line; the demo corpus without one')
     manifest: Path | None = option(
         None, "JSON Lines manifest of the trials' utterances (with speaker, for the intervals)"
     )
     channel: Channel | None = option(
         None, "heard of files with several, where a line does not say it: a number, or mix"
     )
-    enrolment: Path | None = option(None, 'models of several utterances, "model utterance utterance ..." a line')
+    enrolment: Path | None = option(None, 'models of several utterances, "model utterance utterance ..." per line')
     allow_repeats: bool = option(False, "score pairs that the trial list repeats as often as it does")
 
     adapter: Path | None = option(None, "folder of a saved adapter, or of a run; none scores the frozen encoder")
@@ -209,7 +209,7 @@ def embed(config: Config, model: SpeechAdapterModel | None, manifest: Manifest, 
 
 
 def load_cohort(config: Config, model: SpeechAdapterModel | None, test: Manifest | None) -> Embeddings | None:
-    """One embedding a speaker, of speakers that are not in the test."""
+    """One embedding per speaker, of speakers that are not in the test."""
     from speech_adapters.data.embeddings import Embeddings
     from speech_adapters.tasks.verification import speaker_means
 

@@ -34,7 +34,7 @@ class Config(ExperimentConfig):
     adapter: str = option("l", "preset of the adapter: l, el, elp, e, lora, houlsby, ...")
     train: Path | None = option(None, "manifest to train on; then --test and --trials too")
     test: Path | None = option(None, "manifest of the trials' utterances")
-    trials: Path | None = option(None, 'trial list, "1 enrol test" a line')
+    trials: Path | None = option(None, 'trial list, "1 enrol test" per line')
     columns: tuple[str, ...] = option(
         (), "columns of trials that are a table (csv, tsv, jsonl): enrol=file1,test=file2,label=same"
     )

@@ -114,7 +114,7 @@ def parse_cli(
     description: str = "",
     recipe: str | None = None,
 ) -> C:
-    """The command line of a recipe: a preset or file, then ``key=value`` overrides and a flag a top-level field.
+    """The command line of a recipe: a preset or file, then ``key=value`` overrides and a flag per top-level field.
 
     A bare call runs the preset ``demo``, where there is one; ``--config`` takes its place, and so does the
     configuration of the run of ``recipe`` that ``--resume`` names. What everyone sets has a short flag

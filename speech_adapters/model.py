@@ -258,7 +258,7 @@ class SpeechAdapterModel(Inference, nn.Module):
         return self.hooks(self.active).states
 
     def lowest_layer(self, choices: Sequence[Choice] | None = None) -> int:
-        """:attr:`first_layer` under these adapters, one a sample, or under the active ones."""
+        """:attr:`first_layer` under these adapters, one per sample, or under the active ones."""
         if choices is None:
             return self.first_layer
         hooks = (self.hooks(choice) for choice in dict.fromkeys(choices) if choice is not None)

@@ -96,7 +96,7 @@ def test_hotwords_and_times_with_a_language_model(tmp_path: Path):
 
 @pytest.fixture(scope="module")
 def call(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A call of 12 s at 8 kHz: two speakers, one a channel."""
+    """A call of 12 s at 8 kHz: two speakers, one per channel."""
     folder = tmp_path_factory.mktemp("call")
     one, _ = speech_of([(1.0, 3.0), (5.0, 2.0), (1.0, 0.0)], 0)
     two, _ = speech_of([(5.0, 3.0), (4.0, 0.0)], 1)

@@ -15,7 +15,7 @@ from speech_adapters.metrics.bootstrap import Interval
 
 
 def over_seeds(values: Sequence[float] | np.ndarray, level: float = 0.95) -> Interval:
-    """Mean of one value a seed and its t interval; with one seed the interval is the value."""
+    """Mean of one value per seed and its t interval; with one seed the interval is the value."""
     from scipy import stats
 
     values = np.asarray(values, dtype=float)

@@ -1,4 +1,4 @@
-"""Adapters: one file a method, presets by name."""
+"""Adapters: one file per method, presets by name."""
 
 from speech_adapters.adapters.adalora import AdaLoRA
 from speech_adapters.adapters.adapter_bias import AdapterBias

@@ -1,4 +1,4 @@
-"""AdapterBias: one learnt vector a layer, shifted by a learnt weight a frame.
+"""AdapterBias: one learnt vector per layer, shifted by a learnt weight per frame.
 
     FFN(x) + (w . h + b) v        h (D_ff) the feed-forward's hidden layer, v (D) starts at 0
 

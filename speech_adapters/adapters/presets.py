@@ -155,7 +155,7 @@ def E(task: str = "asr", *, e_size: int | tuple[int, ...] = 256) -> Combine:
 
 
 def houlsby_speech(task: str = "asr", *, size: int | tuple[int, ...] = 256) -> Combine:
-    """Two bottlenecks of 256 a layer with LayerNorm inside, and LayerNorms: "conventional" in Otake et al. (2023)."""
+    """Two bottlenecks of 256 per layer, LayerNorm inside, and LayerNorms: "conventional" in Otake et al. (2023)."""
     rate = rates("houlsby-speech", task)
     return Combine(
         parts=(

@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("decoding")
     group.add_argument("--beam", type=int, metavar="SIZE", help="beam search; without it, the best path")
     group.add_argument("--lm", help="word n-gram model for the beam search: ARPA, also gzipped, or KenLM binary")
-    group.add_argument("--lexicon", help="file of words, one a line, for a KenLM binary")
+    group.add_argument("--lexicon", help="file of words, one per line, for a KenLM binary")
     group.add_argument("--alpha", type=float, default=0.5, help="weight of the language model (default: 0.5)")
     group.add_argument("--beta", type=float, default=1.5, help="added for each word (default: 1.5)")
     group.add_argument("--hotwords", metavar="A,B", help="words that are more likely than the language model thinks")

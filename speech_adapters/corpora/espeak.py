@@ -34,7 +34,7 @@ LONGEST_DATA_PATH = 140
 class Spoken:
     """One thing to say.
 
-    ``voice`` is a language and a variant (``"en-us+f2"``), ``rate`` counts words a minute (80 to 450), ``pitch`` and
+    ``voice`` is a language and a variant (``"en-us+f2"``), ``rate`` counts words per minute (80 to 450), ``pitch`` and
     ``range`` are in eSpeak's units (0 to 99; 50 is the voice's own), ``volume`` is in percent.
     """
 

@@ -60,7 +60,7 @@ class SpeechDataset(UtteranceDataset):
         augmentation: applied on reading; the random numbers follow from the seed, the epoch and the utterance, so that
             a resumed run or another number of workers sees the same.
         crop_seconds: a piece of each utterance of at most this length, its place drawn likewise; None for all of it.
-        keep_in_memory: hold decoded audio (as 16-bit samples: 115 MB an hour).
+        keep_in_memory: hold decoded audio (as 16-bit samples: 115 MB per hour).
     """
 
     def __init__(
@@ -313,6 +313,6 @@ def ignore_interrupts(_: int) -> None:
 
 
 def evaluation_loader(dataset: UtteranceDataset, batch_seconds: float) -> DataLoader[Item]:
-    """Every utterance once, sorted by length, at most ``batch_seconds`` a batch."""
+    """Every utterance once, sorted by length, at most ``batch_seconds`` per batch."""
     batches = LengthBatches(dataset.durations, batch_seconds, shuffle=False, name=dataset.manifest.name)
     return DataLoader(dataset, batch_sampler=batches, collate_fn=collate)

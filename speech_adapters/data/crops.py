@@ -65,7 +65,7 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
 
     Every usable utterance is in it; those that are left over fill the last batch with others like them, which come
     twice. Utterances shorter than a crop come whole, cut to the shortest of their batch. One factor of ``speeds`` is
-    drawn a batch; ``augment(waveform, rng)``, which must keep lengths, makes ``heard`` of ``clean``. Order and
+    drawn per batch; ``augment(waveform, rng)``, which must keep lengths, makes ``heard`` of ``clean``. Order and
     augmentation follow from ``key`` and the batch's place alone, so that a run can go on anywhere.
     """
 

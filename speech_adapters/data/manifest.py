@@ -141,7 +141,7 @@ class Manifest(Sequence[Utterance]):
                     numbers.append(number)
             raise_problems(path, problems)
             if not utterances:
-                raise ManifestError(f"{path}:1: empty manifest; write one JSON object a line")
+                raise ManifestError(f"{path}:1: empty manifest; write one JSON object per line")
             manifest = cls(utterances, str(path))
         manifest = manifest.with_channel(channel)
         return manifest.check_audio() if check_files else manifest

@@ -172,7 +172,7 @@ def write_index(
             table = tables.setdefault(key, {})
             codes.setdefault(key, array("i")).append(-1 if value is None else table.setdefault(value, len(table)))
     if not starts:
-        raise ManifestError(f"{manifest}:1: empty manifest; write one JSON object a line")
+        raise ManifestError(f"{manifest}:1: empty manifest; write one JSON object per line")
     _check_ids(manifest, np.asarray(ids), starts, sizes, identify)
     arrays = {"starts": np.asarray(starts), "sizes": np.asarray(sizes), "durations": np.asarray(durations)}
     values = {key: sorted(table) for key, table in tables.items() if table}

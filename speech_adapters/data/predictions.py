@@ -36,7 +36,7 @@ COLUMNS: Names = {
 
 
 def write_predictions(path: str | os.PathLike[str], result: ClassificationResult) -> None:
-    """Write one JSON line an utterance (and run, where there are several), whole file or nothing."""
+    """Write one JSON line per utterance (and run, where there are several), whole file or nothing."""
     lines = []
     for number, run in enumerate(result.runs, start=1):
         for utterance in run:
@@ -74,7 +74,7 @@ def read_predictions(
     path = Path(path)
     rows = [(f"{path}:{at}", row) for at, row in read_records(path, "the predictions", COLUMNS, _NEEDED, columns)]
     if not rows:
-        raise InputError(f"{path}: no predictions in it; write one line an utterance with {', '.join(_NEEDED)}")
+        raise InputError(f"{path}: no predictions in it; write one line per utterance with {', '.join(_NEEDED)}")
     first_where, first = rows[0]
     labels = list(first["probabilities"]) if first.get("probabilities") else None
     runs: dict[str, list[dict[str, Any]]] = {}

@@ -1,4 +1,4 @@
-"""Score files: Kaldi's text, ``enrol test score`` a line; tables (CSV, TSV, JSON Lines) with these columns or their
+"""Score files: Kaldi's text, ``enrol test score`` per line; tables (CSV, TSV, JSON Lines) with these columns or their
 usual other names; and numpy's arrays in the order of the trial list."""
 
 from __future__ import annotations

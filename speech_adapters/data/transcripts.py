@@ -15,7 +15,7 @@ from speech_adapters.metrics.wer import WERResult, word_error_rate
 
 
 def write_transcripts(path: str | os.PathLike[str], result: WERResult) -> None:
-    """Write one line an utterance, whole file or nothing."""
+    """Write one line per utterance, whole file or nothing."""
     lines = []
     for score in result.utterances:
         entry = {

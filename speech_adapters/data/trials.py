@@ -1,11 +1,11 @@
 """Speaker-verification trial lists and enrolment maps: reading, checks, and what their names stand for.
 
-A trial list has VoxCeleb's format, ``1 enrol test`` a line (1: same speaker, 0: different speakers), or the label last
-(``enrol test target``, as Kaldi has it: its first line says which), or is a table (CSV, TSV, JSON Lines) with the
+A trial list has VoxCeleb's format, ``1 enrol test`` per line (1: same speaker, 0: different speakers), or the label
+last (``enrol test target``, as Kaldi has it: its first line says which), or is a table (CSV, TSV, JSON Lines) with the
 columns ``label``, ``enrol`` and ``test`` or their usual other names. ``enrol`` and ``test`` name utterances, by id or
-by audio path; with an enrolment map, ``model utterance utterance ...`` a line, ``enrol`` names a model made from
+by audio path; with an enrolment map, ``model utterance utterance ...`` per line, ``enrol`` names a model made from
 several utterances. Names with spaces need tabs between the columns, or a table. Lists are held as integer arrays, 13
-bytes a trial, so that tens of millions fit. Errors start with ``file:line``.
+bytes per trial, so that tens of millions fit. Errors start with ``file:line``.
 """
 
 from __future__ import annotations
@@ -207,7 +207,7 @@ def _table(path: Path, said: Mapping[str, str] | None) -> Iterator[tuple[int, tu
 
 
 def read_enrolment(path: str | os.PathLike[str]) -> Enrolment:
-    """Read an enrolment map, ``model utterance utterance ...`` a line.
+    """Read an enrolment map, ``model utterance utterance ...`` per line.
 
     Raises:
         ManifestError: with ``file:line``: a model without utterances, a repeated model or utterance, no lines.

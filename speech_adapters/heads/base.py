@@ -102,7 +102,7 @@ class HeadModule(nn.Module, ABC):
     blank: int | None = None
     """The output that no target may be, of heads that have one (CTC)."""
     label_sizes: Sequence[int] | None = None
-    """Of a head of several labels an utterance, the number of classes of each."""
+    """Of a head of several labels per utterance, the number of classes of each."""
     ignores: bool = True
     """Whether its loss passes over targets of -100."""
     sums_losses: bool = False

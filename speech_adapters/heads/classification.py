@@ -1,4 +1,4 @@
-"""One label an utterance: emotion, keyword, intent, or any other key of the manifest.
+"""One label per utterance: emotion, keyword, intent, or any other key of the manifest.
 
     linear   x_t -> W x_t + b (256) -> pooling -> linear         (Otake et al., ICASSP 2023; SUPERB's emotion head)
     conv     x_t -> three 1x1 convolutions (256) with ReLU and dropout -> pooling -> linear, ReLU, linear

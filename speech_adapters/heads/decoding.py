@@ -27,7 +27,7 @@ SECONDS_PER_FRAME = 0.02
 
 
 def greedy_decode(logits: Tensor, lengths: Tensor, vocabulary: Vocabulary) -> list[str]:
-    """The most probable symbol of each frame, repeats merged, blanks removed; one text an utterance."""
+    """The most probable symbol of each frame, repeats merged, blanks removed; one text per utterance."""
     ids = logits.argmax(-1)
     starts = torch.ones_like(ids, dtype=torch.bool)
     starts[:, 1:] = ids[:, 1:] != ids[:, :-1]
@@ -181,7 +181,7 @@ class BeamSearch:
         log P_ctc(W) + alpha * log P_lm(W) + beta * |W|          (natural logarithms)
 
     ``lm_path`` is a word n-gram model, ARPA (``.arpa``, ``.arpa.gz``) or KenLM binary. Only words of ``lexicon_path``
-    (a word a line) can come out, by default the ARPA file's own; words the vocabulary cannot spell are left out.
+    (a word per line) can come out, by default the ARPA file's own; words the vocabulary cannot spell are left out.
     ``alpha`` 0.5 and ``beta`` 1.5 are pyctcdecode's defaults, a fair start: tune both on held-out speech.
 
     ``hotwords`` (names, products) join the lexicon, and each time that one is said adds ``hotword_weight`` to the sum,

@@ -147,12 +147,12 @@ def _read_words(lm_path: Path, lexicon_path: Path | None) -> list[str]:
         try:
             rows = lexicon_path.read_text(encoding="utf-8-sig").split("\n")
         except (OSError, UnicodeDecodeError) as error:
-            raise TextError(f"{lexicon_path}: cannot be read as UTF-8 text ({error}); give a word a line") from error
+            raise TextError(f"{lexicon_path}: cannot be read as UTF-8 text ({error}); give a word per line") from error
         words = [columns[0] for line in rows if (columns := line.split())]
     elif is_binary:
         raise TextError(
-            f"{lm_path}: a KenLM binary does not list its words; give a file of words, one a line, with lexicon_path= "
-            "(recipes/evaluate_asr.py: --lexicon), or the ARPA file that it was made from"
+            f"{lm_path}: a KenLM binary does not list its words; give a file of words, one per line, with "
+            "lexicon_path= (recipes/evaluate_asr.py: --lexicon), or the ARPA file that it was made from"
         )
     return words
 

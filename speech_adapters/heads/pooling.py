@@ -1,4 +1,4 @@
-"""From frames to one vector an utterance; frames behind an utterance's length never count.
+"""From frames to one vector per utterance; frames behind an utterance's length never count.
 
     mean         mu = 1/T sum_t x_t
     statistics   [mu, sigma],  sigma^2 = 1/T sum_t x_t^2 - mu^2       (Snyder et al., "X-vectors", ICASSP 2018)

@@ -138,7 +138,7 @@ def hear_windows(
     Args:
         names: of the windows' recordings, for errors.
         precision: "fp32", or "bf16" for autocast.
-        choices: ``adapter`` and ``head``, one a window, in place of the active ones: see
+        choices: ``adapter`` and ``head``, one per window, in place of the active ones: see
             :meth:`~speech_adapters.SpeechAdapterModel.forward`.
 
     Raises:

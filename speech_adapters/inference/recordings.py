@@ -78,7 +78,7 @@ def recordings_of(
     sample_rate: int = SAMPLE_RATE,
     names: Sequence[str] | None = None,
 ) -> list[list[Recording]]:
-    """Each file or array as its recordings: one, or one a channel where ``speakers`` names the channels.
+    """Each file or array as its recordings: one, or one per channel where ``speakers`` names the channels.
 
     Headers are read here, so that missing files and unnamed channels are found, all of them, before anything is heard.
 
@@ -96,7 +96,7 @@ def recordings_of(
         raise ConfigError("give channel= to hear one channel or their mix, or speakers= to hear each; not both.")
     if isinstance(speakers, str) or (speakers is not None and len(set(speakers)) < max(len(speakers), 1)):
         raise ConfigError(
-            f'speakers={speakers!r}: give different names, one a channel, such as ("agent", "customer").'
+            f'speakers={speakers!r}: give different names, one per channel, such as ("agent", "customer").'
         )
     items: list[Any] = [*audio] if isinstance(audio, list | tuple) else [audio]
     if not items:
@@ -135,7 +135,7 @@ def _of_file(name: str, path: Path, channel: int | str | None, speakers: Sequenc
         if len(speakers) != channels:
             raise AudioError(
                 f"{path}: {counted(channels, 'channel')}, but {counted(len(speakers), 'name')} of speakers "
-                f"({', '.join(speakers)}); name one a channel."
+                f"({', '.join(speakers)}); name one per channel."
             )
         return [Recording(name, path, channel=place, speaker=speaker) for place, speaker in enumerate(speakers)]
     if channel is None and channels > 1:

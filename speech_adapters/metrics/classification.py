@@ -152,7 +152,7 @@ def score_classification(
     n: int = 1000,
     seed: int = 0,
 ) -> ClassificationResult:
-    """Score ``predictions`` against the true labels ``references``, one entry an utterance.
+    """Score ``predictions`` against the true labels ``references``, one entry per utterance.
 
     Args:
         speakers: what the intervals resample (``n`` draws from ``seed``); utterances where they are not known.

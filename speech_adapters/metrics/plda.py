@@ -31,7 +31,7 @@ def check_speakers(speakers: Sequence[str], width: int) -> None:
         raise InputError(
             f"PLDA training: {counted(count, 'utterance')} of "
             f"{counted(different, 'speaker')} for embeddings of width {width}; give "
-            "more utterances than that width, of at least two speakers, with several utterances a speaker."
+            "more utterances than that width, of at least two speakers, with several utterances per speaker."
         )
 
 

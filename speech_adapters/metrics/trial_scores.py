@@ -64,7 +64,7 @@ def normalize_scores(
     Args:
         scores: (n,) cosine scores. enrol, test, enrol_index, test_index: what they are of, as for
             :func:`cosine_scores`.
-        cohort: (C, E) embeddings of other speakers, best one a speaker; with more than ``top`` of them.
+        cohort: (C, E) embeddings of other speakers, best one per speaker; with more than ``top`` of them.
 
     Raises:
         ConfigError: a cohort that is too small, or of another width.

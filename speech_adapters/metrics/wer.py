@@ -137,7 +137,7 @@ def word_error_rate(
     n: int = 1000,
     seed: int = 0,
 ) -> WERResult:
-    """Score ``hypotheses`` (which may be empty) against ``references`` (which may not), one entry an utterance.
+    """Score ``hypotheses`` (which may be empty) against ``references`` (which may not), one entry per utterance.
 
     Both go through ``normalizer`` first. ``speakers`` are what the intervals resample (``n`` draws from ``seed``);
     ``ids`` default to the utterances' places. Spaces count as characters in the CER, as in jiwer.

@@ -47,7 +47,7 @@ class KMeansUnits(nn.Module):
 
     @torch.no_grad()
     def features(self, model: SpeechAdapterModel, waveforms: Tensor, lengths: Tensor | None) -> Tensor:
-        """(B, T, F) of the base without adapters, one row a frame of the encoder."""
+        """(B, T, F) of the base without adapters, one row per frame of the encoder."""
         encoder = model.encoder
         if self.source != MFCC:
             return encoder(waveforms, lengths, stop_layer=self.source).hidden_states[-1].float()

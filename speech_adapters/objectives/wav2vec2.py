@@ -38,7 +38,7 @@ class Wav2Vec2ObjectiveConfig(MaskingConfig):
     mask_probability: Prior = 0.65
     """p of the spans; 49 % of the frames are hidden."""
     negatives: Size = 100
-    """K, distractors a frame."""
+    """K, distractors per frame."""
     temperature: Positive = 0.1
     """k, of the similarity."""
     diversity_weight: NotNegative = 0.1

@@ -30,7 +30,7 @@ STRIDE = 2 * HOP
 
 
 class WhisperTeacher(nn.Module):
-    """``forward(waveforms) -> hidden states``, one (B, T, D) tensor a layer; the last is after the final LayerNorm.
+    """``forward(waveforms) -> hidden states``, one (B, T, D) tensor per layer; the last is after the final LayerNorm.
 
     Args:
         weights: safetensors file of an encoder (names as in ``transformers``' ``WhisperEncoder``, no prefix).

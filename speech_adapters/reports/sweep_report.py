@@ -130,7 +130,7 @@ def _facts(found: _Found) -> dict[str, str]:
         "Task": found.content["task"],
         "Encoder": found.content["encoder"],
         "Trials": f"{len(states)}, of which {states.count('complete')} to their end, {states.count('pruned')} pruned",
-        "Updates": f"{found.content['updates']:,} a trial",
+        "Updates": f"{found.content['updates']:,} per trial",
         "Best": f"{best[0].rate:.1f} {found.title} on dev data" if best else "none yet",
     }
     return {name: str(value) for name, value in facts.items()}

@@ -256,7 +256,7 @@ class RunFolder:
         return self.path / "trials.tsv"
 
     def scores(self, name: str) -> Path:
-        """The scores of one trial list, ``enrol test score`` a line."""
+        """The scores of one trial list, ``enrol test score`` per line."""
         return self.path / "scores" / f"{file_name(name)}.txt"
 
     def save_config(self, config: Any) -> None:

@@ -1,4 +1,4 @@
-"""The engine: windows of all requests in mixed batches, through one encoder a device.
+"""The engine: windows of all requests in mixed batches, through one encoder per device.
 
 A request's recording is cut into windows in a decoding thread, a few ahead of what has been heard, so that a long one
 shares its batches with short ones and takes little memory. Each window waits in the one queue with the adapter and the
@@ -112,7 +112,7 @@ class Engine:
     ``await engine.stop()``, which finishes what was taken.
 
     Args:
-        models: one a device, of the same encoder and without adapters.
+        models: one per device, of the same encoder and without adapters.
     """
 
     def __init__(self, models: Sequence[SpeechAdapterModel], catalog: Catalog, settings: EngineSettings) -> None:

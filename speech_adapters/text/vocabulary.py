@@ -30,7 +30,7 @@ class Vocabulary:
         delimiter: the symbol between two words; with ``scores``, what the first piece of a word begins with; None
             where words are not told apart (Chinese, phonemes).
         separator: what stands between two tokens in a text: nothing between characters, a space between phonemes.
-        scores: log probabilities of subwords, one a token; a text is split into the most probable ones.
+        scores: log probabilities of subwords, one per token; a text is split into the most probable ones.
 
     Raises:
         TextError: a token that stands there twice, a blank or delimiter that is not among them, scores of another

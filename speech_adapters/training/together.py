@@ -1,4 +1,4 @@
-"""Several trainings on one frozen encoder in one pass: what is constant in all of them is computed once a batch.
+"""Several trainings on one frozen encoder in one pass: what is constant in all of them is computed once per batch.
 
 Trainings that hear the same data in the same order (methods, learning rates, heads) share each batch: the encoder runs
 as far as nothing that any of them trains changes it, or is read from the cache, and each goes on from its own place

@@ -1,4 +1,4 @@
-"""Adaptation at test time, from speech without text: one file a method."""
+"""Adaptation at test time, from speech without text: one file per method."""
 
 from speech_adapters.unlabelled.adaptation import Adaptation, Method, adapted, transcribe_adapted
 from speech_adapters.unlabelled.entropy import Entropy

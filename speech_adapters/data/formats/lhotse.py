@@ -87,9 +87,9 @@ def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         try:
             entry = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise ManifestError(f"{path}:{number}: not JSON ({error}); lhotse writes one object a line") from error
+            raise ManifestError(f"{path}:{number}: not JSON ({error}); lhotse writes one object per line") from error
         if not isinstance(entry, dict):
-            raise ManifestError(f"{path}:{number}: expected a JSON object; lhotse writes one a line")
+            raise ManifestError(f"{path}:{number}: expected a JSON object; lhotse writes one per line")
         yield f":{number}", entry
     if not text.strip():
         raise ManifestError(f"{path}:1: an empty file")

@@ -180,7 +180,7 @@ class Server(uvicorn.Server):
 
 
 def _models(arguments: argparse.Namespace) -> list[SpeechAdapterModel]:
-    """A model a device, all of the same base."""
+    """A model per device, all of the same base."""
     name, revision = arguments.encoder, None
     if name is None:
         if not arguments.adapters:
