@@ -236,7 +236,7 @@ def main(config: Config) -> None:
     from speech_adapters.files import write_json
     from speech_adapters.metrics.comparison import compare_transcripts
     from speech_adapters.metrics.wer import pooled_metrics
-    from speech_adapters.reports.report import method_rows, summary_table, write_report
+    from speech_adapters.reports.report import report_results
     from speech_adapters.runs.folder import RunFolder
     from speech_adapters.runs.results import MethodResults, Results
     from speech_adapters.tasks.asr import worst_utterances
@@ -291,7 +291,7 @@ def main(config: Config) -> None:
                     f"{d['value']:+.1%} [{d['low']:+.1%}, {d['high']:+.1%}], p {paired['p_value']:.3f}"
                 )
     own = config.methods[0]
-    results_file = Results(
+    results = Results(
         task="adapt_unlabelled",
         encoder=model.encoder.name,
         adapter=own,
@@ -301,10 +301,9 @@ def main(config: Config) -> None:
         seeds=list(config.seeds),
         more={"precision": precision},
     )
-    results_file.write(run.results_file)
     write_json(run.worst_file, worst_utterances(heard[own], test))
-    report = write_report(run.path)
-    print(f"\n{summary_table(method_rows(results_file.to_dict()))}\n\nreport {report}")
+    table, report = report_results(run, results)
+    print(f"\n{table}\n\nreport {report}")
 
 
 if __name__ == "__main__":

@@ -150,7 +150,7 @@ def main(config: Config) -> None:
     from speech_adapters.encoders import load_encoder
     from speech_adapters.files import write_json
     from speech_adapters.reports.card import write_cards
-    from speech_adapters.reports.report import method_rows, summary_table, write_report
+    from speech_adapters.reports.report import report_results
     from speech_adapters.runs.folder import RunFolder
     from speech_adapters.runs.results import Results
     from speech_adapters.tasks.domains import DomainsRun, domains_head, forgetting, summarise
@@ -197,12 +197,10 @@ def main(config: Config) -> None:
             **run.took("total_seconds", started),
         },
     )
-    results.write(run.results_file)
     write_json(run.path / "domains.json", {"metric": "wer", "cells": cells, "outside": list(outside)})
     write_json(run.path / "attention.json", seeds[0].attention)
-    report = write_report(run.path)
+    table, report = report_results(run, results)
     write_cards(run.path)
-    table = summary_table(method_rows(results.to_dict()))
     print(f"\n{table}\n\nreport  {report}\nadapters {run.path / 'adapters'}")
 
 

@@ -63,7 +63,7 @@ def main(config: Config) -> None:
     from speech_adapters.data.transcripts import write_transcripts
     from speech_adapters.files import write_json
     from speech_adapters.heads.decoding import BeamSearch
-    from speech_adapters.reports.report import method_rows, summary_table, write_report
+    from speech_adapters.reports.report import report_results
     from speech_adapters.runs.environment import environment
     from speech_adapters.runs.folder import RunFolder
     from speech_adapters.runs.results import MethodResults, Results
@@ -116,10 +116,9 @@ def main(config: Config) -> None:
         more={"notes": notes} if notes else {},
         environment=environment(model.encoder.device),
     )
-    results.write(run.results_file)
-    report = write_report(run.path)
+    table, report = report_results(run, results)
     print("\n".join([str(scored.result), *notes]))
-    print(f"\n{summary_table(method_rows(results.to_dict()))}\n\nreport {report}\ntrn    {trn}")
+    print(f"\n{table}\n\nreport {report}\ntrn    {trn}")
 
 
 if __name__ == "__main__":

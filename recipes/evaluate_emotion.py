@@ -92,7 +92,7 @@ def main(config: Config) -> None:
     from speech_adapters.data.records import said_columns
     from speech_adapters.data.trials import UtteranceIndex
     from speech_adapters.files import write_json
-    from speech_adapters.reports.report import method_rows, summary_table, write_report
+    from speech_adapters.reports.report import report_results
     from speech_adapters.runs.folder import RunFolder
     from speech_adapters.runs.results import MethodResults, Results
     from speech_adapters.tasks.classification import confident_mistakes
@@ -127,9 +127,8 @@ def main(config: Config) -> None:
         own=MethodResults(metrics=result.to_dict(), **costs),
         **facts,
     )
-    results.write(run.results_file)
-    report = write_report(run.path)
-    print(f"{result}\n\n{summary_table(method_rows(results.to_dict()))}\n\nreport {report}")
+    table, report = report_results(run, results)
+    print(f"{result}\n\n{table}\n\nreport {report}")
 
 
 if __name__ == "__main__":

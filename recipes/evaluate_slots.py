@@ -42,7 +42,7 @@ class Config:
 
 def main(config: Config) -> None:
     from speech_adapters.files import write_text
-    from speech_adapters.reports.report import method_rows, summary_table, write_report
+    from speech_adapters.reports.report import report_results
     from speech_adapters.runs.environment import environment
     from speech_adapters.runs.folder import RunFolder
     from speech_adapters.runs.results import MethodResults, Results
@@ -77,11 +77,10 @@ def main(config: Config) -> None:
         own=MethodResults(metrics=result.to_dict(), parameters=model.count_parameters(), **vars(scored.cost)),
         environment=environment(model.encoder.device),
     )
-    results.write(run.results_file)
-    report = write_report(run.path)
+    table, report = report_results(run, results)
     print(f"accuracy {result.accuracy.percent()} of {counted(len(result.utterances), 'utterance')}, all slots right")
     print("\n".join(f"  {slot}: {interval.percent()}" for slot, interval in result.by_slot.items()))
-    print(f"\n{summary_table(method_rows(results.to_dict()))}\n\nreport {report}")
+    print(f"\n{table}\n\nreport {report}")
 
 
 if __name__ == "__main__":

@@ -113,7 +113,7 @@ def main(config: Config) -> None:
     from speech_adapters.metrics.calibration import Calibration
     from speech_adapters.metrics.verification import P_TARGETS
     from speech_adapters.reports.detection_charts import chart_data
-    from speech_adapters.reports.report import method_rows, summary_table, write_report
+    from speech_adapters.reports.report import report_results
     from speech_adapters.runs.environment import environment
     from speech_adapters.runs.folder import RunFolder
     from speech_adapters.runs.results import MethodResults, Results
@@ -184,9 +184,8 @@ def main(config: Config) -> None:
         more={"thresholds": {"eer": result.curve.eer().threshold}},
         environment=environment(device),
     )
-    results.write(run.results_file)
-    report = write_report(run.path)
-    print(f"{result}\n\n{summary_table(method_rows(results.to_dict()))}\n\nreport {report}\nscores {scores}")
+    table, report = report_results(run, results)
+    print(f"{result}\n\n{table}\n\nreport {report}\nscores {scores}")
 
 
 def table_columns(config: Config) -> dict[str, str]:

@@ -100,7 +100,7 @@ def main(config: Config) -> None:
 
     from speech_adapters import Fuse, FusionConfig, Route, RouterConfig
     from speech_adapters.data.batches import GuidedDataset, SpeechDataset
-    from speech_adapters.reports.report import method_rows, summary_table, write_report
+    from speech_adapters.reports.report import report_results
     from speech_adapters.runs.folder import RunFolder
     from speech_adapters.runs.results import MethodResults, Results
     from speech_adapters.training.supervised import train
@@ -166,9 +166,7 @@ def main(config: Config) -> None:
         baselines=figures,
         more={"updates": settings.updates, **run.took("total_seconds", started)},
     )
-    results.write(run.results_file)
-    report = write_report(run.path)
-    table = summary_table(method_rows(results.to_dict()))
+    table, report = report_results(run, results)
     print(f"\n{table}\n\nreport  {report}\nfusion  {run.path / 'fusions' / config.method}")
 
 

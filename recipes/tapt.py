@@ -170,7 +170,7 @@ def main(argv: list[str] | None = None) -> None:
     from speech_adapters import SpeechAdapterModel
     from speech_adapters.adapters import preset
     from speech_adapters.encoders import load_encoder
-    from speech_adapters.reports.report import method_rows, summary_table, write_report
+    from speech_adapters.reports.report import report_results
     from speech_adapters.runs.folder import RunFolder
 
     train, held_out = read_speech(config)
@@ -223,9 +223,8 @@ def main(argv: list[str] | None = None) -> None:
         seeds=list(config.seeds),
         more=found | {"passes": {name: asdict(one) for name, one in passes.items()}},
     )
-    results.write(run.results_file)
-    report = write_report(run.path)
-    print(f"\n{summary_table(method_rows(results.to_dict()))}\n\nreport  {report}\nadapter {run.adapter('tapt')}")
+    table, report = report_results(run, results)
+    print(f"\n{table}\n\nreport  {report}\nadapter {run.adapter('tapt')}")
 
 
 if __name__ == "__main__":

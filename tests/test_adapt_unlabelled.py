@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -12,6 +10,7 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from scripts import load_script
 from small_encoders import stock_model
 
 from speech_adapters import CTCHead, SpeechAdapterModel
@@ -21,15 +20,10 @@ from speech_adapters.errors import ConfigError, ManifestError
 from speech_adapters.tasks.downstream import Downstream
 from speech_adapters.training.settings import TrainingConfig
 
-ROOT = Path(__file__).parents[1]
-
 
 @pytest.fixture(scope="module")
 def recipe() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("adapt_unlabelled", ROOT / "recipes" / "adapt_unlabelled.py")
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look there
-    spec.loader.exec_module(module)
-    return module
+    return load_script("recipes/adapt_unlabelled.py")
 
 
 @pytest.fixture(scope="module")

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from scripts import load_script
 from small_encoders import small_encoder, whisper_model
 
 from speech_adapters.bank.facts import read_facts
@@ -26,17 +25,12 @@ from speech_adapters.runs.folder import RunFolder
 from speech_adapters.serving.catalog import read_folder
 from speech_adapters.tasks.domains import MERGES, DomainsRun, domains_head, forgetting
 
-PATH = Path(__file__).parents[1] / "recipes" / "call_center.py"
 DOMAINS = ("studio", "telephone", "noisy")
 
 
 @pytest.fixture(scope="module")
 def recipe():
-    spec = importlib.util.spec_from_file_location("call_center", PATH)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_script("recipes/call_center.py")
 
 
 @pytest.fixture(scope="module")

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import random
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from cases.tables import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scripts import load_script
 
 from speech_adapters.cli import main
 from speech_adapters.config import load_config, parse_cli
@@ -141,11 +140,7 @@ def test_bad_embeddings(tmp_path: Path, name: str):
 
 @pytest.fixture(scope="module")
 def recipe() -> Any:
-    sys.path.insert(0, str(Path(__file__).parent.parent / "recipes"))
-    try:
-        return importlib.import_module("evaluate_asr")
-    finally:
-        sys.path.pop(0)
+    return load_script("recipes/evaluate_asr.py")
 
 
 @pytest.mark.parametrize("name", BAD_CONFIGURATIONS)

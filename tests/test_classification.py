@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scripts import load_script
 from small_encoders import stock_model
 from small_models import small_model
 from test_report import Page
@@ -263,11 +263,7 @@ def test_matrix_of_a_class_without_utterances():
 
 @pytest.fixture(scope="module")
 def recipe():
-    spec = importlib.util.spec_from_file_location("evaluate_emotion", ROOT / "recipes" / "evaluate_emotion.py")
-    module = sys.modules["evaluate_emotion"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["evaluate_emotion"]
+    return load_script("recipes/evaluate_emotion.py")
 
 
 def call(recipe, *arguments: str) -> None:

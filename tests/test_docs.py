@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import re
 import sys
@@ -14,6 +13,7 @@ from pkgutil import walk_packages
 from types import FunctionType, ModuleType
 
 import pytest
+from scripts import load_script
 
 import speech_adapters
 from speech_adapters.adapters import ADAPTER_METHODS, PRESETS
@@ -23,10 +23,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 @pytest.fixture(scope="module")
 def pages():
-    spec = importlib.util.spec_from_file_location("generate", DOCS / "generate.py")
-    generate = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(generate)
-    return generate.pages()
+    return load_script("docs/generate.py").pages()
 
 
 def test_committed_pages_are_current(pages):

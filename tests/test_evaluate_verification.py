@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -12,6 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from scripts import load_script
 from small_encoders import stock_model
 from small_trials import small_corpus
 
@@ -25,9 +25,7 @@ RECIPE = ROOT / "recipes" / "evaluate_verification.py"
 
 def evaluate(*arguments: str) -> None:
     """The recipe, in this process."""
-    spec = importlib.util.spec_from_file_location("evaluate_verification", RECIPE)
-    recipe = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(recipe)
+    recipe = load_script("recipes/evaluate_verification.py")
     recipe.main(parse_cli(recipe.Config, list(map(str, arguments))))
 
 

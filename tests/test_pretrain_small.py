@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import json
 import signal
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from scripts import load_script
 from test_distillation import save_tiny_teacher
 from test_mel_start import voices
 
@@ -31,11 +30,7 @@ RECIPE = Path(__file__).parents[1] / "recipes" / "pretrain_small.py"
 
 @pytest.fixture(scope="module")
 def recipe() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("pretrain_small", RECIPE)
-    assert spec and spec.loader
-    module = sys.modules["pretrain_small"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("recipes/pretrain_small.py")
 
 
 @pytest.fixture(scope="module")

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
+from scripts import load_script
 from small_encoders import small_encoder, stock_model
 from test_distillation import noise, save_tiny_teacher
 
@@ -20,17 +19,12 @@ from speech_adapters.errors import ConfigError, ManifestError
 from speech_adapters.heads.ctc import CTCHead
 from speech_adapters.runs.folder import RunFolder
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "probe_encoder.py"
 DIGITS, SPEAKERS = ("ZERO", "ONE", "TWO"), ("a", "b", "c", "d")
 
 
 @pytest.fixture(scope="module")
 def probe() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("probe_encoder", SCRIPT)
-    assert spec and spec.loader
-    module = sys.modules["probe_encoder"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("benchmarks/probe_encoder.py")
 
 
 @pytest.fixture(scope="module")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+from scripts import load_script
 from small_encoders import stock_model
 from test_distillation import noise
 
@@ -18,20 +17,10 @@ from speech_adapters.data.manifest import Manifest, Utterance
 from speech_adapters.errors import ConfigError
 from speech_adapters.runs.results import Results
 
-FOLDER = Path(__file__).parents[1] / "benchmarks"
-
 
 @pytest.fixture(scope="module")
 def probe() -> ModuleType:
-    sys.path.insert(0, str(FOLDER))  # it imports its neighbour, as it does when it is run
-    try:
-        spec = importlib.util.spec_from_file_location("probe_conv_head", FOLDER / "probe_conv_head.py")
-        assert spec and spec.loader
-        module = sys.modules["probe_conv_head"] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(FOLDER))
-    return module
+    return load_script("benchmarks/probe_conv_head.py")
 
 
 def test_padding_changes_nothing(probe: ModuleType) -> None:

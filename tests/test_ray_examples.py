@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import socket
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 import torch
+from scripts import load_script
 from small_server import make_adapters, make_encoder, tone
 
 from speech_adapters.data.manifest import Manifest, Utterance
@@ -20,8 +19,6 @@ from speech_adapters.model import SpeechAdapterModel
 
 pytestmark = pytest.mark.slow
 ray = pytest.importorskip("ray", reason="needs speech-adapters[ray]")
-
-EXAMPLES = Path(__file__).parents[1] / "examples" / "ray"
 
 
 TIMEOUTS = {
@@ -34,11 +31,7 @@ TIMEOUTS = {
 
 
 def example(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
+    module = load_script(f"examples/ray/{name}.py")
     ray.cloudpickle.register_pickle_by_value(module)  # the workers do not find it by its name
     return module
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scripts import load_script
 from small_encoders import stock_model, whisper_model
 
 from speech_adapters import ClassificationHead
@@ -29,17 +28,12 @@ from speech_adapters.tasks.classification import Classification
 from speech_adapters.tasks.slots import SlotFilling
 from speech_adapters.training import supervised
 
-ROOT = Path(__file__).parent.parent
 SMALL = ("training.updates=4", "training.batch_seconds=8", "training.log_every=2", "training.trackers=none")
 TASKS = ("asr_librispeech", "emotion_recognition", "speaker_verification", "intent_classification")
 
 
 def recipe(name: str):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "recipes" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return load_script(f"recipes/{name}.py")
 
 
 def run(name: str, output: Path, *arguments: object) -> dict:

@@ -26,12 +26,19 @@ from speech_adapters.reports.run_files import Confusion, Domains, Mistake, Rate,
 from speech_adapters.reports.sound import Sound, sound_of
 from speech_adapters.reports.summary import RATES, columns_of, figure, method_rows, summary_table
 from speech_adapters.reports.usage import how_to_use
-from speech_adapters.runs.results import method_of_training
+from speech_adapters.runs.folder import RunFolder
+from speech_adapters.runs.results import Results, method_of_training
 
-__all__ = ["method_rows", "method_table", "summary_table", "write_report"]
+__all__ = ["method_rows", "method_table", "report_results", "summary_table", "write_report"]
 
 Row = Mapping[str, Any]
 Colors = dict[str, int]
+
+
+def report_results(run: RunFolder, results: Results) -> tuple[str, Path]:
+    """Write a run's ``results.json`` and ``report.html``; returns the figures as a table, and the report's path."""
+    results.write(run.results_file)
+    return summary_table(method_rows(results.to_dict())), write_report(run.path)
 
 
 def write_report(run_folder: str | os.PathLike[str], *, most_audio_bytes: int = 12_000_000) -> Path:

@@ -22,7 +22,7 @@ from speech_adapters.encoders.loading import load_encoder
 from speech_adapters.files import write_json
 from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.reports.card import write_cards
-from speech_adapters.reports.report import method_rows, summary_table, write_report
+from speech_adapters.reports.report import report_results
 from speech_adapters.runs.folder import RunFolder
 from speech_adapters.runs.processes import processes
 from speech_adapters.runs.results import MethodResults, Results
@@ -106,34 +106,7 @@ def run_experiment(
     processes().print("\n".join([f"{encoder!r}", *facts, f"run   {run.path}\n"]))
 
     started = time.perf_counter()
-    options = config.scoring
-    figures: dict[str, MethodResults] = {}
-    if processes().is_main_process:
-        figures = task.untrained(encoder, corpora[0], run, **options)
-    for method, entry in figures.items():
-        print(_line(method, task, entry))
-    expected = Counter(training.method for training in trainings)
-    scored_of: dict[str, list[_Scored[Any]]] = {method: [] for method in expected}
-    for name, members in _passes(trainings, config.together).items():
-        corpus = corpora[members[0].fold]
-        if config.together:
-            trained = train_in_one_pass(task, corpus, encoder, members, run, name)
-        else:
-            trained = {name: _train(task, corpus, encoder, members[0], run)}
-        if not processes().is_main_process:  # under torchrun all train, one scores
-            continue
-        for training in members:
-            method, scored = training.method, scored_of[training.method]
-            scored.append(_score(task, corpus, *trained.pop(training.name), training, run, options))
-            if len(scored) < expected[method]:
-                continue
-            figures[method] = _combine(task, scored)
-            print(_line(method, task, figures[method]))
-            if method == config.adapter:
-                task.show(method, scored[0].result, corpora[0], run)
-                if scored[0].layer_weights:
-                    write_json(run.layer_weights_file, {method: scored[0].layer_weights})
-
+    figures = _train_and_score(config, task, corpora, encoder, trainings, run)
     if not processes().is_main_process:
         return None
     results = Results(
@@ -150,12 +123,49 @@ def run_experiment(
             **({"notes": notes} if (notes := task.notes(corpora[0])) else {}),
         },
     )
-    results.write(run.results_file)
-    report = write_report(run.path)
+    table, report = report_results(run, results)
     write_cards(run.path)
-    table = summary_table(method_rows(results.to_dict()))
     print(f"\n{table}\n\nreport  {report}\nadapter {run.path / 'adapters'}")
     return results
+
+
+def _train_and_score(
+    config: ExperimentConfig,
+    task: Task[Any],
+    corpora: Sequence[Corpus],
+    encoder: Encoder,
+    trainings: Sequence[Training],
+    run: RunFolder,
+) -> dict[str, MethodResults]:
+    """The figures of each method. Under torchrun all processes train, and the main one scores."""
+    options = config.scoring
+    figures: dict[str, MethodResults] = {}
+    if processes().is_main_process:
+        figures = task.untrained(encoder, corpora[0], run, **options)
+    for method, entry in figures.items():
+        print(_line(method, task, entry))
+    expected = Counter(training.method for training in trainings)
+    scored_of: dict[str, list[_Scored[Any]]] = {method: [] for method in expected}
+    for name, members in _passes(trainings, config.together).items():
+        corpus = corpora[members[0].fold]
+        if config.together:
+            trained = train_in_one_pass(task, corpus, encoder, members, run, name)
+        else:
+            trained = {name: _train(task, corpus, encoder, members[0], run)}
+        if not processes().is_main_process:
+            continue
+        for training in members:
+            method, scored = training.method, scored_of[training.method]
+            scored.append(_score(task, corpus, *trained.pop(training.name), training, run, options))
+            if len(scored) < expected[method]:
+                continue
+            figures[method] = _combine(task, scored)
+            print(_line(method, task, figures[method]))
+            if method == config.adapter:
+                task.show(method, scored[0].result, corpora[0], run)
+                if scored[0].layer_weights:
+                    write_json(run.layer_weights_file, {method: scored[0].layer_weights})
+    return figures
 
 
 def check(config: ExperimentConfig, task: Task[Any], corpus: Corpus, encoder: Encoder) -> None:
