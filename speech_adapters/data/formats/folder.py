@@ -89,33 +89,19 @@ def read_folder(
     twins, stems = Counter(file.with_suffix("") for file in recordings), Counter(file.stem for file in recordings)
     for place, entry in told:
         path = Path(entry["audio_filepath"]).relative_to(root.absolute()).with_suffix("")
-        if parse is not None:
-            match = parse.fullmatch(path.as_posix())
-            if match is None:
-                problems.add(f"{place}: {path.as_posix()} does not fit the pattern {pattern}")
-                continue
-            entry |= {key: value_of(key, text) for key, text in match.groupdict().items() if key not in entry}
-        said = entry.get("channel")
-        if channel is not None and said != "mix" and type(said) is not int:
-            try:
-                one = channel_of_several(entry["audio_filepath"], channel)
-            except AudioError as error:
-                problems.add(f"{place}: {error}")
-                continue
-            if one is not None and said is not None:
-                problems.add(
-                    f"{place}: the channel {said!r} is neither a number nor 'mix'; give that key another name"
-                )
-                continue
-            entry |= {} if one is None else {"channel": one}
-        if "id" not in entry and stems[path.name] > 1 and "offset" not in entry:
-            if twins[root.absolute() / path] > 1:
-                problems.add(
-                    f"{place}: {path.as_posix()} is there under several suffixes; keep one of these files in the "
-                    "folder, or name them in a table with a column id"
-                )
-                continue
-            entry["id"] = "-".join(path.parts)  # the name alone, which is the default, would come twice
+        try:
+            if parse is not None:
+                entry |= _said_by_path(path, parse, pattern) | entry
+            entry |= _chosen_channel(entry, channel)
+            if "id" not in entry and "offset" not in entry and stems[path.name] > 1:
+                if twins[root.absolute() / path] > 1:
+                    raise ManifestError(
+                        f"{path.as_posix()} is there under several suffixes; keep one of these files in the folder, "
+                        "or name them in a table with a column id"
+                    )
+                entry["id"] = "-".join(path.parts)  # the name alone, which is the default, would come twice
+        except (AudioError, ManifestError) as error:
+            problems.add(f"{place}: {error}")
     problems.raise_any()
     manifest = Manifest.from_entries(told, name, root)
     return FolderContent(manifest, left_out, tuple(unreadable), source)
@@ -189,6 +175,25 @@ def _with_text_files(root: Path, files: list[Path]) -> tuple[list[tuple[str, dic
             entry["text"] = " ".join(read_utf8(texts[file], "transcript").split())
         told.append((f": {file.relative_to(root)}", entry))
     return told, tuple(file for file in files if texts and file not in texts)
+
+
+def _said_by_path(path: Path, parse: re.Pattern[str], pattern: str | None) -> dict[str, Any]:
+    """What a path tells by the pattern. Raises a ManifestError where it does not fit."""
+    if (match := parse.fullmatch(path.as_posix())) is None:
+        raise ManifestError(f"{path.as_posix()} does not fit the pattern {pattern}")
+    return {key: value_of(key, text) for key, text in match.groupdict().items()}
+
+
+def _chosen_channel(entry: Mapping[str, Any], channel: int | str | None) -> dict[str, Any]:
+    """The channel to hear of a file with several, where the entry does not name one itself."""
+    said = entry.get("channel")
+    if said == "mix" or type(said) is int:
+        return {}
+    if (one := channel_of_several(entry["audio_filepath"], channel)) is None:
+        return {}
+    if said is not None:
+        raise ManifestError(f"the channel {said!r} is neither a number nor 'mix'; give that key another name")
+    return {"channel": one}
 
 
 def _parser(pattern: str) -> re.Pattern[str]:
