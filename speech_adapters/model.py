@@ -788,17 +788,21 @@ class SpeechAdapterModel(Inference, nn.Module):
                 return self._parallel(self.active, inputs, head, targets)
             if head is not None:
                 raise ConfigError("head=[...] goes with adapter=[...] or Parallel; choose one head with set_head.")
-            self._check_widths()
-            root = self.hooks(self.active)
-            output, plan = self._run(root, inputs)
-            result = _result(output, plan.read(self.encoder, output))
-            _score(result, self.head, targets)
-            fusions, result.pseudo_frames = [h for h in walk(root) if isinstance(h, TrainableHooks)], plan.before
-            result.attention = {f"{h.name}.{site}": a for h in fusions for site, a in h.attention.items()}
-            if result.loss is not None and self.training:
-                for fusion in fusions:
-                    result.loss = result.loss + fusion.loss(guide, output.mask, plan.before)
-                result.loss = self._penalized(result.loss, self.trained_adapters)
+            return self._composed(inputs, targets, guide)
+
+    def _composed(self, inputs: Inputs, targets: Tensor | None, guide: Tensor | None) -> ModelOutput:
+        """The whole batch under the active composition and head."""
+        self._check_widths()
+        root = self.hooks(self.active)
+        output, plan = self._run(root, inputs)
+        result = _result(output, plan.read(self.encoder, output))
+        _score(result, self.head, targets)
+        fusions, result.pseudo_frames = [h for h in walk(root) if isinstance(h, TrainableHooks)], plan.before
+        result.attention = {f"{h.name}.{site}": a for h in fusions for site, a in h.attention.items()}
+        if result.loss is not None and self.training:
+            for fusion in fusions:
+                result.loss = result.loss + fusion.loss(guide, output.mask, plan.before)
+            result.loss = self._penalized(result.loss, self.trained_adapters)
         return result
 
     def _mixed(
@@ -808,6 +812,7 @@ class SpeechAdapterModel(Inference, nn.Module):
         heads: Sequence[str | None] | None,
         targets: Tensor | None,
     ) -> ModelOutput:
+        """Each sample under an adapter, and under a head, of its own."""
         if heads is not None:
             check_choices("head", heads, inputs)
             if targets is not None:
@@ -840,6 +845,7 @@ class SpeechAdapterModel(Inference, nn.Module):
     def _parallel(
         self, parallel: Parallel, inputs: Inputs, heads: Sequence[str | None] | None, targets: Tensor | None
     ) -> dict[str, ModelOutput]:
+        """The batch once per branch."""
         if heads is not None and (isinstance(heads, str) or len(heads) != len(parallel.members)):
             raise ConfigError(f"head={heads!r}: give one head for each branch of {parallel!r}.")
         if targets is not None:
