@@ -129,6 +129,7 @@ class Root(NamedTuple):
 
     @classmethod
     def of(cls, folder: str | os.PathLike[str]) -> Root:
+        """A folder by both names."""
         return cls(os.path.abspath(folder), os.path.realpath(folder))
 
 
