@@ -447,9 +447,7 @@ class SpeechAdapterModel(Inference, nn.Module):
         name = name or saved.name
         check_new(name, self.heads, "head")
         saved.check(self._features())
-        head = saved.config.build(saved.input_size)
-        head.load_state_dict(saved.tensors)
-        self._keep_head(name, head)
+        self._keep_head(name, saved.build())
         return name
 
     def save_fusion(self, name: str, folder: str | Path, **card: Any) -> Path:

@@ -6,8 +6,12 @@ speech-adapters card runs/asr_librispeech/latest --licence cc-by-4.0 --language 
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from speech_adapters.errors import ConfigError
+
+if TYPE_CHECKING:
+    from speech_adapters.reports.card import CardOptions
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -16,6 +20,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--language", help="en, ...")
     parser.add_argument("--dataset", metavar="USER/NAME", help="the test set's id on the hub, for .eval_results")
     parser.add_argument("--task-id", default="default", help="its task there (default: default)")
+
+
+def options_of(arguments: argparse.Namespace) -> CardOptions:
+    """What :func:`add_options` was told."""
+    from speech_adapters.reports.card import CardOptions
+
+    return CardOptions(
+        licence=arguments.licence, language=arguments.language, dataset=arguments.dataset, task_id=arguments.task_id
+    )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Say where it lies."""
-    from speech_adapters.reports.card import CardOptions, write_card
+    from speech_adapters.reports.card import write_card
     from speech_adapters.saving.finding import find_parts
 
     folder = find_parts(arguments.adapter).adapter
@@ -35,7 +48,4 @@ def run(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"{arguments.adapter}: a card is of an adapter, and there is none")
     if (folder / "README.md").exists() and not arguments.overwrite:
         raise ConfigError(f"{folder / 'README.md'} is there already; replace it with --overwrite")
-    options = CardOptions(
-        licence=arguments.licence, language=arguments.language, dataset=arguments.dataset, task_id=arguments.task_id
-    )
-    print(write_card(folder, options))
+    print(write_card(folder, options_of(arguments)))

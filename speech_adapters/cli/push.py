@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 
-from speech_adapters.cli.card import add_options
+from speech_adapters.cli.card import add_options, options_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,12 +25,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Name the commit, and how to load it."""
     from speech_adapters.bank.hub import push
-    from speech_adapters.reports.card import CardOptions
 
-    options = CardOptions(
-        licence=arguments.licence, language=arguments.language, dataset=arguments.dataset, task_id=arguments.task_id
-    )
     commit = push(
-        arguments.adapter, arguments.repository, options, message=arguments.message, private=arguments.private
+        arguments.adapter,
+        arguments.repository,
+        options_of(arguments),
+        message=arguments.message,
+        private=arguments.private,
     )
     print(f"{commit}\nload it: SpeechAdapterModel.from_adapter('{arguments.repository}@{commit}')")

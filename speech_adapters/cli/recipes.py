@@ -52,25 +52,26 @@ def run_named(prog: str, named: Mapping[str, str], argv: Sequence[str], descript
 
 def run_recipe(recipe: str, argv: list[str]) -> None:
     """Run a recipe as Python itself would, but for ``argv[0]``: the name that it goes by in its help."""
-    script = recipes_folder() / f"{recipe}.py"
-    spec = spec_from_file_location("__main__", script)
-    assert spec is not None and spec.loader is not None, "a file that ends in .py"
-    module = module_from_spec(spec)
-    before = sys.argv, sys.path, sys.modules["__main__"]
-    sys.argv, sys.path, sys.modules["__main__"] = argv, [str(script.parent), *sys.path], module
+    before = sys.argv, sys.modules["__main__"]
+    sys.argv = argv
     try:
-        spec.loader.exec_module(module)
+        _execute(recipe, "__main__")
     finally:
-        sys.argv, sys.path, sys.modules["__main__"] = before
+        sys.argv, sys.modules["__main__"] = before
 
 
 def load_recipe(recipe: str) -> ModuleType:
     """A recipe as a module, to take its parts from."""
+    return _execute(recipe, recipe)
+
+
+def _execute(recipe: str, name: str) -> ModuleType:
+    """A recipe's script, executed as the module ``name``; it finds its neighbours, as when Python runs it."""
     script = recipes_folder() / f"{recipe}.py"
-    spec = spec_from_file_location(recipe, script)
+    spec = spec_from_file_location(name, script)
     assert spec is not None and spec.loader is not None, "a file that ends in .py"
     module = module_from_spec(spec)
-    sys.modules[recipe], before = module, sys.path  # dataclasses look their module up
+    sys.modules[name], before = module, sys.path  # dataclasses look their module up
     sys.path = [str(script.parent), *sys.path]
     try:
         spec.loader.exec_module(module)

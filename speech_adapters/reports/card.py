@@ -16,7 +16,7 @@ from speech_adapters.errors import ConfigError
 from speech_adapters.files import write_text
 from speech_adapters.metrics.comparison import FEW_SPEAKERS
 from speech_adapters.reports.page import render_text
-from speech_adapters.reports.summary import RATES, columns_of, figure, method_rows
+from speech_adapters.reports.summary import RATES, columns_of, figure, interval_of, method_rows
 from speech_adapters.runs.results import MethodResults, Results, results_of
 from speech_adapters.saving.adapters import named_method
 from speech_adapters.saving.finding import find_parts
@@ -238,9 +238,8 @@ def _main_figures(saved: _Saved) -> list[tuple[str, float, str]]:
         if value is None or not isinstance(entry, Mapping):
             continue
         scale = 100 if key.lower() in RATES else 1
-        ends = [figure(entry.get(end)) for end in ("low", "high")]
-        known = [round(scale * end, 3) for end in ends if end is not None]
-        found.append((key, round(scale * value, 3), f"[{known[0]:g}, {known[1]:g}]" if len(known) == 2 else ""))
+        ends = [f"{round(scale * end, 3):g}" for end in interval_of(entry) or ()]
+        found.append((key, round(scale * value, 3), f"[{', '.join(ends)}]" if ends else ""))
     return found
 
 

@@ -95,11 +95,10 @@ def _best(name: str, entries: Sequence[Any]) -> int | None:
     ends: dict[int, tuple[float, float]] = {}
     for row, entry in enumerate(entries):
         if figure(entry) is not None:
-            known = [figure(entry.get(end)) for end in ("low", "high")] if isinstance(entry, Mapping) else []
-            signed = sorted(sign * end for end in known if end is not None)
-            if len(signed) < 2:
+            if (known := interval_of(entry)) is None:
                 return None
-            ends[row] = (signed[0], signed[1])
+            low, high = sorted(sign * end for end in known)
+            ends[row] = (low, high)
     first = min(ends, key=lambda row: ends[row])
     others = [low for row, (low, _) in ends.items() if row != first]
     return first if others and ends[first][1] < min(others) else None
@@ -113,6 +112,14 @@ def figure(entry: Any) -> float | None:
     """The value of a metric, plain or with its interval; none where it is no finite number."""
     value = entry.get("value") if isinstance(entry, Mapping) else entry
     return value if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) else None
+
+
+def interval_of(entry: Any) -> tuple[float, float] | None:
+    """The ends of a metric's interval; None where it has none, or one that is not known."""
+    if not isinstance(entry, Mapping):
+        return None
+    low, high = figure(entry.get("low")), figure(entry.get("high"))
+    return None if low is None or high is None else (low, high)
 
 
 def _title(name: str) -> str:
@@ -129,8 +136,8 @@ def _show(name: str, value: float | None) -> str:
 
 
 def _interval(name: str, entry: Any) -> str:
-    ends = [figure(entry.get(end)) for end in ("low", "high")] if isinstance(entry, Mapping) else [None]
-    return "" if None in ends else "[" + ", ".join(_show(name, end) for end in ends) + "]"
+    ends = interval_of(entry)
+    return "" if ends is None else "[" + ", ".join(_show(name, end) for end in ends) + "]"
 
 
 def _count(value: Any) -> str:

@@ -18,7 +18,7 @@ from speech_adapters.adapters.base import choose_layers
 from speech_adapters.files import read_json, write_text
 from speech_adapters.reports.charts import Dots, dot_chart
 from speech_adapters.reports.page import Cell, Table, render
-from speech_adapters.reports.summary import figure, higher_is_better
+from speech_adapters.reports.summary import figure, higher_is_better, interval_of
 
 
 @dataclass(frozen=True)
@@ -295,9 +295,10 @@ def _rate(entry: Any) -> Cell:
     value = figure(entry)
     if value is None:
         return Cell("not asked for")
-    ends = [figure(entry.get(end)) for end in ("low", "high")] if isinstance(entry, Mapping) else [None]
-    interval = "" if None in ends else "[" + ", ".join(f"{100 * (end or 0.0):.1f}" for end in ends) + "]"
-    return Cell(f"{100 * value:.1f}", interval)
+    ends = interval_of(entry)
+    return Cell(
+        f"{100 * value:.1f}", "" if ends is None else "[" + ", ".join(f"{100 * end:.1f}" for end in ends) + "]"
+    )
 
 
 def _aligned(table: Table) -> str:

@@ -98,6 +98,12 @@ class SavedHead:
     features: Features | None
     folder: Path
 
+    def build(self) -> HeadModule:
+        """The head, with its tensors."""
+        head = self.config.build(self.input_size)
+        head.load_state_dict(self.tensors)
+        return head
+
     def check(self, now: Features | None) -> None:
         """Hold the features that the head was trained on against those of now, by the rule of this module.
 

@@ -98,9 +98,7 @@ def _head(folder: Path, served: Served, task: str) -> HeadModule:
     saved = read_head(folder)
     if head_print(saved) != served.prints[task]:
         raise _changed("head", served)
-    head = saved.config.build(saved.input_size)
-    head.load_state_dict(saved.tensors)
-    return head.requires_grad_(False).eval()
+    return saved.build().requires_grad_(False).eval()
 
 
 def _own_ctc(encoder: Encoder) -> HeadModule:
