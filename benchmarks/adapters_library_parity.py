@@ -70,36 +70,59 @@ INTERFACE = {
 #: Our site -> the library's place in a layer.
 PLACES = {"attention": "attention_adapters", "feed_forward": "output_adapters"}
 
+Weights = dict[str, tuple[torch.Tensor, torch.Tensor | None]]
 
-def prepare(folder: Path, family: str, style: str, case: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Write what the other side needs; returns our output (B, T, D) with the adapter and without."""
+
+def small_model(family: str, style: str):
+    """Our model on a small random encoder."""
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
     from small_encoders import small_encoder
 
     from speech_adapters import SpeechAdapterModel
+
+    return SpeechAdapterModel(small_encoder(family, style))
+
+
+def bottleneck(case: str):
+    """Our adapter of a case."""
     from speech_adapters.adapters import Bottleneck
 
-    encoder = small_encoder(family, style)
-    model = SpeechAdapterModel(encoder)
     settings = {key: tuple(v) if isinstance(v, list) else v for key, v in CASES[case][0].items()}
-    model.add_adapter("a", Bottleneck(reduction_factor=8, **settings))
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.adapters["a"].parameters():
-            parameter.normal_(std=0.2)
+    return Bottleneck(reduction_factor=8, **settings)
+
+
+def weights_of(model, name: str) -> Weights:
+    """An adapter's weights and biases by the library's "place|layer|part"."""
+    return {
+        f"{PLACES[site]}|{index}|adapters.{name}.{part}": (linear.weight.detach(), linear.bias.detach())
+        for site, layers in model.adapters[name].sites.items()
+        for index, layer in layers.items()
+        for part, linear in (("adapter_down.0", layer.down), ("adapter_up", layer.up))
+    }
+
+
+def hand_over(folder: Path, model, weights: Weights, case: str, *beside) -> tuple[torch.Tensor, torch.Tensor]:
+    """Write what the other side needs; returns our output (B, T, D) as the model is, and with ``beside`` active."""
+    encoder = model.encoder
     waveforms = encoder.normalized(torch.randn(2, 6400))
     encoder.model.save_pretrained(folder / "encoder")
-    weights = {}
-    for site, layers in model.adapters["a"].sites.items():
-        for index, layer in layers.items():
-            for name, linear in (("adapter_down.0", layer.down), ("adapter_up", layer.up)):
-                weights[f"{PLACES[site]}|{index}|adapters.a.{name}"] = (linear.weight.detach(), linear.bias.detach())
     torch.save({"weights": weights, "waveforms": waveforms, "case": CASES[case][1]}, folder / "case.pt")
     encoder.normalize = False  # the waveforms are normalised already
     with torch.no_grad():
         output = model.eval()(waveforms).last_hidden_state
-        model.set_active()
+        model.set_active(*beside)
         return output, model(waveforms).last_hidden_state
+
+
+def prepare(folder: Path, family: str, style: str, case: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Our output with a random adapter and without; see :func:`hand_over`."""
+    model = small_model(family, style)
+    model.add_adapter("a", bottleneck(case))
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.adapters["a"].parameters():
+            parameter.normal_(std=0.2)
+    return hand_over(folder, model, weights_of(model, "a"), case)
 
 
 def library_model(folder: Path, given: dict):

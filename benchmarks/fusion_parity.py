@@ -16,50 +16,42 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from adapters_library_parity import CASES, PLACES, compare, library_model, write_output
+from adapters_library_parity import (
+    CASES,
+    PLACES,
+    bottleneck,
+    compare,
+    hand_over,
+    library_model,
+    small_model,
+    weights_of,
+    write_output,
+)
 
 MEMBERS = ("a", "b")
 FUSED = tuple(case for case in CASES if case != "parallel")
 
 
 def prepare(folder: Path, family: str, style: str, case: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Write what the other side needs; returns our output (B, T, D) under the fusion and under their average."""
-    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-    from small_encoders import small_encoder
+    """Our output under a random fusion, and under its members' average; see :func:`hand_over`."""
+    from speech_adapters import Average, Fuse
 
-    from speech_adapters import Average, Fuse, SpeechAdapterModel
-    from speech_adapters.adapters import Bottleneck
-
-    encoder = small_encoder(family, style)
-    model = SpeechAdapterModel(encoder)
-    settings = {key: tuple(v) if isinstance(v, list) else v for key, v in CASES[case][0].items()}
+    model = small_model(family, style)
     torch.manual_seed(1)
     for name in MEMBERS:
-        model.add_adapter(name, Bottleneck(reduction_factor=8, **settings))
+        model.add_adapter(name, bottleneck(case))
     fusion = model.fusions[model.add_fusion(Fuse(*MEMBERS))]
     with torch.no_grad():
         for parameter in [*model.adapters.parameters(), *fusion.parameters()]:
             parameter.normal_(std=0.2)
-    waveforms = encoder.normalized(torch.randn(2, 6400))
-    encoder.model.save_pretrained(folder / "encoder")
-    weights = {}
-    for name in MEMBERS:
-        for site, layers in model.adapters[name].sites.items():
-            for index, layer in layers.items():
-                for part, linear in (("adapter_down.0", layer.down), ("adapter_up", layer.up)):
-                    weights[f"{PLACES[site]}|{index}|adapters.{name}.{part}"] = linear.weight, linear.bias
+    weights = weights_of(model, "a") | weights_of(model, "b")
     for place, layer in fusion.layers.items():
         site, _, index = place.rpartition("_")
         for part in ("query", "key", "value"):
             linear = getattr(layer, part)
-            weights[f"{PLACES[site]}|{index}|adapter_fusion_layer.a,b.{part}"] = linear.weight, linear.bias
-    weights = {key: tuple(None if t is None else t.detach() for t in pair) for key, pair in weights.items()}
-    torch.save({"weights": weights, "waveforms": waveforms, "case": CASES[case][1]}, folder / "case.pt")
-    encoder.normalize = False  # the waveforms are normalised already
-    with torch.no_grad():
-        output = model.eval()(waveforms).last_hidden_state
-        model.set_active(Average(*MEMBERS))
-        return output, model(waveforms).last_hidden_state
+            bias = None if linear.bias is None else linear.bias.detach()
+            weights[f"{PLACES[site]}|{index}|adapter_fusion_layer.a,b.{part}"] = linear.weight.detach(), bias
+    return hand_over(folder, model, weights, case, Average(*MEMBERS))
 
 
 def other_side(folder: Path) -> None:

@@ -296,9 +296,7 @@ def _rate(entry: Any) -> Cell:
     if value is None:
         return Cell("not asked for")
     ends = interval_of(entry)
-    return Cell(
-        f"{100 * value:.1f}", "" if ends is None else "[" + ", ".join(f"{100 * end:.1f}" for end in ends) + "]"
-    )
+    return Cell(f"{100 * value:.1f}", "" if ends is None else f"[{100 * ends[0]:.1f}, {100 * ends[1]:.1f}]")
 
 
 def _aligned(table: Table) -> str:
