@@ -43,7 +43,7 @@ class ManifestError(InputError):
     """A manifest or trial list that breaks its schema; the message starts with ``file:line``.
 
     Attributes:
-        problems: how many there are, the message's last line being "... and so many more" where it shows not all.
+        problems: how many there are; where the message does not show them all, its last line is "... and N more".
     """
 
     def __init__(self, message: str, problems: int = 1) -> None:

@@ -100,7 +100,7 @@ def targets_for(targets: Any, scored: HeadOutput, head: HeadModule) -> Tensor:
             one label (B,) will do.
 
     Raises:
-        ConfigError: another shape or type, or ids that are none of the head's.
+        ConfigError: another shape or type, or ids that the head does not have.
     """
     if isinstance(targets, list | tuple) and targets and all(isinstance(row, list | tuple) for row in targets):
         width = max(map(len, targets))

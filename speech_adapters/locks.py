@@ -62,7 +62,7 @@ def locked(path: str | os.PathLike[str], seconds: float = math.inf) -> Iterator[
     without locks, and Windows, have none.
 
     Raises:
-        InputError: still locked after so many ``seconds``, or a folder that cannot be written to.
+        InputError: still locked after ``seconds``, or a folder that cannot be written to.
     """
     path = Path(path)
     if fcntl is None:

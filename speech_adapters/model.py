@@ -197,8 +197,8 @@ class SpeechAdapterModel(Inference, nn.Module):
         """Choose what acts: an adapter's name or a composition; several form a stack, none leaves the frozen base.
 
         Args:
-            skip_layers: leave the adapters of so many lowest layers out, for speed (Rücklé et al., "AdapterDrop",
-                EMNLP 2021).
+            skip_layers: how many of the lowest layers go without their adapters, for speed (Rücklé et al.,
+                "AdapterDrop", EMNLP 2021).
         """
         chosen = tuple(member for member in members if member is not None)
         composition = Stack(*chosen) if len(chosen) > 1 else next(iter(chosen), None)
@@ -237,7 +237,7 @@ class SpeechAdapterModel(Inference, nn.Module):
         return self.frames(self.active).feature_stride
 
     def feature_lengths(self, samples: int) -> int:
-        """Frames of what a head reads, of so many samples."""
+        """How many frames a head reads of this many samples."""
         return self.frames(self.active).feature_lengths(samples)
 
     def frames(self, choice: str | Composition | None) -> Frames:
@@ -438,7 +438,7 @@ class SpeechAdapterModel(Inference, nn.Module):
     def load_head(self, folder: str | Path, name: str | None = None) -> str:
         """Load a saved head and make it active; returns its name.
 
-        Warns of features that it was not trained on, as far as they may still be what is meant.
+        Warns of features that it was not trained on but may still be able to read.
 
         Raises:
             CheckpointError: a damaged file, another base, or adapters of other methods than it was trained with.
@@ -763,7 +763,7 @@ class SpeechAdapterModel(Inference, nn.Module):
 
         Raises:
             AudioError: an utterance shorter than the encoder's receptive field; lengths that do not fit the waveforms.
-            ConfigError: a head of another width than the features, targets that are none of the head's, or a start
+            ConfigError: a head of another width than the features, targets that the head does not have, or a start
                 above a layer that an adapter changes.
         """
         waveforms = given.either("waveforms", waveforms, "input_values", input_values)

@@ -313,7 +313,7 @@ def _is_sequence(hint: Any) -> bool:
 
 
 def near(name: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown name: the near one, or all that there are."""
+    """The end of a message about an unknown name: the nearest known one, or all known ones."""
     known = list(known)
     close = difflib.get_close_matches(name, known, n=1)
     return f"did you mean '{close[0]}'?" if close else f"there are {', '.join(known)}"

@@ -234,7 +234,7 @@ class Bank:
         return _found(Reference(wanted.name, str(number)), change.entry)
 
     def untag(self, name: str, tag: str) -> None:
-        """Take a tag away. Raises CheckpointError where there is none."""
+        """Take a tag away. Raises CheckpointError where there is no such tag."""
         with self._changing(name, there=True) as change:
             if tag not in change.entry.tags:
                 raise CheckpointError(f"{name}: no tag {tag!r}; there are {', '.join(change.entry.tags) or 'none'}.")

@@ -47,7 +47,7 @@ def cache_folder() -> Path:
 
 
 def identity(path: Path) -> str:
-    """Tells a file from what it was before: size, times of change and inode; ``missing`` where there is none.
+    """Tells a file from what it was before: size, times of change and inode; ``missing`` where there is no file.
 
     The time of the inode's change cannot be set back by copying tools, the file's own can.
     """

@@ -112,7 +112,7 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
 def crop_batches(
     crops: Crops, places: Sequence[int] | None = None, workers: int = 0
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches at ``places``, by default all, prepared by so many processes."""
+    """The batches at ``places``, by default all, prepared by ``workers`` processes."""
     order = range(len(crops)) if places is None else places
     return iter(
         DataLoader(crops, batch_size=None, sampler=order, num_workers=workers, worker_init_fn=ignore_interrupts)

@@ -57,7 +57,7 @@ def read_lines(
 
 
 def raise_problems(path: Path, problems: Problems) -> None:
-    """Raise the problems of a manifest; of a table there is one: that it is none."""
+    """Raise the problems of a manifest; of a table there is only one: that it is not a manifest."""
     if problems.count and path.suffix.lower() in (".csv", ".tsv"):
         raise ManifestError(
             f"{path}: a table, expected a manifest of JSON lines; make one of it and the folder of its recordings: "

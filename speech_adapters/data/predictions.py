@@ -62,7 +62,7 @@ def read_predictions(
     """Score a file of predictions; ``.csv`` and ``.tsv`` are read as tables, anything else as JSON Lines.
 
     Args:
-        columns: key -> its name in the file, where it is none of :data:`COLUMNS`.
+        columns: key -> its name in the file, where :data:`COLUMNS` does not have it.
         index: of the utterances that the rows may name by audio path as well; their ids are taken.
 
     The classes are those of the probabilities where there are any, else those that occur.

@@ -1,4 +1,4 @@
-"""What is wrong with a file, told all at once."""
+"""What is wrong with a file, all of it in one error."""
 
 from __future__ import annotations
 

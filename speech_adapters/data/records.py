@@ -66,7 +66,7 @@ def read_records(
 
     Args:
         what: of a file, for messages: "the scores".
-        needed: keys without which a table is none of these.
+        needed: keys that a table must have.
         said: key -> column, before what is known; of keys that are not ``known`` nothing is taken. None where nobody
             can say it: messages then have columns renamed.
 
@@ -110,7 +110,7 @@ def _match(
 
 
 def _csv_rows(path: Path, what: str, said: Mapping[str, str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """The header as a row of its own, then each row that is not blank; Excel's ``sep=;`` in front is none."""
+    """The header as a row of its own, then each row that is not blank; Excel's ``sep=;`` in front does not count."""
     text, delimiter = without_separator(_text(path, what))
     if delimiter is None:
         first = text.partition("\n")[0]

@@ -45,7 +45,7 @@ def read_scores(
     file is a table or text, in any order, and may hold further pairs.
 
     Args:
-        columns: key -> column of a table, where its name is none of :data:`COLUMNS`.
+        columns: key -> column of a table, where :data:`COLUMNS` does not have its name.
 
     Raises:
         InputError: a file that cannot be read, a trial without a score, a line that is not ``enrol test score``, a

@@ -127,7 +127,7 @@ def read_trials(
     """Read a trial list.
 
     Args:
-        columns: key -> column of a table, where its name is none of :data:`COLUMNS`.
+        columns: key -> column of a table, where :data:`COLUMNS` does not have its name.
 
     Raises:
         ManifestError: with ``file:line``: not three columns, a label other than 0 or 1, a repeated pair (unless

@@ -57,7 +57,7 @@ class CTCHead(HeadConfig):
     vocabulary: Vocabulary = field(default_factory=Vocabulary.wav2vec2, kw_only=False)
     """Output symbols; the default is that of ``facebook/wav2vec2-base-960h``."""
     normalizer: Normalizer = "librispeech"
-    """How transcripts are written before they are encoded or scored: a name, or a table of one's own; see
+    """How transcripts are written before they are encoded or scored: a name, or a custom table; see
     :mod:`speech_adapters.text.normalizers`."""
     accept_letters: str = ""
     """Letters that the normaliser may change into others or drop; ``"all"`` for any. Others it would lose are an

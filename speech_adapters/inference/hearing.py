@@ -54,7 +54,7 @@ class Framed(Protocol):
         ...
 
     def feature_lengths(self, samples: int) -> int:
-        """Frames of so many samples."""
+        """How many frames this many samples give."""
         ...
 
 
@@ -71,7 +71,7 @@ class Frames:
         return self.encoder.stride if self.of_layers else self.encoder.output_stride
 
     def feature_lengths(self, samples: int) -> int:
-        """Frames of so many samples."""
+        """How many frames this many samples give."""
         return self.encoder.frame_lengths(samples) if self.of_layers else self.encoder.output_lengths(samples)
 
 

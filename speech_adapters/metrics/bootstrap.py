@@ -44,7 +44,7 @@ class Interval:
         return cls(**values)
 
     def percent(self, digits: int = 1) -> str:
-        """``12.3 % [10.9, 13.8]``, to so many ``digits``."""
+        """``12.3 % [10.9, 13.8]``, to ``digits`` decimal places."""
         value, low, high = (f"{100 * figure:.{digits}f}" for figure in (self.value, self.low, self.high))
         return f"{value} % [{low}, {high}]{self._note}"
 

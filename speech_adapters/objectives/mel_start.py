@@ -60,7 +60,7 @@ def mel_stack(width: int, mels: int = 80) -> dict[str, tuple[int, ...]]:
 
 
 def samples_of(frames: int) -> int:
-    """Length of the waveform that gives so many frames."""
+    """Length of the waveform that gives this many frames."""
     return FIELD + STRIDE * (frames - 1)
 
 

@@ -145,7 +145,7 @@ class Wav2Vec2Objective(Objective):
             # All similarities at once, then the wanted ones: N x N numbers in place of N x K vectors.
             similarity = context @ targets.T / self.config.temperature
             others = similarity.gather(1, negatives)
-            same = (codes[negatives] == codes.unsqueeze(1)).all(-1)  # a distractor equal to the target is none
+            same = (codes[negatives] == codes.unsqueeze(1)).all(-1)  # a distractor equal to the target does not count
             logits = torch.cat([similarity.diagonal().unsqueeze(1), others.masked_fill(same, -torch.inf)], dim=1)
             contrastive = F.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long))
             total = self.quantizer.groups * self.quantizer.entries

@@ -60,7 +60,7 @@ class WhisperTeacher(nn.Module):
 
     @property
     def max_samples(self) -> int:
-        """Longest input: the teacher has positions for so many samples (30 s)."""
+        """Longest input: the samples that the teacher has positions for (30 s)."""
         return self.receptive_field + (self.encoder.config.max_source_positions - 1) * STRIDE + STRIDE - 1
 
     @torch.no_grad()

@@ -70,7 +70,7 @@ class Catalog:
         if name not in known:
             near = [one for one in known if one.startswith(name)] or difflib.get_close_matches(name, known, n=1)
             said = " or ".join(repr(one) for one in near[:3])
-            hint = f"did you mean {said}?" if near else "GET /v1/models lists those that there are"
+            hint = f"did you mean {said}?" if near else "GET /v1/models lists the models served"
             raise UnknownModel(f"the model {model!r} does not exist here; {hint}")
         return self._served[name]
 

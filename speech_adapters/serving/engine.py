@@ -56,7 +56,7 @@ class EngineSettings:
     decoders: int = 2
     """Threads that decode audio and write down what was heard."""
     cpu_workers: int = 2
-    """Batches that a CPU hears at once under load, at most one a core."""
+    """Batches that a CPU hears at once under load, at most one per core."""
     precision: str = "fp32"
     """"fp32", or "bf16" for autocast."""
     windows: Windows = field(default_factory=Windows)

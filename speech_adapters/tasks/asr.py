@@ -41,8 +41,8 @@ class SpeechRecognition(Task[WERResult]):
 
     Args:
         vocabulary: "wav2vec2" (that of wav2vec2-base-960h), "characters", "subwords" or "phonemes" (symbols between
-            spaces) of the training text, "checkpoint" (that of the encoder's own CTC head), or a ``vocab.json`` or
-            tokenizer's folder of one's own.
+            spaces) of the training text, "checkpoint" (that of the encoder's own CTC head), or your own
+            ``vocab.json`` or tokenizer's folder.
         subwords: how many are learnt.
         normalizer: how transcripts are written before they are learnt or scored: a name, or a file of replacements.
         accept_letters: letters that the normaliser may change or drop; "all" for any.

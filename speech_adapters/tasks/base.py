@@ -40,7 +40,7 @@ class ExperimentConfig:
     """What every training recipe is asked: an adapter and its baselines on one encoder."""
 
     encoder: str = option("tiny-wavlm", "packaged name, local folder or hub id")
-    quantize: Literal["int8", "int4", "nf4"] | None = option(None, "hold the frozen base in so many bits; null: as is")
+    quantize: Literal["int8", "int4", "nf4"] | None = option(None, "hold the frozen base in 8 or 4 bits; null: as is")
     adapter: str = option("elp", "preset of the adapter: elp, el, lora, houlsby, ..., or several as one: lora+l")
     adapter_options: dict[str, Any] = field(default_factory=dict)
     """Settings of the adapter's preset to change, such as ``e_size`` or ``rank``."""
@@ -290,7 +290,7 @@ class Task(ABC, Generic[R]):
     def further(
         self, model: SpeechAdapterModel, corpus: Corpus, settings: TrainingConfig, run: RunFolder, name: str
     ) -> TrainingResult | None:
-        """Stages after the first; None where there are none."""
+        """Stages after the first; None without any."""
         return None
 
     def write(self, result: R, corpus: Corpus, run: RunFolder, name: str) -> None:

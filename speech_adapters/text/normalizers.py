@@ -122,7 +122,7 @@ NORMALIZERS: dict[str, Callable[[str], str]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class ReplacementTable:
-    """A normaliser of one's own, saved whole with a head: replacements, then a named normaliser.
+    """A custom normaliser, saved whole with a head: replacements, then a named normaliser.
 
     In a file, YAML or JSON::
 
@@ -186,7 +186,7 @@ def normalize(text: str, normalizer: Normalizer = "librispeech") -> str:
     """``text`` as a normaliser writes it.
 
     Raises:
-        TextError: there is none of this name.
+        TextError: no normaliser has this name.
     """
     return normalizer(text) if isinstance(normalizer, ReplacementTable) else _named(normalizer)(text)
 

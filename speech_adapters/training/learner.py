@@ -39,7 +39,7 @@ class Learner(ABC):
 
     Attributes:
         device: where the loop puts batches.
-        turns: learners that take turns: so many updates make a round, and ``updates`` counts rounds.
+        turns: for learners that take turns: how many updates make a round; ``updates`` then counts rounds.
         kept_by: the figure of :meth:`evaluate` that is lowest in the state to keep.
         watched_from_start: evaluate before the first update too, so that a training that helps nothing changes
             nothing.

@@ -104,7 +104,7 @@ class LoopConfig(Configuration):
     what the training leaves behind (of AdaLoRA perhaps one from before its last pruning)."""
 
     patience: CountOrNone = 0
-    """Stop after so many evaluations in a row without a better state; 0 never stops early."""
+    """Stop after this many evaluations in a row without a better state; 0 never stops early."""
 
     log_every: Count = 10
     """Updates between lines of metrics.jsonl."""

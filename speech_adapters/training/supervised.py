@@ -98,7 +98,7 @@ def check(
 
 
 def batches_of(dataset: UtteranceDataset, config: TrainingConfig, rank: int, world_size: int) -> LengthBatches:
-    """The batches of one of so many processes. Raises an InputError for fewer utterances than an update takes."""
+    """The batches of process ``rank``. Raises an InputError for fewer utterances than an update takes."""
     return LengthBatches(
         dataset.durations,
         config.batch_seconds,

@@ -93,7 +93,7 @@ class Prompt(Method):
     temperature: Positive = 2.0
     """Of the entropy; as published."""
     patience: CountOrNone = 3
-    """Stop after so many rounds in a row whose gain is below 0.001, as published; 0 makes all rounds."""
+    """Stop after this many rounds in a row whose gain is below 0.001, as published; 0 makes all rounds."""
     seed: Seed = 0
     """Of the search."""
 

@@ -35,7 +35,7 @@ def value_of(key: str, text: str) -> str | int:
 
 def check_distinct(names: Sequence[str], where: str) -> None:
     """ManifestError, opened by ``where``, if two columns have the same name: one would be read in place of the other.
-    Columns without a name are none."""
+    Columns without a name do not count."""
     for number, name in enumerate(names):
         if name and name in names[:number]:
             raise ManifestError(f"{where}: two columns are called {name!r}; rename one of them, or remove it")

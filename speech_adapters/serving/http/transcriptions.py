@@ -36,7 +36,7 @@ _NO_SPEAKERS = "speakers are not told apart here; hear each channel with channel
 
 
 def _not_diarized(value: object) -> object:
-    """Tell OpenAI's other format from a word that is none."""
+    """Tell OpenAI's other formats from unknown words."""
     if value == "diarized_json":
         raise ValueError(_NO_SPEAKERS)
     return value
