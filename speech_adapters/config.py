@@ -31,6 +31,7 @@ from typing import Any, NoReturn, TypeVar
 from speech_adapters.errors import ConfigError, InputError, Interrupted
 from speech_adapters.files import write_text
 from speech_adapters.flags import Parser, add_flags, check_conflicts, keys_help, use_device
+from speech_adapters.locks import held
 from speech_adapters.schema import Typed, from_dict, put, to_dict
 from speech_adapters.strict_yaml import dump_yaml, parse_yaml, read_yaml
 
@@ -201,11 +202,11 @@ def run_main(main: Callable[[], Any]) -> NoReturn:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
-    except Interrupted as stop:
+    except KeyboardInterrupt as stop:
         print(f"interrupted; {stop}" if str(stop) else "interrupted", file=sys.stderr)
-        if stop.folder is not None:
-            print(f"go on with: {_command(stop.folder)}", file=sys.stderr)
-        code = stop.exit_code
+        if (folder := getattr(stop, "folder", None) or _trained_run()) is not None:
+            print(f"go on with: {_command(folder)}", file=sys.stderr)
+        code = getattr(stop, "exit_code", 130)
     except BrokenPipeError:  # `... | head` has read enough; the interpreter's own flush must not fail either
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
@@ -215,14 +216,16 @@ def run_main(main: Callable[[], Any]) -> NoReturn:
         where = f"{error.filename}: " if error.filename else ""
         print(f"error: {where}{error.strerror}; free space, or name a folder that you may write to", file=sys.stderr)
         code = 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        code = 130
     raise SystemExit(code if isinstance(code, int) else 0)
 
 
 def _terminated(number: int, frame: Any) -> NoReturn:
     raise Interrupted("", 128 + number)
+
+
+def _trained_run() -> str | None:
+    """The run that this process writes to, where something of it is trained: the rest of it was interrupted."""
+    return next((str(folder) for folder in held() if is_run(folder) and (folder / "checkpoints").is_dir()), None)
 
 
 def _command(folder: str) -> str:

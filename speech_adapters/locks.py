@@ -35,7 +35,7 @@ def hold(folder: str | os.PathLike[str]) -> None:
     if fcntl is None or place in _HELD:
         return
     try:
-        lock = (place / ".lock").open("w")
+        lock = (Path(folder) / ".lock").open("w")
     except OSError as error:
         raise InputError(f"{folder}: cannot be written to ({error.strerror}); name another folder") from error
     try:
@@ -46,6 +46,11 @@ def hold(folder: str | os.PathLike[str]) -> None:
             f"{folder}: another process writes to this folder; wait for it, or name another one"
         ) from None
     _HELD[place] = lock
+
+
+def held() -> list[Path]:
+    """The folders that this process has locked by :func:`hold`, called as they were there, the last one first."""
+    return [Path(lock.name).parent for lock in reversed(_HELD.values())]
 
 
 def release(folder: str | os.PathLike[str]) -> None:

@@ -23,7 +23,9 @@ from speech_adapters.config import (
     to_dict,
     to_yaml,
 )
-from speech_adapters.errors import ConfigError, InputError
+from speech_adapters.errors import ConfigError, InputError, Interrupted
+from speech_adapters.files import hold
+from speech_adapters.runs.folder import RunFolder
 
 
 class Schedule(enum.Enum):
@@ -358,6 +360,24 @@ def test_run_main_exit_codes(outcome: object, code: int, capsys: pytest.CaptureF
         run_main(main)
     assert stop.value.code == code
     assert capsys.readouterr().err == {2: "error: a: b\n", 130: "interrupted\n"}.get(code, "")
+
+
+@pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt(), 130), (Interrupted("", 143), 143)])
+def test_a_run_stopped_while_nothing_trains_is_told_how_to_go_on(
+    stop: BaseException, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main() -> None:
+        raise stop
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train.py", "--updates", "5"])
+    run = RunFolder.open("asr", Recipe())
+    for told in ("", f"go on with: python train.py --updates 5 --output {run.path}\n"):
+        hold(run.path)
+        with run, pytest.raises(SystemExit) as end:
+            run_main(main)
+        assert (end.value.code, capsys.readouterr().err) == (code, f"interrupted\n{told}")
+        run.checkpoint("elp").parent.mkdir(exist_ok=True)
 
 
 def test_a_script_with_bad_input_prints_one_line_and_exits_2() -> None:
