@@ -230,6 +230,6 @@ def _trained_run() -> str | None:
 
 def _command(folder: str) -> str:
     """The command line that goes on with a run: this one, with its folder."""
-    named = any(a.partition("=")[0] in ("--output", "output", "--resume", "resume") for a in sys.argv[1:])
+    named = any(re.match(r"-o|(--)?(output|resume)(=|$)", argument) for argument in sys.argv[1:])
     program = ["python", sys.argv[0]] if sys.argv[0].endswith(".py") else sys.argv[0].split()
     return shlex.join([*program, *sys.argv[1:], *([] if named else ["--output", folder])])

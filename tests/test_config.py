@@ -413,3 +413,16 @@ def test_a_closed_pipe_and_a_full_disk_end_in_a_sentence(tmp_path: Path):
         done.returncode == 2
         and done.stderr == "error: a.pt: No space left on device; free space, or name a folder that you may write to\n"
     )
+
+
+@pytest.mark.parametrize("given", [["-o", "mine"], ["-omine"], ["--output=mine"], ["output=mine"], ["resume=latest"]])
+def test_the_command_that_goes_on_names_one_folder(
+    given: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main() -> None:
+        raise Interrupted("", 130, "mine/rounds/0001")
+
+    monkeypatch.setattr(sys, "argv", ["sweep.py", *given])
+    with pytest.raises(SystemExit):
+        run_main(main)
+    assert capsys.readouterr().err.endswith(f"go on with: python sweep.py {' '.join(given)}\n")
