@@ -71,10 +71,10 @@ def test_same_seed_same_interval_whatever_the_order():
     assert result.metrics["eer"].value == eer(scores, labels)
 
 
-@pytest.mark.parametrize("speakers", [None, "one"])
+@pytest.mark.parametrize("speakers", [None, "one", "two"])
 def test_without_speakers_trials_are_drawn_and_it_says_so(speakers):
     scores, labels, _ = world(8, 0)
-    numbers = None if speakers is None else (np.zeros(len(labels), int),) * 2
+    numbers = {"one": (np.zeros(len(labels), int),) * 2, "two": (np.zeros(len(labels), int), 1 - labels)}.get(speakers)
     interval = verification_result(scores, labels, numbers, draws=50).metrics["eer"]
     assert interval.resampled == "trial" and "by trial" in str(interval)
     assert interval.low < interval.value < interval.high

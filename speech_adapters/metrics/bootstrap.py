@@ -31,7 +31,7 @@ class Interval:
     low: float
     high: float
     resampled: str = "speaker"
-    """What was drawn: ``speaker``, or ``utterance`` (of trials: ``trial``) where fewer than two are known."""
+    """What was drawn: ``speaker``, or ``utterance`` where fewer than two are known (of trials, ``trial``: three)."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable; ``resampled`` stands in it where speakers were not drawn."""

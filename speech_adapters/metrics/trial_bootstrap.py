@@ -10,8 +10,9 @@ such pairs at random.) The interval spans the middle
 24 speakers hold the truth four times in five, those of 60 as often as they say (simulated; drawing single trials does
 worse, and the worse the more utterances a speaker has).
 
-Where speakers are not known, or fewer than two, single trials are drawn, and the interval says
-that it was made so (``resampled="trial"``).
+Where speakers are not known, or fewer than three, single trials are drawn, and the interval says that it was made so
+(``resampled="trial"``). Of two speakers the one draw that holds non-targets is the trials as they are: its interval
+would have no width.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def _draws(
     """``n`` times how often each trial counts, and what is drawn."""
     if speakers is not None:
         names, numbers = np.unique(np.concatenate(speakers), return_inverse=True)
-        if len(names) > 1:
+        if len(names) > 2:
             enrol, test = np.split(numbers.astype(np.int32), 2)
             # A speaker of its own for the second side of target trials, who is always drawn once.
             test = np.where(labels, len(names), test)
