@@ -104,8 +104,10 @@ def _match(
         if fitting or loose:  # JSON names what is missing by line
             found[key] = (exact or fitting or [key])[0]
     if missing := [key for key in needed if key not in found]:
-        remedy = "rename the one it is" if columns is None else f"--columns {missing[0]}=COLUMN says which it is"
-        raise InputError(f"{where}: no column {missing[0]!r}; there are {', '.join(names)}: {remedy}")
+        flag = ",".join(f"{key}=COLUMN" for key in missing)
+        remedy = "rename the one it is" if columns is None else f"--columns {flag} says which it is"
+        absent = " or ".join(map(repr, missing))
+        raise InputError(f"{where}: no column {absent}; there are {', '.join(names)}: {remedy}")
     return found
 
 
