@@ -7,6 +7,7 @@ import re
 import shutil
 import time
 from contextlib import aclosing
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -213,6 +214,19 @@ def test_adapters_come_and_go_within_their_memory(encoder: Path, folder: Path, s
     assert engine.shelf.kept.misses > 16  # what had to go was read again
     for served, answer in zip((*adapters, *adapters[:4]), answers, strict=True):
         assert difference(answer, alone(encoder, served, "embedding", sounds[1])) < 1e-5
+
+
+def test_models_of_equal_parts_share_them_under_their_own_names(encoder: Path, folder: Path) -> None:
+    engine = engine_of(encoder, folder)
+    first = engine.catalog.find("lora-0")
+    twins = [replace(first, name=f"twin-{number}") for number in range(3)]
+
+    async def ask() -> list[Any]:
+        return [*await asyncio.gather(*map(engine.shelf.get, twins[:2])), await engine.shelf.get(twins[2])]
+
+    found = run(engine, ask)
+    assert [loaded.served.name for loaded in found] == ["twin-0", "twin-1", "twin-2"]
+    assert len({id(loaded.adapter) for loaded in found}) == 1
 
 
 def test_long_recordings_are_heard_as_the_library_hears_them_and_share_batches(

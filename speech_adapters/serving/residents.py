@@ -15,7 +15,7 @@ import copy
 import json
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -124,15 +124,18 @@ class Shelf:
     async def get(self, served: Served) -> Loaded:
         """The parts of a model, read from disk if need be; requests for the same one share the reading.
 
+        Models of equal parts share these too, each under its own name: who asked for one may not know of the other.
+
         Raises:
             CheckpointError: see :func:`load`.
         """
-        if served.key not in self._loading:
-            if (loaded := self.kept.get(served.key)) is not None:
-                return loaded
-            reading = asyncio.get_running_loop().run_in_executor(self.executor, load, served, self.encoder)
-            self._loading[served.key] = asyncio.ensure_future(self._keep(served, reading))
-        return await asyncio.shield(self._loading[served.key])
+        loaded = None if served.key in self._loading else self.kept.get(served.key)
+        if loaded is None:
+            if served.key not in self._loading:
+                reading = asyncio.get_running_loop().run_in_executor(self.executor, load, served, self.encoder)
+                self._loading[served.key] = asyncio.ensure_future(self._keep(served, reading))
+            loaded = await asyncio.shield(self._loading[served.key])
+        return replace(loaded, served=served)
 
     async def _keep(self, served: Served, reading: asyncio.Future[Loaded]) -> Loaded:
         try:
