@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import errno
 import gc
 import hashlib
 import io
@@ -777,6 +778,30 @@ def test_replacing_an_adapter_is_done_or_not_wherever_its_client_goes_away(
 
     found = asyncio.run(asyncio.wait_for(replace_until_done(), 60))
     assert found[-1] == "bottleneck" and found.count("lora") > 3
+
+
+def test_a_full_disk_is_the_server_s_fault_and_said(
+    encoder: Path, folder: Path, sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog
+) -> None:
+    def full(*_: Any) -> Any:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with (
+        running(engine_of(encoder, folder), HttpSettings(uploads=tmp_path)) as address,
+        httpx.Client(base_url=address, timeout=60) as http,
+    ):
+        asked = {
+            TRANSCRIPTIONS: ("starlette.datastructures.UploadFile.write", {"model": "lora-0"}, upload(sound)),
+            "/v1/adapters": ("shutil.copyfileobj", {"name": "a"}, parts(folder / "adapters", "lora-0", "adapter[]")),
+        }
+        for route, (place, data, files) in asked.items():
+            with monkeypatch.context() as patch:
+                patch.setattr(place, full)
+                found = error(http.post(route, data=data, files=files), 507)
+            assert found["code"] == "disk_full" and found["type"] == "server_error"
+        assert http.post(TRANSCRIPTIONS, data={"model": "lora-0"}, files=upload(sound)).status_code == 200
+        assert wait_for(lambda: not list(tmp_path.iterdir()))
+    assert caplog.text.count("no room for what a client sent") == 2 and "Traceback" not in caplog.text
 
 
 def test_an_adapter_without_effect_is_refused(encoder: Path, folder: Path, tmp_path: Path) -> None:

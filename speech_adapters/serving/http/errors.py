@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from typing import Any
 
@@ -60,6 +61,9 @@ def of(error: Exception) -> ApiError:
         return ApiError(503, "this model cannot be used now; the server's log says why", code="model_unavailable")
     if isinstance(error, InputError):
         return ApiError(400, str(error), code="invalid_request")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        log.error("no room for what a client sent: %s; free some, or name another place (TMPDIR, --uploads)", error)
+        return ApiError(507, "the server's disk is full; ask again when its operator has freed some", code="disk_full")
     log.error("a request failed", exc_info=error)
     return ApiError(500, "the server failed at this request; its log says why", code="internal_error")
 
@@ -80,6 +84,8 @@ def install(app: FastAPI) -> None:
         if isinstance(error, ApiError):
             return response(error)
         assert isinstance(error, HTTPException)
+        if isinstance(error.__cause__, OSError):  # met as a body was read: FastAPI takes it for the client's fault
+            return response(of(error.__cause__))
         message = str(error.detail)
         if message == "Not Found":
             path = shown(request.url.path)
@@ -106,6 +112,7 @@ def install(app: FastAPI) -> None:
         )
 
     app.add_exception_handler(InputError, known)
+    app.add_exception_handler(OSError, known)
     app.add_exception_handler(HTTPException, plain)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(Exception, known)
