@@ -133,6 +133,14 @@ def test_every_number_of_a_code_learns_and_the_code_can_be_kept(tmp_path) -> Non
     assert torch.equal(model(torch.tensor(speech())[None]).logits, said)
 
 
+def test_what_is_saved_meanwhile_names_the_base_as_it_was_loaded(tmp_path) -> None:
+    model, untouched = model_of(), model_of().encoder.fingerprint
+    with model.adapted(speech(), Entropy(steps=1, learning_rate=1e-3)):
+        model.save_adapter("a", tmp_path / "a")
+    assert model.encoder.fingerprint == untouched
+    model_of().load_adapter(tmp_path / "a", "again")
+
+
 def test_loss_falls_step_by_step() -> None:
     model = model_of()
     with model.adapted(speech(), Entropy(steps=12, learning_rate=1e-3)) as done:

@@ -64,6 +64,7 @@ class Entropy(Method):
                 f"Entropy: changes parameters in float32, and {len(half)} are in {half[0].dtype}, in which steps this "
                 "small are lost; load the base in float32, or use SpeakerCode, which changes none of it."
             )
+        _ = model.encoder.fingerprint  # of the base, not of what it becomes
         with restored(parameters):
             yield Place(parameters, in_cnn="cnn" in self.change)
 
