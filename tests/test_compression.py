@@ -78,6 +78,17 @@ def test_none_loses_more_than_was_asked_and_errors_are_what_they_are(seed, count
             assert error <= target + 1e-6
 
 
+def test_what_spans_more_than_the_narrowest_projection_is_shared_by_fewer_or_by_none() -> None:
+    updates = [
+        {name: (normal(2 * i, width, 8), normal(2 * i + 1, 8, 16)) for name, width in (("p", 16), ("q", 64))}
+        for i in range(20)
+    ]
+    found = compress_jointly(updates, 0.01, itemsize=2)
+    assert max(error for one in found for error in one.errors) <= 0.01
+    with pytest.raises(ConfigError, match="allow more"):
+        compress_jointly(updates, 1e-7)
+
+
 @pytest.fixture(scope="module")
 def drawer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bank of twelve LoRA adapters, two trained ones as it were and ten close to them, each with its head."""

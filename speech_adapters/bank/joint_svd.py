@@ -20,6 +20,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from speech_adapters.errors import ConfigError
+
 Update = Mapping[str, tuple[Tensor, Tensor]]
 """Name of a projection -> B (D_out, r) and A (r, D_in), any scale within them."""
 _ROUNDS, _SKETCH = 4, 12
@@ -60,6 +62,9 @@ def compress_jointly(updates: Sequence[Update], target_error: float, itemsize: i
     """The clusters that take the fewest bytes while no update loses more than ``target_error``.
 
     Tried are 1, 2, 4, ... clusters up to half as many as there are updates, and each update by itself.
+
+    Raises:
+        ConfigError: an error below what float32 and ranks up to the narrowest projection's width can reach.
     """
     scaled = [_padded(updates, name) for name in updates[0]]
     names = list(updates[0])
@@ -70,9 +75,12 @@ def compress_jointly(updates: Sequence[Update], target_error: float, itemsize: i
     for count in dict.fromkeys([*counts, len(updates) // 4 or 1, len(updates) // 2 or 1, len(updates)]):
         clusters = _clusters(stacked, count, seed)
         found = [_smallest(stacked, members, target_error, itemsize) for members in clusters]
+        if max(max(one.errors) for one in found) > target_error:
+            continue  # together they span more columns than the narrowest projection has
         if best is None or sum(one.bytes for one in found) < sum(one.bytes for one in best):
             best = found
-    assert best is not None
+    if best is None:
+        raise ConfigError(f"no basis of these adapters loses {target_error:g} of their norm or less; allow more.")
     return [_rescaled(one, norms) for one in best]
 
 
@@ -114,7 +122,8 @@ def _clusters(stacked: Mapping[str, tuple[Tensor, Tensor]], count: int, seed: in
 def _smallest(
     stacked: Mapping[str, tuple[Tensor, Tensor]], members: list[int], target_error: float, itemsize: int
 ) -> Joint:
-    """The basis of the fewest columns at which no member loses more than asked; that of all columns loses nothing.
+    """The basis of the fewest columns at which no member loses more than asked; of the most, where there is none: as
+    many as the narrowest projection has, which what the members span in a wider one may exceed.
 
     It is sought within what the members span together, which for few of them is far less than the layers' widths.
     """
