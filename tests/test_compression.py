@@ -144,7 +144,7 @@ def test_compressed_adapters_are_small_close_and_loaded_as_they_lie(
 ) -> None:
     model = base(drawer)
     assert done.bytes_before / done.bytes_after > 4
-    assert len(done.ranks) == 2 and max(one.error for one in done.adapters) <= 0.051
+    assert len(done.ranks) == 2 and max(one.error for one in done.adapters) <= 0.05
     assert max(lost_features(model, small, one, list(batch()[0])) for one in done.adapters) < 0.1
     first = done.adapters[0].after
     assert (first.number, first.tags, first.facts.method) == (2, ("compressed",), "lora-xs")
@@ -208,6 +208,11 @@ def test_the_basis_goes_along_wherever_the_adapter_goes(small: Bank, drawer: Pat
         base(drawer).load_adapter(small.path("asr/a0@compressed"))
 
 
+def test_what_is_lost_holds_as_stored(bank: Bank, drawer: Path) -> None:
+    done = compress(bank, bank.search(), base(drawer).encoder, 0.009, dtype=torch.bfloat16)
+    assert 0.008 < max(one.error for one in done.adapters) <= 0.009
+
+
 def test_a_compressed_adapter_folds(small: Bank, done: Compression, drawer: Path) -> None:
     model = SpeechAdapterModel.from_adapter(small.path("asr/a0@compressed"))
     with torch.no_grad():
@@ -223,6 +228,8 @@ def test_what_cannot_be_compressed_is_said_and_nothing_is_changed(bank: Bank, dr
         compress(bank, chosen[:1], model.encoder, 0.05)
     with pytest.raises(ConfigError, match="give a share"):
         compress(bank, chosen, model.encoder, 5)
+    with pytest.raises(ConfigError, match="float16 are rounded by up to 0.001"):
+        compress(bank, chosen, model.encoder, 0.0005)
     for method, message in (("elp", "only plain and rank-stabilised"), (None, "acts on other projections")):
         from speech_adapters.adapters import LoRA
 

@@ -74,15 +74,20 @@ def compress(
 
     Args:
         chosen: versions of plain or rank-stabilised LoRA on the same projections; ranks may differ.
-        target_error: the most that any of them may lose, as a share of its norm.
+        target_error: the most that any of them may lose, as a share of its norm; ``dtype`` sets its lower end, 0.001
+            for float16.
         dtype: of the stored bases; cores, which a head knows its adapter by, stay in float32.
 
     Raises:
         ConfigError: fewer than two adapters, other methods or projections among them, or nothing to gain.
         CheckpointError: a damaged adapter, or one of another base.
     """
-    if not 0 < target_error < 1:
-        raise ConfigError(f"target_error={target_error}: give a share of the adapters' norm, such as 0.05.")
+    rounding = torch.finfo(dtype).eps
+    if not rounding < target_error < 1:
+        raise ConfigError(
+            f"target_error={target_error}: give a share of the adapters' norm, such as 0.05; bases in {dtype} are "
+            f"rounded by up to {rounding:.1g} of it."
+        )
     saved = [read_adapter(bank.layout.object_folder(found.version.object), encoder) for found in chosen]
     updates = [_update(found, one) for found, one in zip(chosen, saved, strict=True)]
     if len(updates) < 2:
@@ -90,7 +95,8 @@ def compress(
     for found, update in zip(chosen, updates, strict=True):
         if update.keys() != updates[0].keys():
             raise ConfigError(f"{found} acts on other projections than {chosen[0]}; compress them apart.")
-    clusters = compress_jointly(updates, target_error, dtype.itemsize, seed)
+    sought = (target_error**2 - (rounding / 2) ** 2) ** 0.5  # what the basis loses once it is rounded comes on top
+    clusters = compress_jointly(updates, sought, dtype.itemsize, seed)
     before = sum(t.numel() * t.element_size() for one in saved for t in one.tensors.values())
     after = sum(one.bytes for one in clusters)
     if after >= before:
