@@ -88,6 +88,10 @@ def test_hotwords_and_times_with_a_language_model(tmp_path: Path):
     boosted = taken_down([(5, path)], BeamSearch(CHARACTERS, hotwords=["Kate"], **options))
     assert plain.text != "THE KATE" and boosted.text == "THE KATE"
     assert [round(word.start, 2) for word in boosted.words] == [0.1, 0.18]
+    for weight, said in ((7, "THE CAR"), (9, "THE CAT")):  # in any case it is the word that the model knows
+        for word in ("cat", "Cat", "CAT"):
+            beam = BeamSearch(CHARACTERS, hotwords=[word], hotword_weight=weight, **options)
+            assert taken_down([(5, "THE|CAR")], beam).text == said, (weight, word)
     with pytest.raises(InputError, match="hotword 'naïve'.*cannot spell"):
         BeamSearch(CHARACTERS, hotwords=["naïve"], **options)
     with pytest.raises(InputError, match="against a language model"):

@@ -185,7 +185,7 @@ class BeamSearch:
     ``alpha`` 0.5 and ``beta`` 1.5 are pyctcdecode's defaults, a fair start: tune both on held-out speech.
 
     ``hotwords`` (names, products) join the lexicon, and each time that one is said adds ``hotword_weight`` to the sum,
-    10 as in pyctcdecode; they need the language model.
+    10 as in pyctcdecode; they need the language model. One that the lexicon has in another case is that word.
     """
 
     def __init__(

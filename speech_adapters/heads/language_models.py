@@ -51,14 +51,20 @@ def flashlight_decoder(
             f"one has {vocabulary}; search without a language model"
         )
     characters = {symbol for symbol in vocabulary.tokens if vocabulary.decode([vocabulary.tokens.index(symbol)])}
-    lexicon = []
-    for word in dict.fromkeys((*words, *bonus)):
+
+    def spelled(word: str) -> str | None:
         # Models are published in lower as well as upper case; the spelling follows the vocabulary's.
-        spelling = next((s for s in (word, word.upper(), word.lower()) if set(s) <= characters), None)
-        if spelling:
-            lexicon.append(f"{word} {' '.join(spelling)} {vocabulary.delimiter}\n")
-        elif word in bonus:
+        return next((s for s in (word, word.upper(), word.lower()) if s and set(s) <= characters), None)
+
+    lexicon = {word: spelling for word in words if (spelling := spelled(word))}
+    weights: dict[str, float] = {}
+    for word, weight in bonus.items():
+        if (spelling := spelled(word)) is None:
             raise TextError(f"hotword {word!r}: the vocabulary cannot spell it; give single words in its letters")
+        # Those that are spelt alike are the same word in speech, whose case the model knows.
+        alike = [known for known, letters in lexicon.items() if letters == spelling] or [word]
+        lexicon |= dict.fromkeys(alike, spelling)
+        weights |= dict.fromkeys(alike, weight)
     if not lexicon:
         raise TextError(
             f"{lm_path}: the vocabulary spells none of its {len(words)} words; use a model of its language"
@@ -67,13 +73,13 @@ def flashlight_decoder(
         tempfile.NamedTemporaryFile("w", suffix=".lexicon", encoding="utf-8") as file,
         _without_preface(lm_path) as readable,
     ):
-        file.writelines(lexicon)
+        file.writelines(f"{word} {' '.join(spelling)} {vocabulary.delimiter}\n" for word, spelling in lexicon.items())
         file.flush()
         try:
             return ctc_decoder(
                 lexicon=file.name,
                 tokens=list(vocabulary.tokens),
-                lm=_with_bonus(readable, file.name, bonus, alpha) if bonus else readable,
+                lm=_with_bonus(readable, file.name, weights, alpha) if weights else readable,
                 beam_size=beam_size,
                 lm_weight=alpha * math.log(10),  # KenLM's scores are decimal logarithms
                 word_score=beta,
