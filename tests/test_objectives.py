@@ -176,6 +176,17 @@ def test_units_tell_tones_apart_and_ignore_adapters(source):
         assert (middle == middle[:, :1]).float().mean() > 0.8
 
 
+@pytest.mark.parametrize("source", ["mfcc", "2"])
+def test_units_of_an_utterance_are_its_own_whatever_it_is_batched_with(source):
+    model = small_model("wavlm", "pre-norm")
+    units = KMeansUnits.for_model(model, source, 6)
+    waveforms = speech(3)
+    waveforms[0, 800:] *= 1e-6  # a burst
+    waveforms[1, 4000:] *= 1e-6  # a pause, far below it
+    alone = torch.cat([units.features(model, one[None], None) for one in waveforms])
+    torch.testing.assert_close(units.features(model, waveforms, None), alone, atol=1e-4, rtol=1e-4)
+
+
 def test_units_of_no_such_layer_and_too_many_clusters_are_refused():
     model = small_model("hubert")
     for source in ("0", "9", "spectrum"):

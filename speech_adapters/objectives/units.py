@@ -54,7 +54,8 @@ class KMeansUnits(nn.Module):
         from torchaudio.functional import compute_deltas
 
         with torch.autocast(waveforms.device.type, enabled=False):
-            coefficients = self.mfcc(encoder.normalized(waveforms, lengths).float())
+            # as channels of one recording they would share the floor of 80 dB below the loudest
+            coefficients = self.mfcc(encoder.normalized(waveforms, lengths).float().unsqueeze(1)).squeeze(1)
             delta = compute_deltas(coefficients)
             stacked = torch.cat([coefficients, delta, compute_deltas(delta)], dim=1)
         frames = int(encoder.frame_lengths(waveforms.shape[1]))
