@@ -125,6 +125,16 @@ def test_a_round_takes_one_label_where_its_share_is_less(tmp_path, settings, spe
     assert [event["cost"] for event in learner.events if event["event"] == "picks"] == spent
 
 
+def test_a_budget_of_the_whole_pool_takes_the_whole_pool(tmp_path):
+    pool = make_pool(np.random.default_rng(0).uniform(1, 20, 20_000).round(3))
+    budget = sum(utterance.duration for utterance in pool)
+    config = LabellingConfig(
+        strategy="random", budget=budget, unit="seconds", initial=1.0, cold_start="random", rounds=1, seed=2
+    )
+    turn = ActiveLearner(pool, config, tmp_path).next_round(lambda: PoolView(len(pool), lambda gradients: None))
+    assert len(turn.picks) == len(pool)
+
+
 @pytest.mark.parametrize("strategy", sorted(STRATEGIES))
 def test_killed_anywhere_it_goes_on_with_the_same_picks(tmp_path, strategy):
     pool = make_pool(np.random.default_rng(1).uniform(1, 6, 30))

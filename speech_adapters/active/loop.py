@@ -31,6 +31,7 @@ from speech_adapters.locks import hold
 from speech_adapters.ranges import Count, Dropout, Finite, Positive, Range, Seed, Share, check_values
 
 ROUNDING = 1e-9
+"""Share of the budget by which a sum of many durations may be off."""
 
 
 @dataclass(kw_only=True)
@@ -189,9 +190,9 @@ class ActiveLearner:
         number, config = len(self._of("picks")), self.config
         polished = any(entry["stage"] == "polish" for entry in self._of("picks"))
         shortest = min(map(self.cost, self.unlabelled), default=np.inf)
-        left = config.budget - self.spent
+        left, slack = config.budget - self.spent, ROUNDING * config.budget
         ended = bool(self._of("stop")) and config.reserve == 0
-        if polished or ended or number >= config.rounds or shortest > left + ROUNDING:
+        if polished or ended or number >= config.rounds or shortest > left + slack:
             return None
         seen = view()
         if number and not self._of("stop") and (reason := self._stop(seen)) is not None:
@@ -203,7 +204,7 @@ class ActiveLearner:
         strategy: str
         if number == 0:
             stage, strategy, amount = "start", config.cold_start, config.initial * config.budget
-        elif stopped or number > last_choice or shortest > to_choose + ROUNDING:
+        elif stopped or number > last_choice or shortest > to_choose + slack:
             stage, strategy = "polish", "least_confidence"
             amount = config.reserve * config.budget if stopped else left
         else:
@@ -260,7 +261,7 @@ class ActiveLearner:
         pool = self.unlabelled
         shortest = min(map(self.cost, pool))
         picks: list[Utterance] = []
-        left = amount + ROUNDING
+        left = amount + ROUNDING * self.config.budget
         for index in order:
             if left < shortest:
                 break
