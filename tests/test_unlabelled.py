@@ -275,6 +275,8 @@ def test_what_cannot_be_adapted_says_so() -> None:
         pass
     with pytest.raises(ConfigError, match="change is empty"):
         Entropy(change=())
+    with pytest.raises(ConfigError, match="SpeakerCode: beam=1: must be a whole number, at least 2"):
+        SpeakerCode(beam=1)
     with pytest.raises(ConfigError, match="Entropy: temperature=0"):
         Entropy(temperature=0)
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ from speech_adapters.adapters.code import CodeAdapter
 from speech_adapters.heads.ctc import CTCHeadModule
 from speech_adapters.heads.decoding import prefix_beam_search
 from speech_adapters.model_output import ModelOutput
-from speech_adapters.ranges import Count, Rate, Size, check_values
+from speech_adapters.ranges import LARGEST, Count, Range, Rate, check_values
 from speech_adapters.unlabelled.adaptation import Method, Model, Piece, Place, added, descend
 
 
@@ -38,8 +39,9 @@ class SpeakerCode(Method):
     """Updates, each by all of the speech."""
     learning_rate: Rate = 0.01
     """Of AdamW: after ten steps no number of the code is much above 0.1, a fraction of what the CNN gives."""
-    beam: Size = 8
-    """Hypotheses; the probability of further ones is small where the model is fairly sure."""
+    beam: Annotated[int, Range(2, LARGEST)] = 8
+    """Hypotheses, two at least: one alone has no entropy. The probability of further ones is small where the model is
+    fairly sure."""
 
     def __post_init__(self) -> None:
         check_values(self, "SpeakerCode: ")
