@@ -81,7 +81,9 @@ def test_classification_gradients_are_those_of_the_last_layer(speech):
 def test_disagreement_of_models(speech, task):
     pool, model = Manifest.read(speech / "pool.jsonl")[:6], model_with(task)
     assert committee_disagreement([model, model], pool).max() < 1e-6
+    drawn = torch.get_rng_state()
     found = dropout_disagreement(model, pool, passes=4, dropout=0.5, seed=1)
+    assert torch.equal(torch.get_rng_state(), drawn)  # of whoever asks
     assert found.shape == (6,) and (found >= 0).all() and found.max() > 0
     np.testing.assert_array_equal(found, dropout_disagreement(model, pool, passes=4, dropout=0.5, seed=1))
     assert not model.training and not any(m.training for m in model.modules())

@@ -114,7 +114,9 @@ def test_two_ranks_and_vocabularies_are_switched_on_one_graph(family, style, tmp
 
 def test_without_an_adapter_the_slots_are_zero_and_the_graph_is_the_base(tmp_path):
     model = small_model("wavlm", "post-norm", layers=1)
+    drawn = torch.get_rng_state()
     folder = model.save_onnx(None, tmp_path / "graph", slots=("q_proj",))
+    assert torch.equal(torch.get_rng_state(), drawn)  # of a training that goes on
     opened = session(folder / "model.onnx")
     check_equal(model, opened, batches=BATCHES[:2])
     model.add_adapter("a", LoRA(rank=2, targets=("q_proj",)))

@@ -137,9 +137,9 @@ def dropout_disagreement(
         raise ConfigError(f"passes={passes}: two passes or more can disagree.")
     predictions = []
     for number in range(passes):
-        torch.manual_seed(seed * 1000 + number)
         model.eval()
-        with monte_carlo_dropout(model, dropout):
+        with torch.random.fork_rng(), monte_carlo_dropout(model, dropout):
+            torch.manual_seed(seed * 1000 + number)
             found = predict(model, manifest, batch_seconds=batch_seconds, progress=False, train_mode=True)
             predictions.append(found.values)
     return _disagreement(model, predictions)

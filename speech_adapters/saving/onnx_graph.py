@@ -252,8 +252,9 @@ def _traced(
     dynamic = torch.export.Dim.DYNAMIC
     samples = max(SAMPLE_RATE // 2, 4 * forward.encoder.receptive_field)
     # Two of what is free: a size of one would be taken for a constant.
+    draw = torch.Generator().manual_seed(0)
     example = {
-        key: torch.randn([2 if dim in free.get(key, ()) else size for dim, size in enumerate(tensor.shape)])
+        key: torch.randn([2 if dim in free.get(key, ()) else n for dim, n in enumerate(tensor.shape)], generator=draw)
         for key, tensor in own.items()
     }
     shapes = (
@@ -261,7 +262,7 @@ def _traced(
         {0: dynamic},
         {key: dict.fromkeys(free.get(key, ()), dynamic) for key in own},
     )
-    inputs = torch.randn(2, samples), torch.tensor([samples, samples * 3 // 4]), example
+    inputs = torch.randn(2, samples, generator=draw), torch.tensor([samples, samples * 3 // 4]), example
     with torch.no_grad():
         outputs = list(forward.eval()(*inputs))
     try:
