@@ -61,6 +61,12 @@ def test_basic_keeps_every_letter_and_is_idempotent(text):
     assert kept <= set("'&%@#·׳״")
 
 
+def test_every_apostrophe_is_one_at_once():
+    for apostrophe in "'‘’‛ʼ´`＇｀":
+        assert normalize(f"it{apostrophe}s", "librispeech") == "IT'S"
+    assert normalize("ŉ", "librispeech") == "'N"
+
+
 @given(st.text(st.characters(codec="utf-8")))
 def test_composed_and_decomposed_texts_are_one(text):
     composed, decomposed = (unicodedata.normalize(form, text) for form in ("NFC", "NFD"))

@@ -44,7 +44,8 @@ def _librispeech(text: str) -> str:
     Accents are stripped (``é`` to ``E``) and punctuation and hyphens become spaces. Digits, spoken signs and letters
     of other alphabets are kept: they need a person's decision, and :meth:`Vocabulary.encode` names them.
     """
-    decomposed = unicodedata.normalize("NFKD", text.translate(_APOSTROPHES))
+    # Before, as the acute accent decomposes into a space; after, for what decomposes into one of these (full width).
+    decomposed = unicodedata.normalize("NFKD", text.translate(_APOSTROPHES)).translate(_APOSTROPHES)
     kept = "".join(
         " " if category.startswith("P") and symbol not in _SPOKEN else symbol
         for symbol in decomposed
