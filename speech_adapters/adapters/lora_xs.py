@@ -6,8 +6,9 @@ By default U and V come from the projection itself: V its leading right singular
 singular values. Adapters that are compressed together share one U and V instead (``speech-adapters bank compress``):
 each is then no more than its cores, and in a mixed batch they multiply by the shared matrices as one.
 
-Parameters: ``r^2`` a projection, whatever its width. Use it when there are very many adapters: a thousand of rank 16
-on queries and values of a Base encoder are 25 MB.
+Parameters: ``r^2`` a projection, whatever its width. A file holds U and V too, unless they are shared: singular
+vectors differ from machine to machine. Use it when there are very many adapters, with shared matrices: a thousand of
+rank 16 on queries and values of a Base encoder are 25 MB (one with its own is 2.4 MB).
 
 Sources: Bałazy et al., "LoRA-XS: Low-Rank Adaptation with Extremely Small Number of Parameters" (2024,
 arXiv:2405.17604; it starts C at almost 0); shared matrices: Gabrielsson et al., "Compress then Serve: Serving
