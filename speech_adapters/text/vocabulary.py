@@ -200,8 +200,9 @@ class Vocabulary:
         )
 
     def _symbols(self, text: str) -> list[str]:
+        text = " ".join(text.split())  # as decode writes it: what separates symbols or words is one space
         if self.separator:
-            return text.split(self.separator) if text else []
+            return text.split()
         if self.scores is not None:
             return [piece.replace(str(self.delimiter), " ") for piece in split(text, self.tokens, self.scores)]
         return self._pattern.findall(text)
