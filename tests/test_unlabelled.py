@@ -230,6 +230,21 @@ def test_a_search_whose_losses_are_no_numbers_is_refused(monkeypatch) -> None:
         pass
 
 
+def test_a_candidate_whose_loss_is_no_number_is_the_worst(monkeypatch) -> None:
+    model = model_of()
+    method, losses = searched(model), Prompt._losses
+
+    def spoilt(self, model, head, candidates, speech):
+        found = losses(self, model, head, candidates, speech)
+        if len(candidates) > 1:
+            found[0] = np.nan
+        return found
+
+    monkeypatch.setattr(Prompt, "_losses", spoilt)
+    with model.adapted(speech(), method, windows=SHORT) as done:
+        assert done.losses[-1] < done.losses[0] and model.adapters[done.adapter].code.any()
+
+
 def test_bad_input_is_refused_and_leaves_no_trace() -> None:
     model = model_of()
     model.eval()

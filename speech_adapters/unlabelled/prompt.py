@@ -111,10 +111,13 @@ class Prompt(Method):
             return ()
         search = CMAES(np.zeros(len(code)), self.sigma, self.population, self.seed)
         best = float(self._losses(model, head, np.zeros((1, len(code))), speech)[0])
+        if not math.isfinite(best):
+            raise CheckpointError("adapting: the losses are not finite; the model's weights are broken, or need fp32.")
         losses, found, waited = [best], search.mean, 0
         for _ in range(self.rounds):
             candidates = search.ask()
             values = self._losses(model, head, candidates, speech)
+            values = np.where(np.isnan(values), np.inf, values)  # the worst there is
             search.tell(candidates, values)
             waited = 0 if best - values.min() > 1e-3 else waited + 1
             if values.min() < best:
@@ -122,8 +125,6 @@ class Prompt(Method):
             losses.append(best)
             if waited == self.patience > 0:
                 break
-        if not math.isfinite(best):
-            raise CheckpointError("adapting: the losses are not finite; the model's weights are broken, or need fp32.")
         code.copy_(torch.from_numpy(found))
         return tuple(losses)
 
