@@ -210,6 +210,37 @@ def test_a_lora_made_by_peft_is_taken_over(variant, tmp_path):
     assert model.load_adapter(tmp_path / "ours", "again") == "again"
 
 
+@pytest.mark.parametrize("targets", [["q_proj", "v_proj"], r".*decoder.*self_attn\.q_proj", ["encoder_attn.q_proj"]])
+def test_of_a_lora_on_all_of_whisper_the_encoders_part_is_taken_over(targets, tmp_path):
+    """The decoder's layers are called as the encoder's are, and its self-attention too."""
+    from peft import LoraConfig, get_peft_model
+    from public_checkpoints import CHECKPOINTS, build
+    from transformers import WhisperForConditionalGeneration
+
+    folder = build(next(one for one in CHECKPOINTS if one.name == "openai/whisper-base"), tmp_path / "whisper")
+    stock = WhisperForConditionalGeneration.from_pretrained(folder)
+    theirs = get_peft_model(stock, LoraConfig(r=4, target_modules=targets)).eval()
+    for key, parameter in theirs.named_parameters():
+        if "lora_" in key:
+            torch.nn.init.normal_(parameter, std=0.1)
+    theirs.save_pretrained(tmp_path / "lora")
+    model = SpeechAdapterModel.from_pretrained(folder)
+    if targets != ["q_proj", "v_proj"]:
+        with pytest.raises(CheckpointError, match="its LoRA is on a decoder alone"):
+            model.load_adapter(tmp_path / "lora")
+        return
+    with pytest.warns(
+        UserWarning, match="beside the LoRA it holds a LoRA of the decoder, which an adapter leaves out"
+    ):
+        model.load_adapter(tmp_path / "lora")
+    for index, layer in enumerate(theirs.base_model.model.model.encoder.layers):
+        lora = layer.self_attn.v_proj
+        expected = lora.lora_B["default"].weight @ lora.lora_A["default"].weight
+        found = {k: t for k, t in model.adapters["lora"].tensors().items() if f"layers.{index}.self_attn.v_proj." in k}
+        down, up = (next(t for k, t in found.items() if part in k) for part in ("lora_A", "lora_B"))
+        torch.testing.assert_close(up @ down, expected)
+
+
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_with_the_head_that_peft_trained(tmp_path):
     waveforms, _ = batch()
@@ -252,6 +283,10 @@ def test_what_we_write_for_peft_comes_back(tmp_path):
         (
             {"target_modules": ["feature_projection.projection"]},
             "'wav2vec2.feature_projection.projection.lora_A.weight'",
+        ),
+        (
+            {"modules_to_save": ["final_layer_norm"]},
+            "final_layer_norm.bias of the encoder was trained beside the LoRA",
         ),
         (
             {"target_modules": ["layers.0.attention.q_proj", "layers.1.attention.v_proj"]},

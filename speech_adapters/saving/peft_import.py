@@ -105,14 +105,18 @@ def import_lora(folder: str | Path, encoder: Encoder) -> tuple[LoRA, dict[str, T
 
     Raises:
         CheckpointError: as :func:`read_peft_folder`; another base, projections that this encoder does not have or that
-            are not the same in each layer, settings that are missing or that LoRA cannot have.
+            are not the same in each layer, none but a decoder's, other tensors of the encoder trained beside it,
+            settings that are missing or that LoRA cannot have.
     """
     found = read_peft_folder(folder)
     _check_base(found.config.get("base_model_name_or_path"), encoder, folder)
     known = encoder.architecture.projections
     places = {encoder.part_name(i, target): (i, target) for i in range(encoder.num_layers) for target in known}
     tensors, chosen, prefixes = {}, set(), set()
-    for name, tensor in found.lora.items():
+    inside = {name: tensor for name, tensor in found.lora.items() if not _of_decoder(name)}
+    if not inside and found.lora:
+        raise CheckpointError(f"{folder}: its LoRA is on a decoder alone; what is adapted here is the encoder.")
+    for name, tensor in inside.items():
         match = re.fullmatch(r"(.+)\.(lora_A|lora_B|lora_magnitude_vector)(?:\.weight)?", name)
         where = next((p for p in places if match and (match[1] == p or match[1].endswith(f".{p}"))), None)
         if match is None or where is None:
@@ -130,8 +134,16 @@ def import_lora(folder: str | Path, encoder: Encoder) -> tuple[LoRA, dict[str, T
             f"{folder}: its projections are not the same in each layer that it changes; LoRA here takes the same of "
             "each."
         )
-    if found.modules:
-        held = sorted({name.partition(".")[0] for name in found.modules})
+    own = {f"{prefix}{key}" for prefix in prefixes for key in encoder.model.state_dict()}
+    if trained := sorted(own & found.modules.keys()):
+        raise CheckpointError(
+            f"{folder}: {trained[0]} of the encoder was trained beside the LoRA (modules_to_save of peft), which "
+            "without it computes something else; it cannot be taken over."
+        )
+    held = sorted({name.partition(".")[0] for name in found.modules})
+    if len(inside) < len(found.lora):
+        held.append("a LoRA of the decoder")
+    if held:
         warnings.warn(
             f"{folder}: beside the LoRA it holds {', '.join(held)}, which an adapter leaves out; load_head on this "
             "folder takes over an lm_head.",
@@ -168,6 +180,11 @@ def lm_head(folder: str | Path) -> tuple[Tensor, Tensor]:
         raise CheckpointError(
             f"{folder}: no lm_head beside its LoRA (modules_to_save of peft); give the folder of a saved head."
         ) from None
+
+
+def _of_decoder(name: str) -> bool:
+    """Whether a tensor is a decoder's, whose layers may be called as an encoder's are (Whisper)."""
+    return "decoder" in name.split(".")
 
 
 def _check_base(base: Any, encoder: Encoder, folder: str | Path) -> None:
