@@ -134,6 +134,27 @@ def _damaged_flac(folder: Path) -> Path:
     return path
 
 
+def _cut_container(format_name: str, subtype: str):
+    def make(folder: Path) -> Path:
+        path = folder / "cut.audio"
+        soundfile.write(path, tone().numpy(), 16_000, subtype, format=format_name)
+        path.write_bytes(path.read_bytes()[:-9_000])
+        return path
+
+    return make
+
+
+def _counts_half(folder: Path) -> Path:
+    """As a recorder leaves it that was stopped, or as the count of a WAV above 4 GiB comes out."""
+    noise = torch.from_numpy(np.random.default_rng(0).uniform(-0.5, 0.5, 32_000)).float()
+    write_audio(folder / "half.wav", noise)
+    content = bytearray((folder / "half.wav").read_bytes())
+    position = content.index(b"data") + 4
+    content[position : position + 4] = struct.pack("<I", 32_000)
+    (folder / "half.wav").write_bytes(content)
+    return folder / "half.wav"
+
+
 BAD_FILES = {
     "missing": (_missing, "no such audio file"),
     "folder": (_folder, "is a folder"),
@@ -146,6 +167,11 @@ BAD_FILES = {
     "cut flac": (_cut(".flac"), "cut short"),
     "cut ogg": (_cut(".ogg"), "cut short"),
     "cut opus": (_cut(".opus"), "cut short"),
+    "cut RF64": (_cut_container("RF64", "PCM_16"), "cut short: its header promises more bytes"),
+    "cut SPHERE": (_cut_container("NIST", "PCM_16"), "cut short: its header promises more bytes"),
+    "cut mu-law SPHERE": (_cut_container("NIST", "ULAW"), "cut short: its header promises more bytes"),
+    "cut AU": (_cut_container("AU", "PCM_16"), "cut short: its header promises more bytes"),
+    "a header that counts too few": (_counts_half, "its header counts 32000 bytes of samples, and 32000 more follow"),
     "damaged flac": (_damaged_flac, "corrupt"),
 }
 
@@ -160,13 +186,35 @@ def test_bad_files_get_one_clear_error(tmp_path: Path, name: str):
     assert isinstance(caught.value, InputError)
 
 
-def test_a_wav_written_to_a_pipe_is_not_cut(tmp_path: Path):
+@pytest.mark.parametrize("length", [0xFFFF_FFFF, 0x7FFF_FFFF, 0x7FFF_F000, 0x8000_0000])
+def test_a_wav_written_to_a_pipe_is_not_cut(tmp_path: Path, length: int):
     path = tmp_path / "a.wav"
     write_audio(path, tone())
     content = bytearray(path.read_bytes())
     position = content.index(b"data") + 4
-    content[position : position + 4] = struct.pack("<I", 0xFFFF_FFFF)
+    content[position : position + 4] = struct.pack("<I", length)
     path.write_bytes(content)
+    assert len(read_audio(path)) == 16_000
+
+
+def test_a_wav_of_three_gib_that_is_cut_is_none_of_unknown_length(tmp_path: Path):
+    path = tmp_path / "a.wav"
+    write_audio(path, tone())
+    content = bytearray(path.read_bytes())
+    position = content.index(b"data") + 4
+    content[position : position + 4] = struct.pack("<I", 3 << 30)
+    path.write_bytes(content)
+    with pytest.raises(AudioError, match="cut short: its header promises more bytes"):
+        read_audio(path)
+
+
+@pytest.mark.parametrize(
+    "behind", [b"\0" * 20_000, b"LIST" + struct.pack("<I", 20_000) + b"x" * 20_000, b"\xff\xfe" * 9]
+)
+def test_other_chunks_and_padding_may_stand_behind_the_samples(tmp_path: Path, behind: bytes):
+    path = tmp_path / "a.wav"
+    write_audio(path, tone())
+    path.write_bytes(path.read_bytes() + behind)
     assert len(read_audio(path)) == 16_000
 
 

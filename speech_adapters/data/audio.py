@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 import os
-import struct
 import sys
 import threading
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ import numpy as np
 import soundfile
 import soxr
 
+from speech_adapters.data.containers import length_fault
 from speech_adapters.data.members import Member, located
 from speech_adapters.errors import AudioError
 
@@ -469,8 +469,10 @@ def _check_header(path: Path | Member, file: soundfile.SoundFile, size: int) -> 
             f"{path}: its header promises {file.frames} samples, but {size} bytes hold at most {most}; "
             f"it is cut short or damaged: {_AGAIN}"
         )
-    if _is_cut(path, file.format, size):
-        raise AudioError(f"{path}: cut short: its header promises more bytes; {_AGAIN}")
+    with path.open("rb") as opened:
+        fault = length_fault(opened, file.format, size)
+    if fault is not None:
+        raise AudioError(f"{path}: {fault}; {_AGAIN}")
 
 
 def _frames(file: soundfile.SoundFile, most: float = math.inf) -> int:
@@ -524,46 +526,6 @@ def _silent_mp3(head: bytes) -> Iterator[None]:
             if _silenced == 0:
                 os.dup2(_terminal, 2)
                 os.close(_terminal)
-
-
-_CHUNKS = {
-    "WAV": (12, "<4sI", b"data", 0, 2),
-    "WAVEX": (12, "<4sI", b"data", 0, 2),
-    "AIFF": (12, ">4sI", b"SSND", 0, 2),
-    "CAF": (8, ">4sq", b"data", 0, 1),
-    "W64": (40, "<16sq", b"data\xf3\xac\xd3\x11\x8c\xd1\x00\xc0\x4f\x8e\xdb\x8a", -24, 8),
-}
-"""Where a container's first chunk stands, its name and length, the name of the chunk of samples, what is added to the
-length for the bytes after the two, and what they are padded to."""
-
-
-def _is_cut(path: Path | Member, format_name: str, size: int) -> bool:
-    """Whether a file ends before its own structure says so; libsndfile reads such files without a word."""
-    with path.open("rb") as file:
-        if format_name in _CHUNKS:
-            position, layout, samples, added, padding = _CHUNKS[format_name]
-            head = struct.calcsize(layout)
-            if file.read(4) == b"RIFX":
-                layout = layout.replace("<", ">")
-            while position + head <= size:
-                file.seek(position)
-                name, length = struct.unpack(layout, file.read(head))
-                length += added
-                if name == samples:
-                    streamed = length < 0 or 0x7FFF_0000 <= length < 1 << 32  # to a pipe: the length was not known
-                    return not streamed and position + head + length > size
-                if length < 0:
-                    return False
-                position += head + length + -length % padding
-        elif format_name == "OGG":
-            tail = 65_307  # the largest Ogg page (RFC 3533, section 6)
-            file.seek(max(0, size - tail))
-            page = file.read()
-            page = page[max(page.rfind(b"OggS"), 0) :]
-            if len(page) < 27 or len(page) < 27 + page[26]:
-                return True
-            return len(page) < 27 + page[26] + sum(page[27 : 27 + page[26]])
-    return False
 
 
 def _channel_index(path: str | os.PathLike[str], channel: int | str | None, channels: int) -> int | Literal["mix"]:
