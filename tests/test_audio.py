@@ -12,7 +12,16 @@ import pytest
 import soundfile
 import torch
 
-from speech_adapters.data.audio import audio_info, check_waveform, pack, read_audio, resample, unpack, write_audio
+from speech_adapters.data.audio import (
+    audio_info,
+    check_waveform,
+    pack,
+    read_audio,
+    resample,
+    stream_audio,
+    unpack,
+    write_audio,
+)
 from speech_adapters.errors import AudioError, InputError
 
 
@@ -34,6 +43,54 @@ def test_mp3_is_read(tmp_path: Path):
     path = tmp_path / "tone.mp3"
     soundfile.write(path, tone().numpy(), 16_000)
     assert abs(len(read_audio(path)) - 16_000) < 3000
+
+
+def _mp3(path: Path) -> Path:
+    """Noise that is loud for a third and then quiet, at a variable bit rate."""
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 320_000).astype(np.float32)
+    noise[len(noise) // 3 :] *= 0.001
+    with soundfile.SoundFile(path, "w", 16_000, 1, format="MP3", bitrate_mode="VARIABLE") as file:
+        file.write(noise)
+    return path
+
+
+@pytest.mark.parametrize("tail", [b"", b"TAG" + bytes(125)], ids=["bare", "tagged"])
+def test_an_mp3_that_counts_no_frames_is_read_to_its_end(tmp_path: Path, tail: bytes):
+    """Its length is guessed from the first frame's bit rate, which is the highest here."""
+    path = _mp3(tmp_path / "a.mp3")
+    whole = len(read_audio(path))
+    content = path.read_bytes()
+    assert b"Xing" in content or b"Info" in content
+    path.write_bytes(content.replace(b"Xing", bytes(4), 1).replace(b"Info", bytes(4), 1) + tail)
+    found = read_audio(path)
+    assert whole <= len(found) <= whole + 4 * 576, "what pads it is no longer known"
+    assert audio_info(path).frames == len(found)
+    assert torch.equal(torch.cat(list(stream_audio(path))), found)
+    torch.testing.assert_close(read_audio(path, offset=15.0, duration=2.0)[4_000:], found[244_000:272_000])
+
+
+def test_a_piece_of_an_mp3_sounds_as_it_does_in_the_whole(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    time = np.arange(20 * 16_000) / 16_000  # changes of loudness make frames borrow bits of those before
+    swelling = np.clip(np.sin(4.4 * time), 0, 1) * np.random.default_rng(0).uniform(-0.3, 0.3, len(time))
+    path = tmp_path / "a.mp3"
+    with soundfile.SoundFile(
+        path, "w", 16_000, 1, format="MP3", bitrate_mode="VARIABLE", compression_level=0.5
+    ) as file:
+        file.write(swelling.astype(np.float32))
+    whole = read_audio(path)
+    for offset in np.random.default_rng(1).uniform(0.1, 18, 20):
+        start = round(offset * 16_000)
+        piece = read_audio(path, offset=offset, duration=1.0)
+        torch.testing.assert_close(piece, whole[start : start + 16_000], atol=1e-6, rtol=0)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("between", [b"", b"TAG" + bytes(125)], ids=["bare", "tagged"])
+def test_several_mp3s_in_one_file_are_not_the_first_alone(tmp_path: Path, between: bytes):
+    path = _mp3(tmp_path / "a.mp3")
+    path.write_bytes(path.read_bytes() + between + path.read_bytes())
+    with pytest.raises(AudioError, match=r"its first frame counts \d+ of \d+ bytes, and more of it follows"):
+        read_audio(path)
 
 
 def test_float_wav_is_exact(tmp_path: Path):

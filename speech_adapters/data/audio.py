@@ -26,6 +26,7 @@ import soxr
 
 from speech_adapters.data.containers import length_fault
 from speech_adapters.data.members import Member, located
+from speech_adapters.data.mp3 import MEMORY, Endless, read_count
 from speech_adapters.errors import AudioError
 
 if TYPE_CHECKING:  # a million lines are read and checked without it
@@ -221,7 +222,9 @@ def _blocks(
     size, got = max(min(size, _BLOCK // file.channels), 1), 0
     try:
         if start:  # seeking in Ogg is slow, even to 0
-            file.seek(start)
+            lead = min(start, MEMORY if file.format == "MP3" else 0)
+            file.seek(start - lead)
+            file.read(lead, dtype="float32", always_2d=True)
         while got < count:
             samples = file.read(min(count - got, size), dtype="float32", always_2d=True)
             if not len(samples):
@@ -372,18 +375,29 @@ _MOST_PER_BYTE_ELSEWHERE = 64
 """As above for MP3 (576 samples in 24 bytes) and what is coded sample by sample."""
 
 _UNKNOWN = 1 << 62
-"""libsndfile's frame count is above this where the header leaves the length open (FLAC written to a pipe)."""
+"""libsndfile's frame count is above this where the header leaves the length open (FLAC written to a pipe, an
+MP3 that was recorded from a stream)."""
 
 
 class _Stream(soundfile.SoundFile):  # type: ignore[misc]  # soundfile has no types
     """A file that is read from front to back: soundfile seeks after each read of a seekable one, which is slow in Ogg
     and fails at the end of a FLAC of unknown length. :meth:`seek` itself works as ever. ``head`` are its first bytes,
-    by which the terminal is kept clean while it is decoded."""
+    by which the terminal is kept clean while it is decoded. Of an :class:`~speech_adapters.data.mp3.Endless` file the
+    header leaves the length open."""
 
-    def __init__(self, path: Path | bytes | BinaryIO, head: bytes) -> None:
-        self.head = head
+    def __init__(self, path: Path | bytes | BinaryIO | Endless, head: bytes) -> None:
+        self.head, self.endless = head, path if isinstance(path, Endless) else None
         with _silent_mp3(head):
             super().__init__(path)
+
+    @property
+    def frames(self) -> int:
+        return int(super().frames) if self.endless is None else _UNKNOWN
+
+    def close(self) -> None:
+        super().close()
+        if self.endless is not None:
+            self.endless.close()
 
     def seekable(self) -> bool:
         return False
@@ -391,6 +405,10 @@ class _Stream(soundfile.SoundFile):  # type: ignore[misc]  # soundfile has no ty
     def read(self, *arguments: Any, **options: Any) -> Any:
         with _silent_mp3(self.head):
             return super().read(*arguments, **options)
+
+    def seek(self, *arguments: Any, **options: Any) -> Any:
+        with _silent_mp3(self.head):
+            return super().seek(*arguments, **options)
 
 
 @contextmanager
@@ -445,6 +463,9 @@ def _stream(
 ) -> Iterator[soundfile.SoundFile]:
     try:
         file = _Stream(source, head)
+        if file.format == "MP3" and not _is_counted(name):
+            file.close()
+            file = _Stream(Endless(name.open("rb")), head)
     except (soundfile.SoundFileError, RuntimeError, TypeError, ValueError) as error:
         raise AudioError(
             f"{name}: corrupt, or not audio that libsndfile reads ({_reason(error)}); "
@@ -453,6 +474,11 @@ def _stream(
     with file:
         _check_header(name, file, size)
         yield file
+
+
+def _is_counted(name: Path | Member) -> bool:
+    with name.open("rb") as file:
+        return read_count(file) is not None
 
 
 def _check_header(path: Path | Member, file: soundfile.SoundFile, size: int) -> None:

@@ -2,7 +2,7 @@
 
 cut short         it ends before the samples that its header counts: a broken copy, a full disk
 counts too few    samples stand behind those that its header counts: a recorder that was stopped before it wrote the
-                  last header, a WAV above 4 GiB, whose count starts again at 0
+                  last header, a WAV above 4 GiB, whose count starts again at 0, several MP3s in one file
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 import struct
 from typing import BinaryIO
+
+from speech_adapters.data.mp3 import follows, read_count
 
 _CHUNKS = {
     "WAV": (12, "<4sI", b"data", 0, 2),
@@ -36,6 +38,13 @@ def length_fault(file: BinaryIO, format_name: str, size: int) -> str | None:
         samples = _chunk_of_samples(file, format_name, size)
     elif format_name == "OGG":
         return "cut short: its last page is not whole" if _last_page_is_cut(file, size) else None
+    elif format_name == "MP3":
+        count = read_count(file)
+        if count is not None and 0 < count.end < size - _JUNK and follows(file, count.end):
+            return (
+                f"its first frame counts {count.end} of {size} bytes, and more of it follows (several files in one?)"
+            )
+        return None
     else:
         samples = {"AU": _samples_of_au, "NIST": _samples_of_sphere}.get(format_name, lambda file: None)(file)
     if samples is None:

@@ -1,0 +1,104 @@
+"""How long an MP3 is: what its first frame counts, or else what decoding comes to.
+
+Encoders put a silent frame in front that counts the others (LAME's Xing and Info, Fraunhofer's VBRI). Where it is
+missing, as in streams that were recorded, libsndfile guesses from the first frame's bit rate, reads no further than
+that, and so loses the end of a recording that begins loud. :class:`Endless` lets it read to the end.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import struct
+from typing import Any, BinaryIO, NamedTuple
+
+MEMORY = 32 * 1152
+"""Samples before a place that are decoded too, so that it sounds as it does in the whole: a frame takes bits from up
+to 511 bytes before it, which may be as many frames as here, and libmpg123 looks back over a few."""
+
+_COUNT = re.compile(rb"\xff[\xe0-\xff]..(?:.{9,34}?(?:(Xing|Info)(.{12}))|.{32}VBRI.{6}(.{8}))", re.DOTALL)
+"""A frame's first bytes up to what counts: behind the side information, or 32 bytes behind the frame's header."""
+
+_FRAME = re.compile(rb"\xff[\xe2-\xe7\xf2-\xf7\xfa-\xff]|ID3")
+"""What a frame, or the tag in front of the first, begins with."""
+
+_TAIL = 128
+"""Bytes of a tag at the end (ID3v1), where libmpg123 looks for it before it decodes."""
+
+
+class Count(NamedTuple):
+    """What the first frame counts: ``frames`` behind it, and the file's byte where the last one ends, or 0."""
+
+    frames: int
+    end: int
+
+
+def read_count(file: BinaryIO) -> Count | None:
+    """The count of an open MP3, None where it has none."""
+    position = 0
+    while True:
+        file.seek(position)
+        head = file.read(10)
+        if len(head) < 10 or not head.startswith(b"ID3"):
+            break
+        size = sum((byte & 0x7F) << shift for byte, shift in zip(head[6:], (21, 14, 7, 0), strict=True))
+        position += 10 + size + (10 if head[5] & 0x10 else 0)
+    file.seek(position)
+    match = _COUNT.search(file.read(1 << 13))
+    if match is None:
+        return None
+    if match[1]:
+        flags, *numbers = struct.unpack(">3I", match[2])
+        frames = numbers.pop(0) if flags & 1 else 0
+        length = numbers[0] if flags & 2 else 0
+    else:
+        length, frames = struct.unpack(">2I", match[3])
+    return Count(frames, position + match.start() + length if length else 0) if frames else None
+
+
+def follows(file: BinaryIO, position: int) -> bool:
+    """Whether more of an MP3 begins at a place, or behind the tag there: a frame, or another file's tag."""
+    file.seek(position)
+    start = file.read(_TAIL + 3)
+    return _FRAME.match(start, _TAIL if start.startswith(b"TAG") else 0) is not None
+
+
+class Endless(io.RawIOBase):
+    """An MP3 that says that it is a terabyte long, so that what is guessed of its length ends no reading; it begins
+    with its first frame or tag, by which libsndfile knows what has no name."""
+
+    _size = 1 << 40
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._place = file, 0
+        first = _FRAME.search(file.read(1 << 16))
+        self._begin = first.start() if first else 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._place
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._place = offset + (0, self._place, self._size)[whence]
+        return self._place
+
+    def readinto(self, buffer: Any) -> int:
+        if self._place >= self._size - _TAIL:  # no tag: libmpg123 refuses a file that ends before
+            got = min(len(buffer), self._size - self._place)
+            buffer[:got] = bytes(got)
+        else:
+            self._file.seek(self._begin + self._place)
+            content = self._file.read(len(buffer))
+            got = len(content)
+            buffer[:got] = content
+        self._place += got
+        return got
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
