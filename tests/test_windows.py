@@ -142,6 +142,14 @@ def test_a_long_stretch_is_cut_at_its_quietest_moment():
     assert second.start == second.first - SAMPLE_RATE and len(first.waveform) <= 10 * SAMPLE_RATE
 
 
+def test_a_constant_offset_hides_no_quiet_speech():
+    samples, _ = speech_of([(1.0, 2.0), (2.0, 2.0), (2.0, 2.0)])
+    samples[7 * SAMPLE_RATE :] *= 0.1
+    plain, shifted = (windows_in(one, 16_000, Windows()) for one in (samples, samples + np.float32(0.03)))
+    assert len(plain) == 3
+    assert [(w.first, w.last) for w in shifted] == [(w.first, w.last) for w in plain]
+
+
 def test_energy_tells_no_pauses_where_there_are_none():
     steady = 0.1 * np.random.default_rng(0).standard_normal((100, CHUNK))
     assert Energy()(steady)[0].all()
