@@ -109,6 +109,17 @@ def test_manifests_that_changed_since_are_refused(tmp_path: Path) -> None:
     assert RunFolder.open("asr", Recipe(), tmp_path / "mine", data=cut).resumed
 
 
+def test_an_encoder_that_changed_since_is_refused(tmp_path: Path) -> None:
+    """At the same place, as another checkpoint of its training: adapters of the one would be scored on the other."""
+    data = {"corpus": "mine"}
+    RunFolder.open("asr", Recipe(), tmp_path / "mine", data=data, base="a")
+    assert RunFolder.open("asr", Recipe(), tmp_path / "mine", data=data, base="a").resumed
+    with pytest.raises(ConfigError, match="has changed since this run was begun: the encoder held other weights then"):
+        RunFolder.open("asr", Recipe(), tmp_path / "mine", data=data, base="b")
+    RunFolder.open("asr", Recipe(), tmp_path / "before", data=data)
+    assert RunFolder.open("asr", Recipe(), tmp_path / "before", data=data, base="b").resumed, "a run of before"
+
+
 def test_a_folder_left_by_a_kill_before_its_configuration_is_used(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / ".lock").touch()

@@ -2,7 +2,7 @@
 
     runs/asr_librispeech/2025-01-31_12-00-00/
         config.yaml        the resolved configuration; ``--config`` with it repeats the run
-        data.json          what the manifests held: name, utterances, hours, speakers, sha256
+        data.json          what the manifests held: name, utterances, hours, speakers, hash; the encoder's too
         metrics.jsonl      one line per logged step
         results.json       figures with intervals, parameters, seconds, versions
         checkpoints/       what a training goes on from when it was stopped
@@ -78,6 +78,7 @@ class RunFolder:
         root: str | os.PathLike[str] = "runs",
         ignore: Sequence[str] = (),
         data: Mapping[str, Any] | None = None,
+        base: str | None = None,
     ) -> RunFolder:
         """The folder of a run with this ``config``: the one that was begun, else a new one that holds it.
 
@@ -86,9 +87,11 @@ class RunFolder:
             resume: "latest" for ``<root>/<recipe>/latest``, or a path: a run that must have been begun.
             ignore: settings that may differ from those it was begun with.
             data: its manifests, by split, as :meth:`~speech_adapters.data.manifest.Manifest.describe` has them.
+            base: the fingerprint of its encoder.
 
         Raises:
-            ConfigError: it was begun with other settings or data; the message names all that differ.
+            ConfigError: it was begun with other settings, data or weights of the encoder; the message names all that
+                differ.
             InputError: a folder that is no run's, that another process writes to, or that cannot be made.
         """
         if resume is not None:
@@ -96,18 +99,20 @@ class RunFolder:
                 raise ConfigError("give --output or --resume, not both: each names the run folder.")
             path = find_run(file_name(recipe), resume, root)
 
+        held = None if data is None else {**data, **({} if base is None else {"encoder": {"fingerprint": base}})}
+
         def opened() -> RunFolder:
             if path is None or not is_run(Path(path)):
                 run = cls._create(recipe, root, path)
                 run.save_config(config)
-                if data is not None:
-                    write_json(run.data_file, data)
+                if held is not None:
+                    write_json(run.data_file, held)
                 return run
             run = cls(path)
             hold(run.path)
             run._check_same(config, (*NEVER_COMPARED, *ignore))
-            if data is not None:
-                run._check_data(data)
+            if held is not None:
+                run._check_data(held)
             run.forget_metrics(lambda line: False)  # none but a torn end, which the next line would be appended to
             return run
 
@@ -152,13 +157,16 @@ class RunFolder:
         before, changed = read_json(self.data_file), []
         for split, now in data.items():
             then = before.get(split)
-            if isinstance(now, Mapping) and (not isinstance(then, Mapping) or then.get("sha256") != now["sha256"]):
+            if split == "encoder":
+                if then is not None and then != now:  # none in runs of before
+                    changed.append("the encoder held other weights then")
+            elif isinstance(now, Mapping) and (not isinstance(then, Mapping) or then.get("sha256") != now["sha256"]):
                 held = f"{then.get('utterances')} utterances" if isinstance(then, Mapping) else "nothing"
                 changed.append(f"{split} ({now['name']}) held {held} then, {now['utterances']} now")
         if changed:
             raise ConfigError(
-                f"{self.path}: the data has changed since this run was begun: {'; '.join(changed[:10])}. Restore the "
-                "manifests, or name a new folder as --output."
+                f"{self.path}: the data has changed since this run was begun: {'; '.join(changed[:10])}. Restore what "
+                "it was, or name a new folder as --output."
             )
 
     def begin(self) -> None:
