@@ -34,19 +34,17 @@ _JUNK = 8_000
 def length_fault(file: BinaryIO, format_name: str, size: int) -> str | None:
     """What is wrong with the length of an open file of ``size`` bytes in libsndfile's format of this name, None where
     nothing is, or nothing is said."""
+    if format_name == "OGG":
+        return "cut short: its last page is not whole" if _last_page_is_cut(file, size) else None
+    if format_name == "MP3":
+        return _fault_of_mp3(file, size)
+    samples = None
     if format_name in _CHUNKS:
         samples = _chunk_of_samples(file, format_name, size)
-    elif format_name == "OGG":
-        return "cut short: its last page is not whole" if _last_page_is_cut(file, size) else None
-    elif format_name == "MP3":
-        count = read_count(file)
-        if count is not None and 0 < count.end < size - _JUNK and follows(file, count.end):
-            return (
-                f"its first frame counts {count.end} of {size} bytes, and more of it follows (several files in one?)"
-            )
-        return None
-    else:
-        samples = {"AU": _samples_of_au, "NIST": _samples_of_sphere}.get(format_name, lambda file: None)(file)
+    elif format_name == "AU":
+        samples = _samples_of_au(file)
+    elif format_name == "NIST":
+        samples = _samples_of_sphere(file)
     if samples is None:
         return None
     if samples.stop > size:
@@ -103,6 +101,13 @@ def _samples_of_sphere(file: BinaryIO) -> range | None:
     for each in (b"sample_n_bytes", b"channel_count"):
         count *= int(fields.get(each, 1))
     return range(int(begin), int(begin) + count)
+
+
+def _fault_of_mp3(file: BinaryIO, size: int) -> str | None:
+    count = read_count(file)
+    if count is None or not 0 < count.end < size - _JUNK or not follows(file, count.end):
+        return None
+    return f"its first frame counts {count.end} of {size} bytes, and more of it follows (several files in one?)"
 
 
 def _last_page_is_cut(file: BinaryIO, size: int) -> bool:
