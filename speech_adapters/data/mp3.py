@@ -88,6 +88,7 @@ class Endless(io.RawIOBase):
         return self._place
 
     def readinto(self, buffer: Any) -> int:
+        """Fill a buffer as far as the file has bytes here; returns how many."""
         if self._place >= self._size - _TAIL:  # no tag: libmpg123 refuses a file that ends before
             got = min(len(buffer), self._size - self._place)
             buffer[:got] = bytes(got)
