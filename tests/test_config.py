@@ -24,7 +24,7 @@ from speech_adapters.config import (
     to_yaml,
 )
 from speech_adapters.errors import ConfigError, InputError, Interrupted
-from speech_adapters.files import hold
+from speech_adapters.locks import hold
 from speech_adapters.runs.folder import RunFolder
 
 

@@ -113,7 +113,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(
 ) -> None:
     """Killed before and after it has clusters, within an update, and stopped by Ctrl-C within another."""
     command = arguments(data, tmp_path / "run", "training.save_minutes=0")
-    killed(recipe, command, monkeypatch, context_distillation, "observe_teacher" if update == 3 else "kept", 1)
+    killed(recipe, command, monkeypatch, context_distillation, "observe_teacher" if update == 3 else "made_once", 1)
     killed(recipe, command, monkeypatch, ContextDistillation, "spans", update)
     with monkeypatch.context() as context:
         context.setattr(ContextDistillation, "after_update", lambda *_: signal.raise_signal(signal.SIGINT))
