@@ -86,7 +86,9 @@ def test_a_table_without_scores(tmp_path):
     listed = read_trials(write(tmp_path / "t.txt", "1 a b\n0 a c\n"))
     with pytest.raises(InputError, match="s.csv:1: no column 'score'; there are enrol, test"):
         read_scores(write(tmp_path / "s.csv", "enrol,test\na,b\n"), listed)
-    with pytest.raises(InputError, match="no column 'test' or 'score'; .*: --columns test=COLUMN,score=COLUMN says"):
+    with pytest.raises(
+        InputError, match="no column 'test' or 'score'; .*: --columns test=COLUMN,score=COLUMN says which they"
+    ):
         read_scores(write(tmp_path / "s.csv", "enrol,wert\na,b\n"), listed, {})
     with pytest.raises(InputError, match="s.csv:2: 2 columns, expected 3"):
         read_scores(write(tmp_path / "s.csv", "enrol,test,score\na,b,\n"), listed)
@@ -163,8 +165,8 @@ def test_rows_of_separators_alone_are_none(tmp_path):
 def test_who_cannot_name_columns_is_not_sent_there(tmp_path):
     table = write(tmp_path / "t.csv", "Same speaker;File 1;File 2\n1;a;b\n0;a;c\n")
     with pytest.raises(
-        InputError, match="no column 'label' or 'enrol' or 'test'; there are Same speaker, File 1, .*: rename"
+        InputError, match="no column 'label', 'enrol' or 'test'; there are Same speaker, File 1, .*: rename those"
     ):
         read_trials(table)
-    with pytest.raises(InputError, match="--columns label=COLUMN,enrol=COLUMN,test=COLUMN says which it is"):
+    with pytest.raises(InputError, match="--columns label=COLUMN,enrol=COLUMN,test=COLUMN says which they are"):
         read_trials(table, columns={})

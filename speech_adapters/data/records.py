@@ -104,9 +104,10 @@ def _match(
         if fitting or loose:  # JSON names what is missing by line
             found[key] = (exact or fitting or [key])[0]
     if missing := [key for key in needed if key not in found]:
+        absent = " or ".join(", ".join(map(repr, missing)).rsplit(", ", 1))
+        renamed, which = ("the one it is", "it is") if len(missing) == 1 else ("those they are", "they are")
         flag = ",".join(f"{key}=COLUMN" for key in missing)
-        remedy = "rename the one it is" if columns is None else f"--columns {flag} says which it is"
-        absent = " or ".join(map(repr, missing))
+        remedy = f"rename {renamed}" if columns is None else f"--columns {flag} says which {which}"
         raise InputError(f"{where}: no column {absent}; there are {', '.join(names)}: {remedy}")
     return found
 
