@@ -41,7 +41,7 @@ class Config(ExperimentConfig):
     librispeech_root: Path | None = option(None, "folder LibriSpeech was unpacked in (holds train-clean-100, ...)")
     train_subset: str = option("train-clean-100", "LibriSpeech subset to train on")
     test_subset: str = option("dev-clean", "LibriSpeech subset to score; the published 10 h protocol scores dev-clean")
-    train_hours: Positive | None = option(None, "use so many hours of the training set, drawn with the first seed")
+    train_hours: Positive | None = option(None, "how many hours of the training set to use, drawn with the first seed")
     vocabulary: str = option(
         "wav2vec2",
         "wav2vec2: that of wav2vec2-base-960h; characters, subwords or phonemes (symbols between spaces) of the "

@@ -108,7 +108,7 @@ class Pretrain:
             raise ConfigError("student.conv_stride: the strides must multiply to 320, the teacher's frame rate")
         sizes = {len(self.student.conv_dim), len(self.student.conv_kernel), len(self.student.conv_stride)}
         if len(sizes) != 1:
-            raise ConfigError("student: conv_dim, conv_kernel and conv_stride need one entry per layer each")
+            raise ConfigError("student: conv_dim, conv_kernel and conv_stride each need one entry per layer")
 
 
 def main(argv: list[str] | None = None) -> Path:

@@ -224,7 +224,7 @@ def _terminated(number: int, frame: Any) -> NoReturn:
 
 
 def _trained_run() -> str | None:
-    """The run that this process writes to, where something of it is trained: the rest of it was interrupted."""
+    """The run that this process writes to, None where nothing of it has been trained: it would only start anew."""
     return next((str(folder) for folder in held() if is_run(folder) and (folder / "checkpoints").is_dir()), None)
 
 

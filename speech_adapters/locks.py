@@ -49,7 +49,7 @@ def hold(folder: str | os.PathLike[str]) -> None:
 
 
 def held() -> list[Path]:
-    """The folders that this process has locked by :func:`hold`, called as they were there, the last one first."""
+    """The folders that this process has locked by :func:`hold`, as they were named there; the last one comes first."""
     return [Path(lock.name).parent for lock in reversed(_HELD.values())]
 
 

@@ -1,4 +1,4 @@
-"""Small models with adapters, one row a method, and the batch that the adapter tests share."""
+"""Small models with adapters, one row per method, and the batch that the adapter tests share."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def identity(path: Path) -> str:
 
 
 def audio_hashes(paths: Sequence[Path]) -> list[str]:
-    """SHA-256 of each file's bytes; ``missing`` where it cannot be read. The first time reads 1 to 2 GB per second."""
+    """SHA-256 of each file's bytes; ``missing`` where it cannot be read. Reads 1 to 2 GB per second the first time."""
     return _remembered([f"sha256 {os.fspath(path)}" for path in paths], paths, _hash, "hashing audio")
 
 

@@ -191,11 +191,11 @@ class Encoder(nn.Module):
         return self.architecture.output_stride(self.config)
 
     def frame_lengths(self, samples: Samples) -> Samples:
-        """Frames made of so many samples; number or tensor (B,)."""
+        """How many frames this many samples give; number or tensor (B,)."""
         return self.architecture.frame_lengths(self.config, samples)
 
     def output_lengths(self, samples: Samples) -> Samples:
-        """Frames of the last hidden state, of so many samples: fewer than the layers' behind an output adapter."""
+        """The same of the last hidden state: fewer than the layers' behind an output adapter."""
         return self.architecture.output_lengths(self.config, self.frame_lengths(samples))
 
     def frame_centres(self, frames: int) -> Tensor:

@@ -57,7 +57,7 @@ def load_encoder(
             ("microsoft/wavlm-base-plus"); ``NAME@REVISION:LANGUAGE`` says the next and the last argument too.
         revision: branch, tag or commit on the hub.
         dtype: of the frozen weights, e.g. ``torch.bfloat16`` on a GPU. The fingerprint is taken before the cast.
-        quantize: "int8", "int4" or "nf4": hold the frozen weights in so many bits; adapters stay as they are.
+        quantize: "int8", "int4" or "nf4": hold the frozen weights in 8 or 4 bits; adapters stay as they are.
         target_lang: the language of an MMS checkpoint ("fra", "uzb-script_cyrillic"); None for the one that its
             weights have.
 

@@ -31,7 +31,8 @@ class Interval:
     low: float
     high: float
     resampled: str = "speaker"
-    """What was drawn: ``speaker``, or ``utterance`` where fewer than two are known (of trials, ``trial``: three)."""
+    """What was drawn: ``speaker``, or ``utterance`` where fewer than two speakers are known; of trials, ``trial``
+    where fewer than three are."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable; ``resampled`` stands in it where speakers were not drawn."""

@@ -2,7 +2,7 @@
 
     runs/asr_librispeech/2025-01-31_12-00-00/
         config.yaml        the resolved configuration; ``--config`` with it repeats the run
-        data.json          what the manifests held: name, utterances, hours, speakers, hash; the encoder's too
+        data.json          what the manifests held: name, utterances, hours, speakers, hash; the encoder's fingerprint
         metrics.jsonl      one line per logged step
         results.json       figures with intervals, parameters, seconds, versions
         checkpoints/       what a training goes on from when it was stopped

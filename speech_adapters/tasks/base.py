@@ -290,7 +290,7 @@ class Task(ABC, Generic[R]):
     def further(
         self, model: SpeechAdapterModel, corpus: Corpus, settings: TrainingConfig, run: RunFolder, name: str
     ) -> TrainingResult | None:
-        """Stages after the first; None without any."""
+        """Stages after the first; None for a task that has none."""
         return None
 
     def write(self, result: R, corpus: Corpus, run: RunFolder, name: str) -> None:

@@ -43,7 +43,7 @@ class Frozen:
 
     @property
     def taps(self) -> tuple[Tap, ...]:
-        """What is kept: one tensor (T, width) per utterance each."""
+        """What is kept of each utterance: by each of these names, one tensor (T, width)."""
         if self.kind == "waveform":
             return ()
         if self.kind in ("cnn", "mean"):

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--manifest", help="recordings to measure on: how far features move, and WER where it has texts"
     )
     parser.add_argument(
-        "--utterances", type=int, default=20, help="how many of them are heard (default: the first 20)"
+        "--utterances", type=int, default=20, help="how many of the manifest to use, from its start (default: 20)"
     )
     parser.add_argument("--encoder", help="the base, where its name is not to be found here")
     add_bank(parser)

@@ -33,7 +33,7 @@ __all__ = ["FAMILIES", "PARTS", "Family", "family_named", "family_of", "register
 
 
 def register_family(family: Family) -> None:
-    """Make a family of one's own known, for this process: its encoders load, and take every method.
+    """Make a custom family known, for this process: its encoders load, and take every method.
 
     Raises:
         ConfigError: a ``model_type`` that another family has.
