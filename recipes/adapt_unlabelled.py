@@ -61,7 +61,7 @@ class Config:
     window: Positive = option(20.0, "longest piece heard at once, in seconds")
     precision: Literal["auto", "fp32", "bf16"] = option("auto", "of all forwards; auto: bf16 where that is fast")
     seeds: tuple[Seed, ...] = option((0,), "of prompt's search; the other methods draw nothing")
-    limit: Size | None = option(None, "how many utterances of each manifest to use, drawn with the first seed (demo: 40)")
+    limit: Size | None = option(None, "how many utterances of each manifest, drawn with the first seed (demo: 40)")
     training: Downstream = field(default_factory=Downstream)
     """What trains the demo's adapter, on its studio speech."""
     output: Path | None = option(None, "run folder; one that holds the same run goes on")
