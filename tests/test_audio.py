@@ -69,6 +69,26 @@ def test_an_mp3_that_counts_no_frames_is_read_to_its_end(tmp_path: Path, tail: b
     torch.testing.assert_close(read_audio(path, offset=15.0, duration=2.0)[4_000:], found[244_000:272_000])
 
 
+def test_a_recorded_stream_may_end_within_a_frame(tmp_path: Path):
+    path = _mp3(tmp_path / "a.mp3")
+    content = path.read_bytes().replace(b"Xing", bytes(4), 1).replace(b"Info", bytes(4), 1)
+    path.write_bytes(content)
+    whole = read_audio(path)
+    for cut in range(len(content) // 2, len(content) // 2 + 100, 9):
+        path.write_bytes(content[:cut])
+        found = read_audio(path)
+        assert audio_info(path).frames == len(found) > len(whole) // 4
+        torch.testing.assert_close(found[: -3 * 576], whole[: len(found) - 3 * 576])
+
+
+def test_a_count_by_decoding_that_fails_names_the_file(tmp_path: Path):
+    path = _mp3(tmp_path / "a.mp3")
+    content = path.read_bytes().replace(b"Xing", bytes(4), 1).replace(b"Info", bytes(4), 1)
+    path.write_bytes(content + bytes(5_000))
+    with pytest.raises(AudioError, match=f"^{path}: cut short or corrupt"):
+        audio_info(path)
+
+
 def test_a_piece_of_an_mp3_sounds_as_it_does_in_the_whole(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     time = np.arange(20 * 16_000) / 16_000  # changes of loudness make frames borrow bits of those before
     swelling = np.clip(np.sin(4.4 * time), 0, 1) * np.random.default_rng(0).uniform(-0.3, 0.3, len(time))
@@ -212,6 +232,16 @@ def _counts_half(folder: Path) -> Path:
     return folder / "half.wav"
 
 
+def _counts_nothing(folder: Path) -> Path:
+    """As a recorder leaves it that was stopped before it wrote any length."""
+    path = _counts_half(folder)
+    content = bytearray(path.read_bytes())
+    position = content.index(b"data") + 4
+    content[position : position + 4] = bytes(4)
+    path.write_bytes(content)
+    return path
+
+
 BAD_FILES = {
     "missing": (_missing, "no such audio file"),
     "folder": (_folder, "is a folder"),
@@ -229,6 +259,7 @@ BAD_FILES = {
     "cut mu-law SPHERE": (_cut_container("NIST", "ULAW"), "cut short: its header promises more bytes"),
     "cut AU": (_cut_container("AU", "PCM_16"), "cut short: its header promises more bytes"),
     "a header that counts too few": (_counts_half, "its header counts 32000 bytes of samples, and 32000 more follow"),
+    "a header that counts nothing": (_counts_nothing, "its header counts 0 bytes of samples, and 64000 more follow"),
     "damaged flac": (_damaged_flac, "corrupt"),
 }
 

@@ -73,7 +73,7 @@ def audio_info(path: str | os.PathLike[str], *, count_to: float = math.inf) -> A
         AudioError: the file is missing, empty, of an unknown format or cut short.
     """
     with _open(path) as file:
-        return AudioInfo(file.samplerate, file.channels, _frames(file, count_to * file.samplerate))
+        return AudioInfo(file.samplerate, file.channels, _frames(path, file, count_to * file.samplerate))
 
 
 def audio_channels(path: str | os.PathLike[str]) -> int:
@@ -207,7 +207,7 @@ def _open_piece(
         if only_rate not in (None, rate):
             raise AudioError(f"{path}: sampled at {rate} Hz, expected {only_rate}; pass resample=True or convert it")
         pick = _channel_index(path, channel, file.channels)
-        yield file, *_piece(path, offset, duration, rate, _frames(file)), pick
+        yield file, *_piece(path, offset, duration, rate, _frames(path, file)), pick
 
 
 def _blocks(
@@ -483,6 +483,10 @@ def _is_counted(name: Path | Member) -> bool:
 
 def _check_header(path: Path | Member, file: soundfile.SoundFile, size: int) -> None:
     """Refuse what no recording's header says, before anything is allocated for it."""
+    with path.open("rb") as opened:
+        fault = length_fault(opened, file.format, size)
+    if fault is not None:
+        raise AudioError(f"{path}: {fault}; {_AGAIN}")
     if file.frames == 0:
         raise AudioError(f"{path}: holds 0 samples; leave it out or export it again")
     if not RATES[0] <= file.samplerate <= RATES[1]:
@@ -495,13 +499,9 @@ def _check_header(path: Path | Member, file: soundfile.SoundFile, size: int) -> 
             f"{path}: its header promises {file.frames} samples, but {size} bytes hold at most {most}; "
             f"it is cut short or damaged: {_AGAIN}"
         )
-    with path.open("rb") as opened:
-        fault = length_fault(opened, file.format, size)
-    if fault is not None:
-        raise AudioError(f"{path}: {fault}; {_AGAIN}")
 
 
-def _frames(file: soundfile.SoundFile, most: float = math.inf) -> int:
+def _frames(path: str | os.PathLike[str], file: soundfile.SoundFile, most: float = math.inf) -> int:
     """Samples per channel: the header's count or, where it leaves that open, what is counted by decoding, which ends
     above ``most``."""
     if file.frames < _UNKNOWN:
@@ -512,7 +512,7 @@ def _frames(file: soundfile.SoundFile, most: float = math.inf) -> int:
             total += read
         file.seek(0)
     except (soundfile.SoundFileError, RuntimeError) as error:
-        raise AudioError(f"{file.name}: cut short or corrupt ({_reason(error)}); {_AGAIN}") from error
+        raise AudioError(f"{path}: cut short or corrupt ({_reason(error)}); {_AGAIN}") from error
     return total
 
 

@@ -25,6 +25,10 @@ _FRAME = re.compile(rb"\xff[\xe2-\xe7\xf2-\xf7\xfa-\xff]|ID3")
 _TAIL = 128
 """Bytes of a tag at the end (ID3v1), where libmpg123 looks for it before it decodes."""
 
+_PADDING = 1000
+"""Zeros behind the file, by which a last frame that was not recorded to its end is whole: libmpg123 fails there
+otherwise. It looks for the next frame in 1024 bytes at most, and fails behind more."""
+
 
 class Count(NamedTuple):
     """What the first frame counts: ``frames`` behind it, and the file's byte where the last one ends, or 0."""
@@ -73,6 +77,7 @@ class Endless(io.RawIOBase):
         self._file, self._place = file, 0
         first = _FRAME.search(file.read(1 << 16))
         self._begin = first.start() if first else 0
+        self._end = file.seek(0, io.SEEK_END) - self._begin
 
     def readable(self) -> bool:
         return True
@@ -95,6 +100,9 @@ class Endless(io.RawIOBase):
         else:
             self._file.seek(self._begin + self._place)
             content = self._file.read(len(buffer))
+            if len(content) < len(buffer) and self._place + len(content) >= self._end:
+                missing = min(len(buffer) - len(content), self._end + _PADDING - self._place - len(content))
+                content += bytes(max(missing, 0))
             got = len(content)
             buffer[:got] = content
         self._place += got
