@@ -297,7 +297,13 @@ def test_a_wav_of_three_gib_that_is_cut_is_none_of_unknown_length(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    "behind", [b"\0" * 20_000, b"LIST" + struct.pack("<I", 20_000) + b"x" * 20_000, b"\xff\xfe" * 9]
+    "behind",
+    [
+        b"\0" * 20_000,
+        b"LIST" + struct.pack("<I", 20_000) + b"x" * 20_000,
+        b"<?xml version='1.0'?>" + b"<call/>" * 3_000,
+        b"\xff\xfe" * 9,
+    ],
 )
 def test_other_chunks_and_padding_may_stand_behind_the_samples(tmp_path: Path, behind: bytes):
     path = tmp_path / "a.wav"

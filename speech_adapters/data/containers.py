@@ -77,10 +77,10 @@ def _chunk_of_samples(file: BinaryIO, format_name: str, size: int) -> range | No
 
 
 def _may_be_chunk(file: BinaryIO, position: int) -> bool:
-    """Whether a chunk, or nothing but padding, begins at a place, or a byte behind it."""
+    """Whether a chunk, text, or nothing but padding begins at a place, or a byte behind it."""
     file.seek(position)
     start = file.read(5)
-    return not any(start) or any(re.match(rb"[A-Za-z0-9 _]{3}", start[at:]) for at in (0, 1))
+    return not any(start) or any(re.match(rb"[ -~]{4}", start[at:]) for at in (0, 1))
 
 
 def _samples_of_au(file: BinaryIO) -> range | None:
