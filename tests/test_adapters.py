@@ -105,6 +105,16 @@ def test_pseudo_frames_begin_as_what_the_front_end_makes_of_silence(family):
         assert 0.4 < (noisy - pseudo[0]).std() < 0.6
 
 
+@pytest.mark.parametrize("style", STYLES)
+def test_deep_prompts_begin_as_what_each_layer_reads_of_silence(style):
+    encoder = small_encoder("wavlm", style)
+    with torch.no_grad():
+        states = encoder(torch.zeros(1, encoder.receptive_field + 8 * encoder.stride)).hidden_states
+    for index, prompts in DeepPrompts(length=2, init_std=0, layers=(0, 2)).build(encoder).prompts.items():
+        torch.testing.assert_close(prompts, states[int(index)][0, 4].expand_as(prompts))
+        assert not torch.allclose(prompts[0], states[int(index) + 1][0, 4])
+
+
 @pytest.mark.parametrize("config", [PAdapter(), PAdapter(where="layers_in"), DeepPrompts()])
 def test_speech_beside_fresh_frames_is_heard_as_it_was(config):
     """Frames around zero, which are no silence to the encoder, change these states by all of their norm."""
