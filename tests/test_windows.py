@@ -145,6 +145,7 @@ def test_a_long_stretch_is_cut_at_its_quietest_moment():
 def test_a_constant_offset_hides_no_quiet_speech():
     samples, _ = speech_of([(1.0, 2.0), (2.0, 2.0), (2.0, 2.0)])
     samples[7 * SAMPLE_RATE :] *= 0.1
+    samples = np.append(samples, np.zeros(6 * SAMPLE_RATE + 7, np.float32))  # ends in silence and in part of a chunk
     plain, shifted = (windows_in(one, 16_000, Windows()) for one in (samples, samples + np.float32(0.03)))
     assert len(plain) == 3
     assert [(w.first, w.last) for w in shifted] == [(w.first, w.last) for w in plain]

@@ -60,7 +60,7 @@ class DeepPromptsModule(AdapterModule):
         starts = {i: config.init_std * torch.randn(config.length, encoder.hidden_size) for i in self.layer_indices}
         if not starts[self.first_layer].is_meta:  # a blueprint holds no values
             states = silence(encoder, stop_layer=self.layer_indices[-1]).hidden_states
-            starts = {index: start + middle(states[index]) for index, start in starts.items()}
+            starts = {index: start + middle(states[index]).to(start) for index, start in starts.items()}
         self.prompts = nn.ParameterDict({str(index): start for index, start in starts.items()})
 
     def prefix(self, index: int, project: Projection) -> AttentionPrefix | None:

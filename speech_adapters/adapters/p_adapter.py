@@ -61,7 +61,7 @@ class PAdapterModule(AdapterModule):
         width = encoder.cnn_width if config.where == "cnn_out" else encoder.hidden_size
         start = torch.randn(config.frames, width) * config.init_std
         if not start.is_meta:  # a blueprint holds no values
-            start += _silent_frame(encoder, config.where)
+            start += _silent_frame(encoder, config.where).to(start)
         self.pseudo = nn.Parameter(start)
 
     def pseudo_frames(self, where: str, frames: Tensor, mask: Tensor | None) -> Frames | None:

@@ -23,4 +23,4 @@ def silence(encoder: Encoder, stop_layer: int | None = None) -> EncoderOutput:
 
 def middle(frames: torch.Tensor) -> torch.Tensor:
     """(C,), the frame of (1, T, C) that has silence on both sides."""
-    return frames[0, _MIDDLE].float().cpu()
+    return frames[0, _MIDDLE]

@@ -188,7 +188,8 @@ class Cutter:
     def _look(self, samples: np.ndarray, last: bool) -> Iterator[Window]:
         """Find speech in further samples (whole chunks, but for the last), and give the windows that are complete."""
         self.samples = np.concatenate([self.samples, samples])
-        padded = np.pad(samples, (0, -len(samples) % CHUNK)).reshape(-1, CHUNK)
+        missing = (0, -len(samples) % CHUNK)
+        padded = np.pad(samples, missing, mode="edge" if len(samples) else "constant").reshape(-1, CHUNK)
         if self.detector is None:
             speech, amount = np.ones(len(padded), dtype=bool), np.zeros(len(padded))
         else:

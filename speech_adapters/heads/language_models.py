@@ -57,12 +57,15 @@ def flashlight_decoder(
         return next((s for s in (word, word.upper(), word.lower()) if s and set(s) <= characters), None)
 
     lexicon = {word: spelling for word in words if (spelling := spelled(word))}
+    spelt: dict[str, list[str]] = {}
+    for word, spelling in lexicon.items():
+        spelt.setdefault(spelling, []).append(word)
     weights: dict[str, float] = {}
     for word, weight in bonus.items():
         if (spelling := spelled(word)) is None:
             raise TextError(f"hotword {word!r}: the vocabulary cannot spell it; give single words in its letters")
         # Those that are spelt alike are the same word in speech, whose case the model knows.
-        alike = [known for known, letters in lexicon.items() if letters == spelling] or [word]
+        alike = spelt.setdefault(spelling, [word])
         lexicon |= dict.fromkeys(alike, spelling)
         weights |= dict.fromkeys(alike, weight)
     if not lexicon:

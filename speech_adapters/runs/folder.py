@@ -158,7 +158,7 @@ class RunFolder:
         for split, now in data.items():
             then = before.get(split)
             if split == "encoder":
-                if then is not None and then != now:  # none in runs of before
+                if then is not None and then != now:  # runs begun before it was recorded have none
                     changed.append("the encoder held other weights then")
             elif isinstance(now, Mapping) and (not isinstance(then, Mapping) or then.get("sha256") != now["sha256"]):
                 held = f"{then.get('utterances')} utterances" if isinstance(then, Mapping) else "nothing"
