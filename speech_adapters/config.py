@@ -192,6 +192,7 @@ _NO_ROOM = {
 def run_main(main: Callable[[], Any]) -> NoReturn:
     """Run a script's ``main`` and exit: 0 done (or the integer it returns), 2 bad input, 130 or 143 interrupted."""
     signal.signal(signal.SIGTERM, _terminated)
+    before = held()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # any name of a file can be printed, whatever the terminal's encoding
             utf8 = stream.encoding.lower().replace("-", "") == "utf8"
@@ -204,7 +205,7 @@ def run_main(main: Callable[[], Any]) -> NoReturn:
         code = 2
     except KeyboardInterrupt as stop:
         print(f"interrupted; {stop}" if str(stop) else "interrupted", file=sys.stderr)
-        if (folder := getattr(stop, "folder", None) or _trained_run()) is not None:
+        if (folder := getattr(stop, "folder", None) or _trained_run(before)) is not None:
             print(f"go on with: {_command(folder)}", file=sys.stderr)
         code = getattr(stop, "exit_code", 130)
     except BrokenPipeError:  # `... | head` has read enough; the interpreter's own flush must not fail either
@@ -223,9 +224,14 @@ def _terminated(number: int, frame: Any) -> NoReturn:
     raise Interrupted("", 128 + number)
 
 
-def _trained_run() -> str | None:
-    """The run that this process writes to, None where nothing of it has been trained: it would only start anew."""
-    return next((str(folder) for folder in held() if is_run(folder) and (folder / "checkpoints").is_dir()), None)
+def _trained_run(before: Sequence[Path]) -> str | None:
+    """The run that this script writes to, None where nothing of it has been trained: it would only start anew.
+
+    Args:
+        before: the folders that this process held when the script began.
+    """
+    runs = (folder for folder in held() if folder not in before and is_run(folder))
+    return next((str(folder) for folder in runs if (folder / "checkpoints").is_dir()), None)
 
 
 def _command(folder: str) -> str:

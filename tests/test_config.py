@@ -24,7 +24,7 @@ from speech_adapters.config import (
     to_yaml,
 )
 from speech_adapters.errors import ConfigError, InputError, Interrupted
-from speech_adapters.locks import hold
+from speech_adapters.locks import hold, release
 from speech_adapters.runs.folder import RunFolder
 
 
@@ -367,13 +367,14 @@ def test_a_run_stopped_while_nothing_trains_is_told_how_to_go_on(
     stop: BaseException, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def main() -> None:
+        hold(run.path)
         raise stop
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["train.py", "--updates", "5"])
     run = RunFolder.open("asr", Recipe())
     for told in ("", f"go on with: python train.py --updates 5 --output {run.path}\n"):
-        hold(run.path)
+        release(run.path)
         with run, pytest.raises(SystemExit) as end:
             run_main(main)
         assert (end.value.code, capsys.readouterr().err) == (code, f"interrupted\n{told}")
