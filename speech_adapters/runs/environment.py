@@ -11,6 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from speech_adapters.errors import counted
+
 
 def environment(device: Any = None) -> dict[str, Any]:
     """``versions``, ``git_commit`` (``...-dirty`` with local changes; None if unknown) and ``device``, for results."""
@@ -18,7 +20,7 @@ def environment(device: Any = None) -> dict[str, Any]:
 
     packages = ("speech-adapters", "torch", "torchaudio", "transformers", "peft", "numpy")
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    cpu = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    cpu = f"{platform.machine()} CPU, {counted(torch.get_num_threads(), 'thread')}"
     return {
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in packages}},
         "git_commit": _git_commit(),
