@@ -251,12 +251,19 @@ def test_copied_lines_quote_names_and_load_the_adapter(tmp_path: Path, capsys: p
 
 
 def test_copied_lines_of_a_fusion_load_its_adapters_first(tmp_path: Path) -> None:
-    for part in ("adapters/studio", "adapters/telephone", "heads/asr", "fusions/fusion"):
+    adapters = [f"{name}-seed{seed}" for name in ("start", "studio", "telephone") for seed in (0, 1)]
+    others = ["heads/asr", "heads/fusion-seed0", "fusions/fusion-seed0"]
+    for part in (*(f"adapters/{name}" for name in adapters), *others):
         (tmp_path / part).mkdir(parents=True)
+    saved = tmp_path / "fusions/fusion-seed0/fusion.json"
+    saved.write_text('{"composition": {"kind": "fuse", "members": ["telephone", "studio"], "name": "fusion"}}')
     shown = how_to_use(results(task="asr domains", adapter="fusion"), tmp_path)
-    calls = re.findall(r"model\.(load_\w+)\('.*/(\w+)'\)", shown["Python"])
-    adapters = [("load_adapter", "studio"), ("load_adapter", "telephone")]
-    assert calls == [*adapters, ("load_head", "asr"), ("load_fusion", "fusion")] and list(shown) == ["Python"]
+    calls = re.findall(r"model\.(load_\w+)\('.*/([\w-]+)'\)", shown["Python"])
+    members = [("load_adapter", "telephone-seed0"), ("load_adapter", "studio-seed0")]
+    assert calls == [*members, ("load_head", "fusion-seed0"), ("load_fusion", "fusion-seed0")]
+    assert list(shown) == ["Python"]
+    saved.write_text('{"composition": {"kind": "fuse", "members": ["telephone", "elsewhere"], "name": "fusion"}}')
+    assert how_to_use(results(task="asr domains", adapter="fusion"), tmp_path) == {}
 
 
 def test_a_method_has_one_colour_in_every_chart(tmp_path: Path) -> None:

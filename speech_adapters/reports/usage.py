@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from speech_adapters.files import read_json
+
 _SCORES = {  # task -> what speech-adapters evaluate takes to score a saved adapter
     "asr": "asr --manifest test.jsonl",
     "emotion": "classification --manifest test.jsonl",
@@ -26,9 +28,15 @@ def how_to_use(results: Mapping[str, Any], folder: Path) -> dict[str, str]:
     if not isinstance(encoder, str) or (adapter is None and fusion is None):
         return {}
     heads = sorted((folder.resolve() / "heads").glob("*"))
-    if adapter is None:  # a fusion stands on the adapters and the head that the domains share
-        parts = sorted((folder.resolve() / "adapters").glob("*"))
-        return {"Python": _python(encoder, parts, next(iter(heads), None), fusion, task.partition(" ")[0])}
+    if adapter is None:  # a fusion stands on the adapters that it weighs and the head that the domains share
+        assert fusion is not None
+        seed = fusion.name.removeprefix(method)
+        members = read_json(fusion / "fusion.json")["composition"]["members"]
+        parts = [folder.resolve() / "adapters" / f"{member}{seed}" for member in members]
+        if not all(part.is_dir() for part in parts):  # trained over adapters of elsewhere
+            return {}
+        head = next((path for path in heads if path.name == fusion.name), next(iter(heads), None))
+        return {"Python": _python(encoder, parts, head, fusion, task.partition(" ")[0])}
     head = next((path for path in heads if path.name == adapter.name), None)
     options = f"--adapter {shlex.quote(str(adapter))}"  # tells its base, and the head that was trained on it
     shown = {"Python": _python(encoder, [adapter], head, None, task)}
