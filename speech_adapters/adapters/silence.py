@@ -12,10 +12,12 @@ from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.encoders.forward import EncoderOutput
 
 _MIDDLE = 4
+"""Frames on each side of the one that is taken: convolutions that see the edge (Whisper's front-end, the positional
+one of wav2vec 2.0's kin) make something else of the first and the last."""
 
 
 def silence(encoder: Encoder, stop_layer: int | None = None) -> EncoderOutput:
-    """What an encoder makes of nine frames of silence, up to ``stop_layer``."""
+    """What an encoder makes of nine frames of digital silence, a batch of one; up to ``stop_layer``, or all layers."""
     samples = encoder.receptive_field + 2 * _MIDDLE * encoder.stride
     with torch.no_grad():
         return encoder(torch.zeros(1, samples, device=encoder.device), stop_layer=stop_layer)

@@ -3,7 +3,7 @@
     text   a line per segment, the speaker in front where there are several
     json   all there is: segments, words, times in seconds, confidences
     srt    SubRip subtitles; vtt: WebVTT, with the speaker as its voice
-    ctm    NIST's time marks, a word per line: file, channel, start, duration, word, confidence
+    ctm    NIST's time marks, one word per line: file, channel, start, duration, word, confidence
     trn    what sclite scores: the text and (id) on one line
 
 Subtitles show at most two lines of 42 characters for at most 7 seconds, and stay for a second where the next leaves
@@ -102,7 +102,7 @@ def as_vtt(transcript: Transcript) -> str:
 
 
 def as_ctm(transcript: Transcript) -> str:
-    """A word per line; the channel is the speaker, or 1. Names are percent-encoded where a field cannot hold them."""
+    """One word per line; the channel is the speaker, or 1. Names that a field cannot hold are percent-encoded."""
     rows = []
     for segment in transcript.segments:
         channel = sclite_name(segment.speaker or "1")
