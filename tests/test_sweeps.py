@@ -22,6 +22,7 @@ from speech_adapters.data.audio import write_audio
 from speech_adapters.data.manifest import Manifest, Utterance
 from speech_adapters.errors import ConfigError, InputError
 from speech_adapters.files import write_json
+from speech_adapters.locks import held
 from speech_adapters.reports.sweep_report import Finished, pareto_front, sweep_table, write_sweep_report
 from speech_adapters.sweeps.settings import SweepConfig
 from speech_adapters.sweeps.space import Space, with_values
@@ -243,6 +244,45 @@ def test_a_killed_sweep_ends_as_one_that_was_not_and_two_processes_share_one(dat
     found = trials(shared)
     assert [trial["number"] for trial in found] == list(range(4))
     assert {trial["state"] for trial in found} <= {"complete", "pruned"}
+
+
+def test_a_round_that_another_process_ends_meanwhile_is_left(data, tmp_path, monkeypatch):
+    over = {"options": {"lora": {"rank": [2, 4]}}}
+    ours = sweep(data, tmp_path / "s", over, trials=1)
+    other = sweep(data, tmp_path / "s", over, trials=1)
+    theirs = other._next()
+
+    def taken_late(number):
+        """The other process ends its round between this one's look at the study and its hold of the folder."""
+        with theirs.run:
+            other._train(theirs)
+        return Sweep._free(ours, number)
+
+    monkeypatch.setattr(ours, "_free", taken_late)
+    assert ours._next() is None
+    assert theirs.run.path not in held()
+    ours.run()
+    assert [trial["state"] for trial in ours.found()["trials"]] == ["complete"]
+
+
+def test_a_sweep_that_was_killed_between_the_trials_of_a_round_goes_on(data, tmp_path, monkeypatch):
+    over = {"options": {"lora": {"rank": [2, 4]}}}
+    killed = sweep(data, tmp_path / "s", over, at_once=2, trials=2, pruner="none")
+    tell = killed._tell
+
+    def once(trial, metrics):
+        tell(trial, metrics)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(killed, "_tell", once)
+    with pytest.raises(KeyboardInterrupt):
+        killed.run()
+    before = killed.found()["trials"]
+    assert [trial["state"] for trial in before] == ["complete", "running"]
+    again = sweep(data, tmp_path / "s", over, at_once=2, trials=2, pruner="none")
+    again.run()
+    after = again.found()["trials"]
+    assert [trial["state"] for trial in after] == ["complete"] * 2 and after[0] == before[0]
 
 
 # --- report --------------------------------------------------------------------------------------------------------

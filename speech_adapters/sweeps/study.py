@@ -36,7 +36,7 @@ from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.encoders.loading import load_encoder
 from speech_adapters.errors import ConfigError, InputError, InUseError, TrainingError
 from speech_adapters.files import read_json, to_json, write_json
-from speech_adapters.locks import locked
+from speech_adapters.locks import locked, release
 from speech_adapters.reports.summary import higher_is_better
 from speech_adapters.reports.sweep_report import write_sweep_report
 from speech_adapters.runs.folder import RunFolder
@@ -222,10 +222,11 @@ class Sweep:
                     kept += 1
                     rounds.setdefault(trial.user_attrs["round"], []).append(trial)
             for number, trials in rounds.items():
-                if all(trial.state != TrialState.RUNNING for trial in trials):
+                if not any(map(self._runs, trials)) or (run := self._free(number)) is None:
                     continue
-                if (run := self._free(number)) is not None:
+                if any(map(self._runs, trials)):
                     return Round(run, [Trial(self.study, trial._trial_id) for trial in trials])
+                release(run.path)  # it was ended, and let go of, while this process came to it
             wanted = min(self.settings.at_once, self.settings.trials - kept)
             drawn = [self._draw(kept + place) for place in range(wanted)]
             for new in drawn:
@@ -241,6 +242,10 @@ class Sweep:
         trial = self.study.ask()
         trial.set_user_attr("values", to_json(self.space.suggest(trial)))
         return trial
+
+    def _runs(self, trial: Trial | FrozenTrial) -> bool:
+        """Whether a trial is unfinished, as the study says now: another process may have ended it."""
+        return self.study.get_trials(deepcopy=False)[trial.number].state == TrialState.RUNNING
 
     def _free(self, number: int) -> RunFolder | None:
         """A round's run folder, unless another process is at work in it."""
@@ -264,6 +269,8 @@ class Sweep:
             self._tell(trial, None)
             return
         for name, trial in names.items():
+            if not self._runs(trial):  # told before a kill that its round did not outlive
+                continue
             model, cost = made[name]
             if trial.user_attrs.get("pruned") is None and trial.user_attrs.get("metrics") is None:
                 result = self.task.score(model, self.corpus, **self.config.scoring)
@@ -278,8 +285,6 @@ class Sweep:
         values = ", ".join(
             f"{key.split('.')[-1]}={_short(value)}" for key, value in trial.user_attrs["values"].items()
         )
-        if self.study.get_trials(deepcopy=False)[trial.number].state.is_finished():
-            return
         if metrics is None:
             self.study.tell(trial, state=TrialState.PRUNED)
             stopped = trial.user_attrs.get("pruned")
