@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from speech_adapters.config import option, parse_cli, run_main
 from speech_adapters.errors import ConfigError
-from speech_adapters.ranges import Dropout, NotNegative, Positive, Size
+from speech_adapters.ranges import Positive
 from speech_adapters.tasks.base import Corpus, ExperimentConfig
+from speech_adapters.tasks.recognition_settings import RecognitionSettings
 
 if TYPE_CHECKING:
     from speech_adapters.tasks.experiment import Experiment
@@ -32,7 +33,7 @@ d('data', ['train-clean-100', 'dev-other', 'dev-clean'])"
 
 
 @dataclass(kw_only=True)
-class Config(ExperimentConfig):
+class Config(RecognitionSettings, ExperimentConfig):
     """An adapter and its baselines for speech recognition."""
 
     train: Path | None = option(None, "manifest to train on; then --dev too, and --test to score other speech")
@@ -42,24 +43,6 @@ class Config(ExperimentConfig):
     train_subset: str = option("train-clean-100", "LibriSpeech subset to train on")
     test_subset: str = option("dev-clean", "LibriSpeech subset to score; the published 10 h protocol scores dev-clean")
     train_hours: Positive | None = option(None, "how many hours of the training set to use, drawn with the first seed")
-    vocabulary: str = option(
-        "wav2vec2",
-        "wav2vec2: that of wav2vec2-base-960h; characters, subwords or phonemes (symbols between spaces) of the "
-        "training text; checkpoint: that of the encoder's own CTC head; or a vocab.json",
-    )
-    subwords: Size = option(256, "how many, with --vocabulary subwords")
-    normalizer: str = option(
-        "librispeech",
-        "librispeech, basic or basic-upper (any language), whisper-english, none, or a file of replacements; saved "
-        "with the head",
-    )
-    accept_letters: str = option("", "letters that the normaliser may change or drop, such as éï; all for any")
-    head_hidden_size: Size | None = option(None, "a hidden layer in the CTC head; none by default, as published")
-    head_kernel_size: Size = option(1, "neighbouring frames that this layer joins, an odd number")
-    head_dropout: Dropout = option(0.1, "share of the features that the head does not see while it is trained")
-    head_consistency: NotNegative = option(
-        0.0, "weight of the divergence between two passes of the head, each with a dropout of its own (0.2 in CR-CTC)"
-    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -89,20 +72,9 @@ def find_corpus(config: Config) -> Corpus:
 
 def experiment(config: Config) -> Experiment:
     """What is trained and scored."""
-    from speech_adapters.tasks.asr import SpeechRecognition
     from speech_adapters.tasks.experiment import Experiment
 
-    task = SpeechRecognition(
-        vocabulary=config.vocabulary,
-        subwords=config.subwords,
-        normalizer=config.normalizer,
-        accept_letters=config.accept_letters,
-        hidden_size=config.head_hidden_size,
-        kernel_size=config.head_kernel_size,
-        dropout=config.head_dropout,
-        consistency=config.head_consistency,
-        encoder=config.encoder,
-    )
+    task = config.recognition(config.encoder)
     return Experiment("asr_librispeech", config, task, lambda: [find_corpus(config)])
 
 

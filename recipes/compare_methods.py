@@ -41,20 +41,9 @@ class Config(ASRConfig):
 
 
 def main(config: Config) -> Any:
-    from speech_adapters.tasks.asr import SpeechRecognition
     from speech_adapters.tasks.experiment import run_experiment
 
-    task = SpeechRecognition(
-        vocabulary=config.vocabulary,
-        subwords=config.subwords,
-        normalizer=config.normalizer,
-        accept_letters=config.accept_letters,
-        hidden_size=config.head_hidden_size,
-        kernel_size=config.head_kernel_size,
-        dropout=config.head_dropout,
-        consistency=config.head_consistency,
-        encoder=config.encoder,
-    )
+    task = config.recognition(config.encoder)
     return run_experiment("compare_methods", config, task, lambda: [find_corpus(config)])
 
 

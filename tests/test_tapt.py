@@ -255,6 +255,24 @@ def test_what_a_task_cannot_train_with_is_refused_before_labels_are_there(task, 
         Downstream(task=task, training=TrainingConfig(**settings)).check_adapter(small_encoder("wavlm", "post-norm"))
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"task": "emotion", "head_hidden_size": 8}, r"head_hidden_size=8: for recognition .*task is emotion"),
+        ({"vocabulary": "checkpoint"}, "vocabulary=checkpoint: here the head is made for the labelled text"),
+    ],
+)
+def test_settings_of_recognition_that_a_task_has_no_use_for(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        Downstream(**settings)
+
+
+def test_recognition_has_the_head_that_the_recipes_train(speech):
+    down = Downstream(head_hidden_size=8, head_kernel_size=3, head_dropout=0.3, vocabulary="characters")
+    head = down.head(Manifest.read(speech / "speech.jsonl"))
+    assert (head.hidden_size, head.kernel_size, head.dropout) == (8, 3, 0.3)
+
+
 def test_a_task_that_continues_has_the_adapted_adapter():
     for use, expected in (("continue", "lora"), ("stack", "e")):
         assert recipe("tapt").Config(adapter="lora", downstream_use=use).task.adapter == expected

@@ -38,13 +38,14 @@ from speech_adapters.heads.base import head_from_dict
 from speech_adapters.heads.ctc import CTCHead
 from speech_adapters.metrics.wer import WERResult, pooled_metrics
 from speech_adapters.model import SpeechAdapterModel
-from speech_adapters.ranges import Count, Dropout, NotNegative, Range, Rate, Seed, Size, check_values
+from speech_adapters.ranges import Count, NotNegative, Range, Rate, Seed, Size, check_values
 from speech_adapters.runs.folder import RunFolder, file_name
 from speech_adapters.runs.results import MethodResults
 from speech_adapters.saving.parts import load_part
-from speech_adapters.tasks.asr import SpeechRecognition, evaluate_asr
+from speech_adapters.tasks.asr import evaluate_asr
 from speech_adapters.tasks.base import check_seeds, chosen_rates
 from speech_adapters.tasks.predict import mean_attention
+from speech_adapters.tasks.recognition_settings import RecognitionSettings
 from speech_adapters.training.result import mean_costs
 from speech_adapters.training.settings import TrainingConfig
 from speech_adapters.training.supervised import train
@@ -76,7 +77,7 @@ COMBINATIONS = ("fusion", "router", "posterior")
 
 
 @dataclass(kw_only=True)
-class DomainsConfig:
+class DomainsConfig(RecognitionSettings):
     """What is trained in each domain, and how they are combined."""
 
     encoder: str = option("tiny-wavlm", "packaged name, local folder or hub id")
@@ -85,21 +86,6 @@ class DomainsConfig:
     """Settings of the preset to change."""
     start_adapter: Path | None = option(None, "saved adapter to start all domains from; then --start-head too")
     start_head: Path | None = option(None, "saved CTC head of that adapter; its vocabulary and normaliser are taken")
-    vocabulary: str = option(
-        "wav2vec2", "wav2vec2, a vocab.json, or what is made of the training text: characters, subwords, phonemes"
-    )
-    normalizer: str = option(
-        "librispeech",
-        "librispeech, basic or basic-upper (any language), whisper-english, none, or a file of replacements; saved "
-        "with the head",
-    )
-    accept_letters: str = option("", "letters that the normaliser may change or drop, such as éï; all for any")
-    head_hidden_size: Size | None = option(None, "a hidden layer in the CTC head; none by default, as published")
-    head_kernel_size: Size = option(1, "neighbouring frames that this layer joins, an odd number")
-    head_dropout: Dropout = option(0.1, "share of the features that the head does not see while it is trained")
-    head_consistency: NotNegative = option(
-        0.0, "weight of the divergence between two passes of the head, each with a dropout of its own (0.2 in CR-CTC)"
-    )
     rank: Size | None = option(16, "rank of the fusion's matrices; null for full ones, as published")
     guide: NotNegative = option(
         1.0, "weight of the guide loss: fusion and router learn which adapter is the domain's own"
@@ -150,17 +136,9 @@ def domains_head(config: DomainsConfig, domains: Sequence[Domain]) -> CTCHead:
         ConfigError: the saved head is of another type.
     """
     if config.start_head is None:
-        task = SpeechRecognition(
-            vocabulary=config.vocabulary,
-            normalizer=config.normalizer,
-            accept_letters=config.accept_letters,
-            hidden_size=config.head_hidden_size,
-            kernel_size=config.head_kernel_size,
-            dropout=config.head_dropout,
-            consistency=config.head_consistency,
-        )
         trains = [domain.train for domain in domains]
-        return task.head_for(Manifest((u for manifest in trains for u in manifest), "all domains"))
+        texts = Manifest((u for manifest in trains for u in manifest), "all domains")
+        return config.recognition(config.encoder).head_for(texts)
     head = head_from_dict(load_part(config.start_head, "head")[0]["config"])
     if not isinstance(head, CTCHead):
         raise ConfigError(f"--start-head {config.start_head}: its type is {head.head_type!r}; recognition needs ctc.")

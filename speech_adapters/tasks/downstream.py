@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +27,8 @@ from speech_adapters.saving.parts import load_part
 from speech_adapters.tasks.asr import SpeechRecognition
 from speech_adapters.tasks.base import Corpus, chosen_rates
 from speech_adapters.tasks.classification import Classification
+from speech_adapters.tasks.recognition_settings import RecognitionSettings
+from speech_adapters.tasks.start import CHECKPOINT
 from speech_adapters.training.cache import CachedDataset
 from speech_adapters.training.settings import TrainingConfig
 from speech_adapters.training.supervised import check as check_training
@@ -36,7 +38,7 @@ ADAPTER, BELOW = "task", "tapt"
 
 
 @dataclass(kw_only=True)
-class Downstream:
+class Downstream(RecognitionSettings):
     """Speech recognition scored by WER, or one label per utterance scored by UA."""
 
     task: str = "asr"
@@ -47,12 +49,6 @@ class Downstream:
     """Settings of the preset to change."""
     label_field: str = "emotion"
     """Key of the manifest that holds the class."""
-    vocabulary: str = "wav2vec2"
-    """``wav2vec2``, a ``vocab.json``, or what is made of the labelled text: characters, subwords, phonemes."""
-    normalizer: str = "librispeech"
-    """How transcripts are written before they are learnt or scored: a name, or a file of replacements."""
-    accept_letters: str = ""
-    """Letters that the normaliser may change or drop; ``all`` for any."""
     rates: dict[str, Rate] = field(default_factory=dict)
     """Learning rates by parameter group, over the published ones; groups that the adapter has not may be named.
     ``training.learning_rates`` goes over them, and must be used."""
@@ -64,13 +60,19 @@ class Downstream:
         check_values(self)
         if every := self.training.evaluate_every:
             raise ConfigError(f"training.evaluate_every={every}: there is no dev set to evaluate on; set it to 0.")
+        if self.vocabulary == CHECKPOINT:
+            raise ConfigError("vocabulary=checkpoint: here the head is made for the labelled text; choose another.")
+        own = {one.name: getattr(self, one.name) for one in fields(RecognitionSettings)}
+        changed = [f"{name}={value}" for name, value in own.items() if value != getattr(RecognitionSettings, name)]
+        if self.task != "asr" and changed:
+            raise ConfigError(
+                f"{', '.join(changed)}: for recognition (task=asr), and task is {self.task}; leave it out."
+            )
 
     @property
     def _task(self) -> SpeechRecognition | Classification:
         if self.task == "asr":
-            return SpeechRecognition(
-                vocabulary=self.vocabulary, normalizer=self.normalizer, accept_letters=self.accept_letters
-            )
+            return self.recognition(None)
         return Classification(self.task, label_field=self.label_field)
 
     @property
