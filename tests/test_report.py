@@ -22,9 +22,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from speech_adapters import ClassificationHead, CTCHead, SpeakerHead, SpeechAdapterModel
+from speech_adapters.cli import main as command_line
 from speech_adapters.data.audio import SAMPLE_RATE, write_audio
 from speech_adapters.errors import InputError
 from speech_adapters.files import to_json
+from speech_adapters.heads import HeadConfig
 from speech_adapters.metrics.detection import detection_curve
 from speech_adapters.reports.charts import Line, bar_chart, line_chart, scatter_chart, ticks
 from speech_adapters.reports.detection_charts import chart_data
@@ -33,6 +36,7 @@ from speech_adapters.reports.report import method_rows, summary_table, write_rep
 from speech_adapters.reports.sound import log_mel
 from speech_adapters.reports.summary import columns_of
 from speech_adapters.reports.usage import how_to_use
+from speech_adapters.text import Vocabulary
 
 VOID = {"meta", "br", "line", "circle", "rect", "polyline", "polygon", "img"}
 
@@ -231,22 +235,36 @@ def test_everything_is_escaped(tmp_path: Path) -> None:
     assert "script" not in Page(curves).tags and Page(curves).text.count(EVIL) == 5
 
 
-def test_copied_lines_quote_names_and_load_the_adapter(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from speech_adapters import CTCHead, SpeechAdapterModel
-    from speech_adapters.text import Vocabulary
-
+@pytest.mark.parametrize(
+    ("head", "title", "answer"),
+    [
+        (CTCHead(Vocabulary.wav2vec2()), "Transcribe", lambda model, file: model.transcribe(file).text),
+        (ClassificationHead(("no", "yes")), "Classify", lambda model, file: model.classify(file).label),
+        (SpeakerHead(("s1", "s2")), "Embed", lambda model, file: str(model.embed(file))),
+        (None, "Embed", lambda model, file: str(model.embed(file))),
+    ],
+)
+def test_copied_lines_quote_names_and_answer_as_the_model_does(
+    head: HeadConfig | None, title: str, answer: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / 'it\'s; a "run" $HOME'
     model = SpeechAdapterModel.from_pretrained("tiny-wavlm")
     model.add_adapter("lora-l-seed0", "lora+l")
-    model.add_head("asr", CTCHead(Vocabulary.wav2vec2()))
     model.save_adapter("lora-l-seed0", folder / "adapters" / "lora-l-seed0")
-    model.save_head("asr", folder / "heads" / "lora-l-seed0")
+    if head is not None:
+        model.add_head("own", head)
+        model.save_head("own", folder / "heads" / "lora-l-seed0")
     shown = how_to_use(results(adapter="lora+l"), folder)
-    command = shlex.split(shown["Transcribe"])
+    heard = tmp_path / "call.wav"
+    write_audio(heard, torch.rand(SAMPLE_RATE) - 0.5)
+    capsys.readouterr()
+    exec(shown["Python"].replace("'call.wav'", repr(str(heard))), {})
+    assert capsys.readouterr().out.strip() == answer(model.eval(), heard).strip()
+    command = shlex.split(shown[title].replace("\\\n", " "))
     assert Path(command[command.index("--adapter") + 1]) == folder / "adapters" / "lora-l-seed0"
-    write_audio(tmp_path / "call.wav", torch.rand(SAMPLE_RATE) - 0.5)
-    exec(shown["Python"].replace("'call.wav'", repr(str(tmp_path / "call.wav"))), {})
-    assert capsys.readouterr().out.endswith("\n")
+    places = {"call.wav": str(heard), "voices.npz": str(tmp_path / "voices.npz")}
+    with pytest.raises(SystemExit, match="^0$"):
+        command_line([places.get(word, word) for word in command[1:]])
     assert how_to_use(results(adapter="other"), folder) == {} == how_to_use(results(encoder=None), folder)
 
 
@@ -255,6 +273,8 @@ def test_copied_lines_of_a_fusion_load_its_adapters_first(tmp_path: Path) -> Non
     others = ["heads/asr", "heads/fusion-seed0", "fusions/fusion-seed0"]
     for part in (*(f"adapters/{name}" for name in adapters), *others):
         (tmp_path / part).mkdir(parents=True)
+    for head in ("asr", "fusion-seed0"):
+        (tmp_path / "heads" / head / "head.json").write_text('{"config": {"head_type": "ctc"}}')
     saved = tmp_path / "fusions/fusion-seed0/fusion.json"
     saved.write_text('{"composition": {"kind": "fuse", "members": ["telephone", "studio"], "name": "fusion"}}')
     shown = how_to_use(results(task="asr domains", adapter="fusion"), tmp_path)

@@ -9,21 +9,24 @@ from typing import Any
 
 from speech_adapters.files import read_json
 
-_SCORES = {  # task -> what speech-adapters evaluate takes to score a saved adapter
-    "asr": "asr --manifest test.jsonl",
-    "emotion": "classification --manifest test.jsonl",
-    "speaker": "verification --trials trials.txt --manifest test.jsonl",
+_EMBEDDED = ("embed('call.wav')", "embed --output voices.npz")
+_ASKED = {  # type of the head, or None without one -> what the model is asked, and the command that asks it
+    "ctc": ("transcribe('call.wav').text", "transcribe"),
+    "classification": ("classify('call.wav').label", "classify"),
+    "slots": ("classify('call.wav').label", "classify"),
+    "speaker": _EMBEDDED,
+    None: _EMBEDDED,
 }
-_READ_OUT = {  # task -> what becomes of the model's output
-    "asr": "greedy_decode(output.logits, output.frame_lengths, model.head.config.vocabulary)[0]",
-    "emotion": "model.head.config.labels[output.logits.argmax()]",
-    "speaker": "output.embedding",
+_SCORES = {  # type of the head -> what speech-adapters evaluate takes to score a saved adapter
+    "ctc": "asr --manifest test.jsonl",
+    "classification": "classification --manifest test.jsonl",
+    "speaker": "verification --trials trials.txt --manifest test.jsonl",
 }
 
 
 def how_to_use(results: Mapping[str, Any], folder: Path) -> dict[str, str]:
     """Lines of Python and of the command line by title; nothing where the run kept no adapter of its own."""
-    method, encoder, task = str(results.get("adapter") or ""), results.get("encoder"), str(results.get("task"))
+    method, encoder = str(results.get("adapter") or ""), results.get("encoder")
     adapter, fusion = saved_part(folder / "adapters", method), saved_part(folder / "fusions", method)
     if not isinstance(encoder, str) or (adapter is None and fusion is None):
         return {}
@@ -36,14 +39,18 @@ def how_to_use(results: Mapping[str, Any], folder: Path) -> dict[str, str]:
         if not all(part.is_dir() for part in parts):  # trained over adapters of elsewhere
             return {}
         head = next((path for path in heads if path.name == fusion.name), next(iter(heads), None))
-        return {"Python": _python(encoder, parts, head, fusion, task.partition(" ")[0])}
+        model = f"SpeechAdapterModel.from_pretrained({encoder!r})"
+        loaded = [f"model.load_adapter({str(part)!r})" for part in parts]
+        loaded += [f"model.load_head({str(head)!r})"] if head is not None else []
+        return {"Python": _python(model, [*loaded, f"model.load_fusion({str(fusion)!r})"], _type_of(head))}
     head = next((path for path in heads if path.name == adapter.name), None)
-    options = f"--adapter {shlex.quote(str(adapter))}"  # tells its base, and the head that was trained on it
-    shown = {"Python": _python(encoder, [adapter], head, None, task)}
-    if task == "asr":
-        shown["Transcribe"] = f"speech-adapters transcribe \\\n    {options} \\\n    call.wav"
-    if task in _SCORES:
-        shown["Score on other data"] = f"speech-adapters evaluate {_SCORES[task]} \\\n    {options}"
+    kind, options = _type_of(head), f"--adapter {shlex.quote(str(adapter))}"  # its files tell the base and the head
+    shown = {"Python": _python(f"SpeechAdapterModel.from_adapter({str(adapter)!r})", [], kind)}
+    if kind in _ASKED:
+        command = _ASKED[kind][1]
+        shown[command.split()[0].capitalize()] = f"speech-adapters {command} \\\n    {options} \\\n    call.wav"
+    if kind in _SCORES:
+        shown["Score on other data"] = f"speech-adapters evaluate {_SCORES[kind]} \\\n    {options}"
     return shown
 
 
@@ -56,18 +63,12 @@ def saved_part(folder: Path, method: str) -> Path | None:
     return found[0] if found else None
 
 
-def _python(encoder: str, adapters: Sequence[Path], head: Path | None, fusion: Path | None, task: str) -> str:
-    lines = ["from speech_adapters import SpeechAdapterModel", "from speech_adapters.data.audio import read_audio"]
-    if head is not None and task == "asr":
-        lines.append("from speech_adapters.heads.decoding import greedy_decode")
-    lines += [
-        "",
-        f"model = SpeechAdapterModel.from_pretrained({encoder!r})",
-        *(f"model.load_adapter({str(adapter)!r})" for adapter in adapters),
-        *([f"model.load_head({str(head)!r})"] if head is not None else []),
-        *([f"model.load_fusion({str(fusion)!r})"] if fusion is not None else []),
-        "model.eval()",
-        "output = model(read_audio('call.wav')[None])",
-        f"print({_READ_OUT.get(task, 'output.logits') if head is not None else 'output.last_hidden_state'})",
-    ]
-    return "\n".join(lines)
+def _type_of(head: Path | None) -> str | None:
+    return None if head is None else str(read_json(head / "head.json")["config"]["head_type"])
+
+
+def _python(model: str, loaded: Sequence[str], kind: str | None) -> str:
+    asked, _ = _ASKED.get(kind, _EMBEDDED)  # a head of the user's own type: what stands below it
+    return "\n".join(
+        ["from speech_adapters import SpeechAdapterModel", "", f"model = {model}", *loaded, f"print(model.{asked})"]
+    )
