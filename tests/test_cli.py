@@ -265,7 +265,23 @@ def test_info_says_what_each_path_is(sa, parts: Path, tmp_path: Path) -> None:
     assert "head, ctc" in head and "vocabulary=32 symbols" in head
     assert "encoder, wavlm" in encoder and "3 of width 64" in encoder
     assert "1 utterance;" in manifest and "text, speaker" in manifest
-    assert "neither an adapter, head, fusion, run" in sa("info", tmp_path, expect=2).err
+
+
+def test_info_names_the_command_that_knows_what_it_does_not(sa, tmp_path: Path) -> None:
+    (tmp_path / "nothing").mkdir()
+    (tmp_path / "table.csv").write_text("audio,text\na.wav,hi\n")
+    (tmp_path / "drawer").mkdir()
+    (tmp_path / "drawer" / "bank.json").write_text("{}")
+    (tmp_path / "calls" / "may").mkdir(parents=True)
+    (tmp_path / "calls" / "may" / "a.wav").write_bytes(b"")
+    for name, hint in {
+        "nothing": "manifest (.jsonl)\n",
+        "drawer": "bank list --bank drawer\n",
+        "calls": "manifest make calls -o NAME.jsonl\n",
+        "calls/may/a.wav": "manifest make calls/may -o NAME.jsonl\n",
+        "table.csv": "manifest make FOLDER --table table.csv -o table.jsonl\n",
+    }.items():
+        assert sa("info", name, expect=2).err.endswith(hint)
 
 
 def test_average_is_the_mean_of_adapters_and_heads(sa, parts: Path, tmp_path: Path) -> None:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
+from speech_adapters.data.audio_suffixes import READABLE
 from speech_adapters.errors import ConfigError
 
 
@@ -36,7 +38,7 @@ def describe(given: str) -> None:
             _part(path, kind)
     elif (path / "results.json").is_file() or ((path / "config.yaml").is_file() and path.is_dir()):
         _run(path)
-    elif path.suffix == ".jsonl" and path.is_file():
+    elif path.suffix.lower() in (".jsonl", ".csv", ".tsv") and path.is_file():  # a table's message says what to do
         _manifest(path)
     elif (path / "config.json").is_file():
         _encoder(given)
@@ -48,7 +50,9 @@ def describe(given: str) -> None:
         except ConfigError as error:
             raise ConfigError(f"{path}: no such file or folder; and of an encoder: {error}") from None
     else:
-        raise ConfigError(f"{path}: neither an adapter, head, fusion, run, checkpoint nor manifest (.jsonl)")
+        raise ConfigError(
+            f"{path}: neither an adapter, head, fusion, run, checkpoint nor manifest (.jsonl){_hint(path)}"
+        )
 
 
 def _show(title: str, facts: dict[str, Any]) -> None:
@@ -139,3 +143,17 @@ def _manifest(path: Path) -> None:
     keys = [key for key in (*names, *manifest[0].extra) if manifest[0].get(key) is not None]
     facts = {"holds": manifest.summary(), "keys": ", ".join(keys), "load it": f"Manifest.read({str(path)!r})"}
     _show(f"{path}: manifest", facts)
+
+
+def _hint(path: Path) -> str:
+    """Which command knows what lies there."""
+    if (path / "bank.json").is_file():
+        return f"; it is a bank: speech-adapters bank list --bank {quote(str(path))}"
+    if (path / "sweep.json").is_file():
+        return "; it is a sweep: its report.html and trials.json tell what was found"
+    found = path.rglob("*") if path.is_dir() else [path]
+    if any(file.suffix.lower() in READABLE for file in found):
+        folder = path if path.is_dir() else path.parent
+        made = f"speech-adapters manifest make {quote(str(folder))} -o NAME.jsonl"
+        return f"; recordings are described by a manifest: {made}"
+    return ""
