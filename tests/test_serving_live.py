@@ -79,8 +79,8 @@ RATE = {"format": {"type": "audio/pcm", "rate": 16000}, "turn_detection": None}
 class Client:
     """A plain websocket that speaks JSON."""
 
-    def __init__(self, address: str, **options: Any) -> None:
-        self.connecting = connect(f"{address}/v1/realtime?model=lora-0", open_timeout=30, **options)
+    def __init__(self, address: str, model: str = "lora-0", **options: Any) -> None:
+        self.connecting = connect(f"{address}/v1/realtime?model={model}", open_timeout=30, **options)
 
     def __enter__(self) -> Client:
         self.socket = self.connecting.__enter__()
@@ -175,6 +175,20 @@ def test_a_wrong_event_is_answered_and_the_session_goes_on(address: str, event: 
         assert found.get("event_id", "mine") == "mine"
         client.send({"type": "input_audio_buffer.clear"})
         client.receive("input_audio_buffer.cleared")
+
+
+@pytest.mark.parametrize(
+    ("model", "code", "said"),
+    [("lora-9", "model_not_found", "does not exist here"), ("base", "unsupported_task", "does no transcription")],
+)
+def test_a_model_that_cannot_transcribe_is_told_as_the_session_starts(
+    address: str, model: str, code: str, said: str
+) -> None:
+    with Client(address, model) as client:
+        found = client.receive("error")["error"]
+        assert (found["code"], found["param"]) == (code, "model") and said in found["message"]
+        client.send(update(transcription={"model": "lora-0"}, **RATE))
+        client.receive("session.updated")
 
 
 def test_what_an_update_does_not_name_stays_as_it_is(address: str, sound: Path, expected: str) -> None:

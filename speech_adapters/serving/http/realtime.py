@@ -114,6 +114,7 @@ class Session:
     async def run(self) -> None:
         """Answer events until the client goes away or falls silent."""
         await self._send("session.created", session=self._described())
+        await self._start()
         handlers: dict[str, Callable[[dict[str, Any]], Coroutine[Any, Any, None]]] = {
             "session.update": self._update,
             "input_audio_buffer.append": self._append,
@@ -179,6 +180,14 @@ class Session:
             await self.item.cancel()
 
     # ------------------------------------------------------------------ events
+
+    async def _start(self) -> None:
+        """Load the model that the address names; a session without it can still be given another by an update."""
+        if model := self.fields.audio.input.transcription.model:
+            try:
+                self.loaded = await self._load(model)
+            except Exception as error:
+                await self._failed(_told(error), None)
 
     async def _update(self, event: dict[str, Any]) -> None:
         if self.item is not None:
