@@ -31,6 +31,7 @@ import torch
 from fastapi import UploadFile
 from small_server import engine_of, make_adapters, make_encoder, running, shake, tone
 
+from speech_adapters.bank.bank import Bank
 from speech_adapters.cli import main as cli_main
 from speech_adapters.errors import CheckpointError, ConfigError
 from speech_adapters.inference.formats import as_srt, as_vtt
@@ -615,6 +616,23 @@ def test_adapters_are_added_replaced_and_removed(encoder: Path, folder: Path, so
         error(classify("before"), 404)
         error(http.delete("/v1/adapters/lora-0"), 409)
         assert not list(uploads.iterdir())
+
+
+def test_a_name_of_a_bank_is_found_in_every_address(encoder: Path, folder: Path, tmp_path: Path) -> None:
+    bank = Bank.create(tmp_path / "bank")
+    bank.add(folder / "adapters" / "lora-0", "client/asr", head=folder / "heads" / "lora-0-transcription")
+    (tmp_path / "uploads").mkdir()
+    with (
+        running(engine_of(encoder, bank.folder), HttpSettings(uploads=tmp_path / "uploads")) as address,
+        httpx.Client(base_url=address, timeout=60) as http,
+    ):
+        for name in ("client/asr", "client%2Fasr", "bank:client/asr@1"):
+            assert http.get(f"/v1/models/{name}").json()["id"] == "client/asr"
+            refused = error(http.delete(f"/v1/adapters/{name}"), 409)
+            assert "belongs to what the server started with" in refused["message"] and refused["param"] == "name"
+        assert error(http.delete("/v1/adapters/client/other"), 404)["code"] == "model_not_found"
+        assert "takes DELETE" in error(http.get("/v1/adapters/client/asr"), 405)["message"]
+        assert http.get("/v1/models/client/asr").json()["id"] == "client/asr"
 
 
 def test_what_has_begun_ends_under_the_adapter_that_it_began_with(

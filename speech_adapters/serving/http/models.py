@@ -133,14 +133,16 @@ async def add_adapter(
     return JSONResponse(described(added, catalog), 200 if before is not None else 201)
 
 
-@router.delete("/v1/adapters/{name}", tags=["models"])
+@router.delete("/v1/adapters/{name:path}", tags=["models"])
 async def delete_adapter(request: Request, own: Administered, name: str) -> dict[str, Any]:
     """Serve an adapter no more that was added; what has begun under it ends."""
     engine, folder = own
     async with request.app.state.changing:
         served = engine.catalog.find(name)
         if served.adapter is None or served.adapter.parent != folder:
-            raise ApiError(409, f"{name!r} belongs to what the server started with; remove its folder instead")
+            raise ApiError(
+                409, f"{name!r} belongs to what the server started with; its operator starts it without", param="name"
+            )
         engine.catalog.remove(served.name)
         engine.shelf.drop(served)
         shutil.rmtree(folder / served.name)  # no await: who goes away leaves no files that the next start would serve
