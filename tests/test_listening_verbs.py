@@ -96,6 +96,50 @@ def test_all_bad_files_of_a_folder_are_named_at_once(call, folder: Path, tmp_pat
     assert told.count("empty file") == 20 and "... and 10 more: 30 files that cannot be heard" in told
 
 
+def test_what_cannot_be_heard_is_left_out_and_named_at_the_end(
+    call, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    calls = tmp_path / "calls"
+    calls.mkdir()
+    (calls / "a-no-audio.wav").write_bytes(b"RIFF of nothing")
+    whole = (folder / "audio" / "more" / "two.flac").read_bytes()
+    (calls / "b-cut.flac").write_bytes(whole[: len(whole) // 2])
+    write_audio(calls / "c-silent.wav", torch.zeros(32_000))
+    write_audio(calls / "d-fine.wav", torch.from_numpy(speech_of([(0.5, 1.5), (0.5, 0.0)], 3)[0]))
+    reasons = {"a-no-audio.wav": "not audio", "b-cut.flac": "cut short", "c-silent.wav": "no speech found in 2.0 s"}
+
+    def run(*argv: str | Path, left: list[str]) -> str:
+        with pytest.raises(SystemExit) as exit_:
+            main([str(argument) for argument in argv])
+        printed = capsys.readouterr()
+        *told, last = printed.err.splitlines()
+        assert exit_.value.code == 2 and last.startswith(f"error: {len(left)} recordings left out"), printed
+        assert len(told) == len(left) and "Traceback" not in printed.err
+        for name, line in zip(left, told, strict=True):
+            assert line.startswith(f"left out: {calls / name}: ") and reasons[name] in line
+            assert line.count(name) == 1
+        return printed.out
+
+    every = list(reasons)
+    assert run("classify", "-a", "emotion", calls, left=every).startswith(f"{calls / 'd-fine.wav'}\t")
+    assert "1 embedding of" in run("embed", "-a", "speaker", calls, "-o", tmp_path / "voices.npz", left=every)
+    assert Embeddings.load(tmp_path / "voices.npz").ids == (str(calls / "d-fine.wav"),)
+    for adapt in ((), ("--adapt", "entropy")):
+        lines = run("transcribe", "-a", "asr", calls, *adapt, left=every[:2]).splitlines()
+        assert [line.partition("\t")[0] for line in lines] == [str(calls / "c-silent.wav"), str(calls / "d-fine.wav")]
+
+    silent = calls / "c-silent.wav"
+    assert "c-silent.wav: no speech" in call("embed", "-a", "speaker", silent, "-o", "no.npz", expect=2)
+    assert not (folder / "no.npz").exists()
+    sides = np.stack([np.zeros(32_000), speech_of([(0.5, 1.5)], 4)[0][:32_000]], 1)
+    soundfile.write(tmp_path / "half.wav", sides, 16_000)
+    with pytest.raises(SystemExit):
+        main(["classify", "-a", "emotion", str(tmp_path / "half.wav"), "--speakers=agent,customer"])
+    printed = capsys.readouterr()
+    assert "half.wav\tcustomer\t" in printed.out and "half.wav (agent): no speech" in printed.err
+    assert "no speech" in call("verify", "-a", "speaker", silent, calls / "d-fine.wav", expect=2)
+
+
 def test_audio_comes_from_standard_input_and_the_network_when_asked(
     call, folder: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -5,6 +5,8 @@
 
 A line per recording (and channel, with --speakers): its name, the class, its probability; as json, the probability of
 each class. Long recordings are told by the mean of the head's logits over their windows, weighted by frames.
+A recording that cannot be read or is without speech is left out: the others are told, and those left out named on
+standard error at the end, each with the reason (exit code 2).
 """
 
 from __future__ import annotations
@@ -26,15 +28,15 @@ def run(arguments: argparse.Namespace) -> None:
     """Print each recording's class as soon as it is there."""
     import json
 
-    from speech_adapters.cli.listening import hearing, load_model, recordings_in, windows_of
+    from speech_adapters.cli.listening import hearing, left_out_is_told, load_model, recordings_in, windows_of
     from speech_adapters.inference.utterances import classify
 
     windows = windows_of(arguments)
-    with recordings_in(arguments, arguments.audio) as files:
+    with left_out_is_told() as left_out, recordings_in(arguments, arguments.audio, left_out) as files:
         model = load_model(arguments)
         channels = [recording for file in files for recording in file]
         with hearing(arguments, files) as options:
-            for found in classify(model, channels, windows, **options):
+            for found in classify(model, channels, windows, left_out=left_out, **options):
                 if arguments.format == "json":
                     print(json.dumps(found.to_dict(), ensure_ascii=False), flush=True)
                     continue

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from speech_adapters.flags import DEVICE
 
 if TYPE_CHECKING:
     from speech_adapters.data.windows import Windows
-    from speech_adapters.inference.recordings import Recording
+    from speech_adapters.inference.recordings import LeftOut, Recording
     from speech_adapters.model import SpeechAdapterModel
 
 
@@ -80,8 +80,33 @@ def windows_of(arguments: argparse.Namespace) -> Windows:
 
 
 @contextmanager
-def recordings_in(arguments: argparse.Namespace, inputs: Sequence[str]) -> Iterator[list[list[Recording]]]:
-    """The recordings of each file that ``inputs`` name, headers checked."""
+def left_out_is_told() -> Iterator[LeftOut]:
+    """A place for what cannot be heard among many: all else is heard, and at the end, however it comes, each is named
+    with the reason.
+
+    Raises:
+        AudioError: at the end, where something was left out.
+    """
+    import sys
+
+    from speech_adapters.errors import AudioError, counted
+
+    left_out: LeftOut = {}
+    try:
+        yield left_out
+    finally:
+        for name, reason in left_out.items():
+            print(f"left out: {name}: {reason}", file=sys.stderr)
+    if left_out:
+        raise AudioError(f"{counted(len(left_out), 'recording')} left out, each named above with the reason.")
+
+
+@contextmanager
+def recordings_in(
+    arguments: argparse.Namespace, inputs: Sequence[str], left_out: LeftOut | None = None
+) -> Iterator[list[list[Recording]]]:
+    """The recordings of each file that ``inputs`` name, headers checked; with a place for what is left out, of those
+    that can be heard."""
     from speech_adapters.inference.recordings import recordings_of
     from speech_adapters.inference.sources import local_files
 
@@ -92,6 +117,7 @@ def recordings_in(arguments: argparse.Namespace, inputs: Sequence[str]) -> Itera
             names=[name for name, _ in files],
             channel=arguments.channel,
             speakers=None if speakers is None else [name.strip() for name in speakers.split(",")],
+            left_out=left_out,
         )
 
 
@@ -103,9 +129,13 @@ def hearing(arguments: argparse.Namespace, files: Sequence[Sequence[Recording]])
     from tqdm.auto import tqdm
 
     from speech_adapters.data.audio import audio_info
+    from speech_adapters.errors import AudioError
 
-    total = sum(audio_info(recording.source).duration for file in files for recording in file
-                if isinstance(recording.source, Path))  # fmt: skip
+    total = 0.0
+    sources = [recording.source for file in files for recording in file]
+    for path in (source for source in sources if isinstance(source, Path)):
+        with suppress(AudioError):  # of a length that is only known by decoding; said where it is heard
+            total += audio_info(path).duration
     with tqdm(
         total=round(total), unit="s", desc="hearing", delay=2, leave=False, disable=None, file=sys.stderr
     ) as bar:

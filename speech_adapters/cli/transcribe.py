@@ -8,6 +8,8 @@
 
 The adapter's folder tells its base and its head. Without --output, one format is printed as each recording ends; as
 text, a line per recording: its name, a tab, what is said. With --output, each recording has a file per format.
+A recording that cannot be read is left out: the others are written down, and those left out named on standard error at
+the end, each with the reason (exit code 2). Of one without speech the text is empty.
 """
 
 from __future__ import annotations
@@ -54,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Print or write the transcript of each recording as soon as it is there."""
-    from speech_adapters.cli.listening import hearing, load_model, recordings_in, windows_of
+    from speech_adapters.cli.listening import hearing, left_out_is_told, load_model, recordings_in, windows_of
     from speech_adapters.cli.outputs import check_formats, outputs
     from speech_adapters.files import write_text
     from speech_adapters.inference.formats import FORMATS as WRITERS
@@ -62,7 +64,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     formats = check_formats(arguments.format, FORMATS, arguments.output)
     windows = windows_of(arguments)
-    with recordings_in(arguments, arguments.audio) as files:
+    with left_out_is_told() as left_out, recordings_in(arguments, arguments.audio, left_out) as files:
         names = [file[0].name for file in files]
         suffixes = [WRITERS[name][0] for name in formats]
         places = outputs(arguments.output, names, suffixes, overwrite=arguments.overwrite)
@@ -73,6 +75,7 @@ def run(arguments: argparse.Namespace) -> None:
             use_own_ctc_head(model)
         beam = _beam(arguments, model)
         with hearing(arguments, files) as options:
+            options["left_out"] = left_out
             if arguments.adapt is None:
                 found = transcribe(model, files, windows, beam=beam, **options)
             else:

@@ -226,13 +226,32 @@ def hear(
     recordings: Iterable[Recording],
     collector: Callable[[Recording], Collector[R]],
     windows: Windows | None = None,
+    **options: Any,
+) -> Iterator[R]:
+    """:func:`hear_each`, where all are to be heard.
+
+    Raises:
+        AudioError: a recording that cannot be heard. CheckpointError, ConfigError: as there.
+    """
+    for found in hear_each(model, recordings, collector, windows, **options):
+        if isinstance(found, AudioError):
+            raise found
+        yield found
+
+
+def hear_each(
+    model: Model,
+    recordings: Iterable[Recording],
+    collector: Callable[[Recording], Collector[R]],
+    windows: Windows | None = None,
     *,
     batch_seconds: float = BATCH_SECONDS,
     precision: str = "fp32",
     progress: Callable[[float], Any] | None = None,
     train_mode: bool = False,
-) -> Iterator[R]:
-    """The result of each recording, in order, as soon as it is there; all windows share batches.
+) -> Iterator[R | AudioError]:
+    """The result of each recording, or why it cannot be heard, in order, as soon as it is there; all windows share
+    batches.
 
     Args:
         collector: a fresh one for a recording.
@@ -241,7 +260,7 @@ def hear(
         train_mode: leave the modes of the model's modules as they are (for dropout); else all are in eval mode.
 
     Raises:
-        AudioError: a recording that cannot be read. CheckpointError: an output that is not finite.
+        CheckpointError: an output that is not finite.
         ConfigError: windows longer than the encoder hears, a composition with several outputs.
     """
     if isinstance(model.active, Parallel):
@@ -254,7 +273,7 @@ def hear(
     waiting_seconds = 0.0
     ended: deque[_Open[R]] = deque()
 
-    def run() -> Iterator[R]:
+    def run() -> Iterator[R | AudioError]:
         """Hear what waits; all recordings that have ended are complete then."""
         lengths = [window.seconds for _, window in waiting]
         outputs: dict[int, Heard] = {}
@@ -270,13 +289,14 @@ def hear(
             recording.collector.add(window, outputs[place])
         waiting.clear()
         while ended:
-            recording = ended.popleft()
-            yield recording.collector.result(recording.samples / SAMPLE_RATE)
+            yield ended.popleft().result()
 
     for source in recordings:
         recording = _Open(source.name, collector(source))
-        blocks = recording.count(source.blocks())
-        for window in cut(blocks, windows, stride=model.feature_stride, receptive_field=encoder.receptive_field):
+        pieces = cut(
+            recording.blocks(source), windows, stride=model.feature_stride, receptive_field=encoder.receptive_field
+        )
+        for window in pieces:
             waiting.append((recording, window))
             waiting_seconds += window.seconds
             if waiting_seconds >= _AHEAD * batch_seconds:
@@ -291,11 +311,23 @@ class _Open(Generic[R]):
 
     def __init__(self, name: str, collector: Collector[R]) -> None:
         self.name, self.collector, self.samples = name, collector, 0
+        self.fault: AudioError | None = None
 
-    def count(self, blocks: Iterable[Tensor]) -> Iterator[Tensor]:
-        for block in blocks:
-            self.samples += len(block)
-            yield block
+    def blocks(self, source: Recording) -> Iterator[Tensor]:
+        """Its samples, up to where they cannot be read."""
+        try:
+            for block in source.blocks():
+                self.samples += len(block)
+                yield block
+        except AudioError as error:
+            self.fault = error
+
+    def result(self) -> R | AudioError:
+        """What it comes to, or why it comes to nothing."""
+        try:
+            return self.fault or self.collector.result(self.samples / SAMPLE_RATE)
+        except AudioError as error:
+            return error
 
 
 OTHER_DETECTOR = " choose another (voice_activity='none', on the command line --voice-activity none, hears all), or"

@@ -70,6 +70,17 @@ class Recording:
             )
 
 
+LeftOut = dict[str, str]
+"""What cannot be heard among many recordings, by name (and speaker, where a file's channels are heard apart): why."""
+
+
+def leave_out(left_out: LeftOut | None, name: str, error: AudioError, speaker: str | None = None) -> None:
+    """Note why a recording, or a speaker's channel of it, is left out; without a place to note it, raise the error."""
+    if left_out is None:
+        raise error
+    left_out[name if speaker is None else f"{name} ({speaker})"] = str(error).removeprefix(f"{name}: ")
+
+
 def recordings_of(
     audio: Audio | Sequence[Audio],
     *,
@@ -77,6 +88,7 @@ def recordings_of(
     speakers: Sequence[str] | None = None,
     sample_rate: int = SAMPLE_RATE,
     names: Sequence[str] | None = None,
+    left_out: LeftOut | None = None,
 ) -> list[list[Recording]]:
     """Each file or array as its recordings: one, or one per channel where ``speakers`` names the channels.
 
@@ -88,6 +100,7 @@ def recordings_of(
         speakers: a name for each channel, such as ("agent", "customer").
         sample_rate: of arrays, in Hz.
         names: of the results; by default the paths, and "waveform 0", "waveform 1", ... of arrays.
+        left_out: takes in the files that cannot be heard, unless these are all of them.
 
     Raises:
         AudioError, ConfigError: what cannot be heard, named.
@@ -101,22 +114,26 @@ def recordings_of(
     items: list[Any] = [*audio] if isinstance(audio, list | tuple) else [audio]
     if not items:
         raise ConfigError("no audio was given; give a path, an array, or a list of them.")
-    found, problems = [], []
+    found: list[list[Recording]] = []
+    problems: list[tuple[str, AudioError]] = []
     for number, item in enumerate(items):
         name = names[number] if names is not None else _name(item, number)
         if isinstance(item, str | os.PathLike):
             try:
                 found.append(_of_file(name, Path(item), channel, speakers))
             except AudioError as error:  # all of a folder's are said at once
-                problems.append(str(error))
+                problems.append((name, error))
         else:
             if speakers is not None or channel not in (None, 0, "mix"):
                 raise ConfigError(f"{name}: an array of samples has one channel; give one recording a channel.")
             found.append([Recording(name, _samples(item, name, sample_rate))])
-    if problems:
+    if left_out is not None and found:
+        for name, problem in problems:
+            leave_out(left_out, name, problem)
+    elif problems:
         more = len(problems) - SHOWN_PROBLEMS
         tail = [f"... and {more:,} more: {len(problems):,} files that cannot be heard"] if more > 0 else []
-        raise AudioError("\n".join([*problems[:SHOWN_PROBLEMS], *tail]))
+        raise AudioError("\n".join([*(str(problem) for _, problem in problems[:SHOWN_PROBLEMS]), *tail]))
     return found
 
 

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from speech_adapters.data.audio import SAMPLE_RATE
 from speech_adapters.data.windows import Window, Windows
-from speech_adapters.errors import ConfigError
+from speech_adapters.errors import AudioError, ConfigError
 from speech_adapters.heads.ctc import CTCHeadModule
 from speech_adapters.heads.decoding import BeamSearch, Segment, align, timed_text
-from speech_adapters.inference.hearing import Collector, Heard, Model, active_head, hear
-from speech_adapters.inference.recordings import Recording
+from speech_adapters.inference.hearing import Collector, Heard, Model, active_head, hear_each
+from speech_adapters.inference.recordings import LeftOut, Recording, leave_out
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,7 @@ def transcribe(
     windows: Windows | None = None,
     *,
     beam: BeamSearch | None = None,
+    left_out: LeftOut | None = None,
     **options: Any,
 ) -> Iterator[Transcript]:
     """The transcript of each file, in order, as soon as it is there, by the active CTC head.
@@ -85,11 +86,12 @@ def transcribe(
         recordings: of each file, its channels: see :func:`~speech_adapters.inference.recordings.recordings_of`.
         windows: how recordings are cut.
         beam: a beam search; the best path without one.
-        options: of :func:`~speech_adapters.inference.hearing.hear`.
+        left_out: takes in the recordings that cannot be read; of such a file no channel is written down.
+        options: of :func:`~speech_adapters.inference.hearing.hear_each`.
 
     Raises:
         ConfigError: the active head is no CTC head.
-        AudioError: a recording that cannot be read.
+        AudioError: without ``left_out``, a recording that cannot be read.
     """
     head, windows = model.head, windows or Windows()
     if not isinstance(head, CTCHeadModule):
@@ -103,9 +105,16 @@ def transcribe(
     def collector(recording: Recording) -> Transcriber:
         return Transcriber(head, model.feature_stride, recording, windows.pause, beam)
 
-    found = hear(model, channels, collector, windows, **options)
+    found = hear_each(model, channels, collector, windows, **options)
     for file in files:
-        parts = [next(found) for _ in file]
+        parts = []
+        for recording, part in [(recording, next(found)) for recording in file]:
+            if isinstance(part, AudioError):
+                leave_out(left_out, recording.name, part, recording.speaker)
+            else:
+                parts.append(part)
+        if len(parts) < len(file):
+            continue
         segments = sorted((s for part in parts for s in part.segments), key=lambda s: (s.start, s.end))
         yield Transcript(parts[0].name, max(part.duration for part in parts), tuple(segments))
 

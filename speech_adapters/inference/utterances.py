@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from speech_adapters.data.windows import Windows
-from speech_adapters.errors import ConfigError
+from speech_adapters.errors import AudioError, ConfigError
 from speech_adapters.heads.base import HeadConfig
 from speech_adapters.heads.classification import ClassificationHead, ClassificationHeadModule
 from speech_adapters.heads.slots import SlotsHead, SlotsHeadModule
 from speech_adapters.heads.speaker import SpeakerHeadModule
-from speech_adapters.inference.hearing import Model, Stitched, active_head, hear
+from speech_adapters.inference.hearing import Model, Stitched, active_head, hear, hear_each
 from speech_adapters.inference.outputs import head_output, mean_pooled
-from speech_adapters.inference.recordings import Recording
+from speech_adapters.inference.recordings import LeftOut, Recording, leave_out
 from speech_adapters.metrics.calibration import Calibration
 from speech_adapters.metrics.trial_scores import cosine_scores
 from speech_adapters.model_output import ModelOutput
@@ -69,15 +69,37 @@ def stitched(
     return hear(model, recordings, lambda recording: Stitched(model, head, recording, windows), windows, **options)
 
 
+def _stitched_each(
+    model: Model, recordings: Iterable[Recording], windows: Windows | None, left_out: LeftOut | None, options: Any
+) -> Iterator[tuple[Recording, ModelOutput]]:
+    """Each recording that can be heard with its output."""
+    recordings, windows, head = list(recordings), windows or Windows(), model.head
+    found = hear_each(model, recordings, lambda one: Stitched(model, head, one, windows), windows, **options)
+    for recording, output in zip(recordings, found, strict=True):
+        if isinstance(output, AudioError):
+            leave_out(left_out, recording.name, output, recording.speaker)
+        else:
+            yield recording, output
+
+
 def classify(
-    model: Model, recordings: Sequence[Recording], windows: Windows | None = None, **options: Any
+    model: Model,
+    recordings: Iterable[Recording],
+    windows: Windows | None = None,
+    *,
+    left_out: LeftOut | None = None,
+    **options: Any,
 ) -> Iterator[Classification]:
     """The class of each recording by the active head: the softmax of the mean over windows of its logits, weighted by
     frames.
 
+    Args:
+        left_out: takes in the recordings that cannot be read, or are without speech: they have no class.
+        options: of :func:`~speech_adapters.inference.hearing.hear_each`.
+
     Raises:
         ConfigError: the active head tells no classes.
-        AudioError: a recording that cannot be read, or without speech.
+        AudioError: without ``left_out``, a recording that cannot be read, or without speech.
     """
     head = model.head
     if not isinstance(head, ClassificationHeadModule | SlotsHeadModule):
@@ -85,7 +107,7 @@ def classify(
             f"classifying needs a head of classes, and {active_head(model)} is active; give an adapter that was "
             "trained to classify (in Python: load_head, SpeechAdapterModel.from_adapter or set_head)."
         )
-    for recording, output in zip(recordings, stitched(model, recordings, windows, **options), strict=True):
+    for recording, output in _stitched_each(model, recordings, windows, left_out, options):
         yield classification_of(head.config, output, recording)
 
 
@@ -107,21 +129,30 @@ def classification_of(head: HeadConfig, output: ModelOutput, recording: Recordin
 
 
 def embed(
-    model: Model, recordings: Iterable[Recording], windows: Windows | None = None, **options: Any
+    model: Model,
+    recordings: Iterable[Recording],
+    windows: Windows | None = None,
+    *,
+    left_out: LeftOut | None = None,
+    **options: Any,
 ) -> Iterator[Tensor]:
     """(E,) the embedding of each recording: the mean over windows of the active speaker head's, weighted by frames.
     Without an active head, the mean over frames of the features.
 
+    Args:
+        left_out: takes in the recordings that cannot be read, or are without speech: they have no embedding.
+        options: of :func:`~speech_adapters.inference.hearing.hear_each`.
+
     Raises:
         ConfigError: the active head gives no embedding.
-        AudioError: a recording that cannot be read, or without speech.
+        AudioError: without ``left_out``, a recording that cannot be read, or without speech.
     """
     if model.head is not None and not isinstance(model.head, SpeakerHeadModule):
         raise ConfigError(
             f"embedding needs a speaker head, and {active_head(model)} is active; give an adapter that was trained "
             "to tell speakers (in Python: load_head; or set_head(None) for the mean of the features)."
         )
-    for output in stitched(model, recordings, windows, **options):
+    for _, output in _stitched_each(model, recordings, windows, left_out, options):
         yield embedding_of(output)
 
 

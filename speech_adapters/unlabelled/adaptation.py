@@ -22,11 +22,11 @@ from speech_adapters.adapters.base import AdapterConfig
 from speech_adapters.composition.blocks import Composition, Parallel, Stack
 from speech_adapters.composition.registry import Registry
 from speech_adapters.data.windows import Windows, cut
-from speech_adapters.errors import CheckpointError, ConfigError
+from speech_adapters.errors import AudioError, CheckpointError, ConfigError
 from speech_adapters.heads.ctc import CTCHeadModule
 from speech_adapters.inference import hearing
 from speech_adapters.inference.modes import evaluating
-from speech_adapters.inference.recordings import Recording
+from speech_adapters.inference.recordings import LeftOut, Recording, leave_out
 from speech_adapters.inference.transcripts import Transcript, transcribe
 from speech_adapters.model_output import ModelOutput
 from speech_adapters.schema import Configuration
@@ -153,6 +153,7 @@ def transcribe_adapted(
     windows: Windows | None = None,
     *,
     precision: str = "fp32",
+    left_out: LeftOut | None = None,
     **options: Any,
 ) -> Iterator[Transcript]:
     """The transcript of each file by the model adapted to it alone; arguments and errors of
@@ -163,8 +164,12 @@ def transcribe_adapted(
                 f"{file[0].name}: its {len(file)} channels are several voices; adapt to one at a time (channel=, "
                 "--channel)."
             )
-        with adapted(model, file, method, windows, precision=precision):
-            transcript = next(transcribe(model, [file], windows, precision=precision, **options))
+        try:
+            with adapted(model, file, method, windows, precision=precision):
+                transcript = next(transcribe(model, [file], windows, precision=precision, **options))
+        except AudioError as error:
+            leave_out(left_out, file[0].name, error)
+            continue
         yield transcript
 
 
