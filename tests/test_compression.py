@@ -22,6 +22,7 @@ from speech_adapters.cli import main
 from speech_adapters.errors import CheckpointError, ConfigError
 from speech_adapters.heads.ctc import CTCHead
 from speech_adapters.model import SpeechAdapterModel
+from speech_adapters.saving.parts import load_part, save_part
 
 
 def normal(seed: int, *shape: int) -> torch.Tensor:
@@ -280,6 +281,41 @@ def test_the_verb_says_what_was_lost(bank: Bank, drawer: Path, tmp_path: Path, c
     assert not ended.value.code, said
     assert said.count("of its norm") == 12 and said.count("WER") == 12
     assert "asr/a0@1 -> asr/a0@2: lost" in said and "times smaller" in said
+
+
+def test_adapters_of_one_base_are_compressed_together_whenever_they_were_saved(
+    bank: Bank, drawer: Path, tmp_path: Path, capsys
+) -> None:
+    """Older files hold another fingerprint of the same base, and less of its settings."""
+    _, older = base(drawer).encoder.fingerprints
+    for name in ("a0", "a2"):
+        for kind in ("adapter", "head"):
+            described, tensors = load_part(drawer / name, kind)
+            whole = described if kind == "adapter" else described["features"]
+            whole["base"] = {"name": whole["base"]["name"], "revision": None, "fingerprint": older}
+            save_part(tmp_path / name, kind, described, tensors)
+        bank.add(tmp_path / name, f"asr/old-{name}")
+    with pytest.raises(SystemExit) as ended:
+        main(["bank", "compress", "--bank", str(bank.folder)])
+    said = "".join(capsys.readouterr())
+    assert not ended.value.code and said.count("of its norm") == 14, said
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        whole, less = (SpeechAdapterModel.from_adapter(bank.path(f"asr/old-a0@{n}")) for n in (1, 2))
+    with torch.no_grad():
+        torch.testing.assert_close(less(*batch()).logits, whole(*batch()).logits, atol=0.05, rtol=0.05)
+
+    small_model("wavlm", "post-norm").encoder.model.save_pretrained(tmp_path / "other")
+    other = SpeechAdapterModel.from_pretrained(tmp_path / "other")
+    other.add_adapter("x", "lora")
+    bank.add(other.save_adapter("x", tmp_path / "x"), "other/x")
+    for query, message in (
+        (["--every"], "choose LoRA adapters of one base"),
+        (["--task", "none"], "no LoRA adapters"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(["bank", "compress", "--bank", str(bank.folder), *query])
+        assert ended.value.code == 2 and message in capsys.readouterr().err
 
 
 def test_shaken_cores_are_alive() -> None:
