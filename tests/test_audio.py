@@ -45,11 +45,11 @@ def test_mp3_is_read(tmp_path: Path):
     assert abs(len(read_audio(path)) - 16_000) < 3000
 
 
-def _mp3(path: Path) -> Path:
+def _mp3(path: Path, rate: int = 16_000) -> Path:
     """Noise that is loud for a third and then quiet, at a variable bit rate."""
     noise = np.random.default_rng(0).uniform(-0.5, 0.5, 320_000).astype(np.float32)
     noise[len(noise) // 3 :] *= 0.001
-    with soundfile.SoundFile(path, "w", 16_000, 1, format="MP3", bitrate_mode="VARIABLE") as file:
+    with soundfile.SoundFile(path, "w", rate, 1, format="MP3", bitrate_mode="VARIABLE") as file:
         file.write(noise)
     return path
 
@@ -84,9 +84,23 @@ def test_a_recorded_stream_may_end_within_a_frame(tmp_path: Path):
 def test_a_count_by_decoding_that_fails_names_the_file(tmp_path: Path):
     path = _mp3(tmp_path / "a.mp3")
     content = path.read_bytes().replace(b"Xing", bytes(4), 1).replace(b"Info", bytes(4), 1)
-    path.write_bytes(content + bytes(5_000))
+    path.write_bytes(content[:30_000] + bytes(5_000) + content[30_000:])
     with pytest.raises(AudioError, match=f"^{path}: cut short or corrupt"):
         audio_info(path)
+
+
+@pytest.mark.parametrize("rate", [8_000, 16_000, 44_100])  # MPEG 2.5, 2 and 1
+def test_anything_may_stand_behind_the_last_frame_of_an_mp3(tmp_path: Path, rate: int):
+    """An APE tag with a picture, padding, whatever: it is no part of the recording, and nothing is lost before it."""
+    path = _mp3(tmp_path / "a.mp3", rate)
+    content = path.read_bytes().replace(b"Xing", bytes(4), 1).replace(b"Info", bytes(4), 1)
+    path.write_bytes(content)
+    whole, info = read_audio(path), audio_info(path)
+    assert info.frames >= 320_000
+    picture = np.random.default_rng(rate).bytes(200_000)
+    for behind in (bytes(5_000), b"\xff" * 5_000, picture, b"APETAGEX" + bytes(24) + picture + b"TAG" + bytes(125)):
+        path.write_bytes(b"ID3\4\0\0" + bytes([0, 0, 40, 0]) + bytes(40 << 7) + content + behind)
+        assert audio_info(path) == info and torch.equal(read_audio(path), whole)
 
 
 def test_a_piece_of_an_mp3_sounds_as_it_does_in_the_whole(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
@@ -258,6 +272,10 @@ BAD_FILES = {
     "cut SPHERE": (_cut_container("NIST", "PCM_16"), "cut short: its header promises more bytes"),
     "cut mu-law SPHERE": (_cut_container("NIST", "ULAW"), "cut short: its header promises more bytes"),
     "cut AU": (_cut_container("AU", "PCM_16"), "cut short: its header promises more bytes"),
+    "cut VOC": (_cut_container("VOC", "PCM_16"), "cut short: its header promises more bytes"),
+    "cut SVX": (_cut_container("SVX", "PCM_16"), "cut short: its header promises more bytes"),
+    "cut MAT4": (_cut_container("MAT4", "PCM_16"), "cut short: its header promises more bytes"),
+    "cut WVE": (_cut_container("WVE", "ALAW"), "cut short: its header promises more bytes"),
     "a header that counts too few": (_counts_half, "its header counts 32000 bytes of samples, and 32000 more follow"),
     "a header that counts nothing": (_counts_nothing, "its header counts 0 bytes of samples, and 64000 more follow"),
     "damaged flac": (_damaged_flac, "corrupt"),
@@ -310,6 +328,21 @@ def test_other_chunks_and_padding_may_stand_behind_the_samples(tmp_path: Path, b
     write_audio(path, tone())
     path.write_bytes(path.read_bytes() + behind)
     assert len(read_audio(path)) == 16_000
+
+
+@pytest.mark.parametrize("samples", [16_000, 16_001, 16_003])
+@pytest.mark.parametrize("name", ["5662f7ab2d39d21186c700c04f8edb8a", "62657874f3acd3118cd100c04f8edb8a"])
+def test_a_chunk_may_stand_behind_the_samples_of_a_w64(tmp_path: Path, samples: int, name: str):
+    """The list of markers, whose name is no text, and "bext"; both begin at a multiple of 8 bytes."""
+    path = tmp_path / "a.w64"
+    soundfile.write(path, tone(samples / 16_000).numpy(), 16_000, "PCM_16", format="W64")
+    content = path.read_bytes()
+    chunk = bytes.fromhex(name) + struct.pack("<q", 24 + 20_000) + b"\xff" * 20_000
+    path.write_bytes(content + bytes(-len(content) % 8) + chunk)
+    assert len(read_audio(path)) == samples
+    path.write_bytes(content + np.random.default_rng(0).bytes(20_000))
+    with pytest.raises(AudioError, match="its header counts"):
+        read_audio(path)
 
 
 @pytest.mark.parametrize(

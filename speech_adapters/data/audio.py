@@ -15,7 +15,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
@@ -24,7 +24,7 @@ import numpy as np
 import soundfile
 import soxr
 
-from speech_adapters.data.containers import length_fault
+from speech_adapters.data.containers import end_of_samples, length_fault
 from speech_adapters.data.members import Member, located
 from speech_adapters.data.mp3 import MEMORY, Endless, read_count
 from speech_adapters.errors import AudioError
@@ -461,17 +461,21 @@ def _open_member(member: Member) -> Iterator[soundfile.SoundFile]:
 def _stream(
     name: Path | Member, source: Path | bytes | BinaryIO, head: bytes, size: int
 ) -> Iterator[soundfile.SoundFile]:
-    try:
-        file = _Stream(source, head)
-        if file.format == "MP3" and not _is_counted(name):
-            file.close()
-            file = _Stream(Endless(name.open("rb")), head)
-    except (soundfile.SoundFileError, RuntimeError, TypeError, ValueError) as error:
-        raise AudioError(
-            f"{name}: corrupt, or not audio that libsndfile reads ({_reason(error)}); "
-            "export it again as wav, flac, ogg/opus or mp3"
-        ) from error
-    with file:
+    with ExitStack() as stack:
+        try:
+            file = _Stream(source, head)
+            if file.format == "MP3" and not _is_counted(name):
+                file.close()
+                file = _Stream(Endless(name.open("rb")), head)
+            elif file.format == "W64" and (samples := _up_to_samples_end(name, size)).size < size:
+                file.close()
+                file = _Stream(stack.enter_context(samples.open()), head)
+        except (soundfile.SoundFileError, RuntimeError, TypeError, ValueError) as error:
+            raise AudioError(
+                f"{name}: corrupt, or not audio that libsndfile reads ({_reason(error)}); "
+                "export it again as wav, flac, ogg/opus or mp3"
+            ) from error
+        stack.enter_context(file)
         _check_header(name, file, size)
         yield file
 
@@ -481,10 +485,16 @@ def _is_counted(name: Path | Member) -> bool:
         return read_count(file) is not None
 
 
+def _up_to_samples_end(name: Path | Member, size: int) -> Member:
+    with name.open("rb") as file:
+        end = end_of_samples(file, size)
+    return name._replace(size=end) if isinstance(name, Member) else Member(name, 0, end)
+
+
 def _check_header(path: Path | Member, file: soundfile.SoundFile, size: int) -> None:
     """Refuse what no recording's header says, before anything is allocated for it."""
     with path.open("rb") as opened:
-        fault = length_fault(opened, file.format, size)
+        fault = length_fault(opened, file.format, size, file.extra_info)
     if fault is not None:
         raise AudioError(f"{path}: {fault}; {_AGAIN}")
     if file.frames == 0:

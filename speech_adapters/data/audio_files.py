@@ -28,7 +28,7 @@ _SETTLED = 2.0
 """Seconds after its last change from which a file's answer is remembered: within one tick of the disk's clock it could
 change again unnoticed."""
 
-_RULES = 3
+_RULES = 4
 """Raise it when :func:`~speech_adapters.data.audio.check_audio_file` says more than before."""
 
 

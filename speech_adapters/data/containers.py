@@ -31,9 +31,14 @@ _JUNK = 8_000
 """Bytes behind the samples that may be anything: a second of telephone speech, the least that is missed."""
 
 
-def length_fault(file: BinaryIO, format_name: str, size: int) -> str | None:
+_CUT = re.compile(r"seems to be (?:a )?truncated|\b(?:BODY : |Data length )(\d+) \(?should be (\d+)", re.IGNORECASE)
+"""How libsndfile's log says of formats that are rare (VOC, MAT4, SVX, WVE, PAF) that it has shortened what the header
+counts. AVR, MPC2K and MAT5 it shortens without a word, and IRCAM, PVF and SD2 count nothing."""
+
+
+def length_fault(file: BinaryIO, format_name: str, size: int, log: str = "") -> str | None:
     """What is wrong with the length of an open file of ``size`` bytes in libsndfile's format of this name, None where
-    nothing is, or nothing is said."""
+    nothing is, or nothing is said; ``log`` is what libsndfile said as it opened it."""
     if format_name == "OGG":
         return "cut short: its last page is not whole" if _last_page_is_cut(file, size) else None
     if format_name == "MP3":
@@ -45,13 +50,21 @@ def length_fault(file: BinaryIO, format_name: str, size: int) -> str | None:
         samples = _samples_of_au(file)
     elif format_name == "NIST":
         samples = _samples_of_sphere(file)
+    elif any(not found[1] or int(found[2]) < int(found[1]) for found in _CUT.finditer(log)):
+        return "cut short: its header promises more bytes"
     if samples is None:
         return None
     if samples.stop > size:
         return "cut short: its header promises more bytes"
-    if format_name in _CHUNKS and size - samples.stop > _JUNK and not _may_be_chunk(file, samples.stop):
+    if format_name in _CHUNKS and size - samples.stop > _JUNK and not _may_be_chunk(file, format_name, samples, size):
         return f"its header counts {len(samples)} bytes of samples, and {size - samples.stop} more follow"
     return None
+
+
+def end_of_samples(file: BinaryIO, size: int) -> int:
+    """Where those of an open W64 end, whose chunks behind them libsndfile takes for samples."""
+    samples = _chunk_of_samples(file, "W64", size)
+    return size if samples is None else min(samples.stop, size)
 
 
 def _chunk_of_samples(file: BinaryIO, format_name: str, size: int) -> range | None:
@@ -76,9 +89,16 @@ def _chunk_of_samples(file: BinaryIO, format_name: str, size: int) -> range | No
     return None
 
 
-def _may_be_chunk(file: BinaryIO, position: int) -> bool:
-    """Whether a chunk, text, or nothing but padding begins at a place, or a byte behind it."""
-    file.seek(position)
+def _may_be_chunk(file: BinaryIO, format_name: str, samples: range, size: int) -> bool:
+    """Whether a chunk, text, or nothing but padding begins behind the samples, or a byte further."""
+    if format_name == "W64":  # the names of some chunks are no text, but none is longer than the file
+        _, layout, _, _, padding = _CHUNKS[format_name]
+        position = samples.stop + -len(samples) % padding
+        file.seek(position)
+        _, length = struct.unpack(layout, file.read(struct.calcsize(layout)))
+        if struct.calcsize(layout) <= length <= size - position:
+            return True
+    file.seek(samples.stop)
     start = file.read(5)
     return not any(start) or any(re.match(rb"[ -~]{4}", start[at:]) for at in (0, 1))
 

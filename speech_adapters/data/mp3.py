@@ -2,7 +2,8 @@
 
 Encoders put a silent frame in front that counts the others (LAME's Xing and Info, Fraunhofer's VBRI). Where it is
 missing, as in streams that were recorded, libsndfile guesses from the first frame's bit rate, reads no further than
-that, and so loses the end of a recording that begins loud. :class:`Endless` lets it read to the end.
+that, and so loses the end of a recording that begins loud. :class:`Endless` lets it read to the end of the last frame:
+libmpg123 fails at more than a kilobyte of anything else, such as an APE tag with a picture.
 """
 
 from __future__ import annotations
@@ -67,9 +68,71 @@ def follows(file: BinaryIO, position: int) -> bool:
     return _FRAME.match(start, _TAIL if start.startswith(b"TAG") else 0) is not None
 
 
+_RATES = ((11_025, 12_000, 8_000), (), (22_050, 24_000, 16_000), (44_100, 48_000, 32_000))
+"""Hz, by a header's two bits of the version: MPEG 2.5, none, 2 and 1."""
+
+_LATER = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
+_KBPS = {
+    (1, 1): tuple(range(32, 449, 32)),
+    (1, 2): (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
+    (1, 3): (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+    (2, 1): (32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256),
+    (2, 2): _LATER,
+    (2, 3): _LATER,
+}
+"""kbit/s, by version (2.5 counts as 2) and layer (ISO/IEC 11172-3 and 13818-3)."""
+
+
+def _frame_length(file: BinaryIO, position: int) -> int:
+    """Bytes of the frame at a place; 0 where none begins, or one of free format, which does not say."""
+    file.seek(position)
+    header = file.read(4)
+    if len(header) < 4 or not _FRAME.match(header) or header[0] != 0xFF:
+        return 0
+    rates, layer = _RATES[header[1] >> 3 & 3], 4 - (header[1] >> 1 & 3)
+    rate, bits, padding = header[2] >> 2 & 3, header[2] >> 4, header[2] >> 1 & 1
+    if rate == 3 or not 1 <= bits <= 14:
+        return 0
+    version = 1 if header[1] >> 3 & 3 == 3 else 2
+    kbps = _KBPS[version, layer][bits - 1]
+    if layer == 1:
+        return (12_000 * kbps // rates[rate] + padding) * 4
+    return (72_000 if (version, layer) == (2, 3) else 144_000) * kbps // rates[rate] + padding
+
+
+def _next_frame(file: BinaryIO, position: int) -> int | None:
+    """The next place where three frames follow each other: any one may be chance."""
+    while True:
+        file.seek(position)
+        block = file.read(1 << 16)
+        for match in _FRAME.finditer(block):
+            end = start = position + match.start()
+            for _ in range(3):
+                length = _frame_length(file, end)
+                end += length
+                if not length:
+                    break
+            else:
+                return start
+        if len(block) < 3:
+            return None
+        position += max(len(block) - 2, 1)
+
+
+def end_of_frames(file: BinaryIO) -> int:
+    """Where the last frame of an open MP3 ends, behind the file's end where that was cut; 0 where none is found."""
+    end, position = 0, _next_frame(file, 0)
+    while position is not None:
+        while length := _frame_length(file, position):
+            position += length
+        end = position
+        position = _next_frame(file, position)
+    return end
+
+
 class Endless(io.RawIOBase):
     """An MP3 that says that it is a terabyte long, so that what is guessed of its length ends no reading; it begins
-    with its first frame or tag, by which libsndfile knows what has no name."""
+    with its first frame or tag, by which libsndfile knows what has no name, and ends with its last frame."""
 
     _size = 1 << 40
 
@@ -77,7 +140,7 @@ class Endless(io.RawIOBase):
         self._file, self._place = file, 0
         first = _FRAME.search(file.read(1 << 16))
         self._begin = first.start() if first else 0
-        self._end = file.seek(0, io.SEEK_END) - self._begin
+        self._end = (end_of_frames(file) or file.seek(0, io.SEEK_END)) - self._begin
 
     def readable(self) -> bool:
         return True
@@ -99,10 +162,9 @@ class Endless(io.RawIOBase):
             buffer[:got] = bytes(got)
         else:
             self._file.seek(self._begin + self._place)
-            content = self._file.read(len(buffer))
-            if len(content) < len(buffer) and self._place + len(content) >= self._end:
-                missing = min(len(buffer) - len(content), self._end + _PADDING - self._place - len(content))
-                content += bytes(max(missing, 0))
+            content = self._file.read(min(len(buffer), max(self._end - self._place, 0)))
+            missing = min(len(buffer), max(self._end + _PADDING - self._place, 0)) - len(content)
+            content += bytes(max(missing, 0))
             got = len(content)
             buffer[:got] = content
         self._place += got
