@@ -23,9 +23,9 @@ class Change:
     count: int
 
     @property
-    def is_letter(self) -> bool:
-        """A letter or a mark on one, of any script."""
-        return unicodedata.category(self.symbol)[0] in "LM"
+    def is_loss(self) -> bool:
+        """A letter, or a mark on one, of any script, that is dropped or becomes another (SS is the upper case of ß)."""
+        return unicodedata.category(self.symbol)[0] in "LM" and _folded(self.result) != _folded(self.symbol)
 
     def __str__(self) -> str:
         return f"{_shown(self.symbol)} {f'-> {self.result}' if self.result else 'dropped'} ({self.count:,}x)"
@@ -34,8 +34,9 @@ class Change:
 def changes(texts: Iterable[str], normalizer: Normalizer) -> list[Change]:
     """The characters that a normaliser changes or drops inside words, the most frequent first.
 
-    Change of case does not count, nor do spaces, nor what a table replaces: that is said in the table. What becomes of
-    several characters together (a number that is spelt out) is not seen here.
+    Change of case does not count, unless the letter cannot be told again (ß -> SS, ς -> Σ); nor do spaces, nor what a
+    table replaces: that is said in the table. What becomes of several characters together (a number that is spelt out)
+    is not seen here.
     """
     rest = normalizer.then if isinstance(normalizer, ReplacementTable) else normalizer
     counts: Counter[str] = Counter()
@@ -45,7 +46,7 @@ def changes(texts: Iterable[str], normalizer: Normalizer) -> list[Change]:
     found = []
     for symbol, count in counts.most_common():
         result = _alone(symbol, rest)
-        if not symbol.isspace() and _folded(result) != _folded(symbol):
+        if not symbol.isspace() and _lower(result) != _lower(symbol):
             found.append(Change(symbol, result, count))
     return found
 
@@ -65,7 +66,7 @@ def check_letters(texts: Iterable[str], normalizer: Normalizer, accept: str, nam
         accept: letters whose loss is meant, ``"all"`` for any.
         name: of the texts, which opens the message.
     """
-    lost = [] if accept == ALL else [c for c in changes(texts, normalizer) if c.is_letter and c.symbol not in accept]
+    lost = [] if accept == ALL else [c for c in changes(texts, normalizer) if c.is_loss and c.symbol not in accept]
     if lost:
         letters = "".join(change.symbol for change in lost)
         more = f" and {len(lost) - 12} more" if len(lost) > 12 else ""
@@ -84,10 +85,14 @@ def _alone(symbol: str, normalizer: Normalizer) -> str:
     return inside.strip()
 
 
-def _folded(text: str) -> str:
-    return unicodedata.normalize("NFC", text.casefold())
+def _lower(text: str) -> str:
+    return unicodedata.normalize("NFC", text.lower())
 
 
 def _shown(symbol: str) -> str:
     alone = symbol.isprintable() and not unicodedata.category(symbol).startswith("M")
     return symbol if alone else f"U+{ord(symbol):04X}"
+
+
+def _folded(text: str) -> str:
+    return unicodedata.normalize("NFC", text.casefold())
