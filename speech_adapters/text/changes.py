@@ -24,7 +24,7 @@ class Change:
 
     @property
     def is_loss(self) -> bool:
-        """A letter, or a mark on one, of any script, that is dropped or becomes another (SS is the upper case of ß)."""
+        """A letter, or a mark on one, of any script, that is dropped or becomes another (but SS is ß in capitals)."""
         return unicodedata.category(self.symbol)[0] in "LM" and _folded(self.result) != _folded(self.symbol)
 
     def __str__(self) -> str:
