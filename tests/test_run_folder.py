@@ -11,6 +11,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -107,6 +108,29 @@ def test_manifests_that_changed_since_are_refused(tmp_path: Path) -> None:
         RunFolder.open("asr", Recipe(), tmp_path / "mine", data=cut)
     (tmp_path / "mine" / "data.json").unlink()  # a run of before
     assert RunFolder.open("asr", Recipe(), tmp_path / "mine", data=cut).resumed
+
+
+def test_a_run_goes_on_where_its_data_lies_elsewhere(tmp_path: Path) -> None:
+    @dataclass(kw_only=True)
+    class Trained:
+        train: Path | None = None
+        dev: Path | None = None
+        encoder: str = "tiny-wavlm"
+        extra: Path | None = None
+
+    held = {split: {"name": f"{split}.jsonl", "utterances": 2, "sha256": split} for split in ("train", "dev")}
+
+    def opened(data: dict[str, Any] = held, **settings: Any) -> RunFolder:
+        return RunFolder.open("asr", Trained(**settings), tmp_path / "mine", data=data, base="a")
+
+    opened(train=Path("a.jsonl"), dev=Path("d.jsonl"))
+    assert opened(train=tmp_path / "a.jsonl", dev=tmp_path / "d.jsonl", encoder="models/tiny").resumed
+    with pytest.raises(ConfigError, match="extra was None, now 'x'"):
+        opened(train=Path("a.jsonl"), dev=Path("d.jsonl"), extra=Path("x"))
+    with pytest.raises(ConfigError, match=r"dev was 'd.jsonl', now None"):
+        opened({"train": held["train"]}, train=Path("a.jsonl"))
+    with pytest.raises(ConfigError, match="the data has changed"):
+        opened({**held, "train": {**held["train"], "sha256": "b"}}, train=Path("b.jsonl"), dev=Path("d.jsonl"))
 
 
 def test_an_encoder_that_changed_since_is_refused(tmp_path: Path) -> None:

@@ -86,8 +86,9 @@ class RunFolder:
             path: where it lies or shall lie; ``<root>/<recipe>/<time>`` by default.
             resume: "latest" for ``<root>/<recipe>/latest``, or a path: a run that must have been begun.
             ignore: settings that may differ from those it was begun with.
-            data: its manifests, by split, as :meth:`~speech_adapters.data.manifest.Manifest.describe` has them.
-            base: the fingerprint of its encoder.
+            data: its manifests, by split, as :meth:`~speech_adapters.data.manifest.Manifest.describe` has them. The
+                setting of a split's name says where its manifest lies: that may be another place by now.
+            base: the fingerprint of its encoder, whose name likewise.
 
         Raises:
             ConfigError: it was begun with other settings, data or weights of the encoder; the message names all that
@@ -110,7 +111,9 @@ class RunFolder:
                 return run
             run = cls(path)
             hold(run.path)
-            run._check_same(config, (*NEVER_COMPARED, *ignore))
+            known = read_json(run.data_file) if run.data_file.exists() else {}
+            places = [key for key in held or {} if key in known]  # what lies there is compared below
+            run._check_same(config, (*NEVER_COMPARED, *ignore, *places))
             if held is not None:
                 run._check_data(held)
             run.forget_metrics(lambda line: False)  # none but a torn end, which the next line would be appended to
