@@ -11,20 +11,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from speech_adapters.config import option, parse_cli, run_main
-from speech_adapters.data.manifest import Channel, Manifest
-from speech_adapters.data.windows import Windows
+from speech_adapters.data.manifest import Manifest
 from speech_adapters.errors import ConfigError
-from speech_adapters.ranges import Finite, Positive, Range
+from speech_adapters.ranges import Finite, Range
+from speech_adapters.tasks.evaluation_settings import EvaluationSettings
 
 
 @dataclass(kw_only=True)
-class Config:
+class Config(EvaluationSettings):
     """What to score on what."""
 
-    adapter: Path | None = option(None, "folder of a saved adapter, or of a run that holds one")
     head: Path | None = option(None, "folder of a saved CTC head; the one trained on the adapter by default")
     encoder: str | None = option(
         None, "packaged name, local folder or hub id; the adapter's base by default. A *ForCTC one brings its own head"
@@ -38,9 +37,6 @@ class Config:
         None, "letters that the normaliser may change or drop, all for any; by default those of the head's training"
     )
     manifest: Path | None = option(None, "JSON Lines manifest with text (and speaker, for the intervals); required")
-    channel: Channel | None = option(
-        None, "heard of files with several, where a line does not say it: a number, or mix"
-    )
     beam: Annotated[int, Range(1, 10_000)] | None = option(None, "beam width; greedy decoding without one")
     language_model: Path | None = option(
         None, "ARPA or KenLM file for the beam search (pip install 'speech-adapters[decode]')"
@@ -50,13 +46,6 @@ class Config:
     )
     alpha: Finite = option(0.5, "weight of the language model; tune it and beta on held-out speech")
     beta: Finite = option(1.5, "added for each word, in natural logarithms")
-    windows: Windows | None = option(
-        None, "hear recordings in pieces, as transcribe does: windows.seconds=20; none: each in one forward"
-    )
-    batch_seconds: Positive = option(120.0, "audio per batch, padding included")
-    precision: Literal["fp32", "bf16"] = option("fp32", "bf16: autocast")
-    device: str = option("auto", "auto, cpu, cuda, cuda:1, ...")
-    output: Path | None = option(None, "run folder; runs/evaluate_asr/<time> by default")
 
 
 def main(config: Config) -> None:
@@ -68,13 +57,13 @@ def main(config: Config) -> None:
     from speech_adapters.runs.folder import RunFolder
     from speech_adapters.runs.results import MethodResults, Results
     from speech_adapters.tasks.asr import evaluate_asr, main_metric, use_own_ctc_head, worst_utterances
-    from speech_adapters.tasks.saved_model import check_head, load_saved
+    from speech_adapters.tasks.saved_model import check_head
     from speech_adapters.text import choose_normalizer
 
     if config.manifest is None:
         raise ConfigError("give --manifest: the JSON Lines file to score.")
     manifest = Manifest.read(config.manifest, ("text",), check_files=True, channel=config.channel)
-    model = load_saved(config.adapter, config.head, config.encoder, config.device)
+    model = config.load()
     name = "+".join(model.active_adapters) or "frozen encoder"
     if model.head is None:
         use_own_ctc_head(model, choose_normalizer(config.normalizer))
@@ -95,8 +84,7 @@ def main(config: Config) -> None:
     )
     run = RunFolder.open("evaluate_asr", config, config.output)
     run.begin()
-    options = {"batch_seconds": config.batch_seconds, "precision": config.precision, "windows": config.windows}
-    scored = evaluate_asr(model, manifest, beam=beam, **options)
+    scored = evaluate_asr(model, manifest, beam=beam, **config.hearing)
     trn = run.trn(config.manifest.stem)
     scored.result.save_trn(trn)
     write_transcripts(run.predictions(config.manifest.stem), scored.result)

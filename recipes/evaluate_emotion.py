@@ -13,63 +13,43 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from speech_adapters.config import option, parse_cli, run_main
-from speech_adapters.data.manifest import Channel, Manifest
-from speech_adapters.data.windows import Windows
+from speech_adapters.data.manifest import Manifest
 from speech_adapters.errors import ConfigError, InputError, counted
-from speech_adapters.ranges import Positive
+from speech_adapters.tasks.evaluation_settings import EvaluationSettings
 
 if TYPE_CHECKING:
     from speech_adapters.metrics.classification import ClassificationResult
 
 
 @dataclass(kw_only=True)
-class Config:
+class Config(EvaluationSettings):
     """What to score on what."""
 
-    adapter: Path | None = option(None, "folder of a saved adapter, or of a run that holds one")
     head: Path | None = option(None, "folder of a saved head of classes; the one trained on the adapter by default")
-    encoder: str | None = option(None, "packaged name, local folder or hub id; the adapter's base by default")
     manifest: Path | None = option(None, "JSON Lines manifest with labels (and speaker, for the intervals)")
     label_field: str = option("emotion", "key of the manifest that holds the class: emotion, label, or one of its own")
     predictions: Path | None = option(None, "score this file of predictions (JSON Lines or CSV) instead of a model")
-    channel: Channel | None = option(
-        None, "heard of files with several, where a line does not say it: a number, or mix"
-    )
     columns: tuple[str, ...] = option(
         (), "columns of the predictions whose names do not tell: id=clip,label=gold,prediction=guess"
     )
-    windows: Windows | None = option(
-        None, "hear recordings in pieces, as transcribe does: windows.seconds=20; none: each in one forward"
-    )
-    batch_seconds: Positive = option(120.0, "audio per batch, padding included")
-    precision: Literal["fp32", "bf16"] = option("fp32", "bf16: autocast")
-    device: str = option("auto", "auto, cpu, cuda, cuda:1, ...")
-    output: Path | None = option(None, "run folder; runs/evaluate_emotion/<time> by default")
 
 
 def evaluate_model(config: Config, manifest: Manifest) -> tuple[ClassificationResult, dict[str, Any], dict[str, Any]]:
     """The result of the model on the manifest, what ``results.json`` says of the model, and its costs."""
     from speech_adapters.runs.environment import environment
     from speech_adapters.tasks.classification import evaluate_classification
-    from speech_adapters.tasks.saved_model import check_head, load_saved
+    from speech_adapters.tasks.saved_model import check_head
 
-    model = load_saved(config.adapter, config.head, config.encoder, config.device)
+    model = config.load()
     name = "+".join(model.active_adapters) or "frozen encoder"
     if model.head is None:
         raise ConfigError("give --head: none was found near the adapter.")
     check_head(model, "classification")
     model.head.config.check(manifest, model.encoder, any_length=config.windows is not None)
-    scored = evaluate_classification(
-        model,
-        manifest,
-        label_field=config.label_field,
-        batch_seconds=config.batch_seconds,
-        precision=config.precision,
-        windows=config.windows,
-    )
+    scored = evaluate_classification(model, manifest, label_field=config.label_field, **config.hearing)
     facts = {"encoder": model.encoder.name, "adapter": name, "environment": environment(model.encoder.device)}
     return scored.result, facts, {"parameters": model.count_parameters(), **vars(scored.cost)}
 

@@ -11,33 +11,19 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from speech_adapters.config import option, parse_cli, run_main
-from speech_adapters.data.manifest import Channel, Manifest
-from speech_adapters.data.windows import Windows
+from speech_adapters.data.manifest import Manifest
 from speech_adapters.errors import ConfigError, counted
-from speech_adapters.ranges import Positive
+from speech_adapters.tasks.evaluation_settings import EvaluationSettings
 
 
 @dataclass(kw_only=True)
-class Config:
+class Config(EvaluationSettings):
     """What to score on what."""
 
-    adapter: Path | None = option(None, "folder of a saved adapter, or of a run that holds one")
     head: Path | None = option(None, "folder of a saved slots head; the one trained on the adapter by default")
-    encoder: str | None = option(None, "packaged name, local folder or hub id; the adapter's base by default")
     manifest: Path | None = option(None, "JSON Lines manifest with a key per slot (and speaker, for the intervals)")
-    windows: Windows | None = option(
-        None, "hear recordings in pieces, as transcribe does: windows.seconds=20; none: each in one forward"
-    )
-    channel: Channel | None = option(
-        None, "heard of files with several, where a line does not say it: a number, or mix"
-    )
-    batch_seconds: Positive = option(120.0, "audio per batch, padding included")
-    precision: Literal["fp32", "bf16"] = option("fp32", "bf16: autocast")
-    device: str = option("auto", "auto, cpu, cuda, cuda:1, ...")
-    output: Path | None = option(None, "run folder; runs/evaluate_slots/<time> by default")
 
 
 def main(config: Config) -> None:
@@ -46,13 +32,13 @@ def main(config: Config) -> None:
     from speech_adapters.runs.environment import environment
     from speech_adapters.runs.folder import RunFolder
     from speech_adapters.runs.results import MethodResults, Results
-    from speech_adapters.tasks.saved_model import check_head, load_saved
+    from speech_adapters.tasks.saved_model import check_head
     from speech_adapters.tasks.slots import evaluate_slots
 
     if config.manifest is None:
         raise ConfigError("give --manifest: the JSON Lines file to score.")
     manifest = Manifest.read(config.manifest, check_files=True, channel=config.channel)
-    model = load_saved(config.adapter, config.head, config.encoder, config.device)
+    model = config.load()
     name = "+".join(model.active_adapters) or "frozen encoder"
     if model.head is None:
         raise ConfigError("give --head: none was found near the adapter.")
@@ -60,8 +46,7 @@ def main(config: Config) -> None:
     model.head.config.check(manifest, model.encoder, any_length=config.windows is not None)
     run = RunFolder.open("evaluate_slots", config, config.output)
     run.begin()
-    options = {"batch_seconds": config.batch_seconds, "precision": config.precision, "windows": config.windows}
-    scored = evaluate_slots(model, manifest, **options)
+    scored = evaluate_slots(model, manifest, **config.hearing)
     result = scored.result
     lines = []
     for u in result.utterances:

@@ -16,15 +16,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 
 from speech_adapters.config import option, parse_cli, run_main
-from speech_adapters.data.manifest import Channel, Manifest, check_disjoint
-from speech_adapters.data.windows import Windows
+from speech_adapters.data.manifest import Manifest, check_disjoint
 from speech_adapters.errors import ConfigError, counted
-from speech_adapters.ranges import Count, Positive, Prior, Range, Size
+from speech_adapters.ranges import Count, Prior, Range, Size
+from speech_adapters.tasks.evaluation_settings import EvaluationSettings
 
 if TYPE_CHECKING:
     from speech_adapters.data.embeddings import Embeddings
@@ -38,15 +38,12 @@ NEAREST = 300
 
 
 @dataclass(kw_only=True)
-class Config:
+class Config(EvaluationSettings):
     """What to score on what."""
 
     trials: Path | None = option(None, 'trial list, "1 enrol test" per line; the demo corpus without one')
     manifest: Path | None = option(
         None, "JSON Lines manifest of the trials' utterances (with speaker, for the intervals)"
-    )
-    channel: Channel | None = option(
-        None, "heard of files with several, where a line does not say it: a number, or mix"
     )
     enrolment: Path | None = option(None, 'models of several utterances, "model utterance utterance ..." per line')
     allow_repeats: bool = option(False, "score pairs that the trial list repeats as often as it does")
@@ -79,13 +76,6 @@ class Config:
     draws: Annotated[int, Range(1, 1_000_000)] = option(
         1000, "of the bootstrap; lists of more than half a million trials get fewer, at least 100"
     )
-    windows: Windows | None = option(
-        None, "hear recordings in pieces, as transcribe does: windows.seconds=20; none: each in one forward"
-    )
-    batch_seconds: Positive = option(120.0, "audio per batch, padding included")
-    precision: Literal["fp32", "bf16"] = option("fp32", "bf16: autocast")
-    device: str = option("auto", "auto, cpu, cuda, cuda:1, ...")
-    output: Path | None = option(None, "run folder; runs/evaluate_verification/<time> by default")
 
     def __post_init__(self) -> None:
         if self.embeddings is not None and self.scores is not None:
@@ -150,9 +140,7 @@ def main(config: Config) -> None:
         "cohort": cohort,
         "top": config.top if cohort is None else nearest(config, len(cohort)),
         "plda": train_plda(config, model, manifest),
-        "batch_seconds": config.batch_seconds,
-        "precision": config.precision,
-        "windows": config.windows,
+        **config.hearing,
         "device": device,
     }
     if config.dev_trials is not None:
@@ -203,8 +191,7 @@ def embed(config: Config, model: SpeechAdapterModel | None, manifest: Manifest, 
     if model is None:
         raise ConfigError(f"{purpose}: audio is embedded by a model; leave --embeddings and --scores out.")
     manifest.require("speaker").check_audio()
-    options = {"batch_seconds": config.batch_seconds, "precision": config.precision, "windows": config.windows}
-    return extract_embeddings(model, manifest, **options)
+    return extract_embeddings(model, manifest, **config.hearing)
 
 
 def load_cohort(config: Config, model: SpeechAdapterModel | None, test: Manifest | None) -> Embeddings | None:

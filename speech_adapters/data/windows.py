@@ -41,7 +41,7 @@ class Windows:
     """Seconds that a window hears beyond a cut inside speech, on each side; None for 2, or a quarter of a window
     shorter than 8."""
     voice_activity: Literal["energy", "silero", "none"] = "energy"
-    """What finds the pauses; see :mod:`speech_adapters.data.voice_activity`."""
+    """What finds the pauses: energy, silero (of the extra vad), or none, which hears all."""
     pause: float = 0.5
     """Seconds without speech that part two stretches, up to 0.2 of which are heard with each; a quarter of a second
     does where a stretch has lasted 8."""
