@@ -23,7 +23,8 @@ from speech_adapters.data.store import Store
 from speech_adapters.errors import InputError
 from speech_adapters.files import _HERE, atomic, new_folder, sweep, temporary_of, write_text
 from speech_adapters.locks import locked
-from speech_adapters.saving.parts import load_part, save_part
+from speech_adapters.saving import parts
+from speech_adapters.saving.parts import load_part, part_files, save_part
 from speech_adapters.text import Vocabulary
 
 FORK = multiprocessing.get_context("fork")
@@ -64,6 +65,23 @@ def test_a_part_that_several_save_is_one_of_theirs_at_any_time(tmp_path: Path, k
     assert described["name"] == f"n{int(tensors['weight'][0])}"
     assert (tmp_path / "other.json").read_text() == described["name"].removeprefix("n")
     assert sorted(p.name for p in tmp_path.iterdir()) == [f"{kind}.json", f"{kind}_model.safetensors", "other.json"]
+
+
+def test_a_copy_of_a_part_that_is_saved_over_meanwhile_is_one_of_the_two(tmp_path: Path, monkeypatch):
+    save_part(tmp_path, "adapter", *part_of(0))
+    read, numbers = parts._read_weights, iter((1,))
+
+    def saved_over(*arguments: Any) -> bytes:
+        for number in numbers:  # between the looks at the description and at the weights, once
+            save_part(tmp_path, "adapter", *part_of(number))
+        return read(*arguments)
+
+    monkeypatch.setattr(parts, "_read_weights", saved_over)
+    (tmp_path / "copy").mkdir()
+    for name, content in part_files(tmp_path, "adapter").items():
+        (tmp_path / "copy" / name).write_bytes(content)
+    described, tensors = load_part(tmp_path / "copy", "adapter")
+    assert described["name"] == "n1" and tensors["weight"].unique() == 1
 
 
 def test_models_of_two_threads_save_into_one_folder(tmp_path: Path):

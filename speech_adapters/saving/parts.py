@@ -105,7 +105,7 @@ def load_part(folder: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, 
     from safetensors.torch import load
 
     folder = Path(folder)
-    described, weights = _read_pair(folder, kind)
+    described, _, weights = _read_pair(folder, kind)
     try:
         tensors = load(weights)
     except (SafetensorError, ValueError, TypeError, LookupError, RuntimeError) as error:
@@ -114,13 +114,13 @@ def load_part(folder: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, 
     return described, tensors
 
 
-def _read_pair(folder: Path, kind: str) -> tuple[dict[str, Any], bytes]:
-    """Description and weights that belong together. Between the reading of one and the other somebody may have saved
-    over both: what does not fit is read once more, and again while it is being written."""
+def _read_pair(folder: Path, kind: str) -> tuple[dict[str, Any], bytes, bytes]:
+    """Description, its file's content, and weights that belong together. Between the reading of one and the other
+    somebody may have saved over both: what does not fit is read once more, and again while it is being written."""
     for attempt in itertools.count():
-        described = _read_description(folder / f"{kind}.json", kind)
+        described, text = _read_description(folder / f"{kind}.json", kind)
         try:
-            return described, _read_weights(folder, kind, described.pop("weights_sha256"))
+            return described, text, _read_weights(folder, kind, described.pop("weights_sha256"))
         except CheckpointError:
             writing = is_locked(folder / f"{kind}.json")
             if attempt == 20 or (attempt and not writing):
@@ -135,9 +135,8 @@ def part_files(folder: str | Path, kind: str) -> dict[str, bytes]:
     Raises:
         CheckpointError: no such part, or a file that is cut short, changed or of a newer format.
     """
-    path = Path(folder) / f"{kind}.json"
-    expected = _read_description(path, kind)["weights_sha256"]
-    return {path.name: path.read_bytes(), f"{kind}_model.safetensors": _read_weights(Path(folder), kind, expected)}
+    _, text, weights = _read_pair(Path(folder), kind)
+    return {f"{kind}.json": text, f"{kind}_model.safetensors": weights}
 
 
 def check_fit(tensors: Mapping[str, Tensor], blueprint: Mapping[str, Tensor], where: str) -> None:
@@ -168,9 +167,10 @@ def _type(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def _read_description(path: Path, kind: str) -> dict[str, Any]:
+def _read_description(path: Path, kind: str) -> tuple[dict[str, Any], bytes]:
     try:
-        described = json.loads(_content(path).decode("utf-8-sig"), object_pairs_hook=_once)
+        text = _content(path)
+        described = json.loads(text.decode("utf-8-sig"), object_pairs_hook=_once)
         version, recorded, weights = described["format"], described.pop("sha256"), described["weights_sha256"]
     except (FileNotFoundError, NotADirectoryError):
         raise CheckpointError(f"{path}: no such file; give a folder that holds a saved {kind}.") from None
@@ -195,7 +195,7 @@ def _read_description(path: Path, kind: str) -> dict[str, Any]:
         raise _damaged(path)
     del described["format"]
     _check_numbers({key: value for key, value in described.items() if key != "card"}, path)
-    return described
+    return described, text
 
 
 def _read_weights(folder: Path, kind: str, expected: str) -> bytes:
