@@ -20,6 +20,7 @@ import torch
 from speech_adapters import locks
 from speech_adapters.config import load_config
 from speech_adapters.errors import ConfigError, InputError
+from speech_adapters.runs import folder
 from speech_adapters.runs.environment import environment, peak_memory_bytes, reset_peak_memory
 from speech_adapters.runs.folder import RunFolder
 from speech_adapters.training.settings import Cache, TrainingConfig
@@ -162,6 +163,24 @@ def test_one_process_writes_to_a_folder_at_a_time(tmp_path: Path) -> None:
     command = [sys.executable, "-c", script, str(Path(__file__).parent), str(tmp_path / "mine")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "another process writes to this folder" in done.stdout
+
+
+@pytest.mark.parametrize("late", ["is_run", "hold"])
+def test_a_run_that_another_process_begins_meanwhile_is_gone_on_with_or_refused(tmp_path, monkeypatch, late) -> None:
+    place, step, others = tmp_path / "mine", getattr(folder, late), iter((Recipe(seed=1),))
+
+    def after_another(path: Path) -> object:
+        """The other process begins and lets go between this one's step and the next, or before it has the lock."""
+        found = step(path) if late == "is_run" else None
+        for other in others:
+            with RunFolder.open("asr", other, place):
+                (place / "checkpoints").mkdir()
+        return step(path) if late == "hold" else found
+
+    monkeypatch.setattr(folder, late, after_another)
+    with pytest.raises(ConfigError, match="was begun with other settings: seed was 1, now 2"):
+        RunFolder.open("asr", Recipe(seed=2), place)
+    assert load_config(Recipe, place / "config.yaml") == Recipe(seed=1)
 
 
 def test_file_systems_without_locks_take_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -103,14 +103,17 @@ class RunFolder:
         held = None if data is None else {**data, **({} if base is None else {"encoder": {"fingerprint": base}})}
 
         def opened() -> RunFolder:
-            if path is None or not is_run(Path(path)):
-                run = cls._create(recipe, root, path)
+            if path is not None and is_run(Path(path)):
+                run = cls(path)
+                hold(run.path)
+            else:
+                run = cls._create(recipe, root, path, new=False)
+            if not is_run(run.path):  # looked at under the lock: another process may have begun it by now
                 run.save_config(config)
                 if held is not None:
                     write_json(run.data_file, held)
                 return run
-            run = cls(path)
-            hold(run.path)
+            run.resumed = True
             known = read_json(run.data_file) if run.data_file.exists() else {}
             places = [key for key in held or {} if key in known]  # what lies there is compared below
             run._check_same(config, (*NEVER_COMPARED, *ignore, *places))
@@ -122,11 +125,16 @@ class RunFolder:
         return _once_for_all_processes(opened)
 
     @classmethod
-    def _create(cls, recipe: str, root: str | os.PathLike[str], path: str | os.PathLike[str] | None) -> RunFolder:
+    def _create(
+        cls, recipe: str, root: str | os.PathLike[str], path: str | os.PathLike[str] | None, *, new: bool = True
+    ) -> RunFolder:
+        """A folder, locked. ``new``: none that a run was begun in."""
         try:
             if path is not None:
                 folder = Path(path)
                 left = [file.name for file in folder.iterdir()] if folder.is_dir() else []
+                if not new and RUN_CONFIG in left:
+                    left = []
                 if "checkpoints" in left:
                     raise InputError(
                         f"{folder}: holds checkpoints of a run without {RUN_CONFIG}; go on with "
