@@ -38,9 +38,11 @@ from speech_adapters.errors import (
 )
 from speech_adapters.heads import ClassificationHead, CTCHead, SpeakerHead
 from speech_adapters.heads.base import HeadConfig
+from speech_adapters.locks import release
 from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.runs.folder import RunFolder
 from speech_adapters.tasks.classification import evaluate_classification
+from speech_adapters.training import loop
 from speech_adapters.training.part import rate_factor
 from speech_adapters.training.settings import TrainingConfig
 from speech_adapters.training.supervised import Supervised, time_mask, train
@@ -417,6 +419,22 @@ def test_a_folder_that_another_process_trains_in_is_left_alone(manifest, tmp_pat
             train(make_model(), data, TrainingConfig(**QUIET, updates=1), run, name="m")
     assert not run.metrics_file.exists()
     assert train(make_model(), data, TrainingConfig(**QUIET, updates=1), run, name="m").updates == 1
+
+
+def test_a_training_that_another_process_ends_meanwhile_is_not_made_again(manifest, tmp_path, monkeypatch):
+    step, model, others = loop._Training._hold, make_model(), iter([make_model()])
+
+    def taken_late(training):
+        """The other process trains between this one's look at the checkpoint and its hold of the folder."""
+        for other in others:
+            run_training(manifest, tmp_path, other, updates=2)
+            release(tmp_path)
+        return step(training)
+
+    monkeypatch.setattr(loop._Training, "_hold", taken_late)
+    kill_at(model, 1)
+    _, run, result = run_training(manifest, tmp_path, model, updates=2)
+    assert result.updates == 2 and len(losses(run)) == 2
 
 
 def test_an_epoch_without_a_batch_is_an_error(manifest, tmp_path, monkeypatch):

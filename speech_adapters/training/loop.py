@@ -38,7 +38,7 @@ from speech_adapters.errors import (
     shown,
 )
 from speech_adapters.files import atomic
-from speech_adapters.locks import hold
+from speech_adapters.locks import held, hold
 from speech_adapters.runs.environment import peak_memory_bytes, reset_peak_memory
 from speech_adapters.runs.folder import RunFolder
 from speech_adapters.runs.processes import from_main, processes
@@ -128,12 +128,12 @@ class _Training:
 
     def run(self) -> dict[str, TrainingResult]:
         path = self.folder.checkpoint(self.name)
-        if path.is_file():
-            if not self.folder.resumed:
-                raise ConfigError(f"training {self.name!r} was made in {self.folder.path} already; give another name.")
-            if (results := self._load(path)) is not None:
-                return results
-        self._hold()
+        if path.is_file() and not self.folder.resumed:
+            raise ConfigError(f"training {self.name!r} was made in {self.folder.path} already; give another name.")
+        if (results := self._load(path)) is not None:
+            return results
+        if self._hold() and (results := self._load(path)) is not None:
+            return results
         self._forget_later_lines()
         progress, learner = self.progress, self.learner
         self.folder.begin()
@@ -176,9 +176,13 @@ class _Training:
         self._save(path, results)
         return results
 
-    def _hold(self) -> None:
-        """Lock the run folder, which may have been opened to be read; all processes stop where the main one cannot."""
+    def _hold(self) -> bool:
+        """Lock the run folder, which may have been opened to be read; all processes stop where the main one cannot.
+
+        Returns: whether it was free until now, so that another process may have gone on with the training meanwhile.
+        """
         found: InputError | None = None
+        free = self.folder.path.resolve() not in map(Path.resolve, held())
         if self.accelerator.is_main_process:
             try:
                 hold(self.folder.path)
@@ -186,6 +190,7 @@ class _Training:
                 found = error
         if self._any_process([] if found is None else [1]):
             raise found or InUseError(f"{self.folder.path}: the main process cannot write to it.")
+        return free
 
     def _result(self, part: PartProgress) -> TrainingResult:
         progress = self.progress
@@ -433,7 +438,9 @@ class _Training:
         return {key: settings_of_updates(part.config) for key, part in self.parts.items()}
 
     def _load(self, path: Path) -> dict[str, TrainingResult] | None:
-        """Take up a checkpoint; the results of a finished training, None of one that is to go on."""
+        """Take up a checkpoint, if there is one; the results of a finished training, None of one that is to go on."""
+        if not path.is_file():
+            return None
         try:
             content = torch.load(path, map_location=self.learner.device, weights_only=True)
             self._check_settings(path, content["settings"])
