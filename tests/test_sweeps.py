@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import optuna
@@ -20,10 +21,12 @@ from speech_adapters.cli import main as command_line
 from speech_adapters.cli.recipes import load_recipe
 from speech_adapters.data.audio import write_audio
 from speech_adapters.data.manifest import Manifest, Utterance
-from speech_adapters.errors import ConfigError, InputError
+from speech_adapters.errors import ConfigError, InputError, InUseError
 from speech_adapters.files import write_json
 from speech_adapters.locks import held
 from speech_adapters.reports.sweep_report import Finished, pareto_front, sweep_table, write_sweep_report
+from speech_adapters.sweeps import study
+from speech_adapters.sweeps.finalists import run_finalists
 from speech_adapters.sweeps.settings import SweepConfig
 from speech_adapters.sweeps.space import Space, with_values
 from speech_adapters.sweeps.study import Sweep
@@ -283,6 +286,33 @@ def test_a_sweep_that_was_killed_between_the_trials_of_a_round_goes_on(data, tmp
     again.run()
     after = again.found()["trials"]
     assert [trial["state"] for trial in after] == ["complete"] * 2 and after[0] == before[0]
+
+
+def test_finalists_wait_for_the_last_trials_and_are_shared(data, tmp_path, monkeypatch, capsys):
+    over = {"options": {"lora": {"rank": [2, 4]}}}
+    ours = sweep(data, tmp_path / "s", over, trials=2, pruner="none")
+    other = sweep(data, tmp_path / "s", over, trials=2, pruner="none")
+    theirs, ours.seeds = other._next(), (0,)
+    monkeypatch.setattr(ours, "_free", lambda number: Sweep._free(ours, number) if number else None)
+    ours.run()
+    assert [trial["state"] for trial in ours.found()["trials"]] == ["running", "complete"]
+    monkeypatch.setattr(study, "time", SimpleNamespace(sleep=lambda _: other._train(theirs)))
+    held_by_another = tmp_path / "s" / "finalists" / "trial-0001"
+    held_by_another.mkdir(parents=True)
+    with (held_by_another / ".lock").open("w") as lock:
+        pytest.importorskip("fcntl").flock(lock, 2)  # LOCK_EX
+        folders = run_finalists(ours, load_recipe("asr_librispeech").experiment, 2)
+    assert [folder.name for folder in folders] == ["trial-0000"]
+    assert "another process trains it" in capsys.readouterr().out
+
+
+def test_who_has_no_finalist_of_its_own_leaves_the_test_to_others(data, tmp_path, monkeypatch):
+    def taken(*_):
+        raise InUseError("another process writes to this folder")
+
+    monkeypatch.setattr("speech_adapters.sweeps.finalists.run_experiment", taken)
+    run(*arguments(data, tmp_path / "s", "--trials=1", "--pruner=none", "--finalists=1", "--score-test"))
+    assert not list(tmp_path.rglob("test.json"))
 
 
 # --- report --------------------------------------------------------------------------------------------------------

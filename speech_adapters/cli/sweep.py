@@ -83,9 +83,8 @@ def run(name: str, arguments: argparse.Namespace, others: Sequence[str]) -> None
     print(f"{sweep.encoder!r}\ntrain {sweep.corpus.train.summary()}\ndev   {sweep.corpus.test.summary()}")
     print(f"sweep {sweep.folder}\n", flush=True)
     sweep.run()
-    if arguments.finalists is not None:
-        run_finalists(sweep, recipe.experiment, arguments.finalists)
-    if arguments.score_test:
+    trained = None if arguments.finalists is None else run_finalists(sweep, recipe.experiment, arguments.finalists)
+    if arguments.score_test and trained != []:  # where others train all finalists, they test them
         score_finalists(sweep, recipe.experiment)
     print(f"\n{sweep_table(sweep.folder)}\n\nreport  {sweep.write()}")
 

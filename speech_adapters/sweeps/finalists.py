@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from speech_adapters.errors import ConfigError
+from speech_adapters.errors import ConfigError, InUseError
 from speech_adapters.files import read_json, to_json, write_json
 from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.runs.folder import RunFolder
@@ -31,9 +31,13 @@ Make = Callable[[Any], Experiment]
 def run_finalists(sweep: Sweep, make: Make, count: int) -> list[Path]:
     """Train and score the best trials over the recipe's seeds, on dev data; their folders, best trial first.
 
+    Which are the best is known once all trials have ended: those of other processes are waited for. Of several
+    processes each trains the finalists that no other does.
+
     Raises:
         ConfigError: no trial was trained to its end.
     """
+    sweep.wait()
     best = sweep.best(count)
     if not best:
         raise ConfigError(f"{sweep.folder}: no trial was trained to its end; give more --trials.")
@@ -43,7 +47,11 @@ def run_finalists(sweep: Sweep, make: Make, count: int) -> list[Path]:
         config = _config(sweep, trial.user_attrs["values"], folder, sweep.seeds)
         task = make(config).task
         print(f"\nfinalist: trial {trial.number}, seeds {', '.join(map(str, config.seeds))}, scored on dev data")
-        run_experiment("sweep", config, task, lambda: [sweep.corpus])
+        try:
+            run_experiment("sweep", config, task, lambda: [sweep.corpus])
+        except InUseError:
+            print("another process trains it")
+            continue
         folders.append(folder)
     sweep.write()
     return folders

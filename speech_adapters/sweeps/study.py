@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -46,6 +47,9 @@ from speech_adapters.sweeps.space import Space, Values, with_values
 from speech_adapters.tasks.base import Corpus, ExperimentConfig
 from speech_adapters.tasks.experiment import Experiment, Training, check, plan, train_in_one_pass
 from speech_adapters.tasks.start import Start
+
+WAIT_SECONDS = 5.0
+"""Between two looks at what other processes train."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,12 @@ class Sweep:
                 self._train(round_)
             self.write()
         self.write()
+
+    def wait(self) -> None:
+        """Wait for the trials that other processes train, and end those that they leave behind."""
+        while any(map(self._runs, self.study.get_trials(deepcopy=False))):
+            time.sleep(WAIT_SECONDS)
+            self.run()
 
     def best(self, count: int) -> list[FrozenTrial]:
         """The best trials that were trained to their end, best first."""
