@@ -319,6 +319,25 @@ def test_exports_are_banks_and_imports_add_what_is_new(bank: Bank, tmp_path: Pat
         import_bank(other, str(tmp_path / "nowhere"))
 
 
+def test_an_import_leaves_the_tags_that_another_process_sets_meanwhile(
+    bank: Bank, tmp_path: Path, monkeypatch
+) -> None:
+    keep(bank, "a", b"1")
+    bank.promote("a")
+    export_bank(bank, bank.search(), str(tmp_path / "out"))
+    other = Bank.create(tmp_path / "other")
+    own, kept = keep(other, "a", b"2"), other.keep
+
+    def late(*arguments, **options):
+        """The other process promotes its version between the look at the tags and the change."""
+        Bank(other.folder).promote(str(own))
+        return kept(*arguments, **options)
+
+    monkeypatch.setattr(other, "keep", late)
+    assert [str(found) for found in import_bank(other, str(tmp_path / "out"))] == ["a@2"]
+    assert other.find("a@production").number == 1 and "previous" not in other.index().entries["a"].tags
+
+
 def test_a_restored_bank_has_the_numbers_of_the_one_that_was_exported(bank: Bank, tmp_path: Path) -> None:
     for content in (b"1", b"2", b"3", b"4"):
         keep(bank, "a", content)

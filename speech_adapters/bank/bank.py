@@ -195,10 +195,12 @@ class Bank:
         added: str | None = None,
         number: int = 0,
         needs: Sequence[Mapping[str, bytes]] = (),
+        move_tags: bool = True,
     ) -> Found:
         """Keep files that have been checked as the next version of ``name``.
 
         Args:
+            tags: to set on it. move_tags: also those that another version has.
             added: when it was added first, where it comes from another bank. number: its number there, which it keeps
                 where the name has had none as high.
             needs: files of other objects that are read with it.
@@ -217,10 +219,11 @@ class Bank:
                 int(key) for key, one in entry.versions.items() if (one.object, one.facts) == (version.object, facts)
             ]
             number = max(known, default=max(entry.last + 1, number))
+            tagged = dict.fromkeys(tags, number)
             change.entry = Entry(
                 last=max(number, entry.last),
                 versions=entry.versions if known else entry.versions | {str(number): version},
-                tags=entry.tags | dict.fromkeys(tags, number),
+                tags=entry.tags | tagged if move_tags else tagged | entry.tags,
             )
         return _found(Reference(name, str(number)), change.entry)
 

@@ -91,7 +91,11 @@ def import_bank(bank: Bank, address: str, names: Sequence[str] = ()) -> list[Fou
             if (version.object, version.facts) in held and not tags:
                 continue
             files, needs = place.object(version.object), [place.object(digest) for digest in version.needs]
-            new.append(bank.keep(files, name, version.facts, tags, added=version.added, number=number, needs=needs))
+            new.append(
+                bank.keep(
+                    files, name, version.facts, tags, added=version.added, number=number, needs=needs, move_tags=False
+                )
+            )
     return new
 
 
