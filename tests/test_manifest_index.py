@@ -18,6 +18,7 @@ from small_corpora import speak
 from test_training import HEAD, Killed, kill_at, make_model, run_training
 
 from speech_adapters.cli.verbs import run_verb
+from speech_adapters.data import manifest_index
 from speech_adapters.data.audio import audio_info, read_audio, stream_audio
 from speech_adapters.data.audio_files import audio_hashes, identity
 from speech_adapters.data.batches import LengthBatches, SpeechDataset, training_loader
@@ -51,6 +52,29 @@ def indexed(plain: Manifest) -> Manifest:
     manifest = Manifest.make_index(plain.name)
     assert isinstance(manifest._utterances, IndexedLines)
     return manifest
+
+
+def test_an_index_is_never_of_lines_that_were_replaced_meanwhile(plain: Manifest, monkeypatch) -> None:
+    check, turned = manifest_index._check_ids, Manifest(list(plain)[::-1], plain.name)
+
+    def replaced(*arguments):
+        turned.write(plain.name)  # after the lines were read, before the index is written
+        return check(*arguments)
+
+    monkeypatch.setattr(manifest_index, "_check_ids", replaced)
+    with pytest.raises(ManifestError, match="has changed since its index was made"):
+        Manifest.make_index(plain.name)
+    monkeypatch.undo()
+    assert list(Manifest.make_index(plain.name)) == list(turned)
+    hashes = manifest_index.audio_hashes
+
+    def replaced_after(paths):
+        found = hashes(paths)
+        plain.write(plain.name)  # after the look at what it holds
+        return found
+
+    monkeypatch.setattr(manifest_index, "audio_hashes", replaced_after)
+    assert list(Manifest.read(plain.name)) == list(turned)
 
 
 def test_an_index_changes_nothing_of_what_a_manifest_says(plain: Manifest, indexed: Manifest) -> None:

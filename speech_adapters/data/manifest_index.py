@@ -10,6 +10,7 @@ The file: 16 bytes (magic, and the length of the description), a description in 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from array import array
@@ -54,9 +55,9 @@ class ManifestIndex:
             with file.open("rb") as opened:
                 head = opened.read(16)
                 described = json.loads(opened.read(int.from_bytes(head[8:], "little")))
-            if head[:8] != MAGIC or described["format"] != FORMAT:
-                raise ValueError("of another version")
-            self._data = np.memmap(file, np.uint8, "r")
+                if head[:8] != MAGIC or described["format"] != FORMAT:
+                    raise ValueError("of another version")
+                self._data = np.memmap(opened, np.uint8, "r")  # of this file, whatever takes its name
             if len(self._data) != described["bytes"]:
                 raise ValueError("cut short")
             self._arrays: dict[str, list[Any]] = described["arrays"]
@@ -66,9 +67,10 @@ class ManifestIndex:
             self.durations, self._starts, self._sizes = map(self._array, ("durations", "starts", "sizes"))
         except (OSError, ValueError, KeyError, TypeError, OverflowError, MemoryError) as error:
             raise ManifestError(f"{file}: cannot be used ({error}); {_again(manifest)}") from error
+        with contextlib.suppress(OSError):  # one that is missing has changed
+            self._lines = os.open(manifest, os.O_RDONLY)  # before the check: what takes its name later is not read
         if audio_hashes([manifest]) != [self.sha256]:
             raise ManifestError(f"{manifest}: has changed since its index was made; {_again(manifest)}")
-        self._lines = os.open(manifest, os.O_RDONLY)
 
     def __len__(self) -> int:
         return len(self.durations)
@@ -158,6 +160,7 @@ def write_index(
     Raises:
         ManifestError: no lines, or an id that two of them have.
     """
+    sha256 = audio_hashes([manifest])[0]  # before the lines: where it changes meanwhile, the index does not fit it
     starts, sizes, durations, ids = array("q"), array("i"), array("d"), array("q")
     codes: dict[str, array[int]] = {}
     tables: dict[str, dict[str, int]] = {}
@@ -181,7 +184,7 @@ def write_index(
         places[[tables[key][value] for value in sorted_values]] = np.arange(len(sorted_values))
         places[-1] = -1
         arrays[key] = places[np.asarray(codes[key])]
-    described = {"format": FORMAT, "sha256": audio_hashes([manifest])[0], "keys": keys, "values": values}
+    described = {"format": FORMAT, "sha256": sha256, "keys": keys, "values": values}
     with atomic(index_file(manifest)) as file:
         for piece in _pieces(described, arrays):
             file.write(piece)
