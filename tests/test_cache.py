@@ -356,6 +356,24 @@ def test_caches_are_listed_and_cleared(tmp_path, manifest, monkeypatch):  # noqa
     assert clear_cache() == smaller.size and list_caches() == []
 
 
+def test_a_clearing_that_was_killed_leaves_no_damage(tmp_path, manifest, monkeypatch):  # noqa: F811
+    CachedDataset(SpeechDataset(manifest), make_model("head-only"), tmp_path, 60)
+    with monkeypatch.context() as patched:
+
+        def killed(folder, **_):
+            next(folder.rglob("*.bin")).unlink()  # its index stays
+            raise KeyboardInterrupt
+
+        patched.setattr(cache_file.shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            clear_cache(tmp_path)
+    assert list_caches(tmp_path) == []
+    again = CachedDataset(SpeechDataset(manifest), make_model("head-only"), tmp_path, 60)
+    assert "cached" in again[0]
+    monkeypatch.setattr("speech_adapters.files._runs", lambda process: False)
+    assert clear_cache(tmp_path) and list(tmp_path.iterdir()) == []
+
+
 def test_layer_norms_that_train_are_pointed_out(tmp_path, manifest, capsys):  # noqa: F811
     CachedDataset(SpeechDataset(manifest), make_model("l"), tmp_path / "l", 60)
     assert "preset l-frozen" in capsys.readouterr().out

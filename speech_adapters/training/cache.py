@@ -37,7 +37,7 @@ from speech_adapters.data.manifest import Manifest
 from speech_adapters.data.store import Store
 from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.errors import ConfigError, InputError
-from speech_adapters.files import read_json, sweep_folder, write_json
+from speech_adapters.files import read_json, sweep_folder, temporary_of, write_json
 from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.runs.processes import processes
 from speech_adapters.training.frozen import Frozen, Tap, compute_taps, frozen_part, hint, width_of
@@ -414,11 +414,14 @@ def clear_cache(folder: str | os.PathLike[str] | None = None, *, stale_only: boo
         stale_only: only those that another version of the code made, which are never read again.
     """
     freed = 0
+    sweep_folder(Cache().path if folder is None else Path(folder))
     for entry in list_caches(folder):
         if stale_only and entry.current:
             continue
         freed += entry.size
-        shutil.rmtree(entry.path) if entry.path.is_dir() else entry.path.unlink()
+        gone = temporary_of(entry.path)  # whole under its own name, or not there: a part without its index is damage
+        entry.path.replace(gone)
+        shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
     return freed
 
 
