@@ -16,8 +16,10 @@ import re
 import shutil
 import socket
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -37,13 +39,17 @@ from speech_adapters.errors import CheckpointError, ConfigError
 from speech_adapters.inference.formats import as_srt, as_vtt
 from speech_adapters.inference.utterances import Verification
 from speech_adapters.model import SpeechAdapterModel
+from speech_adapters.serving import residents
 from speech_adapters.serving.engine import Engine
+from speech_adapters.serving.http import models as http_models
+from speech_adapters.serving.http import server as http_server
 from speech_adapters.serving.http.app import create_app, openapi
 from speech_adapters.serving.http.keys import ApiKey, Keys
 from speech_adapters.serving.http.models import AdapterFields, add_adapter
 from speech_adapters.serving.http.server import host_name, page_origin
 from speech_adapters.serving.http.settings import HttpSettings
-from speech_adapters.serving.residents import load
+from speech_adapters.serving.residents import Loaded, load
+from speech_adapters.serving.served import Served
 
 TRANSCRIPTIONS = "/v1/audio/transcriptions"
 
@@ -633,6 +639,80 @@ def test_a_name_of_a_bank_is_found_in_every_address(encoder: Path, folder: Path,
         assert error(http.delete("/v1/adapters/client/other"), 404)["code"] == "model_not_found"
         assert "takes DELETE" in error(http.get("/v1/adapters/client/asr"), 405)["message"]
         assert http.get("/v1/models/client/asr").json()["id"] == "client/asr"
+
+
+def test_an_adapter_is_read_to_its_end_before_its_files_go(
+    encoder: Path, folder: Path, sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uploads, engine, began, gone = (
+        tmp_path / "uploads",
+        engine_of(encoder, folder),
+        threading.Event(),
+        threading.Event(),
+    )
+    uploads.mkdir()
+    probe, reading = engine.probe, []
+
+    def late(served: Served, *arguments: Any) -> Loaded:
+        began.set()
+        gone.wait(0.5)
+        return load(served, *arguments)
+
+    async def then_asked(served: Served) -> None:
+        """Somebody asks for the adapter of before when the new one has been tried."""
+        await probe(served)
+        reading.append(asyncio.ensure_future(engine.shelf.get(engine.catalog.find("a"))))
+        await asyncio.sleep(0)
+
+    with (
+        running(engine, HttpSettings(uploads=uploads)) as address,
+        httpx.Client(base_url=address, timeout=60) as http,
+        ThreadPoolExecutor(1) as client,
+    ):
+        files = [parts(folder / "adapters", name, "adapter[]") for name in ("lora-0", "houlsby-1")]
+        assert http.post("/v1/adapters", data={"name": "a"}, files=files[0]).status_code == 201
+        monkeypatch.setattr(residents, "load", late)
+        monkeypatch.setattr(engine, "probe", then_asked)
+        assert http.post("/v1/adapters", data={"name": "a"}, files=files[1]).status_code == 200
+        assert wait_for(reading[0].done) and reading[0].result().served.method == "lora"
+        began.clear()
+        asked = client.submit(http.post, "/v1/audio/embeddings", data={"model": "a"}, files=upload(sound))
+        assert began.wait(10) and http.delete("/v1/adapters/a").status_code == 200
+        gone.set()
+        assert asked.result().status_code == 200
+
+
+def test_a_server_that_was_killed_in_a_change_starts_with_the_adapter_of_before_or_after(
+    encoder: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uploads, rename, removed = tmp_path / "uploads", Path.rename, []
+    uploads.mkdir()
+
+    def killed(*arguments: Any, **_: Any) -> None:
+        if Path(arguments[0]).name == "a" and Path(arguments[-1]).name == "a":  # the new one, to its place
+            raise KeyboardInterrupt
+        rename(*arguments)
+
+    def half_removed(place: Path, **_: Any) -> None:
+        removed.append(place)
+        (place / "adapter_model.safetensors").unlink(missing_ok=True)
+
+    with running(engine_of(encoder, folder), HttpSettings(uploads=uploads)) as address:
+        files = parts(folder / "adapters", "lora-0", "adapter[]")
+        assert httpx.post(f"{address}/v1/adapters", data={"name": "a"}, files=files).status_code == 201
+        assert wait_for(lambda: [path.name for path in uploads.iterdir()] == ["a"])
+        shutil.copytree(uploads / "a", tmp_path / "incoming" / "a")
+        shutil.move(tmp_path / "incoming", uploads / ".incoming-x.a.1.at-00000000.99999999.tmp")
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "rename", killed)
+            with pytest.raises(KeyboardInterrupt):
+                http_models._swap(next(uploads.glob(".incoming-*")), uploads, "a")
+        assert not (uploads / "a").exists()
+        assert http_server._uploads(str(uploads)) == uploads and http_server._added(uploads) == [uploads / "a"]
+        with monkeypatch.context() as patch:
+            patch.setattr(http_models.shutil, "rmtree", half_removed)
+            assert httpx.delete(f"{address}/v1/adapters/a").status_code == 200
+        assert removed and http_server._added(uploads) == []
 
 
 def test_what_has_begun_ends_under_the_adapter_that_it_began_with(

@@ -145,6 +145,11 @@ class Shelf:
         finally:
             del self._loading[served.key]
 
+    async def settle(self, served: Served) -> None:
+        """Wait until nothing reads a model from disk: until the next ``await`` its files may be changed."""
+        while (reading := self._loading.get(served.key)) is not None:
+            await asyncio.wait([reading])
+
     def drop(self, served: Served) -> None:
         """Forget a model that is served no more."""
         self.kept.drop(served.key)

@@ -15,6 +15,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from speech_adapters.errors import CheckpointError, ConfigError
+from speech_adapters.files import sweep_folder, temporary_of
 from speech_adapters.serving.catalog import Catalog, read_folder
 from speech_adapters.serving.engine import Engine
 from speech_adapters.serving.http.errors import ApiError
@@ -25,6 +26,9 @@ from speech_adapters.serving.http.uploads import forget
 from speech_adapters.serving.served import NAME, Served
 
 router = APIRouter()
+
+BEFORE = ".before"
+"""What an adapter's folder is called while another takes its place; no adapter is called so."""
 
 
 def described(served: Served, catalog: Catalog) -> dict[str, Any]:
@@ -114,12 +118,15 @@ async def add_adapter(
             409, f"{form.name!r} belongs to what the server started with; choose another name", param="name"
         )
     async with request.app.state.changing:
-        incoming = Path(tempfile.mkdtemp(prefix=".incoming-", dir=folder))
+        ours = temporary_of(folder / form.name).name  # by which the next start knows it for a killed server's
+        incoming = Path(tempfile.mkdtemp(prefix=".incoming-", suffix=ours, dir=folder))
         writing = asyncio.ensure_future(engine.in_decoder(_write, incoming / form.name, form))
         try:
             await asyncio.shield(writing)  # to its end, though the client goes away: see the last line
             before = catalog.find(form.name) if form.name in catalog else None
             added = _moved(await _read(engine, incoming / form.name), incoming / form.name, folder / form.name)
+            if before is not None:
+                await engine.shelf.settle(before)
             # no await from here on: who goes away leaves the old adapter or the new one, in files and catalog alike
             _swap(incoming, folder, form.name)
             catalog.add(added)
@@ -143,10 +150,24 @@ async def delete_adapter(request: Request, own: Administered, name: str) -> dict
             raise ApiError(
                 409, f"{name!r} belongs to what the server started with; its operator starts it without", param="name"
             )
+        await engine.shelf.settle(served)
         engine.catalog.remove(served.name)
         engine.shelf.drop(served)
-        shutil.rmtree(folder / served.name)  # no await: who goes away leaves no files that the next start would serve
+        # no await: who goes away leaves no files that the next start would serve; nor, by the renaming, does a kill
+        gone = temporary_of(folder / served.name)
+        shutil.rmtree(gone, ignore_errors=True)  # of a killed server of this process's number
+        (folder / served.name).rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
     return {"id": served.name, "object": "model", "deleted": True}
+
+
+def take_up(folder: Path) -> None:
+    """End what a killed server was at: an adapter that it was about to replace is there again, the rest goes."""
+    for before in folder.glob(f".incoming-*/{BEFORE}"):
+        name = next((path.name for path in before.parent.iterdir() if path != before), None)
+        if name is not None and not (folder / name).exists():
+            before.rename(folder / name)
+    sweep_folder(folder)
 
 
 def _write(folder: Path, form: AdapterFields) -> None:
@@ -173,7 +194,7 @@ def _moved(served: Served, place: Path, target: Path) -> Served:
 
 def _swap(incoming: Path, folder: Path, name: str) -> None:
     """Have the files of ``incoming`` in place of those in ``folder``, or leave all as it was."""
-    target, old = folder / name, incoming / ".before"  # no adapter is called so
+    target, old = folder / name, incoming / BEFORE
     if target.exists():
         target.rename(old)
     try:

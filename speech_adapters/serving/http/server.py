@@ -35,6 +35,7 @@ from speech_adapters.serving.http import errors
 from speech_adapters.serving.http.app import create_app
 from speech_adapters.serving.http.guard import Guard
 from speech_adapters.serving.http.keys import ApiKey, Keys
+from speech_adapters.serving.http.models import take_up
 from speech_adapters.serving.http.settings import HttpSettings
 
 log = logging.getLogger("speech_adapters.serving")
@@ -213,7 +214,7 @@ def base_of(place: str) -> tuple[str, str | None]:
 
 
 def _added(uploads: Path | None) -> Sequence[Path]:
-    return [] if uploads is None else sorted(path.parent for path in uploads.glob("*/adapter.json"))
+    return [] if uploads is None else sorted(path.parent for path in uploads.glob("[!.]*/adapter.json"))
 
 
 def _uploads(folder: str | None) -> Path | None:
@@ -223,6 +224,7 @@ def _uploads(folder: str | None) -> Path | None:
     path.mkdir(parents=True, exist_ok=True)
     if not os.access(path, os.W_OK):
         raise ConfigError(f"--uploads {folder}: cannot be written; choose another folder.")
+    take_up(path)
     return path
 
 
