@@ -7,10 +7,14 @@ import http.server
 import io
 import json
 import re
+import shutil
 import tarfile
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar
 
@@ -20,7 +24,7 @@ import soundfile
 import torch
 
 from speech_adapters import corpora
-from speech_adapters.corpora import demo, espeak, librispeech
+from speech_adapters.corpora import demo, download, espeak, librispeech
 from speech_adapters.corpora.demo import DemoCorpus, build_demo, prepare_demo
 from speech_adapters.corpora.demo_plan import SPLITS, VARIANTS, plan_demo, read_sentences, transcript
 from speech_adapters.corpora.librispeech import download_librispeech, prepare_librispeech
@@ -164,6 +168,33 @@ def test_cache(tiny_plan: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert len(json.loads(corpus.marker.read_text())["fingerprint"]) == 64
 
 
+def test_the_demo_is_built_once_and_replaced_in_one_step(tiny_plan: None, tmp_path: Path, monkeypatch):
+    build, remove, built = demo.build_demo, shutil.rmtree, []
+
+    def slowly(root: Path) -> None:
+        built.append(root)
+        time.sleep(0.5)
+        build(root)
+
+    monkeypatch.setattr(demo, "build_demo", slowly)
+    with ThreadPoolExecutor(2) as threads:
+        corpus, other = threads.map(prepare_demo, [tmp_path / "demo"] * 2)
+    assert corpus == other and len(built) == 1, "the second waits for the first"
+
+    def killed(folder: Path, **options: bool) -> None:
+        if (Path(folder) / "complete.json").exists():
+            (Path(folder) / "complete.json").unlink()
+            raise KeyboardInterrupt
+        remove(folder, **options)
+
+    corpus.marker.write_text('{"fingerprint": "of an older version"}')
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            prepare_demo(tmp_path / "demo")
+    assert len(Manifest.read(prepare_demo(tmp_path / "demo").test, check_files=True)) == 4
+
+
 def test_a_failed_build_leaves_nothing(tiny_plan: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(demo, "BABBLERS", ("no-such-voice",))
     with pytest.raises(InputError, match="demo corpus: eSpeak NG stopped: .*'en-us\\+no-such-voice'.*pip install"):
@@ -290,6 +321,33 @@ def test_download_resumes_checks_and_unpacks(mirror: str, tmp_path: Path):
     assert [entry.name for entry in root.iterdir()] == ["LibriSpeech"], "archive and temporary folders are gone"
     download_librispeech(root, ["dev-clean"], base_url=mirror)
     assert len(Mirror.starts) == 2, "a finished subset is left alone"
+
+
+@pytest.mark.parametrize("whole", [librispeech, download])
+def test_two_that_download_at_once_do_it_once(mirror: str, tmp_path: Path, monkeypatch, whole) -> None:
+    Mirror.starts.append(0)  # no breaking off this time
+    fetch, others = whole.fetch, [0]
+
+    def get() -> Path:
+        if whole is librispeech:
+            return download_librispeech(tmp_path, ["dev-clean"], base_url=mirror)
+        return download.download_archive(f"{mirror}/dev-clean.tar.gz", tmp_path / "corpus")
+
+    def beside_another(*arguments: object, **options: str) -> None:
+        """The other one comes when this one has looked, and has a second to be quicker."""
+        if others:
+            others.clear()
+            ours.append(threads.submit(get))
+            with suppress(TimeoutError):
+                ours[0].result(1)
+        fetch(*arguments, **options)
+
+    monkeypatch.setattr(whole, "fetch", beside_another)
+    with ThreadPoolExecutor(1) as threads:
+        ours: list[Future] = []
+        place = get()
+        assert ours[0].result() == place and len(list(place.rglob("*.flac"))) == 2
+    assert len(Mirror.starts) == 2
 
 
 def test_download_starts_over_from_a_foreign_part(mirror: str, tmp_path: Path):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -141,6 +143,25 @@ def test_another_channel_needs_another_folder(source, noises, tmp_path):
             simulate(*arguments)
     with pytest.raises(InputError, match="begun with seed=0, now asked with 1"):
         simulate(source, tmp_path, "telephone", seed=1)
+
+
+def test_of_two_that_begin_a_folder_otherwise_one_is_refused(tmp_path, monkeypatch):
+    write, path = package.write_json, tmp_path / "test.simulation.json"
+
+    def beside_another(*arguments):
+        """The other one comes between the look and the writing, and has a second to be quicker."""
+        monkeypatch.undo()
+        ours.append(threads.submit(package._check_same, path, {"seed": 1}))
+        with suppress(TimeoutError):
+            ours[0].result(1)
+        write(*arguments)
+
+    monkeypatch.setattr(package, "write_json", beside_another)
+    with ThreadPoolExecutor(1) as threads:
+        ours = []
+        package._check_same(path, {"seed": 0})
+        with pytest.raises(InputError, match="begun with seed=0, now asked with 1"):
+            ours[0].result()
 
 
 def test_bad_channels_are_named(source, tmp_path):

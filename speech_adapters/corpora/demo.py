@@ -19,7 +19,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import sys
 from collections.abc import Sequence
 from contextlib import closing
@@ -38,7 +37,8 @@ from speech_adapters.data.audio_files import cache_folder
 from speech_adapters.data.augmentation import add_noise, telephone
 from speech_adapters.data.manifest import Manifest, Utterance
 from speech_adapters.errors import InputError
-from speech_adapters.files import sweep, temporary_of
+from speech_adapters.files import new_folder
+from speech_adapters.locks import locked
 
 SNR_DB = (5.0, 15.0)
 """Lowest and highest signal-to-noise ratio of the noisy domain."""
@@ -107,28 +107,19 @@ def prepare_demo(root: str | os.PathLike[str] | None = None) -> DemoCorpus:
     corpus = DemoCorpus(Path(root).absolute() if root is not None else demo_root())
     if _is_complete(corpus):
         return corpus
-    if corpus.root.is_dir() and any(corpus.root.iterdir()) and not corpus.marker.exists():
-        raise InputError(f"{corpus.root}: holds files that are not the demo corpus; name an empty or a new folder")
     try:
         corpus.root.parent.mkdir(parents=True, exist_ok=True)
-        sweep(corpus.root)
-        building = temporary_of(corpus.root)
-        shutil.rmtree(building, ignore_errors=True)
-        building.mkdir()
     except OSError as error:
         raise InputError(
             f"{corpus.root}: cannot be written ({error.strerror}); set SPEECH_ADAPTERS_CACHE to a folder of yours"
         ) from error
-    try:
-        build_demo(building)
-        if not _is_complete(corpus):  # another process may have been quicker
-            shutil.rmtree(corpus.root, ignore_errors=True)
-            os.replace(building, corpus.root)
-    except OSError:
-        if not _is_complete(corpus):  # quicker by a hair, between the look and the renaming
-            raise
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+    with locked(corpus.root):
+        if _is_complete(corpus):  # by another process meanwhile
+            return corpus
+        if corpus.root.is_dir() and any(corpus.root.iterdir()) and not corpus.marker.exists():
+            raise InputError(f"{corpus.root}: holds files that are not the demo corpus; name an empty or a new folder")
+        with new_folder(corpus.root, replace=True) as building:
+            build_demo(building)
     return corpus
 
 

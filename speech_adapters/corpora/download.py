@@ -13,6 +13,7 @@ from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 
 from speech_adapters.errors import InputError
+from speech_adapters.locks import locked
 
 TIMEOUT = 8.0
 """Seconds without an answer after which the network counts as absent."""
@@ -27,9 +28,16 @@ def download_archive(url: str, target: Path, md5: str | None = None) -> Path:
     Raises:
         InputError: no network, another checksum, or an archive that is cut short.
     """
+    archive = target.parent / url.rsplit("/", 1)[1]
     if target.is_dir():
         return target
-    archive = target.parent / url.rsplit("/", 1)[1]
+    with locked(archive):
+        if not target.is_dir():  # unpacked by another process meanwhile
+            _download(url, archive, target, md5)
+    return target
+
+
+def _download(url: str, archive: Path, target: Path, md5: str | None) -> None:
     if not archive.exists():
         archive.parent.mkdir(parents=True, exist_ok=True)
         fetch(url, archive, mirror="url=")
@@ -53,7 +61,6 @@ def download_archive(url: str, target: Path, md5: str | None = None) -> Path:
         single = len(unpacked) == 1 and unpacked[0].is_dir()
         os.replace(unpacked[0] if single else content_folder, target)
     archive.unlink()
-    return target
 
 
 def fetch(url: str, archive: Path, mirror: str = "base_url=") -> None:

@@ -28,6 +28,7 @@ from speech_adapters.corpora.download import check_md5, fetch
 from speech_adapters.data.audio import audio_info
 from speech_adapters.data.manifest import Manifest, Utterance, check_disjoint
 from speech_adapters.errors import AudioError, InputError, ManifestError
+from speech_adapters.locks import locked
 
 URL = "https://www.openslr.org/resources/12"
 
@@ -63,12 +64,15 @@ def download_librispeech(
         if complete.exists():
             continue
         archive = root / f"{subset}.tar.gz"
-        if not archive.exists():
-            fetch(f"{base_url}/{subset}.tar.gz", archive)
-        check_md5(archive, MD5[subset])
-        _unpack(archive, root, subset)
-        complete.touch()
-        archive.unlink()
+        with locked(archive):
+            if complete.exists():  # by another process meanwhile
+                continue
+            if not archive.exists():
+                fetch(f"{base_url}/{subset}.tar.gz", archive)
+            check_md5(archive, MD5[subset])
+            _unpack(archive, root, subset)
+            complete.touch()
+            archive.unlink()
     return corpus
 
 

@@ -31,6 +31,7 @@ from speech_adapters.data.augmentation import CODECS, TELEPHONE_BAND, add_noise,
 from speech_adapters.data.manifest import Manifest, Utterance
 from speech_adapters.errors import ConfigError, InputError
 from speech_adapters.files import read_json, to_json, write_json
+from speech_adapters.locks import locked
 from speech_adapters.ranges import Decibels, Positive, Seed, Share, Size, check_values
 
 
@@ -175,9 +176,10 @@ def _render(
 
 def _check_same(path: Path, settings: dict[str, Any]) -> None:
     """Record what is asked, or compare it with what the folder was begun with."""
-    if not path.exists():
-        write_json(path, settings)
-        return
+    with locked(path):
+        if not path.exists():
+            write_json(path, settings)
+            return
     asked, begun = to_json(settings), read_json(path)
     if odd := [key for key in asked if asked[key] != begun.get(key)]:
         raise InputError(
