@@ -30,6 +30,7 @@ from speech_adapters.inference.utterances import stitched as library_stitched
 from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.model_output import ModelOutput
 from speech_adapters.saving.fusions import SavedFusion
+from speech_adapters.serving import catalog
 from speech_adapters.serving.answers import classify, embed, stitched, transcribe, verify_speaker, whole_transcript
 from speech_adapters.serving.catalog import UnknownModel, UnsupportedTask, read_folder, read_named, read_place
 from speech_adapters.serving.engine import Engine, Source
@@ -541,6 +542,32 @@ def test_what_cannot_be_served_is_refused_at_the_start(encoder: Path, folder: Pa
     weights.write_bytes(weights.read_bytes()[:-8])
     with pytest.raises(CheckpointError, match="cut short or changed"):
         engine_of(encoder, alone)
+
+
+def test_a_folder_that_a_run_saves_into_meanwhile_is_served(
+    encoder: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, having = SpeechAdapterModel.from_pretrained(encoder).encoder, catalog._having
+    saved = [
+        f"{kind}/lora-{number}{end}"
+        for number in (0, 4)
+        for kind, end in (("adapters", ""), ("heads", "-transcription"))
+    ]
+    for name in saved[:2]:
+        shutil.copytree(folder / name, tmp_path / name)
+    missing = saved[2:]
+
+    def then_saved(*arguments: Any) -> list[Path]:
+        found = having(*arguments)
+        while missing:  # the adapter, then the head that was trained on it
+            shutil.copytree(folder / missing[0], tmp_path / missing.pop(0))
+        return found
+
+    monkeypatch.setattr(catalog, "_having", then_saved)
+    assert {served.name: set(served.heads) for served, _ in read_folder(tmp_path, base)} == {
+        "lora-0": {"transcription"},
+        "lora-4": set(),
+    }
 
 
 def test_classifying_without_such_a_head_says_what_there_is(encoder: Path, folder: Path, sounds: Any) -> None:

@@ -232,9 +232,10 @@ def read_folder(folder: str | Path, encoder: Encoder) -> Iterator[Entry]:
     """
     folder = Path(folder)
     check_folder(folder)
-    adapters = _having(folder, "adapters", "adapter.json")
-    fusions = _having(folder, "fusions", "fusion.json")
+    # heads first: a run at work in the folder saves an adapter before the heads that read it
     heads = [read_head(path) for path in _having(folder, "heads", "head.json")]
+    fusions = _having(folder, "fusions", "fusion.json")
+    adapters = _having(folder, "adapters", "adapter.json")
     if not adapters and not fusions and not heads:
         raise CheckpointError(f"{folder}: holds no adapters/NAME, fusions/NAME or heads/NAME; give a run's folder.")
     used: set[Path] = set()
