@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import struct
+import threading
 import unicodedata
 from pathlib import Path
 
@@ -377,6 +379,21 @@ def test_check_waveform(waveform: torch.Tensor, message: str):
         check_waveform(waveform, "waveform 3")
     good = torch.zeros(400)
     assert check_waveform(good, "waveform 3") is good
+
+
+def test_threads_that_write_one_file_do_not_take_each_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path, replace = tmp_path / "a.wav", os.replace
+
+    def beside_another(*places: Path) -> None:
+        monkeypatch.undo()
+        thread = threading.Thread(target=write_audio, args=(path, torch.full((8000,), 0.5)))
+        thread.start()
+        thread.join()
+        replace(*places)
+
+    monkeypatch.setattr(os, "replace", beside_another)
+    write_audio(path, torch.full((8000,), 0.25))
+    assert read_audio(path).unique().tolist() == [0.25] and [file.name for file in tmp_path.iterdir()] == ["a.wav"]
 
 
 def test_write_is_whole_or_nothing(tmp_path: Path):

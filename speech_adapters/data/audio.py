@@ -293,7 +293,7 @@ def write_audio(
     format_name = None
     if path.suffix.lower() == ".opus":
         format_name, subtype = "OGG", subtype or "OPUS"
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.{threading.get_native_id()}{path.suffix}")  # no process has another's
     try:
         samples = waveform.detach().to("cpu", torch.float32).numpy()
         with soundfile.SoundFile(temporary, "w", sample_rate, 1, subtype, format=format_name) as file:
