@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from collections import namedtuple
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -354,6 +357,27 @@ def test_caches_are_listed_and_cleared(tmp_path, manifest, monkeypatch):  # noqa
     assert larger.size == sum(file.stat().st_size for file in larger.path.rglob("*") if file.is_file()) > smaller.size
     assert clear_cache(stale_only=True) == larger.size and [entry.path for entry in list_caches()] == [smaller.path]
     assert clear_cache() == smaller.size and list_caches() == []
+
+
+def test_processes_share_the_filling_though_one_comes_late(tmp_path, manifest, monkeypatch):  # noqa: F811
+    barrier, added, add = threading.Barrier(2), threading.Event(), cache_file.Activations.add
+    own = threading.local()
+    models = [make_model("head-only") for _ in range(2)]
+
+    def share(number):
+        own.state = SimpleNamespace(
+            process_index=number, num_processes=2, is_main_process=not number,
+            wait_for_everyone=lambda: barrier.wait(30), print=print,
+        )  # fmt: skip
+        if number:
+            added.wait(1)  # the first one is done with its share
+        return CachedDataset(SpeechDataset(manifest), models[number], tmp_path, 3)
+
+    monkeypatch.setattr(cache_file, "processes", lambda: own.state)
+    monkeypatch.setattr(cache_file.Activations, "add", lambda *arguments: (add(*arguments), added.set()))
+    with ThreadPoolExecutor(2) as threads:
+        made = list(threads.map(share, range(2)))
+    assert all("cached" in one[place] for one in made for place in range(len(manifest)))
 
 
 def test_a_clearing_that_was_killed_leaves_no_damage(tmp_path, manifest, monkeypatch):  # noqa: F811

@@ -236,6 +236,7 @@ class _Filling:
 
     def run(self, folder: Path) -> None:
         """What is not there afterwards (it did not fit, or another run got in between) is computed in each epoch."""
+        self.processes.wait_for_everyone()  # all have seen the same, of which each takes its share
         if self._lacking():
             chosen = self._choose()
             if self.processes.is_main_process:
