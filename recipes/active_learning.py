@@ -48,6 +48,11 @@ class Config(ActiveConfig):
             raise ConfigError("--filled belongs to --mode sheet and to the --output of the run that wrote the sheet.")
 
 
+def sheet_folder(run, turn) -> Path:
+    """Where a round's sheet is written, the page last."""
+    return run.path / f"round{turn.number}"
+
+
 def run_sheet(config: Config, encoder, pool: Manifest, test: Manifest | None, run) -> None:
     """Take in a filled sheet if one is given, train, and write the next round's sheet."""
     from speech_adapters.active.experiment import LabellingLoop
@@ -57,7 +62,9 @@ def run_sheet(config: Config, encoder, pool: Manifest, test: Manifest | None, ru
     loop = LabellingLoop(config, encoder, pool, test, run.path / "loops" / "people", config.loop)
     learner = loop.learner
     if config.filled is not None:
-        waiting = learner.pending or learner.unscored
+        waiting = learner.pending
+        if waiting is None or not (sheet_folder(run, waiting) / "sheet.html").exists():
+            waiting = learner.last_labelled  # taken in before this command was stopped: the same sheet comes again
         if waiting is None:
             raise ConfigError(
                 f"--filled {config.filled}: no round waits for labels; run without it for the next sheet."
@@ -70,7 +77,7 @@ def run_sheet(config: Config, encoder, pool: Manifest, test: Manifest | None, ru
         print(f"The loop is over: {labelled.summary()}\nlabels  {run.path / 'labelled.jsonl'}\n"
               f"adapter {loop.run.adapter(loop.last)}\nhead    {loop.run.head(loop.last)}")  # fmt: skip
         return
-    view, folder = loop.view(), run.path / f"round{turn.number}"
+    view, folder = loop.view(), sheet_folder(run, turn)
     picks = Manifest(turn.picks, "picks")
     observed = observe(loop.model(), picks)
     rows = sheet_rows(turn.picks, picks, observed, learner.labelled, view.labelled, loop.key)

@@ -213,7 +213,7 @@ def test_labels_must_be_those_of_the_picks(tmp_path):
     assert [u.emotion for u in learner.labelled] == [u.emotion for u in turn.picks]
 
 
-def test_labels_may_come_again_until_their_model_is_trained(tmp_path):
+def test_labels_may_come_again_until_others_came(tmp_path):
     learner = ActiveLearner(make_pool([1] * 12), LabellingConfig(budget=8, rounds=2), tmp_path)
     turn = learner.next_round(lambda: view_of(learner))
     labels = {u.id: {"emotion": "calm"} for u in turn.picks}
@@ -226,7 +226,14 @@ def test_labels_may_come_again_until_their_model_is_trained(tmp_path):
     with pytest.raises(ConfigError, match="round 0 has other labels already; go on without new ones"):
         again.label({name: {"emotion": "angry"} for name in labels})
     again.report(0.5)
+    again.label(labels)
     with pytest.raises(ConfigError, match="no round waits"):
+        again.label({name: {"emotion": "angry"} for name in labels})
+    second = again.next_round(lambda: view_of(again))
+    again.label(labels)
+    assert again.pending == second and again.last_labelled == turn
+    again.label({u.id: {"emotion": "calm"} for u in second.picks})
+    with pytest.raises(ConfigError, match="round 1 has other labels already"):
         again.label(labels)
 
 

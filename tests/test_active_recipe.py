@@ -157,6 +157,10 @@ def test_people_label_round_by_round(speech, tmp_path):
     filled: list[str] = []
     for number in range(2):
         run(*command, *filled)
+        if number:  # killed when the picks were drawn, before their sheet was there: the same command writes it
+            (out / "round1" / "sheet.html").unlink()
+            run(*command, *filled)
+            assert (out / "round1" / "sheet.html").exists()
         sheet = out / f"round{number}" / "sheet.jsonl"
         rows = [json.loads(line) for line in sheet.read_text().splitlines()]
         assert number == 0 or (rows[0]["guess"] in ("angry", "calm") and len(rows[0]["nearest"]) == 3)
@@ -166,4 +170,6 @@ def test_people_label_round_by_round(speech, tmp_path):
     assert "The loop is over" in run(*command, *filled).stdout
     labelled = Manifest.read(out / "labelled.jsonl", ("emotion",))
     assert len(labelled) == 12 and all(u.emotion == truth[u.id] for u in labelled)
+    assert "The loop is over" in run(*command, *filled).stdout  # the same command, once more
+    path.write_text(path.read_text().replace("angry", "furious").replace("calm", "angry").replace("furious", "calm"))
     assert "no round waits" in run(*command, *filled, expect=2).stderr

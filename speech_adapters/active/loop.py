@@ -166,9 +166,15 @@ class ActiveLearner:
         return self.pending is None and len(self._of("labels")) > len(self._of("score"))
 
     @property
+    def last_labelled(self) -> Round | None:
+        """The last round whose labels came."""
+        labels = self._of("labels")
+        return self._round(self._of("picks")[len(labels) - 1]) if labels else None
+
+    @property
     def unscored(self) -> Round | None:
         """The round of :attr:`waits_for_score`."""
-        return self._round(self._of("picks")[-1]) if self.waits_for_score else None
+        return self.last_labelled if self.waits_for_score else None
 
     def cost(self, utterance: Utterance) -> float:
         """One label, or its seconds."""
@@ -228,14 +234,14 @@ class ActiveLearner:
     def label(self, labels: dict[str, dict[str, Any]]) -> None:
         """Record what the annotator (or the oracle) said: ``{id: {"text": ...}}``, one entry a pick.
 
-        Those of a round that waits for its score may come again: whoever stopped its training gives the same sheet.
+        Those of the last labelled round may come again: whoever stopped what follows gives the same sheet.
 
         Raises:
             ConfigError: no round waits, or the ids are not those of its picks.
         """
+        if (turn := self.last_labelled) is not None and labels == self._of("labels")[turn.number]["labels"]:
+            return
         if (turn := self.unscored) is not None:
-            if labels == self._of("labels")[-1]["labels"]:
-                return
             raise ConfigError(f"label: round {turn.number} has other labels already; go on without new ones.")
         if self.pending is None:
             raise ConfigError("label: no round waits for labels; call next_round first.")
