@@ -12,6 +12,7 @@ from speech_adapters.data.manifest import Manifest
 from speech_adapters.errors import AudioError, ConfigError, TextError
 from speech_adapters.heads import ClassificationHead
 from speech_adapters.locks import _HELD
+from speech_adapters.tasks import user_adapters
 from speech_adapters.tasks.user_adapters import UserAdapters
 from speech_adapters.training.settings import TrainingConfig
 
@@ -44,6 +45,33 @@ def shared():
 @torch.no_grad()
 def answer(model, choice) -> torch.Tensor:
     return model(torch.tensor(speech(3))[None], adapter=[choice]).logits
+
+
+def test_a_first_correction_that_another_process_learns_meanwhile_is_gone_on_from(tmp_path, monkeypatch) -> None:
+    UserAdapters(shared(), tmp_path / "one", training=TRAINING).correct("anna", speech(0), "YES YES")
+    one, ours = (UserAdapters(shared(), tmp_path / name, training=TRAINING) for name in ("one", "two"))
+    one.correct("anna", speech(1), "NO")
+    listen, others = user_adapters.recordings_of, [UserAdapters(shared(), tmp_path / "two", training=TRAINING)]
+
+    def beside_another(*arguments, **options):
+        while others:
+            others.pop().correct("anna", speech(0), "YES YES")
+        return listen(*arguments, **options)
+
+    monkeypatch.setattr(user_adapters, "recordings_of", beside_another)
+    ours.correct("anna", speech(1), "NO")
+    expected, found = (answer(users.model, users.choice("anna")) for users in (one, ours))
+    assert torch.equal(found, expected)
+
+
+def test_a_user_whose_first_adapter_was_killed_half_saved_has_what_all_share(tmp_path) -> None:
+    users = UserAdapters(shared(), tmp_path, training=TRAINING)
+    place = tmp_path / "anna" / "adapter"
+    place.mkdir(parents=True)
+    (place / "adapter_model-0123456789abcdef.safetensors").touch()
+    assert users.choice("anna") == "a"
+    users.correct("anna", speech(0), "YES YES")
+    assert UserAdapters(shared(), tmp_path, training=TRAINING).choice("anna") == Stack("a", "user-anna")
 
 
 def test_a_correction_is_learnt_kept_and_touches_nobody_else(tmp_path) -> None:

@@ -87,7 +87,7 @@ class UserAdapters:
             CheckpointError: a damaged file, or one made on another base.
         """
         name, folder = self._name(user), self.folder / user / "adapter"
-        if name not in self.model.adapters and folder.exists():
+        if name not in self.model.adapters and (folder / "adapter.json").exists():  # not before a first one is whole
             with self._as_shared():
                 self.model.load_adapter(folder, name)
         return self._above(name) if name in self.model.adapters else self.shared
@@ -108,12 +108,12 @@ class UserAdapters:
             AudioError: audio that is missing, damaged or empty.
             ManifestError, TextError: a text that is empty, too long for its audio, or outside the vocabulary.
         """
-        folder = self.folder / user
-        choice, name = self.choice(user), self._name(user)
+        folder, name = self.folder / user, self._name(user)
         ((recording, *_),) = recordings_of(audio, channel=channel, sample_rate=sample_rate)
         heard = torch.cat(list(recording.blocks()))
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder / "corrections.jsonl"):
+            choice = self.choice(user)
             corrections = self._add(folder, user, heard, text)
             try:
                 with self._as_shared():
