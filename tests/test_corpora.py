@@ -323,6 +323,21 @@ def test_download_resumes_checks_and_unpacks(mirror: str, tmp_path: Path):
     assert len(Mirror.starts) == 2, "a finished subset is left alone"
 
 
+def test_a_subset_is_there_after_what_is_told_of_its_speakers(mirror: str, tmp_path: Path, monkeypatch) -> None:
+    Mirror.starts.append(0)  # no breaking off this time
+    replace = librispeech.os.replace
+
+    def killed(source: Path, target: Path) -> None:
+        replace(source, target)
+        if Path(target).name == "dev-clean":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(librispeech.os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        download_librispeech(tmp_path, ["dev-clean"], base_url=mirror)
+    assert {file.name for file in (tmp_path / "LibriSpeech").glob("[!.]*")} == {"dev-clean", "SPEAKERS.TXT"}
+
+
 @pytest.mark.parametrize("whole", [librispeech, download])
 def test_two_that_download_at_once_do_it_once(mirror: str, tmp_path: Path, monkeypatch, whole) -> None:
     Mirror.starts.append(0)  # no breaking off this time

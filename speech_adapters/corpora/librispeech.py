@@ -162,8 +162,8 @@ def _unpack(archive: Path, root: Path, subset: str) -> None:
         with tarfile.open(archive) as tar:
             tar.extractall(folder, filter="data")
         unpacked = Path(folder) / "LibriSpeech"
+        for file in unpacked.glob("*.TXT"):  # first: a subset that is there is taken without them
+            os.replace(file, root / "LibriSpeech" / file.name)
         target = root / "LibriSpeech" / subset
         shutil.rmtree(target, ignore_errors=True)  # of an earlier, interrupted unpacking
         os.replace(unpacked / subset, target)
-        for file in unpacked.glob("*.TXT"):
-            os.replace(file, root / "LibriSpeech" / file.name)
