@@ -319,6 +319,16 @@ def test_exports_are_banks_and_imports_add_what_is_new(bank: Bank, tmp_path: Pat
         import_bank(other, str(tmp_path / "nowhere"))
 
 
+def test_a_disk_that_fills_up_behind_a_change_does_not_call_it_failed(bank: Bank, monkeypatch) -> None:
+    def full(file: Path, _: object) -> None:
+        raise InputError(f"{file}: cannot be written (No space left on device)")
+
+    keep(bank, "a", b"1")
+    os.utime(bank.folder / "index.json", (0, 0))
+    monkeypatch.setattr("speech_adapters.bank.index.write_sealed", full)
+    assert bank.remove("a@1") == [1]
+
+
 def test_an_import_leaves_the_tags_that_another_process_sets_meanwhile(
     bank: Bank, tmp_path: Path, monkeypatch
 ) -> None:

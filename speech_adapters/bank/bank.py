@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from speech_adapters.bank.index import Found, Index, Query, refresh
-from speech_adapters.errors import CheckpointError, ConfigError
+from speech_adapters.errors import CheckpointError, ConfigError, InputError
 from speech_adapters.files import atomic, new_folder, sweep, write_json
 from speech_adapters.locks import locked
 from speech_adapters.saving.bank_layout import (
@@ -330,7 +330,8 @@ class Bank:
             change = _Change(self.layout.entry(name) if there or file.is_file() else Entry())
             yield change
             write_sealed(file, change.entry)
-            refresh(self.layout)
+            with contextlib.suppress(InputError):  # a disk that is full now has taken the change; this is for speed
+                refresh(self.layout)
 
     def _put(self, digest: str, files: Mapping[str, bytes]) -> None:
         """Have an object in place. One that is there is only written again where it is broken."""
