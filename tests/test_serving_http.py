@@ -608,7 +608,9 @@ def test_adapters_are_added_replaced_and_removed(encoder: Path, folder: Path, so
         replaced = http.post("/v1/adapters", data=data, files=second)
         assert replaced.status_code == 200 and replaced.json()["method"] == "bottleneck"
         assert classify("before").json()["probabilities"] != first["probabilities"]
-        assert classify("lora-0").json() == before
+        untouched = classify("lora-0").json()  # to a rounding: how many cores hear it depends on what else is heard
+        assert untouched.pop("probabilities") == pytest.approx(before.pop("probabilities"), abs=1e-5)
+        assert untouched == before
 
         foreign = error(http.post("/v1/adapters", data=data, files=[*own["adapter"], *second[2:]]), 400)
         assert foreign["code"] == "adapter_refused" and str(tmp_path) not in foreign["message"]

@@ -194,7 +194,8 @@ class Engine:
                 futures.get_nowait()[1].cancel()
 
     async def probe(self, served: Served) -> None:
-        """Run a model once on half a second of noise, and the base beside it.
+        """Run a model once on half a second of noise, and the base: each alone, since the places of one batch
+        need not round alike.
 
         Raises:
             CheckpointError: it cannot be read, its output is not finite, or it changes nothing of what the base hears:
@@ -205,7 +206,7 @@ class Engine:
         noise = Window(0.1 * torch.randn(SAMPLE_RATE // 2, generator=generator), 0, 0, SAMPLE_RATE // 2)
         base = Loaded(next(one for one in self.catalog if one.method == "base"))
         loaded = await self.in_loader(load, served, self.encoder)
-        own, plain = await asyncio.gather(*(self.submit(one, None, noise) for one in (loaded, base)))
+        own, plain = [await self._hear_alone(one, noise) for one in (loaded, base)]
         has_tensors = loaded.adapter is not None and bool(loaded.adapter.tensors)
         if has_tensors and own.features.shape == plain.features.shape and torch.equal(own.features, plain.features):
             raise CheckpointError(f"the adapter {served.name!r} changes nothing of what the base hears.")
@@ -219,6 +220,15 @@ class Engine:
         future = asyncio.get_running_loop().create_future()
         self.queue.put(Waiting(window, loaded, task, future))
         return future
+
+    async def _hear_alone(self, loaded: Loaded, window: Window) -> Heard:
+        """A window in no batch with others."""
+        loop, worker = asyncio.get_running_loop(), self._workers[0]
+        alone = [Waiting(window, loaded, None, loop.create_future())]
+        (result,) = await loop.run_in_executor(worker.thread, worker.hear, alone, self._cores)
+        if isinstance(result, Exception):
+            raise result
+        return result
 
     async def in_loader(self, function: Callable[..., R], *arguments: Any) -> R:
         """Run what reads from disk beside the loop."""

@@ -190,7 +190,7 @@ class _Training:
                 found = error
         if self._any_process([] if found is None else [1]):
             raise found or InUseError(f"{self.folder.path}: the main process cannot write to it.")
-        return from_main(free)
+        return from_main(free) if self.accelerator.num_processes > 1 else free
 
     def _result(self, part: PartProgress) -> TrainingResult:
         progress = self.progress
