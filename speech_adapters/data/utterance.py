@@ -71,6 +71,11 @@ class Utterance:
         value = self.get(key)
         return value is not None and (key == "text" or not isinstance(value, str) or bool(value.strip()))
 
+    def place(self) -> dict[str, Any]:
+        """Where it is heard, under the keys of a manifest."""
+        piece = {"offset": self.offset, "duration": self.duration, "channel": self.channel}
+        return {"audio_filepath": str(self.audio_filepath), **piece}
+
     def waveform(self, channel: int | str | None = None) -> torch.Tensor:
         """(samples,) the utterance's audio at 16 kHz; ``channel`` where the line itself names none.
 

@@ -252,10 +252,7 @@ def worst_utterances(result: WERResult, manifest: Manifest, count: int = 15) -> 
         {
             "id": score.id,
             "speaker": score.speaker,
-            "audio_filepath": str(by_id[score.id].audio_filepath),
-            "offset": by_id[score.id].offset,
-            "duration": by_id[score.id].duration,
-            "channel": by_id[score.id].channel,
+            **by_id[score.id].place(),
             "reference": score.reference,
             "hypothesis": score.hypothesis,
             "alignment": score.alignment(),

@@ -149,10 +149,7 @@ def confident_mistakes(result: ClassificationResult, manifest: Manifest, count: 
         {
             "id": wrong.id,
             "speaker": wrong.speaker,
-            "audio_filepath": str(by_id[wrong.id].audio_filepath),
-            "offset": by_id[wrong.id].offset,
-            "duration": by_id[wrong.id].duration,
-            "channel": by_id[wrong.id].channel,
+            **by_id[wrong.id].place(),
             "reference": _shown(result, wrong, wrong.label),
             "hypothesis": _shown(result, wrong, wrong.prediction),
         }
