@@ -12,14 +12,15 @@ A score is UA for emotion (or any label) and word accuracy, 1 - WER, for speech 
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from speech_adapters.active.experiment import ActiveConfig
 from speech_adapters.config import option, parse_cli, run_main
 from speech_adapters.data.manifest import Channel, Manifest
-from speech_adapters.errors import ConfigError
+from speech_adapters.errors import ConfigError, InputError
 
 PRESETS = {path.stem: path for path in (Path(__file__).parent / "active_learning").glob("*.yaml")}
 
@@ -53,23 +54,33 @@ def sheet_folder(run, turn) -> Path:
     return run.path / f"round{turn.number}"
 
 
+def read_filled(config: Config, loop, run) -> dict[str, dict[str, Any]]:
+    """The labels of the filled sheet: of the round that waits or, where that has no sheet yet, of the one before."""
+    from speech_adapters.active.sheet import read_sheet
+
+    before = loop.learner.last_labelled
+    waiting = loop.learner.pending or before
+    if waiting is None:
+        raise ConfigError(f"--filled {config.filled}: no round waits for labels; run without it for the next sheet.")
+    try:
+        return read_sheet(config.filled, waiting.picks, loop.key, loop.labels)
+    except InputError:
+        if before is not None and not (sheet_folder(run, waiting) / "sheet.html").exists():
+            with suppress(InputError):  # taken in before this command was stopped: the same sheet comes again
+                return read_sheet(config.filled, before.picks, loop.key, loop.labels)
+        raise
+
+
 def run_sheet(config: Config, encoder, pool: Manifest, test: Manifest | None, run) -> None:
     """Take in a filled sheet if one is given, train, and write the next round's sheet."""
     from speech_adapters.active.experiment import LabellingLoop
     from speech_adapters.active.pool_predictions import observe
-    from speech_adapters.active.sheet import read_sheet, sheet_rows, write_sheet
+    from speech_adapters.active.sheet import sheet_rows, write_sheet
 
     loop = LabellingLoop(config, encoder, pool, test, run.path / "loops" / "people", config.loop)
     learner = loop.learner
     if config.filled is not None:
-        waiting = learner.pending
-        if waiting is None or not (sheet_folder(run, waiting) / "sheet.html").exists():
-            waiting = learner.last_labelled  # taken in before this command was stopped: the same sheet comes again
-        if waiting is None:
-            raise ConfigError(
-                f"--filled {config.filled}: no round waits for labels; run without it for the next sheet."
-            )
-        learner.label(read_sheet(config.filled, waiting.picks, loop.key, loop.labels))
+        learner.label(read_filled(config, loop, run))
     turn = loop.next_round()
     if turn is None:
         labelled = learner.labelled
