@@ -11,6 +11,7 @@ import math
 import random
 import re
 import shlex
+from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from speech_adapters.data.audio import SAMPLE_RATE, write_audio
 from speech_adapters.errors import InputError
 from speech_adapters.files import to_json
 from speech_adapters.heads import HeadConfig
+from speech_adapters.heads.base import HEADS
 from speech_adapters.metrics.detection import detection_curve
 from speech_adapters.reports.charts import Line, bar_chart, line_chart, scatter_chart, ticks
 from speech_adapters.reports.detection_charts import chart_data
@@ -266,6 +268,28 @@ def test_copied_lines_quote_names_and_answer_as_the_model_does(
     with pytest.raises(SystemExit, match="^0$"):
         command_line([places.get(word, word) for word in command[1:]])
     assert how_to_use(results(adapter="other"), folder) == {} == how_to_use(results(encoder=None), folder)
+
+
+def test_copied_lines_ask_a_head_of_ones_own_type_for_its_logits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("speech_adapters.heads.base.HEADS", dict(HEADS))
+
+    @dataclass
+    class Own(ClassificationHead):
+        head_type = "own-in-a-report"
+
+    model = SpeechAdapterModel.from_pretrained("tiny-wavlm")
+    model.add_adapter("a", "lora")
+    model.save_adapter("a", tmp_path / "adapters" / "lora-seed0")
+    model.add_head("own", Own(("no", "yes")))
+    model.save_head("own", tmp_path / "heads" / "lora-seed0")
+    write_audio(tmp_path / "call.wav", torch.rand(SAMPLE_RATE) - 0.5)
+    shown = how_to_use(results(adapter="lora"), tmp_path)
+    assert list(shown) == ["Python"]
+    capsys.readouterr()
+    exec(shown["Python"].replace("'call.wav'", repr(str(tmp_path / "call.wav"))), {})
+    assert capsys.readouterr().out.startswith("tensor([[")
 
 
 def test_copied_lines_of_a_fusion_load_its_adapters_first(tmp_path: Path) -> None:

@@ -68,7 +68,10 @@ def _type_of(head: Path | None) -> str | None:
 
 
 def _python(model: str, loaded: Sequence[str], kind: str | None) -> str:
-    asked, _ = _ASKED.get(kind, _EMBEDDED)  # a head of the user's own type: what stands below it
-    return "\n".join(
-        ["from speech_adapters import SpeechAdapterModel", "", f"model = {model}", *loaded, f"print(model.{asked})"]
-    )
+    lines = ["from speech_adapters import SpeechAdapterModel"]
+    if kind in _ASKED:
+        asked = [f"print(model.{_ASKED[kind][0]})"]
+    else:  # a head of the user's own type, which none of the model's verbs reads
+        lines.append("from speech_adapters.data.audio import read_audio")
+        asked = ["model.eval()", "print(model(read_audio('call.wav')[None]).logits)"]
+    return "\n".join([*lines, "", f"model = {model}", *loaded, *asked])
