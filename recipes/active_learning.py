@@ -141,7 +141,7 @@ def main(argv: list[str] | None = None) -> None:
     elif test is not None:
         check_audible(test, encoder, any_length=config.task.windows is not None)
     data = {name: manifest.describe() for name, manifest in (("pool", pool), ("test", test)) if manifest is not None}
-    known = {"ignore": ("filled",), "data": data, "base": encoder.fingerprint}
+    known = {"ignore": ("filled",), "data": data, "base": encoder.identity}
     run = RunFolder.open("active_learning", config, config.output, resume=config.resume, **known)
     print(f"{encoder!r}\npool  {pool.summary()}\nrun   {run.path}\n")
     if config.mode == "sheet":

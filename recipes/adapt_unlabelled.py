@@ -247,7 +247,7 @@ def main(config: Config) -> None:
     precision = config.precision if config.precision != "auto" else ("bf16" if fast_bfloat16() else "fp32")
     model = None if config.adapter is None else find_model(config, source, None)
     data = {"test": test.describe()} | ({} if dev is None else {"dev": dev.describe()})
-    base = None if model is None else model.encoder.fingerprint
+    base = None if model is None else model.encoder.identity
     run = RunFolder.open("adapt_unlabelled", config, config.output, resume=config.resume, data=data, base=base)
     model = model or find_model(config, source, run)
     run.begin()

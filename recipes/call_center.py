@@ -173,9 +173,7 @@ def main(config: Config) -> None:
     seeds = [DomainsRun(config, domains, encoder, head, seed, outside) for seed in config.seeds]
     data = {f"{d.name} {s}": getattr(d, s).describe() for d in domains for s in ("train", "test")}
     data |= {f"{name} test": test.describe() for name, test in outside.items()}
-    run = RunFolder.open(
-        "call_center", config, config.output, resume=config.resume, data=data, base=encoder.fingerprint
-    )
+    run = RunFolder.open("call_center", config, config.output, resume=config.resume, data=data, base=encoder.identity)
     facts = [f"{domain.name:12s} train {domain.train.summary()}, test {domain.test.summary()}" for domain in domains]
     print("\n".join([f"{encoder!r}", *facts, f"run {run.path}\n"]))
 

@@ -132,7 +132,7 @@ def main(config: Config) -> None:
         settings = replace(settings, learning_rates={group: config.learning_rate, **settings.learning_rates})
 
     data = {name: manifest.describe() for name, manifest in corpus.splits.items()}
-    known = {"data": data, "base": model.encoder.fingerprint}
+    known = {"data": data, "base": model.encoder.identity}
     run = RunFolder.open("fuse_adapters", config, config.output, resume=config.resume, **known)
     print(f"{model.encoder!r}\ntrain {corpus.train.summary()}\ntest  {corpus.test.summary()}\nrun   {run.path}\n")
     dataset = (

@@ -191,7 +191,7 @@ def main(argv: list[str] | None = None) -> None:
     model.add_adapter("tapt", preset(config.adapter, "asr", **config.adapter_options))
     model.train_adapter("tapt")
     asked, config = config, with_rates(config, set(model.parameter_groups()))
-    run = RunFolder.open("tapt", asked, config.output, resume=config.resume, data=data, base=encoder.fingerprint)
+    run = RunFolder.open("tapt", asked, config.output, resume=config.resume, data=data, base=encoder.identity)
     objective = config.build(model, train, config.training, run, noises)
     print(f"{encoder!r}\ntrain {train.summary()}\nheld  {held_out.summary()}")
     print(f"{objective.name} objective, prediction head: {objective.head_source}\nrun   {run.path}\n")

@@ -122,7 +122,7 @@ def test_a_run_goes_on_where_its_data_lies_elsewhere(tmp_path: Path) -> None:
     held = {split: {"name": f"{split}.jsonl", "utterances": 2, "sha256": split} for split in ("train", "dev")}
 
     def opened(data: dict[str, Any] = held, **settings: Any) -> RunFolder:
-        return RunFolder.open("asr", Trained(**settings), tmp_path / "mine", data=data, base="a")
+        return RunFolder.open("asr", Trained(**settings), tmp_path / "mine", data=data, base={"fingerprint": "a"})
 
     opened(train=Path("a.jsonl"), dev=Path("d.jsonl"))
     assert opened(train=tmp_path / "a.jsonl", dev=tmp_path / "d.jsonl", encoder="models/tiny").resumed
@@ -137,12 +137,22 @@ def test_a_run_goes_on_where_its_data_lies_elsewhere(tmp_path: Path) -> None:
 def test_an_encoder_that_changed_since_is_refused(tmp_path: Path) -> None:
     """At the same place, as another checkpoint of its training: adapters of the one would be scored on the other."""
     data = {"corpus": "mine"}
-    RunFolder.open("asr", Recipe(), tmp_path / "mine", data=data, base="a")
-    assert RunFolder.open("asr", Recipe(), tmp_path / "mine", data=data, base="a").resumed
+    RunFolder.open("asr", Recipe(), tmp_path / "mine", data=data, base={"fingerprint": "a"})
+    assert RunFolder.open("asr", Recipe(), tmp_path / "mine", data=data, base={"fingerprint": "a"}).resumed
     with pytest.raises(ConfigError, match="has changed since this run was begun: the encoder held other weights then"):
-        RunFolder.open("asr", Recipe(), tmp_path / "mine", data=data, base="b")
+        RunFolder.open("asr", Recipe(), tmp_path / "mine", data=data, base={"fingerprint": "b"})
+    heard = {"fingerprint": "a", "normalize": False, "settings": {"hidden_act": "gelu", "new": 1}}
+    assert RunFolder.open("asr", Recipe(), tmp_path / "mine", data=data, base=heard).resumed, "a run of before"
+    RunFolder.open("asr", Recipe(), tmp_path / "heard", data=data, base=heard)
+    other = {"fingerprint": "a", "normalize": True, "settings": {"hidden_act": "relu"}}
+    with pytest.raises(
+        ConfigError, match="encoder's normalize was False, now True; the encoder's settings.hidden_act was"
+    ):
+        RunFolder.open("asr", Recipe(), tmp_path / "heard", data=data, base=other)
     RunFolder.open("asr", Recipe(), tmp_path / "before", data=data)
-    assert RunFolder.open("asr", Recipe(), tmp_path / "before", data=data, base="b").resumed, "a run of before"
+    assert RunFolder.open("asr", Recipe(), tmp_path / "before", data=data, base={"fingerprint": "b"}).resumed, (
+        "a run of before"
+    )
 
 
 def test_a_folder_left_by_a_kill_before_its_configuration_is_used(tmp_path: Path) -> None:

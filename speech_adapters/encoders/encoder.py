@@ -227,6 +227,11 @@ class Encoder(nn.Module):
             self._fingerprints = fingerprints(self.model.state_dict(), self.architecture.may_lack)
         return self._fingerprints
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What tells it from others wherever it lies: its frozen weights, and what else shapes what they compute."""
+        return {"fingerprint": self.fingerprint, "normalize": self.normalize, "settings": self.settings}
+
     def quantize(self, kind: Quantization) -> Encoder:
         """Hold the weights in 8 or 4 bits from now on; the fingerprint stays that of the weights as loaded.
 

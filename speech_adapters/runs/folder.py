@@ -2,7 +2,7 @@
 
     runs/asr_librispeech/2025-01-31_12-00-00/
         config.yaml        the resolved configuration; ``--config`` with it repeats the run
-        data.json          what the manifests held: name, utterances, hours, speakers, hash; the encoder's fingerprint
+        data.json          what the manifests held: name, utterances, hours, speakers, hash; what tells the encoder
         metrics.jsonl      one line per logged step
         results.json       figures with intervals, parameters, seconds, versions
         checkpoints/       what a training goes on from when it was stopped
@@ -78,7 +78,7 @@ class RunFolder:
         root: str | os.PathLike[str] = "runs",
         ignore: Sequence[str] = (),
         data: Mapping[str, Any] | None = None,
-        base: str | None = None,
+        base: Mapping[str, Any] | None = None,
     ) -> RunFolder:
         """The folder of a run with this ``config``: the one that was begun, else a new one that holds it.
 
@@ -88,11 +88,10 @@ class RunFolder:
             ignore: settings that may differ from those it was begun with.
             data: its manifests, by split, as :meth:`~speech_adapters.data.manifest.Manifest.describe` has them. The
                 setting of a split's name says where its manifest lies: that may be another place by now.
-            base: the fingerprint of its encoder, whose name likewise.
+            base: the :attr:`~speech_adapters.encoders.encoder.Encoder.identity` of its encoder, whose name likewise.
 
         Raises:
-            ConfigError: it was begun with other settings, data or weights of the encoder; the message names all that
-                differ.
+            ConfigError: it was begun with other settings, data or another encoder; the message names all that differ.
             InputError: a folder that is no run's, that another process writes to, or that cannot be made.
         """
         if resume is not None:
@@ -100,7 +99,7 @@ class RunFolder:
                 raise ConfigError("give --output or --resume, not both: each names the run folder.")
             path = find_run(file_name(recipe), resume, root)
 
-        held = None if data is None else {**data, **({} if base is None else {"encoder": {"fingerprint": base}})}
+        held = None if data is None else {**data, **({} if base is None else {"encoder": base})}
 
         def opened() -> RunFolder:
             if path is not None and is_run(Path(path)):
@@ -169,8 +168,8 @@ class RunFolder:
         for split, now in data.items():
             then = before.get(split)
             if split == "encoder":
-                if then is not None and then != now:  # runs begun before it was recorded have none
-                    changed.append("the encoder held other weights then")
+                known = _flat(then or {})  # runs begun before this or that was recorded do not know it
+                changed += [_of_encoder(k, known[k], v) for k, v in _flat(now).items() if k in known and known[k] != v]
             elif isinstance(now, Mapping) and (not isinstance(then, Mapping) or then.get("sha256") != now["sha256"]):
                 held = f"{then.get('utterances')} utterances" if isinstance(then, Mapping) else "nothing"
                 changed.append(f"{split} ({now['name']}) held {held} then, {now['utterances']} now")
@@ -350,6 +349,13 @@ def _once_for_all_processes(make: Callable[[], RunFolder]) -> RunFolder:
     if isinstance(made, InputError):
         raise made
     return made
+
+
+def _of_encoder(key: str, then: Any, now: Any) -> str:
+    """What a run has to say of an encoder that is another one by now."""
+    if key == "fingerprint":
+        return "the encoder held other weights then"
+    return f"the encoder's {key} was {then!r}, now {now!r}"
 
 
 def _flat(values: Any, key: str = "") -> dict[str, Any]:

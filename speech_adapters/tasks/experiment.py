@@ -97,7 +97,7 @@ def run_experiment(
         check(config, task, corpus, encoder)
     trainings = plan(config, task, corpora, encoder, start)
     data = _describe(corpora)
-    run = RunFolder.open(recipe, config, config.output, resume=config.resume, data=data, base=encoder.fingerprint)
+    run = RunFolder.open(recipe, config, config.output, resume=config.resume, data=data, base=encoder.identity)
     facts = [f"{s:5s} {manifest.summary()}" for s, manifest in corpora[0].splits.items() if s != "dev"]
     facts += [*start.notes(config), *task.notes(corpora[0])]
     if rates := next(one.settings.learning_rates for one in trainings if one.method == config.adapter):
