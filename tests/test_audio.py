@@ -14,6 +14,7 @@ import pytest
 import soundfile
 import torch
 
+from speech_adapters.data import mp3
 from speech_adapters.data.audio import (
     audio_info,
     check_waveform,
@@ -103,6 +104,16 @@ def test_anything_may_stand_behind_the_last_frame_of_an_mp3(tmp_path: Path, rate
     for behind in (bytes(5_000), b"\xff" * 5_000, picture, b"APETAGEX" + bytes(24) + picture + b"TAG" + bytes(125)):
         path.write_bytes(b"ID3\4\0\0" + bytes([0, 0, 40, 0]) + bytes(40 << 7) + content + behind)
         assert audio_info(path) == info and torch.equal(read_audio(path), whole)
+
+
+def test_megabytes_of_erased_memory_behind_an_mp3_are_passed_over_at_once(tmp_path: Path, monkeypatch):
+    path, looked, length = _mp3(tmp_path / "a.mp3"), [0], mp3._frame_length
+    frames = path.read_bytes()
+    path.write_bytes(frames + b"\xff" * 2_000_000)
+    monkeypatch.setattr(mp3, "_frame_length", lambda *place: (looked.append(place[1]), length(*place))[1])
+    with path.open("rb") as file:
+        assert mp3.end_of_frames(file) == len(frames)
+    assert len(looked) < 3_000
 
 
 def test_a_piece_of_an_mp3_sounds_as_it_does_in_the_whole(tmp_path: Path, capfd: pytest.CaptureFixture[str]):

@@ -20,8 +20,12 @@ to 511 bytes before it, which may be as many frames as here, and libmpg123 looks
 _COUNT = re.compile(rb"\xff[\xe0-\xff]..(?:.{9,34}?(?:(Xing|Info)(.{12}))|.{32}VBRI.{6}(.{8}))", re.DOTALL)
 """A frame's first bytes up to what counts: behind the side information, or 32 bytes behind the frame's header."""
 
-_FRAME = re.compile(rb"\xff[\xe2-\xe7\xf2-\xf7\xfa-\xff]|ID3")
+_SYNC = rb"\xff[\xe2-\xe7\xf2-\xf7\xfa-\xff]"
+_FRAME = re.compile(_SYNC + rb"|ID3")
 """What a frame, or the tag in front of the first, begins with."""
+
+_HEADER = re.compile(_SYNC + rb"[\x10-\xef]")
+"""A frame's first bytes with its bit rate, which tells it from a run of ones, as of erased memory."""
 
 _TAIL = 128
 """Bytes of a tag at the end (ID3v1), where libmpg123 looks for it before it decodes."""
@@ -87,11 +91,11 @@ def _frame_length(file: BinaryIO, position: int) -> int:
     """Bytes of the frame at a place; 0 where none begins, or one of free format, which does not say."""
     file.seek(position)
     header = file.read(4)
-    if len(header) < 4 or not _FRAME.match(header) or header[0] != 0xFF:
+    if len(header) < 4 or not _HEADER.match(header):
         return 0
     rates, layer = _RATES[header[1] >> 3 & 3], 4 - (header[1] >> 1 & 3)
     rate, bits, padding = header[2] >> 2 & 3, header[2] >> 4, header[2] >> 1 & 1
-    if rate == 3 or not 1 <= bits <= 14:
+    if rate == 3:
         return 0
     version = 1 if header[1] >> 3 & 3 == 3 else 2
     kbps = _KBPS[version, layer][bits - 1]
@@ -105,7 +109,7 @@ def _next_frame(file: BinaryIO, position: int) -> int | None:
     while True:
         file.seek(position)
         block = file.read(1 << 16)
-        for match in _FRAME.finditer(block):
+        for match in _HEADER.finditer(block):
             end = start = position + match.start()
             for _ in range(3):
                 length = _frame_length(file, end)
