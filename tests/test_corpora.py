@@ -209,6 +209,8 @@ def test_other_files_are_not_overwritten(tmp_path: Path):
     assert (tmp_path / "thesis.txt").exists()
     with pytest.raises(InputError, match="cannot be written .*SPEECH_ADAPTERS_CACHE"):
         prepare_demo(tmp_path / "thesis.txt" / "demo")
+    with pytest.raises(InputError, match="cannot be written .*SPEECH_ADAPTERS_CACHE"):
+        prepare_demo(tmp_path / ("a" * 250))  # its folder is there, and takes no file of it
 
 
 # LibriSpeech

@@ -108,19 +108,24 @@ def prepare_demo(root: str | os.PathLike[str] | None = None) -> DemoCorpus:
     if _is_complete(corpus):
         return corpus
     try:
-        corpus.root.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+        with locked(corpus.root):
+            if not _is_complete(corpus):  # by another process meanwhile
+                _build_anew(corpus)
+    except InputError as error:
+        if not isinstance(refused := error.__cause__, OSError):
+            raise
         raise InputError(
-            f"{corpus.root}: cannot be written ({error.strerror}); set SPEECH_ADAPTERS_CACHE to a folder of yours"
+            f"{corpus.root}: cannot be written ({refused.strerror or refused}); set SPEECH_ADAPTERS_CACHE to a folder "
+            "of yours, with room in it"
         ) from error
-    with locked(corpus.root):
-        if _is_complete(corpus):  # by another process meanwhile
-            return corpus
-        if corpus.root.is_dir() and any(corpus.root.iterdir()) and not corpus.marker.exists():
-            raise InputError(f"{corpus.root}: holds files that are not the demo corpus; name an empty or a new folder")
-        with new_folder(corpus.root, replace=True) as building:
-            build_demo(building)
     return corpus
+
+
+def _build_anew(corpus: DemoCorpus) -> None:
+    if corpus.root.is_dir() and any(corpus.root.iterdir()) and not corpus.marker.exists():
+        raise InputError(f"{corpus.root}: holds files that are not the demo corpus; name an empty or a new folder")
+    with new_folder(corpus.root, replace=True) as building:
+        build_demo(building)
 
 
 def build_demo(root: Path, limit: int | None = None) -> None:
