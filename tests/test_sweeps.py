@@ -303,7 +303,8 @@ def test_finalists_wait_for_the_last_trials_and_are_shared(data, tmp_path, monke
         pytest.importorskip("fcntl").flock(lock, 2)  # LOCK_EX
         folders = run_finalists(ours, load_recipe("asr_librispeech").experiment, 2)
     assert [folder.name for folder in folders] == ["trial-0000"]
-    assert "another process trains it" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert said.count("waiting for what other processes train: trial 0\n") == 1 and "another process trains it" in said
 
 
 def test_who_has_no_finalist_of_its_own_leaves_the_test_to_others(data, tmp_path, monkeypatch):

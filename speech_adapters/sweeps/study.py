@@ -114,7 +114,12 @@ class Sweep:
 
     def wait(self) -> None:
         """Wait for the trials that other processes train, and end those that they leave behind."""
-        while any(map(self._runs, self.study.get_trials(deepcopy=False))):
+        told = False
+        while running := [t.number for t in self.study.get_trials(deepcopy=False) if t.state == TrialState.RUNNING]:
+            if not told:
+                shown = ", ".join(map(str, running))
+                print(f"waiting for what other processes train: trial {shown}", flush=True)
+                told = True
             time.sleep(WAIT_SECONDS)
             self.run()
 
@@ -232,7 +237,9 @@ class Sweep:
                     kept += 1
                     rounds.setdefault(trial.user_attrs["round"], []).append(trial)
             for number, trials in rounds.items():
-                if not any(map(self._runs, trials)) or (run := self._free(number)) is None:
+                if all(trial.state != TrialState.RUNNING for trial in trials):
+                    continue
+                if (run := self._free(number)) is None:
                     continue
                 if any(map(self._runs, trials)):
                     return Round(run, [Trial(self.study, trial._trial_id) for trial in trials])
