@@ -121,15 +121,18 @@ def sweep(path: Path) -> None:
     _sweep(path.parent, _literal(path.name))
 
 
-def sweep_folder(folder: Path) -> None:
-    """The same of whatever they were writing into a folder."""
-    _sweep(folder, "*")
+def sweep_folder(folder: Path, *, at_start: bool = False) -> None:
+    """The same of whatever they were writing into a folder. ``at_start``: before this process writes into it, what is
+    there under its own number is a killed one's: containers count anew."""
+    _sweep(folder, "*", at_start)
 
 
-def _sweep(folder: Path, names: str) -> None:
+def _sweep(folder: Path, names: str, at_start: bool = False) -> None:
     for left in folder.glob(f".{names}.*.tmp"):
         found = re.fullmatch(r".*?(?:\.(at-[0-9a-f]{8}))?\.(\d+)\.tmp", left.name)
-        if found is not None and found[1] in (None, _HERE) and not _runs(int(found[2])):
+        if found is None or found[1] not in (None, _HERE):
+            continue
+        if not _runs(process := int(found[2])) or (at_start and process == os.getpid()):
             shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
 
 

@@ -36,6 +36,7 @@ from small_server import engine_of, make_adapters, make_encoder, running, shake,
 from speech_adapters.bank.bank import Bank
 from speech_adapters.cli import main as cli_main
 from speech_adapters.errors import CheckpointError, ConfigError
+from speech_adapters.files import temporary_of
 from speech_adapters.inference.formats import as_srt, as_vtt
 from speech_adapters.inference.utterances import Verification
 from speech_adapters.model import SpeechAdapterModel
@@ -710,7 +711,9 @@ def test_a_server_that_was_killed_in_a_change_starts_with_the_adapter_of_before_
             with pytest.raises(KeyboardInterrupt):
                 http_models._swap(next(uploads.glob(".incoming-*")), uploads, "a")
         assert not (uploads / "a").exists()
+        (uploads / f".incoming-y{temporary_of(uploads / 'b').name}" / "b").mkdir(parents=True)  # of this number
         assert http_server._uploads(str(uploads)) == uploads and http_server._added(uploads) == [uploads / "a"]
+        assert not list(uploads.glob(".incoming-y*"))
         with monkeypatch.context() as patch:
             patch.setattr(http_models.shutil, "rmtree", half_removed)
             assert httpx.delete(f"{address}/v1/adapters/a").status_code == 200

@@ -148,7 +148,7 @@ async def delete_adapter(request: Request, own: Administered, name: str) -> dict
         served = engine.catalog.find(name)
         if served.adapter is None or served.adapter.parent != folder:
             raise ApiError(
-                409, f"{name!r} belongs to what the server started with; its operator starts it without", param="name"
+                409, f"{name!r} belongs to what the server started with; only its operator can remove it", param="name"
             )
         await engine.shelf.settle(served)
         engine.catalog.remove(served.name)
@@ -167,7 +167,7 @@ def take_up(folder: Path) -> None:
         name = next((path.name for path in before.parent.iterdir() if path != before), None)
         if name is not None and not (folder / name).exists():
             before.rename(folder / name)
-    sweep_folder(folder)
+    sweep_folder(folder, at_start=True)
 
 
 def _write(folder: Path, form: AdapterFields) -> None:
