@@ -105,8 +105,14 @@ def test_what_cannot_be_heard_is_left_out_and_named_at_the_end(
     whole = (folder / "audio" / "more" / "two.flac").read_bytes()
     (calls / "b-cut.flac").write_bytes(whole[: len(whole) // 2])
     write_audio(calls / "c-silent.wav", torch.zeros(32_000))
+    write_audio(calls / "e-short.wav", torch.tensor([0.5, -0.5]).repeat(250))  # 31 ms
     write_audio(calls / "d-fine.wav", torch.from_numpy(speech_of([(0.5, 1.5), (0.5, 0.0)], 3)[0]))
-    reasons = {"a-no-audio.wav": "not audio", "b-cut.flac": "cut short", "c-silent.wav": "no speech found in 2.0 s"}
+    reasons = {
+        "a-no-audio.wav": "not audio",
+        "b-cut.flac": "cut short",
+        "c-silent.wav": "no speech found in 2.0 s",
+        "e-short.wav": "shorter than the encoder's receptive field",
+    }
 
     def run(*argv: str | Path, left: list[str]) -> str:
         with pytest.raises(SystemExit) as exit_:
@@ -125,7 +131,7 @@ def test_what_cannot_be_heard_is_left_out_and_named_at_the_end(
     assert "1 embedding of" in run("embed", "-a", "speaker", calls, "-o", tmp_path / "voices.npz", left=every)
     assert Embeddings.load(tmp_path / "voices.npz").ids == (str(calls / "d-fine.wav"),)
     for adapt in ((), ("--adapt", "entropy")):
-        lines = run("transcribe", "-a", "asr", calls, *adapt, left=every[:2]).splitlines()
+        lines = run("transcribe", "-a", "asr", calls, *adapt, left=[*every[:2], every[3]]).splitlines()
         assert [line.partition("\t")[0] for line in lines] == [str(calls / "c-silent.wav"), str(calls / "d-fine.wav")]
 
     silent = calls / "c-silent.wav"

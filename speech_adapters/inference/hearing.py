@@ -145,13 +145,10 @@ def hear_windows(
         AudioError: a window that is shorter than the encoder's receptive field; names the recording.
         CheckpointError: an output that is not finite; names the recording.
     """
-    device, adapters, least = model.encoder.device, choices.get("adapter"), model.encoder.receptive_field
+    device, adapters = model.encoder.device, choices.get("adapter")
     for name, window in zip(names, windows, strict=True):
-        if len(window.waveform) < least:
-            raise AudioError(
-                f"{name}: {1e3 * len(window.waveform) / SAMPLE_RATE:.1f} ms are shorter than the encoder's receptive "
-                f"field of {1e3 * least / SAMPLE_RATE:.1f} ms; leave it out."
-            )
+        if (fault := _too_short(model.encoder, window, name)) is not None:
+            raise fault
     # adapters whose frames are of other strides cannot share a batch
     stride = model.feature_stride if adapters is None else model.frames(adapters[0]).feature_stride
     if len(windows) > 1 and model.encoder.group_norm and model.lowest_layer(adapters) < -1:
@@ -177,6 +174,17 @@ def hear_windows(
         features = output.features[place][kept].float().sum(0) / max(kept.stop - kept.start, 1)
         heard.append(Heard(logits, embedding, features.cpu(), kept.stop - kept.start))
     return heard
+
+
+def _too_short(encoder: Encoder, window: Window, name: str) -> AudioError | None:
+    """What is wrong with a window that gives no frame."""
+    length, least = len(window.waveform), encoder.receptive_field
+    if length >= least:
+        return None
+    return AudioError(
+        f"{name}: {1e3 * length / SAMPLE_RATE:.1f} ms are shorter than the encoder's receptive field of "
+        f"{1e3 * least / SAMPLE_RATE:.1f} ms; leave it out."
+    )
 
 
 def _forward(model: Model, waveforms: Sequence[Tensor], choices: Mapping[str, Any]) -> ModelOutput:
@@ -297,6 +305,9 @@ def hear_each(
             recording.blocks(source), windows, stride=model.feature_stride, receptive_field=encoder.receptive_field
         )
         for window in pieces:
+            recording.fault = recording.fault or _too_short(encoder, window, source.name)
+            if recording.fault is not None:
+                continue
             waiting.append((recording, window))
             waiting_seconds += window.seconds
             if waiting_seconds >= _AHEAD * batch_seconds:
