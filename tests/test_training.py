@@ -38,7 +38,7 @@ from speech_adapters.errors import (
 )
 from speech_adapters.heads import ClassificationHead, CTCHead, SpeakerHead
 from speech_adapters.heads.base import HeadConfig
-from speech_adapters.locks import release
+from speech_adapters.locks import held, release
 from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.runs.folder import RunFolder
 from speech_adapters.tasks.classification import evaluate_classification
@@ -435,6 +435,19 @@ def test_a_training_that_another_process_ends_meanwhile_is_not_made_again(manife
     kill_at(model, 1)
     _, run, result = run_training(manifest, tmp_path, model, updates=2)
     assert result.updates == 2 and len(losses(run)) == 2
+
+
+def test_a_training_that_one_process_found_ended_and_another_did_not_is_looked_at_again(
+    manifest, tmp_path, monkeypatch
+):
+    run_training(manifest, tmp_path, make_model(), updates=2)
+    release(tmp_path)
+    load, looks, answers = loop._Training._load, [], iter([[False]])  # the other process looked too early
+    monkeypatch.setattr(loop._Training, "_in_all_processes", lambda self, own: next(answers, own))
+    monkeypatch.setattr(loop._Training, "_load", lambda self, path: (looks.append(held()), load(self, path))[1])
+    _, run, result = run_training(manifest, tmp_path, make_model(), updates=2)
+    assert result.updates == 2 and len(losses(run)) == 2
+    assert [tmp_path in folders for folders in looks] == [False, True], "the second time under the lock"
 
 
 def test_an_epoch_without_a_batch_is_an_error(manifest, tmp_path, monkeypatch):

@@ -130,7 +130,9 @@ class _Training:
         path = self.folder.checkpoint(self.name)
         if path.is_file() and not self.folder.resumed:
             raise ConfigError(f"training {self.name!r} was made in {self.folder.path} already; give another name.")
-        if (results := self._load(path)) is not None:
+        results = self._load(path)
+        whole = self._in_all_processes([results is not None])  # another run may have ended it between two looks
+        if results is not None and all(whole):
             return results
         if self._hold() and (results := self._load(path)) is not None:
             return results
