@@ -236,11 +236,11 @@ def main(config: Config) -> None:
     from speech_adapters.files import write_json
     from speech_adapters.metrics.comparison import compare_transcripts
     from speech_adapters.metrics.wer import pooled_metrics
+    from speech_adapters.precision import fast_bfloat16
     from speech_adapters.reports.report import report_results
     from speech_adapters.runs.folder import RunFolder
     from speech_adapters.runs.results import MethodResults, Results
     from speech_adapters.tasks.asr import worst_utterances
-    from speech_adapters.training.settings import fast_bfloat16
 
     test, dev, source = find_speech(config)
     windows = Windows(seconds=config.window, voice_activity="none")

@@ -36,6 +36,7 @@ from speech_adapters.objectives.distillation import HiddenStateDistillation
 from speech_adapters.objectives.student import Stage, clean_crops, distil, load_weights, observe_teacher
 from speech_adapters.objectives.whisper_student import save_encoder, start_at_mean, whisper_student
 from speech_adapters.objectives.whisper_teacher import WhisperTeacher
+from speech_adapters.precision import autocast, fast_bfloat16
 from speech_adapters.ranges import Count, NotNegative, Range, Seed, Share, Size
 from speech_adapters.runs.environment import environment
 from speech_adapters.runs.folder import RunFolder
@@ -98,7 +99,7 @@ class Pretrain:
     shared_with: str | None = option(None, "such as ../tiny-wav2vec2: point to its equal weights instead")
     seed: Seed = option(0, "of weights, order and augmentation")
     device: str = option("cpu", "or cuda")
-    bf16: bool = option(True, "autocast: a third faster on a CPU that has it, the same losses")
+    bf16: bool | None = option(None, "autocast, the same losses; by default where the hardware has it: a third faster")
     workers: Annotated[int, Range(0, 1024)] = option(0, "processes that prepare batches; 0 suits a CPU, 8 a GPU")
     checkpoint_minutes: NotNegative = option(5.0, "between checkpoints")
     log_steps: Count = option(50, "between lines of metrics.jsonl")
@@ -141,9 +142,11 @@ def main(argv: list[str] | None = None) -> Path:
     # The teacher's mean and deviation, by channel and by position.
     width = student.config.hidden_size
     distillation = HiddenStateDistillation(width, width, [(i, i) for i in range(layers + 1)], None, POSITIONS)
-    precision = torch.autocast(torch.device(config.device).type, torch.bfloat16, enabled=config.bf16)
+    precision = "bf16" if config.bf16 or (config.bf16 is None and fast_bfloat16()) else "fp32"
     clean = clean_crops(speech, (config.seed, len(STAGES)), POSITIONS / 50, config.crops, config.statistics_batches)
-    observe_teacher(distillation.to(config.device), teacher, clean, run.path / "statistics.pt", precision)
+    observe_teacher(
+        distillation.to(config.device), teacher, clean, run.path / "statistics.pt", autocast(config.device, precision)
+    )
     if config.init_from is None:
         start_at_mean(student, distillation.mean[0].cpu(), distillation.std[0].cpu())
 
@@ -154,7 +157,7 @@ def main(argv: list[str] | None = None) -> Path:
     results = distil(
         student.to(config.device), teacher, distillation, stages, speech, run,
         seed=config.seed, crops=config.crops, speeds=config.speeds, augment=augment, workers=config.workers,
-        precision="bf16" if config.bf16 else "fp32", log_every=config.log_steps,
+        precision=precision, log_every=config.log_steps,
         save_minutes=config.checkpoint_minutes,
     )  # fmt: skip
     folder = run.path / "encoder"

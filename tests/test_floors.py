@@ -21,6 +21,7 @@ FLOORS = (
         "deprecation",
         "files",
         "locks",
+        "precision",
         "ranges",
         "schema",
         "speechbrain_parts",

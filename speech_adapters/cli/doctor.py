@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from speech_adapters.errors import counted
+from speech_adapters.precision import X86, cpu_has_bfloat16
 
 
 class Finding(NamedTuple):
@@ -86,12 +87,10 @@ def processors() -> Iterator[Finding]:
     """CPU, memory, GPUs."""
     import torch
 
+    bf16 = (", bf16" if cpu_has_bfloat16() else ", no bf16") if platform.machine() in X86 else ""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    yield Finding(
-        " ",
-        "CPU",
-        f"{platform.machine()}, {counted(cores, 'core')}, {counted(torch.get_num_threads(), 'thread')}{_memory()}",
-    )
+    threads = counted(torch.get_num_threads(), "thread")
+    yield Finding(" ", "CPU", f"{platform.machine()}, {counted(cores, 'core')}, {threads}{_memory()}{bf16}")
     if torch.get_num_threads() > cores:
         yield Finding("?", "CPU", f"more threads than cores are slow: set OMP_NUM_THREADS={cores}")
     if torch.cuda.is_available():

@@ -31,6 +31,7 @@ from speech_adapters.inference.modes import Modes, evaluating
 from speech_adapters.inference.outputs import check_finite
 from speech_adapters.inference.recordings import Recording
 from speech_adapters.model_output import ModelOutput
+from speech_adapters.precision import autocast
 
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
@@ -160,7 +161,7 @@ def hear_windows(
                 model, [window], [names[place]], precision=precision, **{key: [c[place]] for key, c in choices.items()}
             )
         ]
-    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+    with autocast(device, precision):
         output = _forward(model, [window.waveform.to(device) for window in windows], choices)
     check_finite(output, names)
     heard = []

@@ -40,6 +40,7 @@ from speech_adapters.objectives.student import StudentLearner, made_once, observ
 from speech_adapters.objectives.units import k_means
 from speech_adapters.objectives.whisper_student import wav2vec2_like
 from speech_adapters.objectives.whisper_teacher import WhisperTeacher
+from speech_adapters.precision import autocast
 from speech_adapters.ranges import LARGEST, Count, CountOrNone, Dropout, NotNegative, Range, Rate, Share, Size
 from speech_adapters.training.learner import Loss, Position
 from speech_adapters.training.settings import LoopConfig
@@ -141,7 +142,7 @@ class ContextDistillation(StudentLearner):
         self.hidden_weights = torch.tensor(config.hidden_weights, device=self.device)
         self.clusters = nn.Linear(width, config.clusters).to(self.device)
 
-        precision = torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16")
+        precision = autocast(self.device, config.precision)
         observe_teacher(self.distillation, teacher, self._taught(STATISTICS), folder / "statistics.pt", precision)
         with precision:
             self.centroids = made_once(folder / "clusters.pt", self.device, self._clustered)["centroids"]

@@ -23,6 +23,7 @@ from speech_adapters.inference.recordings import Recording
 from speech_adapters.inference.utterances import stitched
 from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.model_output import ModelOutput
+from speech_adapters.precision import autocast
 from speech_adapters.runs.environment import peak_memory_bytes, reset_peak_memory
 from speech_adapters.training.cache import CachedDataset
 from speech_adapters.training.frozen import model_inputs
@@ -122,7 +123,7 @@ def predict(
             dataset = CachedDataset(dataset, model, cache, batch_seconds)
         loader = evaluation_loader(dataset, batch_seconds)
         for batch in tqdm(loader, desc=f"predicting {manifest.name}", unit="batch", leave=False, disable=disable):
-            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            with autocast(device, precision):
                 output = model(**model_inputs(batch, model))
             indices = batch["indices"].tolist()
             check_finite(output, [manifest[index].id for index in indices])

@@ -39,6 +39,7 @@ from speech_adapters.errors import (
 )
 from speech_adapters.files import atomic
 from speech_adapters.locks import held, hold
+from speech_adapters.precision import autocast
 from speech_adapters.runs.environment import peak_memory_bytes, reset_peak_memory
 from speech_adapters.runs.folder import RunFolder
 from speech_adapters.runs.processes import from_main, processes
@@ -297,8 +298,7 @@ class _Training:
         seed_update(self.config.seed, update, self.accelerator.process_index)
 
     def _autocast(self) -> torch.autocast:
-        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.config.precision)
-        return torch.autocast(self.learner.device.type, dtype, enabled=dtype is not None)
+        return autocast(self.learner.device, self.config.precision)
 
     def _average_gradients(self, parts: Collection[Part]) -> None:
         """Over the processes of a distributed run, in one exchange."""

@@ -12,6 +12,7 @@ from speech_adapters.data.audio_files import cache_folder
 from speech_adapters.data.augmentation import Augmentation
 from speech_adapters.encoders.forward import Checkpointing
 from speech_adapters.errors import ConfigError
+from speech_adapters.precision import fast_bfloat16
 from speech_adapters.ranges import (
     Count,
     CountOrNone,
@@ -186,12 +187,3 @@ class TrainingConfig(LoopConfig):
 def settings_of_updates(config: LoopConfig) -> dict[str, str]:
     """All that shapes the updates, as text: what a checkpoint belongs to."""
     return {f.name: repr(getattr(config, f.name)) for f in fields(config) if f.name not in config.free_to_change}
-
-
-def fast_bfloat16() -> bool:
-    """True where bf16 is faster than fp32: a GPU or CPU with instructions for it (AMX, AVX512-BF16)."""
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()

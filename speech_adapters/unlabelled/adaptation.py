@@ -29,6 +29,7 @@ from speech_adapters.inference.modes import evaluating
 from speech_adapters.inference.recordings import LeftOut, Recording, leave_out
 from speech_adapters.inference.transcripts import Transcript, transcribe
 from speech_adapters.model_output import ModelOutput
+from speech_adapters.precision import autocast
 from speech_adapters.schema import Configuration
 
 Piece = Mapping[str, Tensor]
@@ -138,9 +139,8 @@ def adapted(
     if not recordings:
         raise ConfigError("no recordings were given to adapt to; give one or more.")
     with evaluating(model), method.place(model) as place:
-        device = model.encoder.device.type
         # without autocast's cache of weights, which would hide the steps
-        with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False):
+        with autocast(model.encoder.device, precision, cache_enabled=False):
             speech = hear_pieces(model, recordings, windows, place.in_cnn)
             losses = method.adapt(model, head, place, speech)
         yield Adaptation(losses, sum(p.numel() for p in place.parameters), place.adapter)
