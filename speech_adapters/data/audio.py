@@ -12,21 +12,19 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import soundfile
 import soxr
 
-from speech_adapters.data.containers import end_of_samples, length_fault
-from speech_adapters.data.members import Member, located
-from speech_adapters.data.mp3 import MEMORY, Endless, read_count
+from speech_adapters.data.mp3 import MEMORY
+from speech_adapters.data.sound_file import AGAIN, BLOCK, count_frames, open_sound, reason
 from speech_adapters.errors import AudioError
 
 if TYPE_CHECKING:  # a million lines are read and checked without it
@@ -41,9 +39,6 @@ MIN_SAMPLES = 400
 MAX_PEAK = 16.0
 """Highest amplitude of a usable waveform, 24 dB above full scale: 16-bit integers written as floating point reach
 32768, and an encoder without normalisation hears noise."""
-
-RATES = (4_000, 384_000)
-"""Lowest and highest sample rate in Hz of a recording; headers that say otherwise are damaged."""
 
 DURATION_TOLERANCE = 0.05
 """Seconds by which a file may fall short of an asked duration: rounding in manifests, padding of lossy codecs."""
@@ -72,13 +67,13 @@ def audio_info(path: str | os.PathLike[str], *, count_to: float = math.inf) -> A
     Raises:
         AudioError: the file is missing, empty, of an unknown format or cut short.
     """
-    with _open(path) as file:
-        return AudioInfo(file.samplerate, file.channels, _frames(path, file, count_to * file.samplerate))
+    with open_sound(path) as file:
+        return AudioInfo(file.samplerate, file.channels, count_frames(path, file, count_to * file.samplerate))
 
 
 def audio_channels(path: str | os.PathLike[str]) -> int:
     """How many channels the header says. Raises as :func:`audio_info`."""
-    with _open(path) as file:
+    with open_sound(path) as file:
         return int(file.channels)
 
 
@@ -160,10 +155,9 @@ def stream_audio(
     import torch
 
     total = 0
-    with _open_piece(path, offset, duration, channel) as (file, start, count, pick):
-        rate = int(file.samplerate)
+    with _open_piece(path, offset, duration, channel, block_seconds=block_seconds) as (rate, blocks):
         converter = None if rate == SAMPLE_RATE else soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32")
-        for samples in _blocks(file, path, start, count, pick, max(round(block_seconds * rate), 1)):
+        for samples in blocks:
             check_waveform(torch.from_numpy(samples), f"{path} (from {total / SAMPLE_RATE:.1f} s)", min_samples=1)
             block = samples if converter is None else converter.resample_chunk(samples)
             total += len(block)
@@ -186,9 +180,8 @@ def _decode(
     """(samples,) of a piece as they stand in the file, checked, and their rate in Hz."""
     import torch
 
-    with _open_piece(path, offset, duration, channel, only_rate) as (file, start, count, pick):
-        parts = list(_blocks(file, path, start, count, pick, _BLOCK))
-        rate = int(file.samplerate)
+    with _open_piece(path, offset, duration, channel, only_rate) as (rate, blocks):
+        parts = list(blocks)
     samples = parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, np.float32), *parts])
     return check_waveform(torch.from_numpy(samples), path, min_samples=1), rate
 
@@ -200,14 +193,17 @@ def _open_piece(
     duration: float | None,
     channel: int | str | None,
     only_rate: int | None = None,
-) -> Iterator[tuple[soundfile.SoundFile, int, int, int | Literal["mix"]]]:
-    """The opened file, the piece's first frame and number of frames, and the channel to hear."""
-    with _open(path) as file:
+    block_seconds: float = math.inf,
+) -> Iterator[tuple[int, Iterator[np.ndarray]]]:
+    """The rate in Hz of an opened file, and the samples of a piece of it in blocks."""
+    with open_sound(path) as file:
         rate = int(file.samplerate)
         if only_rate not in (None, rate):
             raise AudioError(f"{path}: sampled at {rate} Hz, expected {only_rate}; pass resample=True or convert it")
         pick = _channel_index(path, channel, file.channels)
-        yield file, *_piece(path, offset, duration, rate, _frames(path, file)), pick
+        start, count = _piece(path, offset, duration, rate, count_frames(path, file))
+        size = max(round(min(block_seconds * rate, BLOCK // file.channels)), 1)
+        yield rate, _blocks(file, path, start, count, pick, size)
 
 
 def _blocks(
@@ -219,7 +215,7 @@ def _blocks(
     size: int,
 ) -> Iterator[np.ndarray]:
     """``count`` samples from ``start`` on of one channel, or of the mean of all, in blocks of up to ``size``."""
-    size, got = max(min(size, _BLOCK // file.channels), 1), 0
+    got = 0
     try:
         if start:  # seeking in Ogg is slow, even to 0
             lead = min(start, MEMORY if file.format == "MP3" else 0)
@@ -232,11 +228,11 @@ def _blocks(
             got += len(samples)
             yield samples.mean(axis=1) if pick == "mix" else np.ascontiguousarray(samples[:, pick])
     except (soundfile.SoundFileError, RuntimeError, ValueError) as error:
-        raise AudioError(f"{path}: cut short or corrupt ({_reason(error)}); {_AGAIN}") from error
+        raise AudioError(f"{path}: cut short or corrupt ({reason(error)}); {AGAIN}") from error
     # The frame count of MP3 and Ogg is an estimate or includes codec padding; elsewhere a short read means damage.
     exact = file.format not in ("MP3", "OGG")
     if got < count and (exact or got < count - DURATION_TOLERANCE * file.samplerate):
-        raise AudioError(f"{path}: cut short: {got} of {count} samples could be read; {_AGAIN}")
+        raise AudioError(f"{path}: cut short: {got} of {count} samples could be read; {AGAIN}")
 
 
 def pack(waveform: torch.Tensor) -> tuple[torch.Tensor, float]:
@@ -302,7 +298,7 @@ def write_audio(
         os.replace(temporary, path)
     except (soundfile.SoundFileError, TypeError, ValueError, OSError) as error:
         raise AudioError(
-            f"{path}: cannot be written ({_reason(error)}); its folder must exist, be yours and have space, and its "
+            f"{path}: cannot be written ({reason(error)}); its folder must exist, be yours and have space, and its "
             "suffix name a format, such as .wav or .flac"
         ) from error
     finally:
@@ -360,208 +356,6 @@ def check_waveform(
             "divide by full scale (32768 for 16 bit) and write it again"
         )
     return waveform
-
-
-_AGAIN = "export or download it again"
-
-_BLOCK = 1 << 22
-"""Samples read at once: what a header promises is never allocated before as much has been decoded."""
-
-_MOST_PER_BYTE = {"FLAC": 6_000, "OGG": 6_000, "CAF": 6_000}
-"""Samples that one byte can stand for at the very best: FLAC codes 65,535 equal samples in 11 bytes, Vorbis, Opus and
-ALAC thousands of silent ones in a few."""
-
-_MOST_PER_BYTE_ELSEWHERE = 64
-"""As above for MP3 (576 samples in 24 bytes) and what is coded sample by sample."""
-
-_UNKNOWN = 1 << 62
-"""libsndfile's frame count is above this where the header leaves the length open (FLAC written to a pipe, an
-MP3 that was recorded from a stream)."""
-
-
-class _Stream(soundfile.SoundFile):  # type: ignore[misc]  # soundfile has no types
-    """A file that is read from front to back: soundfile seeks after each read of a seekable one, which is slow in Ogg
-    and fails at the end of a FLAC of unknown length. :meth:`seek` itself works as ever. ``head`` are its first bytes,
-    by which the terminal is kept clean while it is decoded. Of an :class:`~speech_adapters.data.mp3.Endless` file the
-    header leaves the length open."""
-
-    def __init__(self, path: Path | bytes | BinaryIO | Endless, head: bytes) -> None:
-        self.head, self.endless = head, path if isinstance(path, Endless) else None
-        with _silent_mp3(head):
-            super().__init__(path)
-
-    @property
-    def frames(self) -> int:
-        return int(super().frames) if self.endless is None else _UNKNOWN
-
-    def close(self) -> None:
-        super().close()
-        if self.endless is not None:
-            self.endless.close()
-
-    def seekable(self) -> bool:
-        return False
-
-    def read(self, *arguments: Any, **options: Any) -> Any:
-        with _silent_mp3(self.head):
-            return super().read(*arguments, **options)
-
-    def seek(self, *arguments: Any, **options: Any) -> Any:
-        with _silent_mp3(self.head):
-            return super().seek(*arguments, **options)
-
-
-@contextmanager
-def _open(path: str | os.PathLike[str]) -> Iterator[soundfile.SoundFile]:
-    """The opened file, or member of an archive, its header checked."""
-    place = located(path)
-    if isinstance(place, Member):
-        with _open_member(place) as file:
-            yield file
-        return
-    path = place
-    if not os.path.exists(path):
-        raise AudioError(f"{path}: no such audio file; check the path (manifest paths are relative to the manifest)")
-    if path.is_dir():
-        raise AudioError(f"{path}: is a folder, expected an audio file; name one file in it")
-    if path.stat().st_size == 0:
-        raise AudioError(f"{path}: empty file (0 bytes); {_AGAIN}")
-    if path.suffix.lower() == ".raw":
-        raise AudioError(
-            f"{path}: a .raw file does not say its rate and coding; convert it, for example with "
-            "sox -t raw -r 16000 -e signed -b 16 -c 1 in.raw out.wav"
-        )
-    try:
-        with path.open("rb") as start:
-            head = start.read(4)
-        if head[:2] == b"\xf0\x7e":  # libsndfile reads these, but prints what is wrong with them
-            raise AudioError(f"{path}: a MIDI sample dump; export it again as wav, flac, ogg/opus or mp3")
-        # names need not be UTF-8
-        with _stream(path, os.fsencode(path) if os.name == "posix" else path, head, path.stat().st_size) as file:
-            yield file
-    except OSError as error:
-        raise AudioError(f"{path}: cannot be read ({error.strerror or error}); check its permissions") from error
-
-
-@contextmanager
-def _open_member(member: Member) -> Iterator[soundfile.SoundFile]:
-    try:
-        if member.archive.stat().st_size < member.first + member.size:
-            raise AudioError(f"{member}: the archive ends before; it is cut short: {_AGAIN}, or import it anew")
-        with member.open() as part:
-            head = part.read(4)
-            part.seek(0)
-            with _stream(member, part, head, member.size) as file:
-                yield file
-    except OSError as error:
-        raise AudioError(f"{member}: cannot be read ({error.strerror or error}); check its path") from error
-
-
-@contextmanager
-def _stream(
-    name: Path | Member, source: Path | bytes | BinaryIO, head: bytes, size: int
-) -> Iterator[soundfile.SoundFile]:
-    with ExitStack() as stack:
-        try:
-            file = _Stream(source, head)
-            if file.format == "MP3" and not _is_counted(name):
-                file.close()
-                file = _Stream(Endless(name.open("rb")), head)
-            elif file.format == "W64" and (samples := _up_to_samples_end(name, size)).size < size:
-                file.close()
-                file = _Stream(stack.enter_context(samples.open()), head)
-        except (soundfile.SoundFileError, RuntimeError, TypeError, ValueError) as error:
-            raise AudioError(
-                f"{name}: corrupt, or not audio that libsndfile reads ({_reason(error)}); "
-                "export it again as wav, flac, ogg/opus or mp3"
-            ) from error
-        stack.enter_context(file)
-        _check_header(name, file, size)
-        yield file
-
-
-def _is_counted(name: Path | Member) -> bool:
-    with name.open("rb") as file:
-        return read_count(file) is not None
-
-
-def _up_to_samples_end(name: Path | Member, size: int) -> Member:
-    with name.open("rb") as file:
-        end = end_of_samples(file, size)
-    return name._replace(size=end) if isinstance(name, Member) else Member(name, 0, end)
-
-
-def _check_header(path: Path | Member, file: soundfile.SoundFile, size: int) -> None:
-    """Refuse what no recording's header says, before anything is allocated for it."""
-    with path.open("rb") as opened:
-        fault = length_fault(opened, file.format, size, file.extra_info)
-    if fault is not None:
-        raise AudioError(f"{path}: {fault}; {_AGAIN}")
-    if file.frames == 0:
-        raise AudioError(f"{path}: holds 0 samples; leave it out or export it again")
-    if not RATES[0] <= file.samplerate <= RATES[1]:
-        raise AudioError(
-            f"{path}: its header says {file.samplerate} Hz, expected {RATES[0]} to {RATES[1]}; it is damaged: {_AGAIN}"
-        )
-    most = size * _MOST_PER_BYTE.get(file.format, _MOST_PER_BYTE_ELSEWHERE) // file.channels
-    if most < file.frames < _UNKNOWN:
-        raise AudioError(
-            f"{path}: its header promises {file.frames} samples, but {size} bytes hold at most {most}; "
-            f"it is cut short or damaged: {_AGAIN}"
-        )
-
-
-def _frames(path: str | os.PathLike[str], file: soundfile.SoundFile, most: float = math.inf) -> int:
-    """Samples per channel: the header's count or, where it leaves that open, what is counted by decoding, which ends
-    above ``most``."""
-    if file.frames < _UNKNOWN:
-        return int(file.frames)
-    try:
-        total, block = 0, max(_BLOCK // file.channels, 1)
-        while total <= most and (read := len(file.read(block, dtype="float32", always_2d=True))):
-            total += read
-        file.seek(0)
-    except (soundfile.SoundFileError, RuntimeError) as error:
-        raise AudioError(f"{path}: cut short or corrupt ({_reason(error)}); {_AGAIN}") from error
-    return total
-
-
-def _reason(error: Exception) -> str:
-    """Libsndfile's own words, without the path that soundfile puts before them."""
-    return str(getattr(error, "error_string", "") or getattr(error, "strerror", "") or error).rstrip(".")
-
-
-_silencing = threading.Lock()
-_silenced = 0
-_terminal = -1
-
-
-@contextmanager
-def _silent_mp3(head: bytes) -> Iterator[None]:
-    """Keep libmpg123, which decodes what opens with none of the other formats' marks, from writing to the terminal.
-
-    It writes to file descriptor 2 itself, which the whole process shares: the first thread to come turns that away,
-    the last to leave turns it back.
-    """
-    global _silenced, _terminal
-    if head in (b"RIFF", b"fLaC", b"OggS", b"FORM", b"caff"):
-        yield
-        return
-    with _silencing:
-        if _silenced == 0:
-            sys.stderr.flush()
-            _terminal, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, 2)
-            os.close(nowhere)
-        _silenced += 1
-    try:
-        yield
-    finally:
-        with _silencing:
-            _silenced -= 1
-            if _silenced == 0:
-                os.dup2(_terminal, 2)
-                os.close(_terminal)
 
 
 def _channel_index(path: str | os.PathLike[str], channel: int | str | None, channels: int) -> int | Literal["mix"]:

@@ -343,8 +343,8 @@ def code_version() -> str:
     """Hash of the code that computes activations: ours from file to encoder, and the versions of what it stands on."""
     root = Path(speech_adapters.__file__).parent
     digest = hashlib.sha256(f"torch {version('torch')} transformers {version('transformers')}".encode())
-    own = [root / "data" / "audio.py", root / "training" / "cache.py", root / "training" / "frozen.py"]
-    for path in sorted([*own, *(root / "encoders").rglob("*.py")]):
+    own = ("data/audio.py", "data/sound_file.py", "training/cache.py", "training/frozen.py")
+    for path in sorted([*(root / file for file in own), *(root / "encoders").rglob("*.py")]):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
