@@ -40,7 +40,7 @@ from speech_adapters.data.manifest import Manifest
 from speech_adapters.encoders import Encoder, load_encoder
 from speech_adapters.heads import ClassificationHead, CTCHead, HeadConfig
 from speech_adapters.runs.folder import RunFolder
-from speech_adapters.training.cache import CachedDataset
+from speech_adapters.training.cached_dataset import CachedDataset
 from speech_adapters.training.learner import Position
 from speech_adapters.training.settings import Cache, TrainingConfig
 from speech_adapters.training.supervised import Supervised, constant, train

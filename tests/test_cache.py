@@ -24,7 +24,9 @@ from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.runs.folder import RunFolder
 from speech_adapters.tasks.asr import evaluate_asr
 from speech_adapters.training import cache as cache_file
-from speech_adapters.training.cache import CachedDataset, clear_cache, list_caches
+from speech_adapters.training import cached_dataset
+from speech_adapters.training.cache import clear_cache, list_caches
+from speech_adapters.training.cached_dataset import CachedDataset
 from speech_adapters.training.frozen import frozen_part, model_inputs
 from speech_adapters.training.result import TrainingResult
 from speech_adapters.training.settings import Cache, TrainingConfig
@@ -229,15 +231,15 @@ def test_batches_of_kept_and_computed_utterances_keep_their_order(tmp_path, mani
 
 def test_a_disk_that_is_too_small_is_said_before_anything_is_computed(tmp_path, manifest, monkeypatch):  # noqa: F811
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(cache_file.shutil, "disk_usage", lambda _: usage(10, 10, 1000))
+    monkeypatch.setattr(cached_dataset.shutil, "disk_usage", lambda _: usage(10, 10, 1000))
     with pytest.raises(InputError, match=r"takes? 0\.\d MB, and .* has 0.0 MB free; .* training.cache.max_gb"):
         CachedDataset(SpeechDataset(manifest), make_model("head-only"), tmp_path, 60)
     assert not files(tmp_path)
 
 
 def test_a_stopped_run_loses_one_part(tmp_path, manifest, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(cache_file, "PART_SECONDS", 2.0)
-    computed, compute = [], cache_file.compute_taps
+    monkeypatch.setattr(cached_dataset, "PART_SECONDS", 2.0)
+    computed, compute = [], cached_dataset.compute_taps
 
     def stop_after_three(encoder, taps, waveforms, lengths):
         if len(computed) == 3:
@@ -245,13 +247,13 @@ def test_a_stopped_run_loses_one_part(tmp_path, manifest, monkeypatch):  # noqa:
         computed.append(len(lengths))
         return compute(encoder, taps, waveforms, lengths)
 
-    monkeypatch.setattr(cache_file, "compute_taps", stop_after_three)
+    monkeypatch.setattr(cached_dataset, "compute_taps", stop_after_three)
     with pytest.raises(KeyboardInterrupt):
         CachedDataset(SpeechDataset(manifest), make_model("l-frozen"), tmp_path, 2.4)
     stale = next(tmp_path.rglob("state-1-fp16")) / ".part.bin.999999999.tmp"
     stale.write_bytes(b"half")
     before = sum(computed)
-    monkeypatch.setattr(cache_file, "compute_taps", lambda *a: computed.append(len(a[3])) or compute(*a))
+    monkeypatch.setattr(cached_dataset, "compute_taps", lambda *a: computed.append(len(a[3])) or compute(*a))
     CachedDataset(SpeechDataset(manifest), make_model("l-frozen"), tmp_path, 2.4)
     assert before < len(manifest) and sum(computed) < before + len(manifest), "what was written is not computed again"
     assert not stale.exists(), "what killed processes left is swept away"
@@ -272,7 +274,7 @@ def test_processes_share_the_work(tmp_path, manifest, monkeypatch):  # noqa: F81
 
     model, held = make_model("head-only"), []
     for rank in (0, 1):
-        monkeypatch.setattr(cache_file, "processes", lambda rank=rank: Process(rank))
+        monkeypatch.setattr(cached_dataset, "processes", lambda rank=rank: Process(rank))
         data = CachedDataset(SpeechDataset(manifest), model, tmp_path / str(rank), 2.0)
         held.append({key for key in data.keys if key in data.taps["state-3"]})
     assert held[0] and held[1] and not held[0] & held[1] and len(held[0] | held[1]) == len(manifest)
@@ -373,7 +375,7 @@ def test_processes_share_the_filling_though_one_comes_late(tmp_path, manifest, m
             added.wait(1)  # the first one is done with its share
         return CachedDataset(SpeechDataset(manifest), models[number], tmp_path, 3)
 
-    monkeypatch.setattr(cache_file, "processes", lambda: own.state)
+    monkeypatch.setattr(cached_dataset, "processes", lambda: own.state)
     monkeypatch.setattr(cache_file.Activations, "add", lambda *arguments: (add(*arguments), added.set()))
     with ThreadPoolExecutor(2) as threads:
         made = list(threads.map(share, range(2)))

@@ -27,7 +27,7 @@ from speech_adapters.objectives.units import KMeansUnits
 from speech_adapters.runs.folder import RunFolder
 from speech_adapters.tasks import downstream
 from speech_adapters.tasks.downstream import Downstream
-from speech_adapters.training.cache import CachedPart
+from speech_adapters.training.cached_dataset import CachedPart
 from speech_adapters.training.learner import Position
 from speech_adapters.training.loop import seed_update
 from speech_adapters.training.result import TrainingResult

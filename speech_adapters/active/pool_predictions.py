@@ -21,7 +21,7 @@ from speech_adapters.inference.outputs import head_output, mean_pooled
 from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.model_output import ModelOutput
 from speech_adapters.tasks.predict import predict
-from speech_adapters.training.cache import CachedDataset
+from speech_adapters.training.cached_dataset import CachedDataset
 
 
 @dataclass(frozen=True)

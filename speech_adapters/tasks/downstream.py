@@ -29,7 +29,7 @@ from speech_adapters.tasks.base import Corpus, chosen_rates
 from speech_adapters.tasks.classification import Classification
 from speech_adapters.tasks.recognition_settings import RecognitionSettings
 from speech_adapters.tasks.start import CHECKPOINT
-from speech_adapters.training.cache import CachedDataset
+from speech_adapters.training.cached_dataset import CachedDataset
 from speech_adapters.training.settings import TrainingConfig
 from speech_adapters.training.supervised import check as check_training
 from speech_adapters.training.supervised import check_hearing, constant, train

@@ -25,7 +25,7 @@ from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.model_output import ModelOutput
 from speech_adapters.precision import autocast
 from speech_adapters.runs.environment import peak_memory_bytes, reset_peak_memory
-from speech_adapters.training.cache import CachedDataset
+from speech_adapters.training.cached_dataset import CachedDataset
 from speech_adapters.training.frozen import model_inputs
 from speech_adapters.training.settings import Cache
 

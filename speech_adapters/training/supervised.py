@@ -26,7 +26,7 @@ from speech_adapters.heads.ctc import CTCHeadModule
 from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.runs.folder import RunFolder
 from speech_adapters.runs.processes import processes
-from speech_adapters.training.cache import CachedDataset, check_crops
+from speech_adapters.training.cached_dataset import CachedDataset, check_crops
 from speech_adapters.training.frozen import Frozen, frozen_part, model_inputs
 from speech_adapters.training.learner import Learner, Loss, Position
 from speech_adapters.training.loop import fit

@@ -26,7 +26,7 @@ from speech_adapters.errors import ConfigError
 from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.runs.folder import RunFolder
 from speech_adapters.runs.processes import processes
-from speech_adapters.training.cache import CachedDataset
+from speech_adapters.training.cached_dataset import CachedDataset
 from speech_adapters.training.frozen import Frozen, Tap, batch_taps, compute_taps, frozen_part
 from speech_adapters.training.learner import Learner, Loss, Position
 from speech_adapters.training.loop import Watcher, fit_parts, seed_update
