@@ -27,6 +27,11 @@ def counted(number: int, noun: str, plural: str | None = None) -> str:
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
+def first_line(error: Exception) -> str:
+    """What another library's exception says, in one line without its full stop; its type where it says nothing."""
+    return str(error).strip().partition("\n")[0].rstrip(".")[:300] or type(error).__name__
+
+
 class InputError(ValueError):
     """Something handed to the toolkit cannot be used as it is."""
 

@@ -401,7 +401,7 @@ def shared_files(parts: Mapping[str, Path]) -> list[dict[str, bytes]]:
     """The files of the matrices that a compressed adapter shares with others; none for any other adapter."""
     from speech_adapters.adapters.base import adapter_config
     from speech_adapters.adapters.lora_xs import BASES
-    from speech_adapters.saving.bases import basis_of, read_basis
+    from speech_adapters.saving.basis import basis_of, read_basis
     from speech_adapters.saving.parts import load_part
 
     if "adapter" not in parts:

@@ -26,7 +26,7 @@ from speech_adapters.encoders.tensors import fingerprint
 from speech_adapters.errors import ConfigError
 from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.saving.adapters import SavedAdapter, read_adapter
-from speech_adapters.saving.bases import write_basis
+from speech_adapters.saving.basis import write_basis
 from speech_adapters.saving.heads import AdapterIdentity, read_head
 from speech_adapters.saving.parts import save_part
 

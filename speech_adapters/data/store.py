@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from speech_adapters.errors import CheckpointError, InputError
+from speech_adapters.errors import CheckpointError, InputError, first_line
 from speech_adapters.files import atomic
 from speech_adapters.locks import locked
 
@@ -113,10 +113,9 @@ class Store:
         return rows[:, 0] if self.width == 1 else rows
 
     def _damaged(self, error: Exception) -> CheckpointError:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         return CheckpointError(
-            f"{_values(self.base)}: this cache is damaged ({reason}); remove it and {_index(self.base).name}, they "
-            "are made anew."
+            f"{_values(self.base)}: this cache is damaged ({first_line(error)}); remove it and "
+            f"{_index(self.base).name}, they are made anew."
         )
 
 

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from speech_adapters.adapters.base import AdapterConfig, AdapterModule, adapter_config
 from speech_adapters.encoders.encoder import Encoder
-from speech_adapters.errors import CheckpointError, InputError
+from speech_adapters.errors import CheckpointError, InputError, first_line
 from speech_adapters.saving.base import Base, read_description
-from speech_adapters.saving.bases import read_basis, save_basis
+from speech_adapters.saving.basis import read_basis, save_basis
 from speech_adapters.saving.parts import check_fit, load_part, save_part
 from speech_adapters.saving.peft_import import CONFIG_FILE, import_lora, is_peft_folder
 from speech_adapters.saving.places import folder_of
@@ -83,7 +83,7 @@ def read_adapter(folder: str | Path, encoder: Encoder) -> SavedAdapter:
         read_basis(folder, config)
         blueprint = config.blueprint(encoder)
     except (InputError, RuntimeError, OverflowError, TypeError) as error:  # the last three: sizes beyond all memory
-        raise CheckpointError(f"{folder}: its configuration cannot be used ({_first_line(error)}).") from error
+        raise CheckpointError(f"{folder}: its configuration cannot be used ({first_line(error)}).") from error
     check_fit(tensors, blueprint, str(folder))
     return SavedAdapter(name=described.name, config=config, tensors=tensors, card=described.card, base=described.base)
 
@@ -103,10 +103,6 @@ def named_method(config: Mapping[str, Any]) -> str:
     """The method of a saved configuration, such as "lora" or "e+l+p"."""
     parts = config.get("parts") or ()
     return "+".join(named_method(part) for part in parts) or str(config.get("method"))
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0].rstrip(".")[:300]
 
 
 def peft_text(peft_config: Any) -> str:

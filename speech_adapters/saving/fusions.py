@@ -28,7 +28,7 @@ from speech_adapters.composition.registry import Tensors
 from speech_adapters.composition.routing import RouterConfig
 from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.encoders.tensors import fingerprint
-from speech_adapters.errors import CheckpointError, ConfigError
+from speech_adapters.errors import CheckpointError, ConfigError, first_line
 from speech_adapters.saving.base import Base, read_description
 from speech_adapters.saving.parts import check_fit, load_part, save_part
 from speech_adapters.saving.places import folder_of
@@ -110,9 +110,7 @@ def read_fusion(folder: str | Path, encoder: Encoder, adapters: Tensors, fusions
         settings = FusionConfig if isinstance(composition, Fuse) else RouterConfig
         config = schema.from_dict(settings, described.config, settings.__name__)
     except (ValueError, TypeError, AttributeError, RecursionError) as error:  # not what Composition.to_dict writes
-        raise CheckpointError(
-            f"{folder}: its configuration cannot be used ({str(error).rstrip('.')[:300]})."
-        ) from error
+        raise CheckpointError(f"{folder}: its configuration cannot be used ({first_line(error)}).") from error
     _check_sizes(config, tensors, folder)
     for part in described.parts:
         if part not in adapters and part not in fusions:

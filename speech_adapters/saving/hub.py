@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
-from speech_adapters.errors import CheckpointError, ConfigError
+from speech_adapters.errors import CheckpointError, ConfigError, first_line
 
 REFERENCE = re.compile(r"(?P<repository>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)@(?P<revision>[^@\s]+)")
 COMMIT = re.compile("[0-9a-f]{40}")
@@ -115,8 +115,7 @@ def explained(repository: str, revision: str | None) -> Iterator[None]:
     except RevisionNotFoundError as error:
         raise ConfigError(f"{where}: the repository has no such commit, branch or tag.") from error
     except (OfflineModeIsEnabled, LocalEntryNotFoundError, HFValidationError, HfHubHTTPError, OSError) as error:
-        reason = str(error).strip().partition("\n")[0][:300]
-        raise ConfigError(f"{where}: the hub gave no answer that could be used ({reason}).") from error
+        raise ConfigError(f"{where}: the hub gave no answer that could be used ({first_line(error)}).") from error
 
 
 def _refuse(repository: str, names: Iterable[str]) -> None:

@@ -45,7 +45,7 @@ def read_basis(folder: Path, config: AdapterConfig) -> None:
     if digest is None or digest in BASES:
         return
     if not DIGEST.fullmatch(digest):
-        raise CheckpointError(f"{folder}: its basis {digest!r} is no SHA-256.")
+        raise CheckpointError(f"{folder}: its basis {digest!r} is not a SHA-256.")
     place = folder if (folder / f"{KIND}.json").is_file() else folder.parent / digest
     if not (place / f"{KIND}.json").is_file():
         raise CheckpointError(
