@@ -277,7 +277,7 @@ def test_what_we_write_for_peft_comes_back(tmp_path):
     ("options", "message"),
     [
         ({"name": "facebook/wav2vec2-base"}, "was trained on 'facebook/wav2vec2-base', and this encoder is 'small-"),
-        ({"bias": "all"}, "has bias='all', which LoRA here does not have"),
+        ({"bias": "all"}, "has bias='all', which LoRA here does not support"),
         ({"rank_pattern": {"output_dense": 2}}, "has rank_pattern="),
         ({"init_lora_weights": "pissa"}, "has init_lora_weights='pissa'"),
         (
@@ -333,5 +333,5 @@ def test_damaged_folders_of_peft(tmp_path):
         model.load_adapter(tmp_path / "ia3")
     weights = tmp_path / "ia3" / "adapter_model.safetensors"
     save_file(load_file(weights), weights)
-    with pytest.raises(CheckpointError, match="holds 'IA3' of peft; LoRA is what can be taken over"):
+    with pytest.raises(CheckpointError, match="holds 'IA3' of peft; only LoRA can be imported"):
         model.load_adapter(tmp_path / "ia3")

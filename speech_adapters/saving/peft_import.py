@@ -84,15 +84,15 @@ def read_peft_folder(folder: str | Path) -> PeftFolder:
         ) from error
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         found = config.get("peft_type") if isinstance(config, dict) else None
-        raise CheckpointError(f"{folder}: holds {found!r} of peft; LoRA is what can be taken over.")
+        raise CheckpointError(f"{folder}: holds {found!r} of peft; only LoRA can be imported.")
     for key, values in _PLAIN.items():
         if key in config and config[key] not in values:
             raise CheckpointError(
-                f"{folder}: {CONFIG_FILE} has {key}={config[key]!r}, which LoRA here does not have; it cannot be "
-                "taken over."
+                f"{folder}: {CONFIG_FILE} has {key}={config[key]!r}, which LoRA here does not support; it cannot be "
+                "imported."
             )
     if config.get("use_dora") and config.get("use_rslora"):
-        raise CheckpointError(f"{folder}: use_dora and use_rslora at once is what LoRA here does not have.")
+        raise CheckpointError(f"{folder}: use_dora and use_rslora together are not supported by LoRA here.")
     check_finite(tensors, str(folder))
     names = {name: name.removeprefix(PREFIX).replace(".default.", ".") for name in tensors}
     lora = {names[name]: tensor for name, tensor in tensors.items() if ".lora_" in name}
@@ -110,24 +110,11 @@ def import_lora(folder: str | Path, encoder: Encoder) -> tuple[LoRA, dict[str, T
     """
     found = read_peft_folder(folder)
     _check_base(found.config.get("base_model_name_or_path"), encoder, folder)
-    known = encoder.architecture.projections
-    places = {encoder.part_name(i, target): (i, target) for i in range(encoder.num_layers) for target in known}
-    tensors, chosen, prefixes = {}, set(), set()
     inside = {name: tensor for name, tensor in found.lora.items() if not _of_decoder(name)}
     if not inside and found.lora:
         raise CheckpointError(f"{folder}: its LoRA is on a decoder alone; what is adapted here is the encoder.")
-    for name, tensor in inside.items():
-        match = re.fullmatch(r"(.+)\.(lora_A|lora_B|lora_magnitude_vector)(?:\.weight)?", name)
-        where = next((p for p in places if match and (match[1] == p or match[1].endswith(f".{p}"))), None)
-        if match is None or where is None:
-            raise CheckpointError(
-                f"{folder}: {name!r} is no projection of the layers of {encoder.name}; LoRA here is on "
-                f"{', '.join(known)}."
-            )
-        prefixes.add(match[1].removesuffix(where))
-        chosen.add(places[where])
-        suffix = "" if match[2] == "lora_magnitude_vector" else ".weight"
-        tensors[f"{PREFIX}{where}.{match[2]}{suffix}"] = tensor
+    tensors, chosen, prefixes = _renamed(inside, encoder, folder)
+    known = encoder.architecture.projections
     layers, targets = sorted({i for i, _ in chosen}), [t for t in known if t in {t for _, t in chosen}]
     if len(prefixes) != 1 or chosen != {(i, target) for i in layers for target in targets}:
         raise CheckpointError(
@@ -138,7 +125,7 @@ def import_lora(folder: str | Path, encoder: Encoder) -> tuple[LoRA, dict[str, T
     if trained := sorted(own & found.modules.keys()):
         raise CheckpointError(
             f"{folder}: {trained[0]} of the encoder was trained beside the LoRA (modules_to_save of peft), which "
-            "without it computes something else; it cannot be taken over."
+            "without it computes something else; it cannot be imported."
         )
     held = sorted({name.partition(".")[0] for name in found.modules})
     if len(inside) < len(found.lora):
@@ -161,10 +148,32 @@ def import_lora(folder: str | Path, encoder: Encoder) -> tuple[LoRA, dict[str, T
             variant=variant,
         )
     except KeyError as error:
-        raise CheckpointError(f"{folder}: {CONFIG_FILE} has no {error}, which peft writes; mend the file.") from None
+        raise CheckpointError(f"{folder}: {CONFIG_FILE} has no {error}, which peft writes; restore it.") from None
     except ConfigError as error:
         raise CheckpointError(f"{folder}: {CONFIG_FILE} holds no LoRA ({error})") from error
     return config, tensors
+
+
+def _renamed(
+    lora: Mapping[str, Tensor], encoder: Encoder, folder: str | Path
+) -> tuple[dict[str, Tensor], set[tuple[int, str]], set[str]]:
+    """Tensors by our names, the layer and projection that each is on, and what stands before the encoder's names."""
+    known = encoder.architecture.projections
+    places = {encoder.part_name(i, target): (i, target) for i in range(encoder.num_layers) for target in known}
+    tensors, chosen, prefixes = {}, set(), set()
+    for name, tensor in lora.items():
+        match = re.fullmatch(r"(.+)\.(lora_A|lora_B|lora_magnitude_vector)(?:\.weight)?", name)
+        where = next((p for p in places if match and (match[1] == p or match[1].endswith(f".{p}"))), None)
+        if match is None or where is None:
+            raise CheckpointError(
+                f"{folder}: {name!r} is not a projection in the layers of {encoder.name}; LoRA here is on "
+                f"{', '.join(known)}."
+            )
+        prefixes.add(match[1].removesuffix(where))
+        chosen.add(places[where])
+        suffix = "" if match[2] == "lora_magnitude_vector" else ".weight"
+        tensors[f"{PREFIX}{where}.{match[2]}{suffix}"] = tensor
+    return tensors, chosen, prefixes
 
 
 def lm_head(folder: str | Path) -> tuple[Tensor, Tensor]:
@@ -190,7 +199,7 @@ def _of_decoder(name: str) -> bool:
 def _check_base(base: Any, encoder: Encoder, folder: str | Path) -> None:
     if not base:
         warnings.warn(
-            f"{folder}: does not name the base that it was trained on; see to it that it is {encoder.name}.",
+            f"{folder}: does not name the base that it was trained on; make sure that it is {encoder.name}.",
             stacklevel=4,
         )
     elif Path(str(base)).name != Path(encoder.name).name:
