@@ -70,7 +70,7 @@ class Config(ObjectiveChoice):
             raise ConfigError("seeds: give one or more, such as --seeds 0,1,2.")
         if self.save_base and self.adapter not in ("lora", "lora-ffn", "last-2", "full"):
             raise ConfigError(
-                f"--save-base: a {self.adapter!r} adapter is no part of the base; use lora, last-2 or full."
+                f"--save-base: a {self.adapter!r} adapter is not part of the base; use lora, last-2 or full."
             )
 
     @property

@@ -169,7 +169,7 @@ def _check_waveforms(waveforms: Tensor) -> None:
         raise AudioError(f"waveforms: {tuple(waveforms.shape)} holds no samples; give at least one utterance.")
     if not bool(waveforms.isfinite().all()):
         row = int((~waveforms.isfinite()).any(1).nonzero()[0])
-        raise AudioError(f"waveforms: utterance {row} of the batch holds NaN or infinite samples; mend its audio.")
+        raise AudioError(f"waveforms: utterance {row} of the batch holds NaN or infinite samples; check its audio.")
     if (peak := float(waveforms.detach().abs().max())) > MAX_PEAK:
         raise AudioError(f"waveforms: amplitudes up to {peak:g}, expected about [-1, 1]; {_SCALE}.")
 
@@ -203,7 +203,8 @@ def _check_transcripts(targets: Tensor, scored: HeadOutput, blank: int) -> None:
     if bool((targets == blank).any()):
         row = int((targets == blank).any(1).nonzero()[0])
         raise ConfigError(
-            f"targets: utterance {row} holds id {blank}, CTC's blank, which is no symbol; pad targets with {IGNORE}."
+            f"targets: utterance {row} holds id {blank}, CTC's blank, which is not a symbol; pad targets "
+            f"with {IGNORE}."
         )
     repeats = ((targets[:, 1:] == targets[:, :-1]) & (targets[:, 1:] >= 0)).sum(1)
     needed = (targets >= 0).sum(1) + repeats

@@ -773,7 +773,7 @@ class SpeechAdapterModel(Inference, nn.Module):
         given.check_names(cached, ARGUMENTS)
         for name, remedy in (("plan", "set_active"), ("gradient_checkpointing", "gradient_checkpointing_enable()")):
             if name in cached:
-                raise ConfigError(f"{name}: no argument of a forward; set it on the model, with {remedy}.")
+                raise ConfigError(f"{name}: not an argument of forward; set it on the model, with {remedy}.")
         if waveforms is not None:
             waveforms, lengths = given.audio(waveforms, lengths, self.device, self.encoder.receptive_field)
         if targets is not None and self.head is None and head is None:

@@ -73,7 +73,7 @@ for _tag, _pattern, _first in (
 def parse_yaml(text: str, where: str) -> Any:
     """The value that a text is; ``where`` it stands opens errors."""
     if len(text) > MAX_BYTES:
-        raise ConfigError(f"{where}: {len(text)} characters are no configuration; give a YAML file of values")
+        raise ConfigError(f"{where}: {len(text)} characters are too many for a configuration; give a YAML file")
     try:
         loader = _Loader(text)
         loader.name = where

@@ -246,7 +246,7 @@ def test_a_reader_takes_what_the_index_says_only_of_unchanged_files(bank: Bank) 
         (lambda entry: entry | {"tags": {"x": 9}}, "point at no version"),
         (lambda entry: entry | {"last": 0}, "are not numbers from 1 to 0"),
         (lambda entry: entry | {"more": 1}, "unknown key 'more'"),
-        (lambda entry: entry | {"versions": {"1": entry["versions"]["1"] | {"object": "../../x"}}}, "is no SHA-256"),
+        (lambda entry: entry | {"versions": {"1": entry["versions"]["1"] | {"object": "../../x"}}}, "not a SHA-256"),
     ],
 )
 def test_what_an_entry_cannot_say_is_named(bank: Bank, change, message: str) -> None:

@@ -76,9 +76,9 @@ def test_what_cannot_be_composed_is_said_when_it_is_written():
     for wrong, message in (
         (lambda: Fuse(), r"Fuse\(\): give at least one"),
         (lambda: Stack("a", 3), "members are names of adapters and compositions, not 3"),
-        (lambda: Stack("a", Fuse("b", "a")), "each name may stand there once"),
+        (lambda: Stack("a", Fuse("b", "a")), "each name may occur once"),
         (lambda: Average("a", Parallel("b", "c")), "Parallel gives several outputs"),
-        (lambda: Parallel("a", "a"), "each branch may stand there once"),
+        (lambda: Parallel("a", "a"), "each branch may occur once"),
         (lambda: Average("a", "b", weights=(1,)), "1 weight for 2 members"),
         (lambda: Average("a", "b", weights=(0.5, 0.6)), "the weights sum to 1.1; they must sum to 1"),
         (lambda: composition_from_dict({"kind": "blend", "members": ["a"]}), "unknown composition 'blend'"),

@@ -218,5 +218,5 @@ def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path: Path, name: s
     save_part(tmp_path, "adapter", *part_of(0))
     (tmp_path / name).unlink()
     os.mkfifo(tmp_path / name)
-    with pytest.raises(InputError, match="cannot be read .it is no file"):
+    with pytest.raises(InputError, match="cannot be read .not a regular file"):
         load_part(tmp_path, "adapter")

@@ -157,7 +157,7 @@ def test_wrong_tasks_are_config_errors(manifests, tmp_path):
     for wrong, config, message in (
         ([], QUIET, "give at least one, each with a name of its own"),
         ([own[0], own[0]], QUIET, "each with a name of its own"),
-        (own, replace(QUIET, evaluate_every=1), "needs a dev set, which 'studio' has not"),
+        (own, replace(QUIET, evaluate_every=1), "needs a dev set, and 'studio' has none"),
         (own, replace(QUIET, learning_rates={"lora": 1e-3}), "learning_rates.lora: no task of train_jointly has"),
     ):
         with pytest.raises(ConfigError, match=message):

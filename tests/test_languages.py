@@ -202,7 +202,7 @@ def test_an_adapter_of_another_method_or_with_other_settings(encoder, tmp_path):
 @pytest.mark.parametrize(
     ("vocabulary", "message"),
     [("charakters", "choose wav2vec2, characters, subwords, phonemes, checkpoint, or give a vocab.json"),
-     ("checkpoint", "brings no vocab.json"), ("nowhere/vocab.json", "no such file")],
+     ("checkpoint", "has no vocab.json"), ("nowhere/vocab.json", "no such file")],
 )  # fmt: skip
 def test_vocabularies_that_are_not_there(vocabulary, message, encoder):
     with pytest.raises(InputError, match=message):

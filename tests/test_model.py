@@ -292,9 +292,9 @@ def test_wrong_names_are_config_errors():
         with pytest.raises(ConfigError, match="adapter name .*: use letters, digits"):
             model.add_adapter(name, "lora")
     for name in ("train", "keys", "type"):
-        with pytest.raises(ConfigError, match=f"adapter name '{name}' is a word of torch's own"):
+        with pytest.raises(ConfigError, match=f"adapter name '{name}' is reserved by torch"):
             model.add_adapter(name, "lora")
-        with pytest.raises(ConfigError, match=f"head name '{name}' is a word of torch's own"):
+        with pytest.raises(ConfigError, match=f"head name '{name}' is reserved by torch"):
             model.add_head(name, CTCHead())
     with pytest.raises(ConfigError, match="adapter 'a' exists already; delete it first"):
         model.add_adapter("a", "lora")
@@ -302,7 +302,7 @@ def test_wrong_names_are_config_errors():
         model.add_head("asr", CTCHead())
     with pytest.raises(ConfigError, match="no adapter 'b'; there are: a"):
         model.set_active("b")
-    with pytest.raises(ConfigError, match=r"Stack\('a', 'a'\): each name may stand there once"):
+    with pytest.raises(ConfigError, match=r"Stack\('a', 'a'\): each name may occur once"):
         model.set_active("a", "a")
     for wrong in (model.delete_adapter, model.fold_adapter, lambda name: model.save_adapter(name, "x")):
         with pytest.raises(ConfigError, match="no adapter 'b'"):

@@ -201,7 +201,7 @@ def test_what_has_no_graph_is_refused_with_the_reason(tmp_path):
     model.add_adapter("b", "houlsby")
     model.add_head("head", CTCHead())
     for words, name, options in (
-        ("no projection; choose from q_proj", "a", {"slots": ("query",)}),
+        ("is not a projection; choose from q_proj", "a", {"slots": ("query",)}),
         (r"changes v_proj of layer 0.*slots=\('q_proj', 'v_proj'\)", "a", {"slots": ("q_proj",)}),
         ("one output; export its branches one by one", Parallel("a", "b"), {}),
     ):

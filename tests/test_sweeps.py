@@ -114,10 +114,10 @@ def test_a_trial_draws_what_goes_with_its_adapter():
     ("over", "message"),
     [
         ({}, "nothing to choose from"),
-        ({"learning_rate": 1e-3}, "over.learning_rate: 0.001 is no choice"),
+        ({"learning_rate": 1e-3}, "over.learning_rate: 0.001 is not a choice"),
         ({"learning_rate": []}, "give one or more different values"),
-        ({"learning_rate": {"low": 1.0, "high": 0.1}}, "from 1.0 to 0.1 is no range"),
-        ({"learning_rate": {"low": 0, "high": 0.1, "log": True}}, "by logarithm is no range"),
+        ({"learning_rate": {"low": 1.0, "high": 0.1}}, "from 1.0 to 0.1 is not a range"),
+        ({"learning_rate": {"low": 0, "high": 0.1, "log": True}}, "by logarithm is not a range"),
         ({"learning_rate": {"low": 0.1, "hgih": 1}}, "write {low: 1.0e-4, high"),
         ({"encoder": ["a", "b"]}, "over.encoder: sweeps go over adapter, adapter_options"),
         ({"training": {"updates": [1, 2]}}, "trials are compared by it"),
@@ -216,7 +216,7 @@ def test_what_the_pruner_stops_makes_no_more_updates(data, tmp_path, monkeypatch
     other = tmp_path / "other"
     other.mkdir()
     (other / "letter.txt").write_text("mine")
-    with pytest.raises(InputError, match="holds something else than a sweep"):
+    with pytest.raises(InputError, match="holds something other than a sweep"):
         sweep(data, other, {"options": {"lora": {"rank": [2]}}})
 
 

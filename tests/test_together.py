@@ -200,7 +200,7 @@ def test_what_cannot_go_together_is_refused(tmp_path, manifest):  # noqa: F811
     two = replace(one, name="two", model=model_on(encoder, "e", "two"))
     with pytest.raises(ConfigError, match="each with a name of its own"):
         train_together([one, replace(two, name="one")], run)
-    with pytest.raises(ConfigError, match="'two' stands on another Encoder"):
+    with pytest.raises(ConfigError, match="'two' uses another Encoder"):
         train_together([one, replace(two, model=model_on(small_encoder(), "e", "two"))], run)
     with pytest.raises(ConfigError, match="differ in more than seed and learning rates"):
         train_together([one, replace(two, config=replace(config, updates=7))], run)

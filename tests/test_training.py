@@ -245,7 +245,7 @@ def test_checkpoints_of_other_settings_names_used_twice_and_damage_are_refused(m
     whole = file.read_bytes()
     for damage in (b"", whole[: len(whole) // 2], whole[:100] + bytes(len(whole) - 100)):
         file.write_bytes(damage)
-        with pytest.raises(CheckpointError, match="remove it to begin anew"):
+        with pytest.raises(CheckpointError, match="remove it to start over"):
             run_training(manifest, tmp_path / "run", updates=2)
 
 
@@ -379,7 +379,7 @@ def test_the_state_with_the_fewest_errors_is_kept(manifest, tmp_path):
     with pytest.raises(ConfigError, match="keep=error: needs evaluations: set evaluate_every"):
         TrainingConfig(keep="error")
     speakers = make_model(head=SpeakerHead(speakers=manifest.speakers))
-    with pytest.raises(ConfigError, match="keep=error: this head says nothing of held-out speakers"):
+    with pytest.raises(ConfigError, match="keep=error: this head cannot score held-out speakers"):
         run_training(manifest, tmp_path / "speakers", speakers, keep="error", **options | {"dev": manifest})
 
 

@@ -248,9 +248,7 @@ class ActiveLearner:
         wanted = [utterance.id for utterance in self.pending.picks]
         if set(labels) != set(wanted):
             wrong = sorted(set(labels) ^ set(wanted))
-            raise ConfigError(
-                f"label: {wrong[0]!r} is not in both, the picks and the labels; label the picks, no more."
-            )
+            raise ConfigError(f"label: {wrong[0]!r} is not in both the picks and the labels; label exactly the picks.")
         ordered = {name: labels[name] for name in wanted}
         self._append({"event": "labels", "round": self.pending.number, "labels": ordered})
 

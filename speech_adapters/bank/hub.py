@@ -41,7 +41,7 @@ def push(
     options = replace(options or CardOptions(), repository=repository)
     parts = parts_in(place, None)
     if "adapter" not in parts:
-        raise ConfigError(f"{place}: an adapter is pushed, with its head; there is none.")
+        raise ConfigError(f"{place}: there is no adapter to push.")
     files = files_of(parts)
     own = files.get("README.md")
     text = card(parts["adapter"], options) if own is None else own.decode("utf-8").replace(REPOSITORY, repository)

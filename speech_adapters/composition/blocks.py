@@ -39,7 +39,7 @@ class Composition:
     def _check_names(self) -> None:
         names = [name for member in self.members for name in names_of(member)]
         if len(set(names)) < len(names):
-            raise ConfigError(f"{self!r}: each name may stand there once.")
+            raise ConfigError(f"{self!r}: each name may occur once.")
 
     def options(self) -> dict[str, Any]:
         """What a composition has beside its members, where it is not the default."""
@@ -74,7 +74,7 @@ class Parallel(Composition):
 
     def _check_names(self) -> None:  # branches are independent: an adapter may stand in several
         if len(set(self.members)) < len(self.members):
-            raise ConfigError(f"{self!r}: each branch may stand there once.")
+            raise ConfigError(f"{self!r}: each branch may occur once.")
 
 
 class Average(Composition):

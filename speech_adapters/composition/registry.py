@@ -134,7 +134,7 @@ def check_new(name: str, existing: nn.ModuleDict, kind: str) -> None:
     if name in existing:
         raise ConfigError(f"{kind} {name!r} exists already; delete it first or choose another name.")
     if hasattr(existing, name):
-        raise ConfigError(f"{kind} name {name!r} is a word of torch's own; choose another name.")
+        raise ConfigError(f"{kind} name {name!r} is reserved by torch; choose another name.")
 
 
 def _get(name: str, existing: nn.ModuleDict, kind: str) -> nn.Module:

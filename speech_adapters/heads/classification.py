@@ -161,7 +161,7 @@ def check_labels(labels: Sequence[str], name: str) -> tuple[str, ...]:
         raise ConfigError(f"{name}={shown(labels)}: give the names of all classes, such as ('angry', 'calm').")
     labels = tuple(labels)
     if wrong := [label for label in labels if not isinstance(label, str)]:
-        raise ConfigError(f"{name}: {shown(wrong[0])} is no text; give the classes as manifests name them.")
+        raise ConfigError(f"{name}: {shown(wrong[0])} is not text; give the classes as manifests name them.")
     if len(labels) < 2 or len(set(labels)) < len(labels):
         raise ConfigError(f"{name}={labels[:5]}: give two or more different classes.")
     return labels

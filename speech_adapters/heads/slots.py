@@ -37,7 +37,7 @@ class SlotsHead(UtteranceHeadConfig):
         super().__post_init__()
         if not self.slots or not isinstance(self.slots, dict):
             raise ConfigError(
-                "slots is empty or no mapping: give each slot's classes, such as {'action': ('on', 'off')}."
+                "slots is empty or not a mapping: give each slot's classes, such as {'action': ('on', 'off')}."
             )
         self.slots = {name: check_labels(labels, f"slots[{name!r}]") for name, labels in self.slots.items()}
 

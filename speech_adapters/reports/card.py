@@ -80,7 +80,7 @@ class _Saved:
     def read(cls, folder: str | Path) -> _Saved:
         parts = find_parts(folder)
         if parts.adapter is None:
-            raise ConfigError(f"{folder}: a card is of an adapter, and there is a head alone.")
+            raise ConfigError(f"{folder}: a card describes an adapter, and there is only a head.")
         described, tensors = load_part(parts.adapter, "adapter")
         head = None if parts.head is None else load_part(parts.head, "head")[0]["config"]
         results, own = results_of(parts.adapter, _domain(described)) or (None, None)

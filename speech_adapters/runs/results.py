@@ -128,7 +128,7 @@ class Results:
         needed = ("task", "adapter", "data", "metrics")
         lacking = [key for key in needed if key not in values] if isinstance(values, dict) else list(needed)
         if lacking:
-            raise InputError(f"{Path(path)}: no results of a run, {lacking[0]!r} is missing; repeat the run.")
+            raise InputError(f"{Path(path)}: not the results of a run, {lacking[0]!r} is missing; repeat the run.")
         own = {"task", "encoder", "adapter", "data", "baselines", "seeds", *_ENVIRONMENT}
         of_method = MethodResults.from_dict({key: value for key, value in values.items() if key not in own})
         more, of_method.more = of_method.more, {}

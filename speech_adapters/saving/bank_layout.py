@@ -77,7 +77,7 @@ class Version:
     def __post_init__(self) -> None:
         for digest in self.objects:
             if not DIGEST.fullmatch(digest):
-                raise ValueError(f"object {digest!r} is no SHA-256")
+                raise ValueError(f"object {digest!r} is not a SHA-256")
 
     @property
     def objects(self) -> tuple[str, ...]:
@@ -148,7 +148,7 @@ def check_name(name: str) -> None:
     """Raise a ConfigError unless ``name`` can be one in a bank."""
     if not NAME.fullmatch(name):
         raise ConfigError(
-            f"{name!r} is no name in a bank: give up to four parts of letters, digits, '_' and '-', such as "
+            f"{name!r} cannot be a name in a bank: give up to four parts of letters, digits, '_' and '-', such as "
             "client-a/asr."
         )
 
@@ -175,7 +175,7 @@ class Layout:
     def object_folder(self, digest: str) -> Path:
         """Where an object lies."""
         if not DIGEST.fullmatch(digest):
-            raise ConfigError(f"{digest!r} is no SHA-256 of an object.")
+            raise ConfigError(f"{digest!r} is not a SHA-256 of an object.")
         return self.folder / "objects" / digest
 
     def entry(self, name: str) -> Entry:

@@ -73,7 +73,7 @@ class Base:
                 )
             if self.name == other.name:
                 raise CheckpointError(
-                    f"{part} was trained on {self.name!r}, whose frozen weights are not those of that time any more; "
+                    f"{part} was trained on {self.name!r}, whose frozen weights have changed since; "
                     "restore them, or load it onto a copy that has them."
                 )
             raise CheckpointError(
@@ -83,7 +83,7 @@ class Base:
         if self.normalize is not None and self.normalize != other.normalize:
             one, two = ("as they are", "normalised") if self.normalize is False else ("normalised", "as they are")
             raise CheckpointError(
-                f"{part} was trained on waveforms {one}, and {other.name!r} hears them {two}; mend do_normalize in "
+                f"{part} was trained on waveforms {one}, and {other.name!r} hears them {two}; correct do_normalize in "
                 "its preprocessor_config.json, or in its processor_config.json where that has it."
             )
         here = other.settings or {}
@@ -91,7 +91,7 @@ class Base:
             if key in here and here[key] != value:
                 raise CheckpointError(
                     f"{part} was trained where config.json said {key}={value!r}, and that of {other.name!r} says "
-                    f"{here[key]!r}, with which the same weights compute something else; mend it there."
+                    f"{here[key]!r}, with which the same weights compute something else; correct it there."
                 )
 
 

@@ -27,7 +27,7 @@ from speech_adapters.adapters.base import AdapterConfig, AdapterModule
 from speech_adapters.composition.blocks import Composition, Parallel, names_of
 from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.encoders.tensors import fingerprint
-from speech_adapters.errors import CheckpointError, InputError
+from speech_adapters.errors import CheckpointError, InputError, first_line
 from speech_adapters.heads.base import HeadConfig, HeadModule, head_from_dict
 from speech_adapters.heads.ctc import CTCHeadModule
 from speech_adapters.saving.base import Base, read_description
@@ -112,7 +112,7 @@ class SavedHead:
         """
         if self.features is None:
             warnings.warn(
-                f"{self.folder}: this head keeps no record of the features that it was trained on; see to it that its "
+                f"{self.folder}: this head keeps no record of the features that it was trained on; make sure that its "
                 "own base and adapter are in use, and save it again.",
                 stacklevel=3,
             )
@@ -183,8 +183,7 @@ def read_head(folder: str | Path) -> SavedHead:
         with torch.device("meta"):
             blueprint = config.build(described.input_size).state_dict()
     except (InputError, RuntimeError, OverflowError, TypeError, ValueError) as error:  # sizes beyond all memory too
-        reason = str(error).strip().partition("\n")[0].rstrip(".")[:300]
-        raise CheckpointError(f"{folder}: its configuration cannot be used ({reason}).") from error
+        raise CheckpointError(f"{folder}: its configuration cannot be used ({first_line(error)}).") from error
     check_fit(tensors, blueprint, str(folder))
     return SavedHead(
         name=described.name,

@@ -35,7 +35,7 @@ def places_of(encoder: Encoder, targets: Iterable[str]) -> list[Place]:
     """The projections of these names, in all layers. Raises ConfigError for an unknown name."""
     targets, known = tuple(targets), encoder.architecture.projections
     if unknown := [target for target in targets if target not in known]:
-        raise ConfigError(f"slots={targets}: {unknown[0]!r} is no projection; choose from {', '.join(known)}.")
+        raise ConfigError(f"slots={targets}: {unknown[0]!r} is not a projection; choose from {', '.join(known)}.")
     return [(index, target) for index in range(encoder.num_layers) for target in targets]
 
 

@@ -219,7 +219,7 @@ def _read_weights(folder: Path, kind: str, expected: str) -> bytes:
 def _content(path: Path) -> bytes:
     """The bytes of a file; pipes and devices, which may have no end, are refused."""
     if path.exists() and not path.is_file():
-        raise IsADirectoryError(errno.EISDIR, "it is no file")
+        raise IsADirectoryError(errno.EISDIR, "not a regular file")
     return path.read_bytes()
 
 

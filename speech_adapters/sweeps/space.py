@@ -180,8 +180,8 @@ def _dimensions(over: Mapping[str, Any], key: str = "") -> Iterator[tuple[str, D
             yield from _dimensions(value, dotted)
         else:
             raise ConfigError(
-                f"over.{dotted}: {shown(value)} is no choice; give a list, or {{low: .., high: ..}}. What is alike in "
-                "all trials belongs to the recipe's own settings."
+                f"over.{dotted}: {shown(value)} is not a choice; give a list, or {{low: .., high: ..}}. What is the "
+                "same in all trials belongs to the recipe's own settings."
             )
 
 
@@ -198,7 +198,7 @@ def _span(value: Mapping[str, Any], key: str) -> Span:
         raise ConfigError(f"over.{key}: {shown(dict(value))}: write {{low: 1.0e-4, high: 1.0e-2, log: true}}.")
     assert low is not None and high is not None
     if not low < high or (log and low <= 0):
-        raise ConfigError(f"over.{key}: from {low} to {high}{' by logarithm' if log else ''} is no range.")
+        raise ConfigError(f"over.{key}: from {low} to {high}{' by logarithm' if log else ''} is not a range.")
     return Span(low, high, log)
 
 

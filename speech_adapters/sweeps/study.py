@@ -82,7 +82,7 @@ class Sweep:
         self.seeds = experiment.config.seeds
         self.config = replace(experiment.config, seeds=self.seeds[:1], baselines=(), output=None, resume=None)
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise ConfigError("a sweep is no torchrun: start the same command several times, once for each device.")
+            raise ConfigError("a sweep does not run under torchrun: start the same command once per device.")
         if settings.pruner != "none" and not self.config.training.evaluate_every:
             every = max(1, self.config.training.updates // 10)
             raise ConfigError(
@@ -193,7 +193,7 @@ class Sweep:
         with locked(path):
             if not path.exists():
                 if self.folder.is_dir() and any(not file.name.startswith(".") for file in self.folder.iterdir()):
-                    raise InputError(f"{self.folder}: holds something else than a sweep; name a new folder.")
+                    raise InputError(f"{self.folder}: holds something other than a sweep; name a new folder.")
                 write_json(path, own)
             elif (before := read_json(path)) != own:
                 differing = [key for key in own if before.get(key) != own[key]]

@@ -228,9 +228,7 @@ def _given_vocabulary(vocabulary: str, encoder: str | None) -> Vocabulary:
     if vocabulary == CHECKPOINT:
         file = None if encoder is None else checkpoint_file(encoder, "vocab.json")
         if file is None:
-            raise ConfigError(
-                f"vocabulary=checkpoint: {encoder or 'no encoder'} brings no vocab.json; choose another."
-            )
+            raise ConfigError(f"vocabulary=checkpoint: {encoder or 'no encoder'} has no vocab.json; choose another.")
         return Vocabulary.load(file, language=Source.read(str(encoder)).target_lang)
     if Path(vocabulary).suffix == ".json" or Path(vocabulary).is_dir():
         return Vocabulary.load(vocabulary)

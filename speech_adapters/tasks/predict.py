@@ -62,7 +62,7 @@ class Evaluation(Generic[R]):
 def check_manifest(manifest: object) -> None:
     """Raise a ConfigError for a path, or anything else, in a manifest's place."""
     if not isinstance(manifest, Manifest):
-        raise ConfigError(f"manifest: {shown(manifest)} is none; read it first: Manifest.read('test.jsonl').")
+        raise ConfigError(f"manifest: {shown(manifest)} is not one; read it first: Manifest.read('test.jsonl').")
 
 
 @torch.no_grad()
@@ -156,7 +156,7 @@ def mean_attention(model: SpeechAdapterModel, manifest: Manifest, **options: Any
     ``options`` are those of :func:`predict`.
     """
     if options.get("windows") is not None:
-        raise ConfigError("mean_attention: attention is kept of whole utterances; leave out the windows.")
+        raise ConfigError("mean_attention: attention is kept for whole utterances; leave out the windows.")
     found = predict(model, manifest, _attention, **options).values
     members = {value.name: [*map(_word, value.members)] for value in model.active_fusions}
     return {

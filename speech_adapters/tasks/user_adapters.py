@@ -70,7 +70,7 @@ class UserAdapters:
         training: TrainingConfig = FEW_UPDATES,
     ) -> None:
         if not isinstance(model.head, CTCHeadModule):
-            raise ConfigError("UserAdapters: corrections are transcripts, so that a CTC head must be active.")
+            raise ConfigError("UserAdapters: corrections are transcripts, so a CTC head must be active.")
         if isinstance(model.active, Parallel):
             raise ConfigError(f"UserAdapters: {model.active!r} has several outputs; choose one of its branches.")
         self.model, self.folder, self.training = model, Path(folder), training

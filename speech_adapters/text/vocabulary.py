@@ -108,7 +108,7 @@ class Vocabulary:
         _check_printable(symbols)
         if special := sorted(filter(is_special, symbols)):
             raise TextError(
-                f"the symbols {special} look like special tokens, which are never heard; name them otherwise"
+                f"the symbols {special} look like special tokens, which are never heard; give them other names"
             )
         return cls((*SPECIALS, *sorted(symbols)), delimiter=None, separator=" ")
 

@@ -62,7 +62,7 @@ def train_jointly(
     if not tasks or len(set(names)) < len(names):
         raise ConfigError(f"train_jointly: tasks {names}: give at least one, each with a name of its own.")
     if config.evaluate_every and (lacking := [task.name for task in tasks if task.dev is None]):
-        raise ConfigError(f"train_jointly: training.evaluate_every needs a dev set, which {lacking[0]!r} has not.")
+        raise ConfigError(f"train_jointly: training.evaluate_every needs a dev set, and {lacking[0]!r} has none.")
     if config.cache is not None:
         raise ConfigError("train_jointly: training.cache holds what one task's adapters read; set it to null.")
     model.to(processes().device)

@@ -1,13 +1,13 @@
-"""The loop: every training in this package is these lines, whatever is learnt and from what.
+"""The one training loop of this package.
 
-A :class:`Learner` says what trains, on which batches, by which loss. The loop does the rest, alike for all: a rate per
-parameter group with its schedule, the methods' own schedules, accumulation, several processes, bf16 and fp16, the
-check that every tensor learns, losses that are not finite, evaluation, the best state, patience, the log, and
-checkpoints. A learner may have several parts, trainings that share work and nothing that is learnt: each has its own
-optimizer, norm of gradients, best state and end.
+A :class:`Learner` says what trains, on which batches and with which loss. The loop does the rest: a learning rate and
+schedule per parameter group, the methods' own schedules, gradient accumulation, several processes, bf16 and fp16, the
+check that every tensor learns, losses that are not finite, evaluation, the best state, patience, logging and
+checkpoints. A learner may have several parts, trainings that share work but no parameters: each has its own optimizer,
+gradient norm, best state and end.
 
-A stopped training goes on to the same bits: an update's random numbers follow from the seed and the update's number
-alone, so that a checkpoint need hold only what was learnt and how far.
+A resumed training gives the same bits as one that was not stopped: an update's random numbers follow from the seed and
+the update's number alone, so a checkpoint holds only what was learnt and how far.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from speech_adapters.errors import (
     InUseError,
     TrainingError,
     counted,
+    first_line,
     shown,
 )
 from speech_adapters.files import atomic
@@ -52,11 +53,11 @@ from speech_adapters.training.settings import LoopConfig, settings_of_updates
 __all__ = ["Learner", "Loss", "Position", "TrainingResult", "Watcher", "fit", "fit_parts", "seed_update"]
 
 Watcher = Callable[[str, int, Mapping[str, float]], bool]
-"""Told of each evaluation: the part's name, updates made, figures on held-out data. Where it returns True the part
-stops, its best state kept: others show that it is not worth going on with."""
+"""Called at each evaluation with the part's name, the updates made and the figures on held-out data; returning True
+stops the part and keeps its best state."""
 
 SKIPPED_IN_A_ROW = {"fp32": 3, "bf16": 3, "fp16": 25}
-"""Updates in a row whose gradients are not finite before a training gives up; fp16 finds its loss scale so."""
+"""Updates in a row whose gradients are not finite before a training gives up; fp16 needs some to find its scale."""
 
 
 @dataclass
@@ -82,7 +83,7 @@ def fit(
 
     Args:
         name: of this training in the run folder, its log and its checkpoint; once per run.
-        watcher: told of each evaluation, and may stop the training.
+        watcher: called at each evaluation; may stop the training.
 
     Raises:
         ConfigError: nothing to train, a name that this run has used, a checkpoint of other settings or processes.
@@ -100,7 +101,7 @@ def fit_parts(
     """:func:`fit` of a learner with several parts: the result of each."""
     if not isinstance(run, RunFolder):
         raise ConfigError(
-            f"run: {shown(run)} is no run folder; make one: RunFolder.create('mine'), or RunFolder.create('mine', "
+            f"run: {shown(run)} is not a run folder; make one: RunFolder.create('mine'), or RunFolder.create('mine', "
             "path='folder') for a place of its own."
         )
     return _Training(learner, config, run, name, watcher).run()
@@ -124,7 +125,7 @@ class _Training:
 
     @property
     def running(self) -> list[str]:
-        """The parts that go on."""
+        """Names of the parts that have not stopped."""
         return [name for name, part in self.parts.items() if not part.progress.stopped]
 
     def run(self) -> dict[str, TrainingResult]:
@@ -220,7 +221,7 @@ class _Training:
     # ------------------------------------------------------------------ one update
 
     def _stream(self) -> Iterator[Any]:
-        """Batches without end, from where the training stands."""
+        """Endless batches, from where the training stands."""
         progress, accelerator = self.progress, self.accelerator
         while True:
             at = Position(progress.epoch, progress.place, accelerator.process_index, accelerator.num_processes)
@@ -238,7 +239,8 @@ class _Training:
         config, progress, learner = self.config, self.progress, self.learner
         done, turn = progress.done // learner.turns, progress.done % learner.turns
         batches = [next(stream) for _ in range(config.accumulation)]
-        self._seed(progress.done)  # after the reading, which draws numbers of its own when an epoch begins
+        # After the reading, which draws numbers of its own when an epoch begins.
+        seed_update(config.seed, progress.done, self.accelerator.process_index)
         learner.before_update(progress.done)
         running = {name: self.parts[name] for name in self.running}
         ids: dict[str, list[str]] = {name: [] for name in running}
@@ -274,7 +276,7 @@ class _Training:
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
-        """Count the operations of the first update; the others are like it."""
+        """Count the operations of the first update, which stands for all."""
         if self.progress.done:
             yield
             return
@@ -293,15 +295,11 @@ class _Training:
                 return
             yield found
 
-    def _seed(self, update: int) -> None:
-        """Random numbers of this update and process alone, so that a resumed run draws the same."""
-        seed_update(self.config.seed, update, self.accelerator.process_index)
-
     def _autocast(self) -> torch.autocast:
         return autocast(self.learner.device, self.config.precision)
 
     def _average_gradients(self, parts: Collection[Part]) -> None:
-        """Over the processes of a distributed run, in one exchange."""
+        """Average the gradients over all processes, in one exchange."""
         if self.accelerator.num_processes > 1:
             grads = [parameter.grad for part in parts for parameter in part.parameters if parameter.grad is not None]
             flat = self.accelerator.reduce(torch.cat([grad.flatten() for grad in grads]), "mean")
@@ -309,7 +307,7 @@ class _Training:
                 grad.copy_(mean.view_as(grad))
 
     def _any_process(self, own: Sequence[int]) -> bool:
-        """Whether one of the processes has something here: they skip, and stop, at the same update."""
+        """Whether the list is non-empty in any process, so that all of them stop at the same update."""
         if self.accelerator.num_processes == 1:
             return bool(own)
         return bool(self.accelerator.reduce(torch.tensor(float(len(own)), device=self.learner.device), "sum"))
@@ -329,7 +327,7 @@ class _Training:
             batch = f" The last batch held {', '.join(ids[:20])}." if ids else ""
             raise TrainingError(
                 f"{name or self.name}: {progress.skipped_in_a_row} updates in a row had a loss or gradients that are "
-                f"not finite, the last one at update {self.progress.done}; nothing of them was applied. Lower the "
+                f"not finite, the last one at update {self.progress.done}; none of them was applied. Lower the "
                 f"learning rates, or look at the data.{batch}"
             )
 
@@ -420,7 +418,7 @@ class _Training:
     # ------------------------------------------------------------------ checkpoints
 
     def _save(self, path: Path, results: Mapping[str, TrainingResult] | None = None) -> None:
-        """Write where the training stands, whole or not at all; of a finished one only what it made."""
+        """Write a checkpoint, whole or not at all; of a finished training without what only resuming needs."""
         if not self.accelerator.is_main_process:
             return
         content: dict[str, Any] = {
@@ -436,11 +434,11 @@ class _Training:
             torch.save(content, file)
 
     def _settings(self) -> dict[str, dict[str, str]]:
-        """What shapes the updates, by part."""
+        """The settings that shape the updates, by part."""
         return {key: settings_of_updates(part.config) for key, part in self.parts.items()}
 
     def _load(self, path: Path) -> dict[str, TrainingResult] | None:
-        """Take up a checkpoint, if there is one; the results of a finished training, None of one that is to go on."""
+        """Load the checkpoint, if there is one; returns a finished training's results, None for an unfinished one."""
         if not path.is_file():
             return None
         try:
@@ -461,12 +459,13 @@ class _Training:
         except ConfigError as error:
             raise ConfigError(f"training {self.name!r}: {error}") from error
         except Exception as error:  # whatever a damaged file makes torch.load or the parts raise
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise CheckpointError(f"{path}: cannot be gone on from ({reason}); remove it to begin anew.") from error
+            raise CheckpointError(
+                f"{path}: cannot be resumed ({first_line(error)}); remove it to start over."
+            ) from error
         return None
 
     def _forget_later_lines(self) -> None:
-        """Drop from a resumed run's log what was written after its checkpoint, or without one: it comes again."""
+        """Drop the log's lines from after the checkpoint (all without one): a resumed run writes them again."""
         if self.folder.resumed and self.accelerator.is_main_process:
             saved = self.folder.checkpoint(self.name).is_file()
             step = self.progress.done // self.learner.turns if saved else -1
@@ -495,7 +494,8 @@ class _Training:
 
 
 def seed_update(seed: int, update: int, process: int = 0) -> None:
-    """Draw all random numbers of an update from the seed, its number and the process alone."""
+    """Draw all random numbers of an update from the seed, its number and the process alone: a resumed run draws the
+    same."""
     set_seed(int(np.random.SeedSequence((seed, update, process)).generate_state(1)[0]))
 
 

@@ -91,7 +91,7 @@ def check(
         for option in ("augmentation", "crop_seconds"):
             if (said := getattr(config, option)) is not None and getattr(dataset, option) is None:
                 raise ConfigError(
-                    f"train: training.{option}={said}, which the dataset does not do; make it by "
+                    f"train: training.{option}={said}, which the dataset does not apply; make it with "
                     "SpeechDataset(manifest, model.head.config.target, **training.dataset_options)."
                 )
         check_hearing(dataset.manifest, model.encoder, config)
@@ -114,7 +114,7 @@ def kept_by(model: SpeechAdapterModel, config: TrainingConfig) -> str:
     """Which figure chooses the state to keep. Raises a ConfigError for errors of a head that counts none."""
     counts = model.head is not None and type(model.head).mistakes is not HeadModule.mistakes
     if config.keep == "error" and not counts:
-        raise ConfigError("training.keep=error: this head says nothing of held-out speakers; keep by the loss.")
+        raise ConfigError("training.keep=error: this head cannot score held-out speakers; keep by the loss.")
     return config.keep or ("error" if counts else "loss")
 
 

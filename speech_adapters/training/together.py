@@ -72,7 +72,7 @@ def train_together(
     encoder, shared = members[0].model.encoder, members[0].config
     for member in members:
         if member.model.encoder is not encoder:
-            raise ConfigError(f"train_together: {member.name!r} stands on another Encoder object; give all the same.")
+            raise ConfigError(f"train_together: {member.name!r} uses another Encoder object; give all the same one.")
         if _alike(member.config) != _alike(shared):
             raise ConfigError(
                 f"train_together: {member.name!r} and {names[0]!r} differ in more than seed and learning rates."

@@ -46,6 +46,6 @@ BAD_CONFIGURATIONS: dict[str, tuple[bytes, str]] = {
     ), "more than 10000 values"),
     "nested without end": (b"encoder: " + b"[" * 20_000, "more than 10000 values|50 levels"),
     "nested blocks": (b"- " * 20_000 + b"x", "50 levels"),
-    "a megabyte": (b"encoder: " + b"x" * 1_000_000, "1000009 characters are no configuration"),
+    "a megabyte": (b"encoder: " + b"x" * 1_000_000, "1000009 characters are too many for a configuration"),
     "11,000 values": (b"encoder: [" + b"1," * 11_000 + b"]", "more than 10000 values"),
 }  # fmt: skip
