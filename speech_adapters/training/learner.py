@@ -89,25 +89,25 @@ class Learner(ABC):
 
     @abstractmethod
     def check_alive(self) -> None:
-        """Raise where a trainable tensor has got no gradient."""
+        """Raise a RuntimeError where a trainable tensor has had no gradient."""
 
     def evaluate(self) -> dict[str, float]:
         """``loss`` on held-out data, and further figures; called without gradients."""
         raise ConfigError("training.evaluate_every needs a dev set.")
 
     def turn(self, update: int) -> str | None:
-        """Whose turn an update is, for the log; None where nobody takes turns."""
+        """Which task an update belongs to, for the log; None for learners that do not take turns."""
         return None
 
     def before_update(self, update: int) -> None:  # noqa: B027
-        """Called first of all: schedules of a method's own."""
+        """Called before each update, for the methods' own schedules."""
 
     def after_update(self, update: int) -> None:  # noqa: B027
-        """Called last, gradients still in place."""
+        """Called after each update, with the gradients still in place."""
 
     def state(self) -> dict[str, Any]:
         """What else a checkpoint needs, in tensors and plain values."""
         return {}
 
     def load_state(self, state: dict[str, Any]) -> None:  # noqa: B027
-        """Take back what :meth:`state` gave."""
+        """Restore what :meth:`state` returned."""

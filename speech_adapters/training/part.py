@@ -19,7 +19,7 @@ from speech_adapters.training.settings import LoopConfig
 
 @dataclass
 class PartProgress:
-    """How a part does."""
+    """Where a part stands."""
 
     updates: int = 0
     audio_seconds: float = 0.0
@@ -54,7 +54,7 @@ class Part:
         self.best: dict[str, Tensor] = {}
 
     def begin(self, done: int) -> None:
-        """Set the rates for the update after ``done`` ones, and forget the gradients."""
+        """Set the learning rates for the update after ``done`` ones, and clear the gradients."""
         factor = rate_factor(self.config, done)
         for group in self.optimizer.param_groups:
             group["lr"] = self.groups[group["name"]][1] * factor
@@ -65,7 +65,7 @@ class Part:
         self.scaler.scale(loss / self.config.accumulation).backward()
 
     def clip(self) -> bool:
-        """Bring the gradients to their norm; False where they are not finite."""
+        """Clip the gradients by their norm; False where they are not finite."""
         self.scaler.unscale_(self.optimizer)
         return math.isfinite(float(nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)))
 
@@ -84,7 +84,7 @@ class Part:
                 tensor.copy_(broadcast(tensor.clone()))
 
     def watch(self, figures: Mapping[str, float]) -> None:
-        """Keep the best state, and stop where it was long ago."""
+        """Keep the best state, and stop when ``patience`` evaluations have not improved on it."""
         progress, loss, error = self.progress, figures["loss"], figures.get("error")
         if self.learner.kept_by == "loss" or error is None:
             better = progress.best_loss is None or loss < progress.best_loss
@@ -111,7 +111,7 @@ class Part:
         }
 
     def load(self, content: Mapping[str, Any]) -> None:
-        """Take :meth:`state` back."""
+        """Restore what :meth:`state` returned."""
         self.copy(content["tensors"])
         self.learner.load_state(content["state"])
         if "progress" in content:
@@ -121,7 +121,7 @@ class Part:
 
     @torch.no_grad()
     def copy(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put tensors into the place of what was learnt. Raises ConfigError for others than its own."""
+        """Overwrite what was learnt with ``tensors``. Raises ConfigError for tensors of other names."""
         own = self.learner.tensors()
         if own.keys() != tensors.keys():
             differing = sorted(own.keys() ^ tensors.keys())

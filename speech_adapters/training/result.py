@@ -11,9 +11,9 @@ from typing import Any
 class TrainingResult:
     """What a training cost: updates made, wall seconds, audio seconds per wall second, peak memory in bytes.
 
-    ``skipped`` counts updates that were left out since their gradients were not finite. ``together`` trainings shared
-    one pass, whose the costs are. ``flops`` are those of all products and convolutions, counted from their shapes in
-    the first update and scaled to the audio heard; ``energy_joules`` what the counters say, None without any.
+    ``skipped`` counts updates left out because their gradients were not finite. ``together`` is how many trainings
+    shared the pass that the costs are of. ``flops`` are those of all products and convolutions, counted from their
+    shapes in the first update and scaled to the audio read; ``energy_joules`` is None where no counter can be read.
     """
 
     updates: int
@@ -29,7 +29,7 @@ class TrainingResult:
 
     @property
     def costs(self) -> dict[str, float | None]:
-        """As ``results.json`` has them."""
+        """The costs, under their names in ``results.json``."""
         names = ("seconds", "audio_seconds_per_second", "peak_memory_bytes", "flops", "energy_joules")
         return {name: getattr(self, name) for name in names}
 

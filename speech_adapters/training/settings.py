@@ -67,7 +67,7 @@ class LoopConfig(Configuration):
     """Settings of one run of the loop, whatever it trains."""
 
     free_to_change: ClassVar = ("log_every", "save_minutes", "workers", "trackers", "cache")
-    """What a stopped run may go on with changed: it changes no update, but for what a cache rounds."""
+    """Settings that may change when a run is resumed: no update depends on them, but for a cache's rounding."""
 
     updates: Count = 1000
     """Optimizer steps. Methods are compared at equal updates."""
@@ -164,8 +164,8 @@ class TrainingConfig(LoopConfig):
     """Speed, noise and telephone augmentation of the waveforms; None for none."""
 
     gradient_checkpointing: Checkpointing = False
-    """Recompute layers in the backward pass: less memory, about a third more time; ``selective`` recomputes what is
-    large and cheap in them alone, attention weights and activations, for a sixth more time."""
+    """Recompute layers in the backward pass: less memory, about a third more time; ``selective`` recomputes only what
+    is large and cheap, attention weights and activations, for a sixth more time."""
 
     cache: Cache | Path | None = None
     """Activations below the lowest place that trains, computed once for all epochs, methods, seeds and runs: a folder,
