@@ -386,3 +386,19 @@ def test_a_language_and_a_revision_are_part_of_the_name(folders: Path, tmp_path:
     assert Source.read("C:\\encoders\\mms") == Source("C:\\encoders\\mms")
     task = SpeechRecognition(vocabulary="checkpoint", encoder=f"{place}:fra")
     assert task.vocabulary == Vocabulary.load(place, language="fra")
+
+
+def test_a_served_recogniser_writes_in_its_own_symbols(folders, tmp_path):
+    """Those of the language that was asked for, and of the outputs that have none."""
+    from dataclasses import replace
+
+    from speech_adapters.serving.catalog import Catalog
+    from speech_adapters.serving.residents import load as read
+
+    wider = replace(BASE_960H, config={**BASE_960H.config, "vocab_size": len(LETTERS) + 2})
+    french, unnamed = load_encoder(folders / MMS.folder, target_lang="fra"), load_encoder(build(wider, tmp_path))
+    with pytest.warns(UserWarning, match="no token for 32, 33 of the head's 34 outputs"):
+        heads = [read(next(iter(Catalog(encoder))), encoder).heads["transcription"] for encoder in (french, unnamed)]
+    assert [list(head.config.vocabulary.tokens) for head in heads] == [
+        LANGUAGES["fra"], [*LETTERS, "<unused32>", "<unused33>"]
+    ]  # fmt: skip

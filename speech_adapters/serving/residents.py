@@ -29,14 +29,13 @@ from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.encoders.tensors import fingerprint
 from speech_adapters.errors import CheckpointError
 from speech_adapters.heads.base import HeadModule
-from speech_adapters.heads.ctc import CTCHead, CTCHeadModule
 from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.saving.adapters import SavedAdapter, read_adapter
 from speech_adapters.saving.fusions import SavedFusion, read_fusion
 from speech_adapters.saving.heads import read_head
 from speech_adapters.saving.recent import Recent
 from speech_adapters.serving.served import Served, head_print, whole
-from speech_adapters.text import Vocabulary
+from speech_adapters.tasks.asr import own_ctc_head
 
 
 @dataclass(eq=False)
@@ -86,7 +85,8 @@ def load(served: Served, encoder: Encoder) -> Loaded:
     parts = [*loaded.members.values()] if loaded.adapter is None else [loaded.adapter]
     loaded.reads_layers = any(part.config.reads_layers(encoder) for part in parts)
     for task, folder in served.heads.items():
-        loaded.heads[task] = _own_ctc(encoder) if folder is None else _head(folder, served, task)
+        head = own_ctc_head(encoder) if folder is None else _head(folder, served, task)
+        loaded.heads[task] = head.requires_grad_(False).eval()
     return loaded
 
 
@@ -98,15 +98,7 @@ def _head(folder: Path, served: Served, task: str) -> HeadModule:
     saved = read_head(folder)
     if head_print(saved) != served.prints[task]:
         raise _changed("head", served)
-    return saved.build().requires_grad_(False).eval()
-
-
-def _own_ctc(encoder: Encoder) -> HeadModule:
-    own = encoder.ctc
-    assert own is not None and own.vocabulary is not None, "the catalog looked"
-    head = CTCHeadModule.from_linear(own.weight, own.bias, Vocabulary.load(own.vocabulary))
-    head.config = CTCHead(head.config.vocabulary, normalizer=head.config.normalizer, dropout=0.0)
-    return head.requires_grad_(False).eval()
+    return saved.build()
 
 
 class Shelf:
