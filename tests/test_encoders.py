@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import pickle
 import re
 import tempfile
@@ -201,10 +202,11 @@ def test_loading_says_what_is_wrong(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="it holds an adapter of peft: load its base, then call load_adapter"):
         load_encoder(tmp_path)
     (tmp_path / "models--a--b" / "snapshots").mkdir(parents=True)
+    (tmp_path / "models--a--b" / "README.md").touch()
     with pytest.raises(ConfigError, match="one of the folders in snapshots/"):
         load_encoder(tmp_path / "models--a--b")
     with pytest.raises(ConfigError, match="a file; give the folder that it lies in"):
-        load_encoder(tmp_path / "adapter_config.json")
+        load_encoder(tmp_path / "models--a--b" / "README.md")
     folder = tmp_path / "cut"
     stock_model("wavlm", "pre-norm").save_pretrained(folder)
     weights = folder / "model.safetensors"
@@ -243,7 +245,7 @@ def test_a_checkpoint_that_lacks_tensors_is_refused(tmp_path):
     ("content", "message"),
     [
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 377607901\n", "is a Git LFS pointer"),
-        (b"<!DOCTYPE html><html><body>404</body></html>", "is a web page, not the weights"),
+        (b"<!DOCTYPE html><html><body>404</body></html>", "is a web page, not the file itself"),
         (b"", "is empty: download it again"),
         (b"\xff" * 100, "cut short, changed, or not a file of tensors"),
         (pickle.dumps(Path), "cut short, changed, or not a file of tensors"),
@@ -332,12 +334,72 @@ def test_weights_saved_as_parameters_beside_other_keys_are_tensors(tmp_path):
         ("adapter_model.safetensors", "download the folder again"),
         ("flax_model.msgpack", "Flax's: load it with transformers"),
         ("tf_model.h5", "TensorFlow's: load it with transformers"),
+        ("adapter_config.json", "an adapter of peft: load its base"),
+        ("global_step500", "DeepSpeed: consolidate them"),
     ],
 )
 def test_weights_of_another_name_are_named(name, remedy, tmp_path):
     stock_model("wavlm", "pre-norm").config.save_pretrained(tmp_path)
     (tmp_path / name).write_bytes(b"x")
     with pytest.raises(CheckpointError, match=f"no model.safetensors or pytorch_model.bin; .*{remedy}"):
+        load_encoder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("wav2vec_small.pt", r"fairseq's or OpenAI's, say\): convert it"),
+        ("states-10000.ckpt", "save the model's part"),
+        ("hyperparams.yaml", "SpeechBrain's: load it there"),
+        ("model.nemo", "NeMo's, whose encoders are of no family here"),
+        ("ggml-base.bin", "whisper.cpp's: give the checkpoint"),
+        ("model.bin", "CTranslate2's .*: give the checkpoint"),
+        ("weights.npz", "MLX's: give the checkpoint"),
+        ("encoder_model.onnx", "give the checkpoint"),
+    ],
+)
+def test_what_other_toolkits_save_is_named_wherever_it_is_met(name, remedy, tmp_path, capsys):
+    from speech_adapters.cli import main
+
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(ConfigError, match=f"no config.json in this folder; there is {name}, .*{remedy}"):
+        load_encoder(tmp_path)
+    with pytest.raises(ConfigError, match=f"{name}: a file; .*{remedy}"):
+        load_encoder(tmp_path / name)
+    with pytest.raises(SystemExit, match="2"):
+        main(["info", str(tmp_path)])
+    assert re.search(remedy, capsys.readouterr().err)
+    (tmp_path / "config.json").write_text('{"n_mels": 80}')
+    with pytest.raises(ConfigError, match=f"no model_type.* there is {name}, .*{remedy}"):
+        load_encoder(tmp_path)
+    with pytest.raises(ConfigError, match="a file; give the folder"):
+        load_encoder(tmp_path / name)
+
+
+def test_the_latest_of_several_checkpoints_is_named(tmp_path):
+    for number, step in enumerate((500, 1000)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "config.json").touch()
+        os.utime(tmp_path / f"checkpoint-{step}", (number, number))
+    with pytest.raises(ConfigError, match=r"one of the folders in it .*checkpoint-1000\."):
+        load_encoder(tmp_path)
+
+
+@pytest.mark.parametrize("content", [nn.Linear(2, 2), {"model": {}, "args": Path("x")}], ids=["model", "training"])
+def test_a_pickle_of_more_than_tensors_says_what_it_holds(content, tmp_path):
+    stock_model("wavlm", "pre-norm").config.save_pretrained(tmp_path)
+    torch.save(content, tmp_path / "pytorch_model.bin")
+    with pytest.raises(
+        CheckpointError, match=r"holds more than tensors \(.*(Linear|Path).*torch.save the model's state"
+    ):
+        load_encoder(tmp_path)
+
+
+@pytest.mark.parametrize("file", ["config.json", "preprocessor_config.json", "vocab.json"])
+def test_a_pointer_in_the_place_of_a_json_file_is_named(file, tmp_path):
+    stock_model("wavlm", "pre-norm").save_pretrained(tmp_path)
+    (tmp_path / file).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 377\n")
+    with pytest.raises(CheckpointError, match=f"{file}: is a Git LFS pointer.* run git lfs pull"):
         load_encoder(tmp_path)
 
 
@@ -610,10 +672,11 @@ def test_an_extractor_described_without_do_normalize_is_the_stock_one(said, tmp_
     assert load_encoder(tmp_path).normalize is stock.do_normalize is True  # without the file: False, as published
 
 
-def test_a_dangling_link_is_no_absent_file(tmp_path):
+@pytest.mark.parametrize("file", ["preprocessor_config.json", "vocab.json"])
+def test_a_dangling_link_is_no_absent_file(file, tmp_path):
     stock_model("wavlm", "pre-norm").save_pretrained(tmp_path)
-    (tmp_path / "preprocessor_config.json").symlink_to(tmp_path / "blobs" / "0")
-    with pytest.raises(CheckpointError, match="preprocessor_config.json: a link to what is not there"):
+    (tmp_path / file).symlink_to(tmp_path / "blobs" / "0")
+    with pytest.raises(CheckpointError, match=f"{file}: a link to what is not there"):
         load_encoder(tmp_path)
 
 

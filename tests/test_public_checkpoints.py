@@ -388,6 +388,23 @@ def test_a_language_and_a_revision_are_part_of_the_name(folders: Path, tmp_path:
     assert task.vocabulary == Vocabulary.load(place, language="fra")
 
 
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"])
+def test_a_tokenizers_link_to_what_is_gone_is_no_absent_file(file, tmp_path):
+    build(BASE_960H, tmp_path)
+    (tmp_path / file).unlink(missing_ok=True)
+    (tmp_path / file).symlink_to(tmp_path / "gone")
+    with pytest.raises((CheckpointError, TextError), match=f"{file}: a link to what is not there"):
+        use_own_ctc_head(SpeechAdapterModel.from_pretrained(tmp_path))
+
+
+def test_a_head_whose_tokenizer_lies_elsewhere_says_where_to_find_it(tmp_path):
+    """As in the checkpoint-500 of a training that was given no processor."""
+    build(BASE_960H, tmp_path)
+    (tmp_path / "vocab.json").unlink()
+    with pytest.raises(ConfigError, match="no vocab.json for its CTC head; save its tokenizer there"):
+        use_own_ctc_head(SpeechAdapterModel.from_pretrained(tmp_path))
+
+
 def test_a_served_recogniser_writes_in_its_own_symbols(folders, tmp_path):
     """Those of the language that was asked for, and of the outputs that have none."""
     from dataclasses import replace

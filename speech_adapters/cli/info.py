@@ -146,7 +146,9 @@ def _manifest(path: Path) -> None:
 
 
 def _hint(path: Path) -> str:
-    """Which command knows what lies there."""
+    """Which command knows what lies there, or what makes a checkpoint of it."""
+    from speech_adapters.encoders.others import others_in, remedy_of
+
     if (path / "bank.json").is_file():
         return f"; it is a bank: speech-adapters bank list --bank {quote(str(path))}"
     if (path / "sweep.json").is_file():
@@ -156,4 +158,5 @@ def _hint(path: Path) -> str:
         folder = path if path.is_dir() else path.parent
         made = f"speech-adapters manifest make {quote(str(folder))} -o NAME.jsonl"
         return f"; recordings are described by a manifest: {made}"
-    return ""
+    other = others_in(path) if path.is_dir() else remedy_of(path)
+    return f"; {other}" if other else ""

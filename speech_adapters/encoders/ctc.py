@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from speech_adapters.encoders.json_files import is_there
 from speech_adapters.encoders.tensors import check_finite
 from speech_adapters.encoders.weights import read_tensors
 from speech_adapters.errors import CheckpointError
@@ -55,4 +56,4 @@ def read_ctc(
     found = {name: own[name] for name in NAMES if name in own} or read_tensors(folder, NAMES.__contains__)
     check_finite(found, str(folder))
     vocabulary = folder / "vocab.json"
-    return CTCWeights(found[WEIGHT], found[BIAS], vocabulary if vocabulary.is_file() else None, language)
+    return CTCWeights(found[WEIGHT], found[BIAS], vocabulary if is_there(vocabulary) else None, language)

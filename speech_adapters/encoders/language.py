@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from speech_adapters.encoders.json_files import read_json
+from speech_adapters.encoders.json_files import is_there, read_json
 from speech_adapters.encoders.tensors import check_finite
 from speech_adapters.encoders.weights import open_tensors
 from speech_adapters.errors import CheckpointError, ConfigError
@@ -34,7 +34,7 @@ def spoken(folder: Path, target_lang: str | None) -> str | None:
         ConfigError: a language that its vocabulary does not have, or several without a word on which.
     """
     vocabulary = folder / "vocab.json"
-    content = read_json(vocabulary) if vocabulary.is_file() else {}
+    content = read_json(vocabulary) if is_there(vocabulary) else {}
     known = sorted(key for key, value in content.items() if isinstance(value, dict))
     language = target_lang
     if language is None and known:
@@ -74,7 +74,7 @@ def language_tensors(folder: Path, language: str) -> dict[str, Tensor]:
 def _own(folder: Path) -> str | None:
     """The language of a folder's own weights, as its tokenizer says."""
     config = folder / "tokenizer_config.json"
-    language = read_json(config).get("target_lang") if config.is_file() else None
+    language = read_json(config).get("target_lang") if is_there(config) else None
     return language if isinstance(language, str) else None
 
 

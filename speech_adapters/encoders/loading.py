@@ -22,12 +22,13 @@ from speech_adapters.encoders.families import family_named
 from speech_adapters.encoders.families.base import Family
 from speech_adapters.encoders.json_files import read_json
 from speech_adapters.encoders.language import language_tensors, speak, spoken
+from speech_adapters.encoders.others import others_in
 from speech_adapters.encoders.preprocessing import read_normalize
 from speech_adapters.encoders.quantization import Quantization
 from speech_adapters.encoders.sources import Source, find_folder
 from speech_adapters.encoders.tensors import check_finite
 from speech_adapters.encoders.weights import read_tensors, stored_shapes
-from speech_adapters.errors import CheckpointError, ConfigError
+from speech_adapters.errors import CheckpointError, ConfigError, InputError
 
 WRAPPERS = {"module.": "DataParallel", "base_model.model.": "peft", "_orig_mod.": "torch.compile"}
 """What stands before all names where something around a model was saved."""
@@ -74,7 +75,8 @@ def load_encoder(
     try:
         family = family_named(written.get("model_type"))
     except ConfigError as error:
-        raise ConfigError(f"{name}: config.json: {error}") from error
+        other = others_in(folder) if "model_type" not in written else None
+        raise ConfigError(f"{name}: config.json: {error}{f' And {other}.' if other else ''}") from error
     if written.get("quantization_config"):
         raise ConfigError(
             f"{name}: its weights are quantised (quantization_config in config.json); give the checkpoint that they "
@@ -127,7 +129,7 @@ def _check_names(name: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
         if shapes and all(key.startswith(prefix) for key in shapes):
             raise CheckpointError(
                 f"{name}: all its tensors are called {prefix}NAME: a wrapper ({wrapper}) was saved in place of the "
-                "model; save what is inside it."
+                "model; save what is inside it, or take that off the names."
             )
 
     for key, shape in shapes.items():
@@ -152,7 +154,7 @@ def _prefix_of(family: Family, config: Any, shapes: Mapping[str, tuple[int, ...]
 def _behind(name: str, prefix: str) -> CheckpointError:
     return CheckpointError(
         f"{name}: the weights have none of the encoder's tensors by their names; they stand behind {prefix!r}: save "
-        "what is inside."
+        "what is inside, or restore the config.json that belongs to them."
     )
 
 
@@ -160,6 +162,8 @@ def _load_config(family: Family, folder: Path) -> Any:
     with quiet_transformers():
         try:
             return family.read_config(folder)
+        except InputError as error:
+            raise CheckpointError(f"{folder / 'config.json'}: {error}.") from error
         except Exception as error:  # whatever a foreign library makes of values that it did not expect
             reason = _reason(error)
             raise CheckpointError(

@@ -38,7 +38,8 @@ def read_normalize(family: Family, folder: Path, config: Any) -> bool:
         for key in FIXED:
             if key in values and key in expected and values[key] != expected[key]:
                 raise CheckpointError(
-                    f"{folder / file}: {key} is {values[key]!r}; this encoder takes {expected[key]}."
+                    f"{folder / file}: {key} is {values[key]!r}; this encoder takes {expected[key]} alone: "
+                    "correct the file, or give a checkpoint that was trained on that."
                 )
         if not family.hears_normalized:
             return False

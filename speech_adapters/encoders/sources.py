@@ -10,6 +10,7 @@ from pathlib import Path
 
 from speech_adapters.encoders.hub import fetch, is_hub_id
 from speech_adapters.encoders.json_files import is_there
+from speech_adapters.encoders.others import others_in, remedy_of
 from speech_adapters.encoders.shipped import PACKAGED, packaged_encoders
 from speech_adapters.errors import ConfigError
 
@@ -18,7 +19,7 @@ def checkpoint_file(name_or_path: str | Path, file: str) -> Path | None:
     """A file of a checkpoint, such as ``vocab.json``, or None where it has none; errors as of :func:`find_folder`."""
     source = Source.read(name_or_path)
     path = find_folder(source.name, source.revision, source.target_lang) / file
-    return path if path.is_file() else None
+    return path if is_there(path) else None
 
 
 @dataclass(frozen=True)
@@ -86,23 +87,22 @@ def find_folder(name: str, revision: str | None = None, target_lang: str | None 
             raise ConfigError(f"{name}: no config.json in this folder; {_instead_of(folder)}.")
         return folder
     if os.path.isfile(folder):
-        raise ConfigError(f"{name}: a file; give the folder that it lies in.")
+        remedy = None if (folder.parent / "config.json").is_file() else remedy_of(folder)
+        raise ConfigError(f"{name}: a file; {remedy or 'give the folder that it lies in'}.")
     if not is_hub_id(name):
         near = difflib.get_close_matches(name, packaged_encoders(), n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ConfigError(
-            f"unknown encoder {name!r}.{hint} Packaged: {', '.join(packaged_encoders()) or 'none'}; otherwise give a "
-            "local folder or a hub id such as microsoft/wavlm-base-plus."
+            f"unknown encoder {name!r}: no such folder.{hint} Packaged: {', '.join(packaged_encoders()) or 'none'}; "
+            "otherwise give a local folder or a hub id such as microsoft/wavlm-base-plus."
         )
     return fetch(name, revision, target_lang)
 
 
 def _instead_of(folder: Path) -> str:
     """What to give in place of a folder that is no checkpoint."""
-    if (folder / "adapter_config.json").is_file():
-        return "it holds an adapter of peft: load its base, then call load_adapter(folder)"
     if (folder / "snapshots").is_dir():
         return "it is a repository in the hub's cache: give its id, or one of the folders in snapshots/"
-    if inside := sorted(path.parent.name for path in folder.glob("*/config.json")):
-        return f"give one of the folders in it that have one, such as {folder / inside[-1]}"
-    return "give a folder in Hugging Face format"
+    if inside := [path.parent for path in folder.glob("*/config.json")]:
+        return f"give one of the folders in it that have one, such as {max(inside, key=os.path.getmtime)}"
+    return others_in(folder) or "download the checkpoint whole, in Hugging Face format"

@@ -14,28 +14,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from speech_adapters.encoders.json_files import is_there, read_json
+from speech_adapters.encoders.json_files import check_start, is_there, read_json
+from speech_adapters.encoders.others import others_in
 from speech_adapters.errors import CheckpointError
 
 #: Names of a single weights file, the one that is taken first; shards have an index of this name with ".index.json".
 SINGLE = ("model.safetensors", "pytorch_model.bin")
-
-
-#: What other weights are called, in the order in which they are looked for, and what makes them readable.
-OTHERS = {
-    "model.safetensors.index*.json": "it is a variant's: rename it to model.safetensors.index.json",
-    "pytorch_model.bin.index*.json": "it is a variant's: rename it to pytorch_model.bin.index.json",
-    "*-of-*.safetensors": "a shard, it needs model.safetensors.index.json: download that too",
-    "*-of-*.bin": "a shard, it needs pytorch_model.bin.index.json: download that too",
-    "model.*.safetensors": "a variant: rename it to model.safetensors",
-    "pytorch_model.*.bin": "a variant: rename it to pytorch_model.bin",
-    "*.msgpack": "it is Flax's: load it with transformers and save_pretrained it for PyTorch",
-    "*.h5": "it is TensorFlow's: load it with transformers and save_pretrained it for PyTorch",
-    "*fsdp*": "shards of a training: consolidate them (accelerate merge-weights)",
-    "*.onnx": "a graph without the weights' names: give the checkpoint that it was made from",
-    "*.pt": "another toolkit's (fairseq's, say): convert it with the script of its family in transformers",
-    "*.ckpt": "a training's: save the model's part with save_pretrained",
-}
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -49,10 +33,7 @@ def weight_files(folder: Path) -> list[Path]:
             return [folder / single]
         if is_there(folder / f"{single}.index.json"):
             return [folder / name for name in read_shards(folder / f"{single}.index.json")]
-    others = ((path.name, remedy) for pattern, remedy in OTHERS.items() for path in sorted(folder.glob(pattern)))
-    found, remedy = next(others, ("", ""))
-    there = f"there is {found}, {remedy}" if found else "download the folder again"
-    raise CheckpointError(f"{folder}: no {' or '.join(SINGLE)}; {there}.")
+    raise CheckpointError(f"{folder}: no {' or '.join(SINGLE)}; {others_in(folder) or 'download the folder again'}.")
 
 
 def read_shards(index: Path) -> list[str]:
@@ -105,7 +86,7 @@ def open_tensors(path: Path) -> Iterator[Tensors]:
     """
     from safetensors import SafetensorError, safe_open
 
-    _check_start(path)
+    check_start(path)
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
@@ -130,7 +111,7 @@ def _unpickled(path: Path) -> dict[Any, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # whatever a damaged file makes of torch.load
-        raise _damaged(path) from error
+        raise _more_than_tensors(path) or _damaged(path) from error
     if not isinstance(content, dict):
         raise _damaged(path)
     return content
@@ -140,25 +121,21 @@ def _tensors_of(content: dict[Any, Any]) -> dict[str, Tensor]:
     return {key: t.detach() for key, t in content.items() if isinstance(key, str) and isinstance(t, Tensor)}
 
 
+def _more_than_tensors(path: Path) -> CheckpointError | None:
+    """The error for a whole file with objects of other classes: a pickled model, arrays, a training's arguments."""
+    try:
+        classes = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    except Exception:  # a damaged file, or one of before torch 1.6
+        return None
+    if not classes:
+        return None
+    return CheckpointError(
+        f"{path}: holds more than tensors ({', '.join(classes[:3])}), which would be run as code; open it where you "
+        "trust it, and torch.save the model's state_dict() alone."
+    )
+
+
 def _damaged(path: Path) -> CheckpointError:
     return CheckpointError(
         f"{path}: cut short, changed, or not a file of tensors and of nothing else; download it again."
     )
-
-
-def _check_start(path: Path) -> None:
-    """Name what often lies in the place of weights: pointers, web pages, nothing."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(64).lstrip().lower()
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error}); download it again.") from error
-    if start.startswith(b"version https://git-lfs"):
-        fault = "is a Git LFS pointer, not the weights: run git lfs pull in its folder, or"
-    elif start.startswith((b"<!doctype", b"<html", b"<?xml")):
-        fault = "is a web page, not the weights:"
-    elif not start:
-        fault = "is empty:"
-    else:
-        return
-    raise CheckpointError(f"{path}: {fault} download it again.")

@@ -188,9 +188,13 @@ def own_ctc_head(encoder: Encoder, normalizer: Normalizer | None = None, accept_
         ConfigError: the checkpoint has no CTC head, or no ``vocab.json``.
     """
     own = encoder.ctc
-    if own is None or own.vocabulary is None:
-        lacking = "CTC head" if own is None else "vocab.json"
-        raise ConfigError(f"{encoder.name}: this checkpoint has no {lacking}; give a *ForCTC folder, or a saved head.")
+    if own is None:
+        raise ConfigError(f"{encoder.name}: this checkpoint has no CTC head; give a *ForCTC folder, or a saved head.")
+    if own.vocabulary is None:
+        raise ConfigError(
+            f"{encoder.name}: this checkpoint has no vocab.json for its CTC head; save its tokenizer there, or copy "
+            "that file from the folder that its training began with."
+        )
     vocabulary = Vocabulary.load(own.vocabulary, own.language, len(own.bias))
     if normalizer is None:
         normalizer = vocabulary.normalizer

@@ -11,6 +11,7 @@ without it, and with tokens of several letters, these stand between spaces in te
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -172,7 +173,7 @@ def _added(file: Path, config: dict[str, Any], vocab: dict[str, Any], outputs: i
 def _beside(file: Path, name: str) -> dict[str, Any]:
     """What another file of the tokenizer says; nothing where there is none."""
     path = file.with_name(name)
-    return _read_json(path) if path.is_file() else {}
+    return _read_json(path) if os.path.lexists(path) else {}  # a link to what is gone is no absent file
 
 
 def is_special(token: str) -> bool:
@@ -223,6 +224,8 @@ def _read_json(file: Path) -> dict[str, Any]:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
+        if file.is_symlink():
+            raise TextError(f"{file}: a link to what is not there; restore the original file") from None
         raise TextError(f"{file}: no such file; give a folder with a vocab.json, or the file itself") from None
     except (OSError, ValueError) as error:
         raise TextError(f"{file}: not JSON ({error}); restore the original file") from None

@@ -62,16 +62,16 @@ BAD_ENCODERS: dict[str, tuple[Change, str]] = {
     "nothing": (lambda f: [path.unlink() for path in f.iterdir()], "no config.json in this folder"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "no model.safetensors or pytorch_model.bin"),
     "a pointer of Git LFS": (write("model.safetensors", LFS), "is a Git LFS pointer.*git lfs pull"),
-    "a page of a web site": (write("model.safetensors", PAGE), "is a web page, not the weights"),
+    "a page of a web site": (write("model.safetensors", PAGE), "is a web page, not the file"),
     "empty weights": (write("model.safetensors", b""), "is empty"),
     "zeros": (write("model.safetensors", bytes(4096)), "cut short, changed"),
     "a header of 2^60 bytes": (write("model.safetensors", (2**60).to_bytes(8, "little")), "cut short, changed"),
     "half the weights": (cut("model.safetensors", 0.5), "cut short, changed"),
     "a NaN": (weights(first_nan), "values that are not finite"),
     "a tensor less": (weights(lambda t: t.pop("encoder.layers.0.attention.q_proj.weight")), "lacks 1 of the encode"),
-    "config empty": (write("config.json", b""), NOT_JSON),
+    "config empty": (write("config.json", b""), "config.json: is empty"),
     "config a list": (write("config.json", b"[]"), "config.json: holds no keys with values"),
-    "config a page": (write("config.json", PAGE), NOT_JSON),
+    "config a page": (write("config.json", PAGE), "config.json: is a web page"),
     "config nested without end": (write("config.json", b"[" * 100_000), NOT_JSON),
     "config cut": (cut("config.json", 0.5), NOT_JSON),
     "no model_type": (configured("config.json", model_type=...), "no model_type, which names the family"),
@@ -96,7 +96,7 @@ BAD_ENCODERS: dict[str, tuple[Change, str]] = {
     ),
     "a pickle in place of weights": (
         lambda f: ((f / "model.safetensors").unlink(), torch.save({"a": print}, f / "pytorch_model.bin")),
-        "cut short, changed, or not a file of tensors",
+        "holds more than tensors .*print.*, which would be run as code",
     ),
 }  # fmt: skip
 

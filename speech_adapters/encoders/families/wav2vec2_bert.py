@@ -337,7 +337,7 @@ class Wav2Vec2BERT(Family):
         if config.position_embeddings_type != "relative_key":
             raise ConfigError(
                 f"position_embeddings_type is {config.position_embeddings_type!r}; those of w2v-BERT 2.0, "
-                "'relative_key', are supported"
+                "'relative_key', are supported alone: give a checkpoint that has these"
             )
         return config
 
