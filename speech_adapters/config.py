@@ -189,6 +189,10 @@ _NO_ROOM = {
 """Disks that are full or break, folders that are not ours, names that cannot be: nothing that a program could mend."""
 
 
+_OUT_OF_MEMORY = re.compile("can't allocate memory|out of memory", re.IGNORECASE)
+"""In what PyTorch says where a processor's memory, or a GPU's, has no room."""
+
+
 def run_main(main: Callable[[], Any]) -> NoReturn:
     """Run a script's ``main`` and exit: 0 done (or the integer it returns), 2 bad input, 130 or 143 interrupted."""
     signal.signal(signal.SIGTERM, _terminated)
@@ -216,6 +220,16 @@ def run_main(main: Callable[[], Any]) -> NoReturn:
             raise
         where = f"{error.filename}: " if error.filename else ""
         print(f"error: {where}{error.strerror}; free space, or name a folder that you may write to", file=sys.stderr)
+        code = 2
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not _OUT_OF_MEMORY.search(str(error)):
+            raise
+        asked = re.search(r"tried to allocate (\d[\d.]* \w+)", str(error), re.I)
+        print(
+            f"error: out of memory{f' ({asked[1]} asked)' if asked else ''}; what takes most are long utterances, "
+            "which can be cut into pieces, and large batches (training.batch_seconds, --batch-seconds)",
+            file=sys.stderr,
+        )
         code = 2
     raise SystemExit(code if isinstance(code, int) else 0)
 

@@ -349,6 +349,38 @@ def test_bad_command_line_is_a_config_error(argv: list[str], message: str) -> No
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (MemoryError(), "out of memory; what takes most"),
+        (
+            RuntimeError("CPU: can't allocate memory: you tried to allocate 470 bytes. Error"),
+            "(470 bytes",
+        ),
+        (
+            RuntimeError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has"),
+            "(2.50 GiB asked); what",
+        ),
+    ],
+)
+def test_running_out_of_memory_is_a_sentence(error: Exception, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as stop:
+        run_main(main)
+    assert stop.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_other_errors_keep_their_traceback() -> None:
+    def main() -> None:
+        raise RuntimeError("shapes differ")
+
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        run_main(main)
+
+
 @pytest.mark.parametrize(("outcome", "code"), [(None, 0), (3, 3), (InputError("a: b"), 2), (KeyboardInterrupt(), 130)])
 def test_run_main_exit_codes(outcome: object, code: int, capsys: pytest.CaptureFixture[str]) -> None:
     def main() -> object:

@@ -498,6 +498,7 @@ def test_long_utterances_are_a_note(tmp_path: Path):
     manifest = make(2).map(lambda u: replace(u, duration=31.0 if u.id == "u1" else 30.0))
     (note,) = corpus_notes([manifest])
     assert "1 utterance of more than 30 s, such as 'u1'" in note
+    assert "not recognition, which needs them cut" in note
 
 
 def test_one_cause_is_one_finding(tmp_path: Path, capsys):

@@ -70,7 +70,8 @@ def corpus_notes(manifests: Sequence[Manifest]) -> list[str]:
         if long := [u.id for u in manifest if u.duration > LONGEST]:
             notes.append(
                 f"{manifest.name}: {counted(len(long), 'utterance')} of more than {LONGEST:g} s, such as {long[0]!r}; "
-                "training.crop_seconds=20 trains on pieces of them, windows.seconds=20 scores them in pieces"
+                "training.crop_seconds=20 trains on pieces of them (not recognition, which needs them cut, each piece "
+                "with its text), windows.seconds=20 scores them in pieces"
             )
         if len(manifests) > 1 and (unknown := [u.id for u in manifest if u.speaker is None]):
             some = "speakers" if len(unknown) == len(manifest) else f"the speaker of {utterance_names(unknown)}"
