@@ -162,6 +162,7 @@ def test_kaldi_segments_may_go_to_the_end(audio: Path, tmp_path: Path) -> None:
         ({"wav.scp": "a a.wav\n", "segments": "u c 0 1\n"}, "segments:1: 'c' is not in wav.scp"),
         ({"wav.scp": "a a.wav\n", "segments": "u a 0\n"}, "segments:1: expected 'utterance recording start end'"),
         ({"wav.scp": "a none.wav\n"}, "wav.scp:1: .*none.wav"),
+        ({"wav.scp": "a none/a.wav\n"}, "wav.scp:1: none/a.wav: there is no folder .*none; relative .*start .*--root"),
     ],
 )
 def test_what_is_wrong_in_a_kaldi_folder(files: dict[str, str], message: str, tmp_path: Path) -> None:
@@ -355,6 +356,21 @@ def test_what_is_wrong_in_a_table(content: str, columns: dict | None, message: s
         read_table(tmp_path / "t.csv", columns)
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("t.xlsx", "a workbook, expected CSV or TSV; save the sheet as CSV"),
+        ("t.json", "JSON, expected CSV or TSV"),
+        ("t.jsonl", "JSON lines, .*manifest import nemo"),
+        ("t.SRT", "a text with times, .*beside its recording"),
+    ],
+)
+def test_what_is_no_table_is_called_what_it_is(name: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"PK\x03\x04\xff")
+    with pytest.raises(ManifestError, match=f"{name}: {message}"):
+        read_table(tmp_path / name)
+
+
 def test_a_table_of_clips_in_another_folder(audio: Path, tmp_path: Path) -> None:
     (tmp_path / "t.tsv").write_text('path\tsentence\tclient_id\na.wav\tSAY "HI"\tx1\n')
     (u,) = read_format("csv", tmp_path / "t.tsv", root=audio)
@@ -378,6 +394,16 @@ def test_a_folder_and_a_table_by_path_name_or_stem(audio: Path, tmp_path: Path) 
     assert content.left_out == () and content.table.kept == ("text_id",)
     (tmp_path / "t.csv").write_text("file,text\na.wav,YES\nc.wav,NO\n")
     with pytest.raises(ManifestError, match="t.csv:3: .*wav has no 'c.wav'"):
+        read_folder(audio, table=tmp_path / "t.csv")
+
+
+def test_a_table_from_before_a_conversion_finds_its_recordings(audio: Path, tmp_path: Path) -> None:
+    (audio / "a.m4a").write_bytes(b"aac")
+    (tmp_path / "t.csv").write_text("file,text\na.m4a,YES\nold/b/b.MP3,NO\n")
+    found = read_folder(audio, table=tmp_path / "t.csv").manifest
+    assert [(u.audio_filepath, u.text) for u in found] == [(audio / "a.wav", "YES"), (audio / "b" / "b.wav", "NO")]
+    (tmp_path / "t.csv").write_text("file,text\na.v2,YES\n")
+    with pytest.raises(ManifestError, match=r"has no 'a\.v2'"):
         read_folder(audio, table=tmp_path / "t.csv")
 
 
@@ -497,7 +523,7 @@ def test_a_file_named_like_a_home_folder_is_a_file() -> None:
 def test_a_name_that_two_recordings_have(audio: Path, tmp_path: Path) -> None:
     speak(audio / "b" / "a.wav", 0.5)
     (tmp_path / "t.csv").write_text("file,text\nb,YES\na.flac,NO\n")
-    with pytest.raises(ManifestError, match="t.csv:3: .*wav has no 'a.flac'"):
+    with pytest.raises(ManifestError, match="t.csv:3: 'a.flac' could be a.wav, b/a.wav; give the path from"):
         read_folder(audio, table=tmp_path / "t.csv")
     (tmp_path / "t.csv").write_text("file,text\na,YES\n")
     with pytest.raises(ManifestError, match="t.csv:2: 'a' could be a.wav, b/a.wav; give the path from"):
@@ -541,6 +567,80 @@ def test_texts_beside_the_recordings(audio: Path) -> None:
     assert content.left_out == (audio / "b" / "b.wav",)
 
 
+SUBTITLES = """\
+\ufeff1\r
+00:00:00,250 --> 00:00:01,000\r
+<i>Fish &amp; chips?\r
+Yes,</i> it is.\r
+\r
+2\r
+00:00:01,000 --> 00:00:01,100\r
+<i></i>\r
+\r
+3\r
+00:00:01,250 --> 00:00:02,000 X1:10\r
+{\\an8}No.\r
+"""
+WEB_VTT = """\
+WEBVTT Kind: captions
+
+NOTE of anna
+
+first
+00:00.250 --> 00:01.000 align:start
+<v Anna Bell>Fish &amp; chips? <c.loud>Yes,</c> it is.
+
+00:00:01.250 --> 00:00:02.000
+<v Anna Bell>No. <v Ben>No.
+"""
+LABELS = "0.250000\t1.000000\tFish & chips? Yes, it is.\n\\\t100.0\t200.0\n1,0\t1,1\t\n1,25\t2\tNo.\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "texts", "speakers"),
+    [
+        ("a.srt", SUBTITLES, ["Fish &amp; chips? Yes, it is.", "No."], [None, None]),
+        ("a.vtt", WEB_VTT, ["Fish & chips? Yes, it is.", "No. No."], ["Anna Bell", None]),
+        ("a.txt", LABELS, ["Fish & chips? Yes, it is.", "No."], [None, None]),
+    ],
+)
+def test_texts_with_times_beside_the_recordings(
+    name: str, content: str, texts: list[str], speakers: list[str | None], audio: Path
+) -> None:
+    (audio / name).write_bytes(content.encode())
+    found = read_folder(audio)
+    assert [(u.id, u.offset, u.duration) for u in found.manifest] == [("a-0.250", 0.25, 0.75), ("a-1.250", 1.25, 0.75)]
+    assert [u.text for u in found.manifest] == texts
+    assert [u.speaker for u in found.manifest] == speakers
+    assert found.left_out == (audio / "b" / "b.wav",)
+    speak(audio / "b" / "a.wav", 2.0)
+    (audio / "b" / name).write_bytes(content.encode())
+    assert [u.id for u in read_folder(audio).manifest] == ["a-0.250", "a-1.250", "b-a-0.250", "b-a-1.250"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.srt", "1\n00:00:00,250 -> 00:00:01,000\nYes.\n", "a.srt: no text in it"),
+        ("a.srt", "1\n00:00:00,250 --> soon\nYes.\n", "a.srt:2: expected times such as 00:01:02,500 -->"),
+        ("a.vtt", "00:00.250 --> 00:01.000\nYes.\n00:01.000 --> 00:02.000\nNo.\n", "a.vtt:3: times .*blank line"),
+        ("a.srt", "\n00:00:01,000 --> 00:00:01,000\nYes.\n", "a.srt:2: duration is 0 s"),
+        ("a.txt", "0.5\t1.0\tYes.\nNo.\n", "a.txt:2: expected a label of Audacity's"),
+    ],
+)
+def test_what_is_wrong_in_texts_with_times(name: str, content: str, message: str, audio: Path) -> None:
+    (audio / name).write_text(content)
+    with pytest.raises(ManifestError, match=message):
+        read_folder(audio)
+
+
+def test_two_texts_beside_a_recording_are_named(audio: Path) -> None:
+    for name in ("a.txt", "a.srt"):
+        (audio / name).write_text("Yes.")
+    with pytest.raises(ManifestError, match=r"a\.wav: a\.txt and a\.srt both tell what is said; keep one"):
+        read_folder(audio)
+
+
 def test_paths_that_say_it(tmp_path: Path) -> None:
     for name in ("anna/happy-1", "anna/sad-2", "ben/happy-1"):
         speak(tmp_path / "c" / f"{name}.wav", 0.2)
@@ -553,7 +653,7 @@ def test_paths_that_say_it(tmp_path: Path) -> None:
     (tmp_path / "d").mkdir()
     soundfile.write(tmp_path / "d" / "call-1.wav", np.full((16_000, 2), 0.1), 16_000)
     assert read_folder(tmp_path / "d", pattern="{}-{channel}").manifest[0].channel == 1
-    with pytest.raises(ManifestError, match="anna/happy-1 does not fit the pattern {speaker}"):
+    with pytest.raises(ManifestError, match=r"c: 3 of 3 paths do not fit .* {speaker}, such as anna/happy-1; .*whole"):
         read_folder(tmp_path / "c", pattern="{speaker}")
     with pytest.raises(ManifestError, match="name each key once"):
         read_folder(tmp_path / "c", pattern="{speaker}/{speaker}")

@@ -199,8 +199,13 @@ class Manifest(Sequence[Utterance]):
                 if isinstance(audio, str) and "\\" in audio and not os.path.exists(os.path.join(folder.path, audio)):
                     entry["audio_filepath"] = audio.replace("\\", "/")  # as Windows parts folders
                 if "duration" not in entry and isinstance(audio, str):
-                    total = audio_info(Path(folder.path, entry["audio_filepath"])).duration
-                    entry["duration"] = total - entry.get("offset", 0.0)
+                    file = Path(folder.path, entry["audio_filepath"])
+                    if not os.path.isabs(audio) and not os.path.isdir(file.parent):
+                        raise ManifestError(
+                            f"{audio}: there is no folder {file.parent}; relative paths start at {folder.path}, or at "
+                            "--root where the format takes one"
+                        )
+                    entry["duration"] = audio_info(file).duration - entry.get("offset", 0.0)
                 utterance = utterance_of(entry, folder, shared)
                 check_names(utterance)
                 if (first := places.get(utterance.id)) is not None:

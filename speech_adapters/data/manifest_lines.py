@@ -10,12 +10,13 @@ line feed only.
 from __future__ import annotations
 
 import codecs
+import contextlib
 import itertools
 import json
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -178,9 +179,7 @@ def utterance_of(entry: dict[str, Any], root: Root, shared: Shared) -> Utterance
         raise ManifestError(f"audio_filepath is {audio!r}, which names no file")
     name = _text(entry["id"], "id") if entry.get("id") is not None else ""
     if not name:
-        name = os.path.splitext(file)[0] + (f"-{offset:.3f}" if offset else "")
-        if type(channel) is int:
-            name += f"-channel{channel}"
+        name = usual_id(os.path.splitext(file)[0], {"offset": offset, "channel": channel})
     extra = {shared[key]: value for key, value in entry.items() if key not in KEYS}
     if channel is None and entry.get("channel") is not None:
         extra["channel"] = entry["channel"]
@@ -191,6 +190,14 @@ def utterance_of(entry: dict[str, Any], root: Root, shared: Shared) -> Utterance
         path = os.path.normpath(path)  # not resolve(): a link's own name may be the id
     texts = dict(zip(TEXT_KEYS, values, strict=True))
     return Utterance(name, path, duration, offset, **texts, extra=extra, channel=channel)  # type: ignore[arg-type]
+
+
+def usual_id(name: str, entry: Mapping[str, Any]) -> str:
+    """The id of an utterance that is given none: the name of its file, with the offset and the channel heard."""
+    offset, channel = entry.get("offset"), entry.get("channel")
+    with contextlib.suppress(ValueError):  # no number, which the check of the entry says
+        name += f"-{float(offset):.3f}" if offset and float(offset) else ""
+    return name + (f"-channel{channel}" if type(channel) is int else "")
 
 
 def _seconds(value: Any, key: str) -> float:

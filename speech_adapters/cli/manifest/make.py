@@ -2,10 +2,12 @@
 
   speech-adapters manifest make calls --table calls.csv -o calls.jsonl
   speech-adapters manifest make calls -o calls.jsonl                     a .txt beside each recording is its text
+  speech-adapters manifest make talks -o talks.jsonl                     an .srt or .vtt: an utterance per subtitle
   speech-adapters manifest make clips --pattern "{speaker}/{emotion}-{}" -o clips.jsonl
 
 The table (CSV or TSV) names the recordings by path or name, with or without suffix. Columns are known by usual names
 (file, path; text, transcript, sentence; speaker, client_id; emotion; label; start, duration), others by --columns.
+Beside a recording, subtitles (.srt, .vtt) and Audacity's labels (.txt) are an utterance each.
 """
 
 from __future__ import annotations
@@ -45,10 +47,16 @@ def run(arguments: argparse.Namespace) -> None:
         if table.left_out:
             print(f"left out: the columns {', '.join(table.left_out)}, whose keys others hold", file=sys.stderr)
     if content.left_out:
-        said = "without a row in the table" if arguments.table else "without a .txt beside"
+        said = "without a row in the table" if arguments.table else "without a text beside (.txt, .srt, .vtt)"
         count = counted(len(content.left_out), "recording")
         print(f"left out: {count} {said}, such as {content.left_out[0]}", file=sys.stderr)
     if content.unreadable:
         print(f"left out: {unreadable_message(content.unreadable, arguments.folder)}", file=sys.stderr)
     content.manifest.write(arguments.output)
     print(f"{arguments.output}: {content.manifest.summary()}")
+    if not arguments.table and not arguments.pattern and all(u.text is None for u in content.manifest):
+        print(
+            "note: neither texts nor speakers are known: no .txt, .srt or .vtt beside the recordings, no --table, no "
+            "--pattern",
+            file=sys.stderr,
+        )

@@ -1,7 +1,7 @@
-"""A folder of recordings, and what is said of them: a table, a ``.txt`` file beside each, or their paths.
+"""A folder of recordings, and what is said of them: a table, a file of text beside each, or their paths.
 
 calls/a.wav calls/b.wav     calls.csv with "file,text,speaker"          a table
-calls/a.wav calls/a.txt                                                 text files
+calls/a.wav calls/a.txt                                                 text files, subtitles (.srt, .vtt), labels
 calls/anna/happy-01.wav     pattern "{speaker}/{emotion}-{}"            paths
 """
 
@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from speech_adapters.data.audio import channel_of_several
-from speech_adapters.data.audio_suffixes import USUAL, recordings_in, unreadable_message
+from speech_adapters.data.audio_suffixes import READABLE, UNREADABLE, USUAL, recordings_in, unreadable_message
 from speech_adapters.data.formats.columns import value_of
 from speech_adapters.data.formats.tables import Table, read_table
+from speech_adapters.data.formats.timed_texts import SUFFIXES, read_texts
 from speech_adapters.data.manifest import Manifest
+from speech_adapters.data.manifest_lines import usual_id
 from speech_adapters.data.problems import Problems
-from speech_adapters.data.text_files import read_utf8
-from speech_adapters.errors import AudioError, ManifestError
+from speech_adapters.errors import AudioError, ManifestError, counted
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,9 @@ def read_folder(
     Args:
         folder: searched with all folders in it.
         table: CSV or TSV; names its recordings by path or name, with or without suffix. Paths from elsewhere will do
-            where they agree with a recording's in the last folder. Without a table, ``.txt`` files beside the
-            recordings are their text, where there are any.
+            where they agree with a recording's in the last folder, and so will the suffix of before a conversion.
+            Without a table, ``.txt`` files beside the recordings are their text, where there are any; subtitles and
+            Audacity's labels divide them into pieces (:mod:`~.timed_texts`).
         columns: key of the manifest -> column of the table, where the column's name does not tell.
         pattern: what the paths say, as seen from the folder and without suffix: ``{speaker}/{emotion}-{}``.
         channel: of files with several channels: a number from 0, or "mix".
@@ -84,22 +86,28 @@ def read_folder(
         source, name = None, str(root)
         told, left_out = _with_text_files(root, files)
     parse = _parser(pattern) if pattern else None
+    paths = [Path(entry["audio_filepath"]).relative_to(root.absolute()).with_suffix("") for _, entry in told]
+    misfits = [path.as_posix() for path in paths if parse is not None and not parse.fullmatch(path.as_posix())]
+    if misfits:
+        raise ManifestError(
+            f"{root}: {len(misfits):,} of {counted(len(paths), 'path')} do not fit the pattern {pattern}, such as "
+            f"{misfits[0]}; the pattern is of the whole path, and {{}} stands for anything within a name"
+        )
     problems = Problems(name)
     recordings = {Path(entry["audio_filepath"]) for _, entry in told}
     twins, stems = Counter(file.with_suffix("") for file in recordings), Counter(file.stem for file in recordings)
-    for place, entry in told:
-        path = Path(entry["audio_filepath"]).relative_to(root.absolute()).with_suffix("")
+    for path, (place, entry) in zip(paths, told, strict=True):
         try:
             if parse is not None:
-                entry |= _said_by_path(path, parse, pattern) | entry
+                entry |= _said_by_path(path, parse) | entry
             entry |= _chosen_channel(entry, channel)
-            if "id" not in entry and "offset" not in entry and stems[path.name] > 1:
-                if twins[root.absolute() / path] > 1:
+            if "id" not in entry and stems[path.name] > 1:
+                if "offset" not in entry and twins[root.absolute() / path] > 1:
                     raise ManifestError(
                         f"{path.as_posix()} is there under several suffixes; keep one of these files in the folder, "
                         "or name them in a table with a column id"
                     )
-                entry["id"] = "-".join(path.parts)  # the name alone, which is the default, would come twice
+                entry["id"] = usual_id("-".join(path.parts), entry)  # the name alone would come twice
         except (AudioError, ManifestError) as error:
             problems.add(f"{place}: {error}")
     problems.raise_any()
@@ -123,11 +131,12 @@ def _rows_with_files(
         if _composed(said) not in by_name and not Path(said).is_file():
             said = said.replace("\\", "/")  # as Windows parts folders
         name = _composed(said)
-        alike = by_name.get(_composed(Path(said).name), [])
+        bare = said if Path(said).suffix.lower() not in READABLE | UNREADABLE else str(Path(said).with_suffix(""))
+        alike = by_name.get(_composed(Path(said).name)) or by_name.get(_composed(Path(bare).name), [])
         if os.path.isabs(said) and Path(said).is_file():
             fitting = [file for file in alike if file.samefile(said)]
         else:
-            named = by_name.get(name, [])
+            named = by_name.get(name) or by_name.get(_composed(bare), [])  # of before a conversion, such as to FLAC
             exact = [file for file in named if file.relative_to(root).as_posix() == said]
             exact = exact or [file for file in named if _composed(file.relative_to(root).as_posix()) == name]
             fitting = exact or named or _nearest(name, alike)
@@ -167,21 +176,30 @@ def _composed(name: str) -> str:
 
 def _with_text_files(root: Path, files: list[Path]) -> tuple[list[tuple[str, dict[str, Any]]], tuple[Path, ...]]:
     """Entries of all files, or of those with a text where some have one; and the files left out."""
-    texts = {file: file.with_suffix(".txt") for file in files if file.with_suffix(".txt").is_file()}
-    told = []
-    for file in texts or files:
-        entry: dict[str, Any] = {"audio_filepath": str(file.absolute())}
-        if file in texts:
-            entry["text"] = " ".join(read_utf8(texts[file], "transcript").split())
-        told.append((f": {file.relative_to(root)}", entry))
-    return told, tuple(file for file in files if texts and file not in texts)
+    problems, told, left_out = Problems(str(root)), [], []
+    for file in files:
+        audio = {"audio_filepath": str(file.absolute())}
+        beside = [path for suffix in SUFFIXES if (path := file.with_suffix(suffix)).is_file()]
+        if not beside:
+            left_out.append(file)
+        elif len(beside) > 1:
+            names = " and ".join(path.name for path in beside)
+            problems.add(f": {file.relative_to(root)}: {names} both tell what is said; keep one beside it")
+        else:
+            where, texts = f": {beside[0].relative_to(root)}", list(read_texts(beside[0]))
+            told += [(f"{where}{place}", audio | entry) for place, entry in texts]
+            if not texts:
+                problems.add(f"{where}: no text in it; remove it, and the recording where nothing is said in it")
+    problems.raise_any()
+    if len(left_out) == len(files):
+        return [(f": {file.relative_to(root)}", {"audio_filepath": str(file.absolute())}) for file in files], ()
+    return told, tuple(left_out)
 
 
-def _said_by_path(path: Path, parse: re.Pattern[str], pattern: str | None) -> dict[str, Any]:
-    """What a path tells by the pattern. Raises a ManifestError where it does not fit."""
-    if (match := parse.fullmatch(path.as_posix())) is None:
-        raise ManifestError(f"{path.as_posix()} does not fit the pattern {pattern}")
-    return {key: value_of(key, text) for key, text in match.groupdict().items()}
+def _said_by_path(path: Path, parse: re.Pattern[str]) -> dict[str, Any]:
+    """What a path tells by the pattern."""
+    match = parse.fullmatch(path.as_posix())
+    return {key: value_of(key, text) for key, text in match.groupdict().items()} if match else {}
 
 
 def _chosen_channel(entry: Mapping[str, Any], channel: int | str | None) -> dict[str, Any]:

@@ -18,6 +18,19 @@ from speech_adapters.data.text_files import read_utf8
 from speech_adapters.errors import ManifestError
 from speech_adapters.files import write_text
 
+_WORKBOOK = "a workbook, expected CSV or TSV; save the sheet as CSV (UTF-8)"
+_TIMES = "a text with times, expected CSV or TSV; put it beside its recording, named alike, and leave --table out"
+_NO_TABLES = {
+    ".xlsx": _WORKBOOK,
+    ".xls": _WORKBOOK,
+    ".ods": _WORKBOOK,
+    ".json": "JSON, expected CSV or TSV; export the table as CSV",
+    ".jsonl": "JSON lines, expected CSV or TSV; a manifest of NeMo's is taken by speech-adapters manifest import nemo",
+    ".srt": _TIMES,
+    ".vtt": _TIMES,
+}
+"""Suffixes of what is often given as a table -> what is said of it."""
+
 
 @dataclass(frozen=True)
 class Table:
@@ -63,6 +76,8 @@ def read_table(
             column that is missing or could be two keys.
     """
     path, said = Path(path), dict(columns or {})
+    if kind := _NO_TABLES.get(path.suffix.lower()):
+        raise ManifestError(f"{path}: {kind}")
     lines = _rows(path, read_utf8(path, "table"))
     if not lines:
         raise ManifestError(f"{path}:1: an empty table; it needs a header and a row per utterance")
