@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
@@ -359,6 +360,27 @@ def test_caches_are_listed_and_cleared(tmp_path, manifest, monkeypatch):  # noqa
     assert larger.size == sum(file.stat().st_size for file in larger.path.rglob("*") if file.is_file()) > smaller.size
     assert clear_cache(stale_only=True) == larger.size and [entry.path for entry in list_caches()] == [smaller.path]
     assert clear_cache() == smaller.size and list_caches() == []
+
+
+def test_damaged_caches_and_those_that_another_process_clears_are_no_hindrance(tmp_path, manifest, monkeypatch):  # noqa: F811
+    for model in (make_model("head-only"), make_model("l-frozen")):
+        CachedDataset(SpeechDataset(manifest), model, tmp_path, 60)
+        next(tmp_path.rglob("*.npz")).write_bytes(b"half of a part")
+        (entry,) = list_caches(tmp_path)
+        assert set(entry.taps.values()) <= {12} and entry.size > 0
+        seen = cache_file.folder_bytes
+
+        def taken(path, seen=seen):  # as it is listed
+            shutil.rmtree(path, ignore_errors=True)
+            return seen(path)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(cache_file, "folder_bytes", taken)
+            assert clear_cache(tmp_path) == 0
+        assert list_caches(tmp_path) == []
+    CachedDataset(SpeechDataset(manifest), make_model("head-only"), tmp_path, 60)
+    next(tmp_path.rglob("*.npz")).write_bytes(b"half of a part")
+    assert clear_cache(tmp_path) > 0 and list(tmp_path.iterdir()) == []
 
 
 def test_processes_share_the_filling_though_one_comes_late(tmp_path, manifest, monkeypatch):  # noqa: F811

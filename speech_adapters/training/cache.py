@@ -14,12 +14,15 @@ import hashlib
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -134,20 +137,27 @@ class CacheEntry:
 
 def list_caches(folder: str | os.PathLike[str] | None = None) -> list[CacheEntry]:
     """What is kept in a folder of activations, by default the toolkit's own, largest first."""
-    root, entries = Cache().path if folder is None else Path(folder), []
-    for path in sorted(root.glob(f"{PREFIX}*")):
-        try:
-            told = read_json(path / "about.json")
-        except InputError:  # written by an older version, or not whole
-            told = {}
+    root = Cache().path if folder is None else Path(folder)
+    entries = (_entry(path) for path in sorted(root.glob(f"{PREFIX}*")))
+    return sorted((entry for entry in entries if entry is not None), key=lambda entry: -entry.size)
+
+
+def _entry(path: Path) -> CacheEntry | None:
+    """What is kept under a path, but for damaged parts; None where another process has just taken it away."""
+    try:
+        told = read_json(path / "about.json")
+    except InputError:  # written by an older version, or not whole
+        told = {}
+    taps: Counter[str] = Counter()
+    try:
         parts = sorted(path.rglob("*.npz")) if path.is_dir() else []
-        taps: dict[str, int] = {}
         for part in parts:
-            with np.load(part, allow_pickle=False) as index:
-                taps[part.parent.name] = taps.get(part.parent.name, 0) + len(index["counts"])
+            with suppress(BadZipFile, EOFError, KeyError, ValueError), np.load(part, allow_pickle=False) as index:
+                taps[part.parent.name] += len(index["counts"])
         used = max((part.stat().st_mtime for part in parts), default=path.stat().st_mtime)
-        entries.append(CacheEntry(path, told, taps, folder_bytes(path), used, told.get("code") == code_version()))
-    return sorted(entries, key=lambda entry: -entry.size)
+    except FileNotFoundError:
+        return None
+    return CacheEntry(path, told, taps, folder_bytes(path), used, told.get("code") == code_version())
 
 
 def clear_cache(folder: str | os.PathLike[str] | None = None, *, stale_only: bool = False) -> int:
@@ -161,9 +171,12 @@ def clear_cache(folder: str | os.PathLike[str] | None = None, *, stale_only: boo
     for entry in list_caches(folder):
         if stale_only and entry.current:
             continue
-        freed += entry.size
         gone = temporary_of(entry.path)  # whole under its own name, or not there: a part without its index is damage
-        entry.path.replace(gone)
+        try:
+            entry.path.replace(gone)
+        except FileNotFoundError:  # another process clears it
+            continue
+        freed += entry.size
         shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
     return freed
 
