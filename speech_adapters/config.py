@@ -205,7 +205,7 @@ def run_main(main: Callable[[], Any]) -> NoReturn:
         code = main()
         sys.stdout.flush()
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error}{_looked_for(error.__cause__)}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt as stop:
         print(f"interrupted; {stop}" if str(stop) else "interrupted", file=sys.stderr)
@@ -248,8 +248,21 @@ def _trained_run(before: Sequence[Path]) -> str | None:
     return next((str(folder) for folder in runs if (folder / "checkpoints").is_dir()), None)
 
 
+def _looked_for(cause: BaseException | None) -> str:
+    """Where a relative path is missing: the folder that it was taken from, and how a run goes on from another one."""
+    if not isinstance(cause, FileNotFoundError) or cause.filename is None or Path(cause.filename).is_absolute():
+        return ""
+    hint = "; a run goes on where it was begun, or with the paths of now beside --resume (--train, --test, ...)"
+    return f"\nlooked for in {Path.cwd()}{hint if _names('resume') else ''}"
+
+
+def _names(*keys: str) -> bool:
+    """Whether this command line sets one of the keys, as a flag or as key=value."""
+    return any(re.match(rf"(--)?({'|'.join(keys)})(=|$)", argument) for argument in sys.argv[1:])
+
+
 def _command(folder: str) -> str:
     """The command line that goes on with a run: this one, with its folder."""
-    named = any(re.match(r"-o|(--)?(output|resume)(=|$)", argument) for argument in sys.argv[1:])
+    named = _names("output", "resume") or any(argument.startswith("-o") for argument in sys.argv[1:])
     program = ["python", sys.argv[0]] if sys.argv[0].endswith(".py") else sys.argv[0].split()
     return shlex.join([*program, *sys.argv[1:], *([] if named else ["--output", folder])])
