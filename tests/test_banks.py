@@ -476,3 +476,7 @@ def test_the_verbs_from_init_to_gc(saved: Path, tmp_path: Path, monkeypatch, cap
     assert verb("rm", "client-a/asr@1") == "removed client-a/asr@1\n"
     assert verb("gc").startswith("1 object, ")
     assert verb("import", "backup").endswith("1 version new or newly tagged\n")
+    verb("add", str(saved / "run/adapters/one"), "--name", "client-b/asr")
+    verb("add", str(saved / "run/adapters/two"), "--name", "client-b/asr")
+    verb("promote", "client-b/asr@1")
+    assert "client-b/asr@1 is previous  wer 0.200 [0.100, 0.300]\n" in verb("promote", "client-b/asr@2")

@@ -618,6 +618,10 @@ def test_adapters_are_added_replaced_and_removed(encoder: Path, folder: Path, so
         assert classify("before").json()["fingerprint"] == replaced.json()["fingerprint"]  # as it was
         error(http.post("/v1/adapters", data={"name": "lora-0"}, files=files), 409)
         error(http.post("/v1/adapters", data={"name": "../x"}, files=files), 400)
+        half = error(http.post("/v1/adapters", data={"name": "half"}, files=[files[0]]), 400)
+        assert "adapter[]: sent 1, at least 2 expected" in half["message"]
+        twice = error(http.post("/v1/adapters", data={"name": "twice"}, files=[*own["adapter"], files[0]]), 400)
+        assert "adapter[]: sent 3, at most 2 expected" in twice["message"]
         renamed = [("adapter[]", ("../../evil", b"{}")), files[1]]
         error(http.post("/v1/adapters", data={"name": "evil"}, files=renamed), 400)
         assert wait_for(lambda: sorted(path.name for path in uploads.iterdir()) == ["before"])

@@ -26,4 +26,4 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"{found} is production  {figures(found.facts.metrics)}".rstrip())
     entry = bank.layout.entry(found.name)
     if (before := entry.tags.get(PREVIOUS)) is not None and before != found.number:
-        print(f"{found.name}@{before} was     {figures(entry.versions[str(before)].facts.metrics)}".rstrip())
+        print(f"{found.name}@{before} is previous  {figures(entry.versions[str(before)].facts.metrics)}".rstrip())

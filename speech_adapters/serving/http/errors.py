@@ -103,6 +103,10 @@ def install(app: FastAPI) -> None:
             message = "no such field; see /openapi.json for those there are"
         elif "UploadFile" in message:
             message = "that is text, not a file; with curl write -F file=@call.flac"
+        elif first["type"] in ("too_short", "too_long"):
+            limits, bound = first["ctx"], "at least" if first["type"] == "too_short" else "at most"
+            limit = limits.get("min_length", limits.get("max_length"))
+            message = f"sent {limits['actual_length']}, {bound} {limit} expected; /openapi.json says what each is"
         elif first["type"] == "missing":
             kind = request.headers.get("content-type", "").partition(";")[0].strip()
             if kind != "multipart/form-data":
