@@ -150,7 +150,10 @@ def balanced_class_weights(manifest: Manifest, labels: Sequence[str], field: str
     """
     counts = Counter(utterance.get(field) for utterance in manifest)
     if missing := [label for label in labels if not counts[label]]:
-        raise ManifestError(f"{manifest.name}: no utterance has {field} {missing[0]!r}; leave it out of the labels.")
+        raise ManifestError(
+            f"{manifest.name}: no utterance has {field} {', '.join(map(repr, missing))}; a class needs "
+            "examples to be learnt: add some, or leave it out of dev and test too."
+        )
     total = sum(counts[label] for label in labels)
     return tuple(total / (len(labels) * counts[label]) for label in labels)
 
