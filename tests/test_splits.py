@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from speech_adapters.cli import main
+from speech_adapters.data.corpus_check import corpus_notes
 from speech_adapters.data.manifest import Manifest, Utterance
 from speech_adapters.data.splits import split
 from speech_adapters.errors import ManifestError
@@ -54,6 +59,27 @@ def test_shares_are_near_what_was_asked_and_seeds_differ() -> None:
 def test_what_cannot_be_divided(shares: dict[str, float], by: str, message: str) -> None:
     with pytest.raises(ManifestError, match=message):
         split(spoken({"a": [1.0, 1.0], "b": [1.0, 1.0]}), shares, by)
+
+
+def test_pieces_of_a_recording_stay_together_where_nobody_says_who_speaks(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    Manifest(Utterance(f"{f}-{n}", f"{f}.wav", 1.0, n) for f in range(6) for n in range(4)).write("all.jsonl")
+
+    def cli(*arguments: str) -> str:
+        with contextlib.suppress(SystemExit):
+            main(["manifest", *arguments])
+        return capsys.readouterr().err
+
+    assert "such as --by audio_filepath (each recording on its own" in cli("split", "all.jsonl")
+    said = cli("split", "all.jsonl", "--by", "id", "-o", "id")
+    assert "note: all.jsonl, train: pieces of 2 recordings, such as 3.wav, are in all.jsonl, dev too" in said
+    assert "--by audio_filepath keeps the pieces of a recording together" in said
+    assert cli("split", "all.jsonl", "--by", "audio_filepath", "-o", "files") == ""
+    for folder, told in (("id", True), ("files", False)):
+        sets = [Manifest.read(f"{folder}/{name}.jsonl") for name in ("train", "dev", "test")]
+        assert any("pieces of" in note for note in corpus_notes(sets)) is told
+        known = [one.map(lambda u, name=one.name: replace(u, speaker=name)) for one in sets]
+        assert corpus_notes(known) == [], "two sides of a call, each with its own speaker"
 
 
 def test_utterances_on_their_own() -> None:

@@ -76,11 +76,25 @@ def corpus_notes(manifests: Sequence[Manifest]) -> list[str]:
         if len(manifests) > 1 and (unknown := [u.id for u in manifest if u.speaker is None]):
             some = "speakers" if len(unknown) == len(manifest) else f"the speaker of {utterance_names(unknown)}"
             notes.append(f'{manifest.name}: {some} unknown: disjointness not checked; add the key "speaker"')
+    unknown_speakers = [manifest.filter(lambda u: u.speaker is None) for manifest in manifests]
+    notes += divided_notes(unknown_speakers, "speech-adapters manifest split --by audio_filepath keeps")
     for first, second in combinations(manifests, 2):
         if shared := sorted({u.id for u in first} & {u.id for u in second}):
             notes.append(
                 f"{first.name}: shares {counted(len(shared), 'id')} with {second.name}: {utterance_names(shared)}; "
                 "make sure that they are other recordings, and give each its own id before the two are joined"
+            )
+    return notes
+
+
+def divided_notes(manifests: Sequence[Manifest], remedy: str) -> list[str]:
+    """Recordings with pieces in several of the manifests: one voice, one room. ``remedy`` keeps these together."""
+    notes = []
+    for first, second in combinations(manifests, 2):
+        if both := sorted({u.audio_filepath for u in first} & {u.audio_filepath for u in second}):
+            notes.append(
+                f"{first.name}: pieces of {counted(len(both), 'recording')}, such as {both[0].name}, are in "
+                f"{second.name} too: scores would be flattered; {remedy} the pieces of a recording together"
             )
     return notes
 

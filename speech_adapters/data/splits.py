@@ -14,7 +14,8 @@ def split(manifest: Manifest, shares: Mapping[str, float], by: str = "speaker", 
 
     Args:
         shares: split -> its share of the audio, above 0; the last, whose share is not looked at, takes what is left.
-        by: key whose values stay together: ``speaker``, ``session``, ...; ``id`` for utterances on their own.
+        by: key whose values stay together: ``speaker``, ``session``, ...; ``audio_filepath`` for the pieces of a
+            recording; ``id`` for utterances on their own.
 
     Returns: the manifests, in the order of ``shares``; each has one group at least.
 
@@ -28,9 +29,11 @@ def split(manifest: Manifest, shares: Mapping[str, float], by: str = "speaker", 
         raise ManifestError(f"{manifest.name}: shares of {given}: give each more than 0, and less than 1 in all")
     lacking = [utterance.id for utterance in manifest if utterance.get(by) is None]
     if lacking:
+        pieces = len({utterance.audio_filepath for utterance in manifest}) < len(manifest)
+        other = "--by audio_filepath (each recording" if pieces else "--by id (each utterance"
         raise ManifestError(
             f"{manifest.name}: {counted(len(lacking), 'utterance')} without {by!r}, such as {lacking[0]!r}; add it "
-            "to every line, or divide by another key (id: each utterance on its own; a speaker may then be in several "
+            f"to every line, or divide by another key, such as {other} on its own; a speaker may then be in several "
             "sets)"
         )
     seconds: dict[str, float] = {}

@@ -16,13 +16,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", "-o", type=Path, default=".", help="folder for the sets (default: here)")
     parser.add_argument("--dev", type=float, default=0.1, help="share of the audio (default: 0.1)")
     parser.add_argument("--test", type=float, default=0.2, help="share of the audio (default: 0.2); 0 for no test set")
-    parser.add_argument("--by", default="speaker", help="key whose values stay together (default: speaker)")
+    parser.add_argument(
+        "--by", default="speaker", help="whose values stay together: audio_filepath, ... (default: speaker)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the draw (default: 0)")
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Say what each set holds; a set that is there already is not written over."""
-    from speech_adapters.data.corpus_check import placeholder_findings, spelling_findings
+    from speech_adapters.data.corpus_check import divided_notes, placeholder_findings, spelling_findings
     from speech_adapters.data.manifest import Manifest
     from speech_adapters.data.splits import split
     from speech_adapters.errors import ConfigError
@@ -35,12 +37,15 @@ def run(arguments: argparse.Namespace) -> None:
     paths = {name: arguments.output / f"{name}.jsonl" for name in reversed(shares)}
     if taken := [path for path in paths.values() if path.exists()]:
         raise ConfigError(f"{taken[0]}: exists already; name another folder with --output, or remove it")
-    if arguments.by != "id":
+    if arguments.by not in ("id", "audio_filepath"):
         for finding in [*placeholder_findings(manifest, arguments.by), *spelling_findings([manifest], arguments.by)]:
             print(finding, file=sys.stderr)
     for name, path in paths.items():
         sets[name].write(path)
         print(f"{path}: {sets[name].summary()}")
+    if arguments.by != "speaker":
+        for note in divided_notes([sets[name] for name in paths], "--by audio_filepath keeps"):
+            print(f"note: {note}", file=sys.stderr)
     for key in ("emotion", "label"):
         known = set(sets["train"].values(key))
         for name in paths:
