@@ -29,13 +29,13 @@ PRESETS = {path.stem: path for path in (Path(__file__).parent / "active_learning
 class Config(ActiveConfig):
     """Active learning on one pool."""
 
-    pool: Path | None = option(None, "manifest to choose from; for an experiment with its labels")
-    test: Path | None = option(None, "labelled manifest to score on")
+    pool: Path | None = option(None, "manifest to choose from; for an experiment with its labels", file=True)
+    test: Path | None = option(None, "labelled manifest to score on", file=True)
     channel: Channel | None = option(
         None, "heard of files with several, where a line does not say it: a number, or mix"
     )
     mode: Literal["oracle", "sheet"] = option("oracle", "oracle: an experiment; sheet: people label")
-    filled: Path | None = option(None, "a filled labelling sheet of the round that waits (.jsonl or .csv)")
+    filled: Path | None = option(None, "a filled labelling sheet of the round that waits (.jsonl or .csv)", file=True)
     output: Path | None = option(None, "run folder; one that holds the same run goes on")
     resume: str | None = option(None, "latest, or a run folder: go on with that run")
 

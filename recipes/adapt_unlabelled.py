@@ -44,9 +44,11 @@ class Config:
     )
     head: Path | None = option(None, "folder of its head, where it cannot be found from the adapter")
     encoder: str | None = option(None, "its base, where its name in the file is not to be found here")
-    test: Path | None = option(None, "manifest to adapt to and score; texts are for scoring alone")
-    dev: Path | None = option(None, "manifest of other speakers, to choose learning rates on")
-    source: Path | None = option(None, "manifest of speech like that the adapter was trained on, for prompt")
+    test: Path | None = option(None, "manifest to adapt to and score; texts are for scoring alone", file=True)
+    dev: Path | None = option(None, "manifest of other speakers, to choose learning rates on", file=True)
+    source: Path | None = option(
+        None, "manifest of speech like that the adapter was trained on, for prompt", file=True
+    )
     source_utterances: Size = option(100, "how many of them give the statistics")
     channel: Channel | None = option(
         None, "heard of files with several, where a line does not say it: a number, or mix"

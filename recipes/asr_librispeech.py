@@ -36,9 +36,11 @@ d('data', ['train-clean-100', 'dev-other', 'dev-clean'])"
 class Config(RecognitionSettings, ExperimentConfig):
     """An adapter and its baselines for speech recognition."""
 
-    train: Path | None = option(None, "manifest to train on; then --dev too, and --test to score other speech")
-    dev: Path | None = option(None, "manifest that chooses the state to keep (training.evaluate_every)")
-    test: Path | None = option(None, "manifest to score")
+    train: Path | None = option(
+        None, "manifest to train on; then --dev too, and --test to score other speech", file=True
+    )
+    dev: Path | None = option(None, "manifest that chooses the state to keep (training.evaluate_every)", file=True)
+    test: Path | None = option(None, "manifest to score", file=True)
     librispeech_root: Path | None = option(None, "folder LibriSpeech was unpacked in (holds train-clean-100, ...)")
     train_subset: str = option("train-clean-100", "LibriSpeech subset to train on")
     test_subset: str = option("dev-clean", "LibriSpeech subset to score; the published 10 h protocol scores dev-clean")

@@ -50,9 +50,11 @@ class Config(DomainsConfig):
     """Manifests by domain, the first one the start of the others: ``{studio: {train: a.jsonl, test: b.jsonl}}``."""
     outside: dict[str, Path] = field(default_factory=dict)
     """Test manifests by name, of domains that nothing is trained on: ``{meetings: meetings_test.jsonl}``."""
-    train: Path | None = option(None, "one manifest for all domains, told apart by `domain`; then --test too")
-    dev: Path | None = option(None, "the same for dev losses")
-    test: Path | None = option(None, "the same for scoring")
+    train: Path | None = option(
+        None, "one manifest for all domains, told apart by `domain`; then --test too", file=True
+    )
+    dev: Path | None = option(None, "the same for dev losses", file=True)
+    test: Path | None = option(None, "the same for scoring", file=True)
     channel: Channel | None = option(
         None, "heard of files with several, where a line does not say it: a number, or mix"
     )
@@ -157,8 +159,9 @@ def main(config: Config) -> None:
     from speech_adapters.training.supervised import check_hearing
 
     started = time.perf_counter()
-    encoder, domains = load_encoder(config.encoder), find_domains(config)
+    domains = find_domains(config)
     outside = find_outside(config, domains)
+    encoder = load_encoder(config.encoder)
     head = domains_head(config, domains)
     if config.windows is not None:
         config.windows.check(encoder.max_samples, encoder.name)

@@ -40,10 +40,12 @@ class Config(ExperimentConfig):
     """An adapter and its baselines for emotion recognition."""
 
     adapter: str = option("l", "preset of the adapter: l, el, elp, e, lora-ffn, houlsby, ...")
-    train: Path | None = option(None, "manifest to train on; then --dev too, and --test to score other speech")
-    dev: Path | None = option(None, "manifest that chooses the state to keep (training.evaluate_every)")
-    test: Path | None = option(None, "manifest to score")
-    manifest: Path | None = option(None, "one manifest to divide into folds; then --folds too")
+    train: Path | None = option(
+        None, "manifest to train on; then --dev too, and --test to score other speech", file=True
+    )
+    dev: Path | None = option(None, "manifest that chooses the state to keep (training.evaluate_every)", file=True)
+    test: Path | None = option(None, "manifest to score", file=True)
+    manifest: Path | None = option(None, "one manifest to divide into folds; then --folds too", file=True)
     corpus: Literal["iemocap", "crema_d", "ravdess", "emodb"] | None = option(None, "a corpus by name")
     corpus_root: Path | None = option(None, "folder the corpus was unpacked in")
     folds: str | None = option(

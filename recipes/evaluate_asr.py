@@ -36,13 +36,17 @@ class Config(EvaluationSettings):
     accept_letters: str | None = option(
         None, "letters that the normaliser may change or drop, all for any; by default those of the head's training"
     )
-    manifest: Path | None = option(None, "JSON Lines manifest with text (and speaker, for the intervals); required")
+    manifest: Path | None = option(
+        None, "JSON Lines manifest with text (and speaker, for the intervals); required", file=True
+    )
     beam: Annotated[int, Range(1, 10_000)] | None = option(None, "beam width; greedy decoding without one")
     language_model: Path | None = option(
-        None, "ARPA or KenLM file for the beam search (pip install 'speech-adapters[decode]')"
+        None, "ARPA or KenLM file for the beam search (pip install 'speech-adapters[decode]')", file=True
     )
     lexicon: Path | None = option(
-        None, "file of the words that can come out, one per line; a KenLM binary needs it, an ARPA file lists its own"
+        None,
+        "file of the words that can come out, one per line; a KenLM binary needs it, an ARPA file lists its own",
+        file=True,
     )
     alpha: Finite = option(0.5, "weight of the language model; tune it and beta on held-out speech")
     beta: Finite = option(1.5, "added for each word, in natural logarithms")

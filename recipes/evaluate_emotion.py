@@ -29,9 +29,11 @@ class Config(EvaluationSettings):
     """What to score on what."""
 
     head: Path | None = option(None, "folder of a saved head of classes; the one trained on the adapter by default")
-    manifest: Path | None = option(None, "JSON Lines manifest with labels (and speaker, for the intervals)")
+    manifest: Path | None = option(None, "JSON Lines manifest with labels (and speaker, for the intervals)", file=True)
     label_field: str = option("emotion", "key of the manifest that holds the class: emotion, label, or one of its own")
-    predictions: Path | None = option(None, "score this file of predictions (JSON Lines or CSV) instead of a model")
+    predictions: Path | None = option(
+        None, "score this file of predictions (JSON Lines or CSV) instead of a model", file=True
+    )
     columns: tuple[str, ...] = option(
         (), "columns of the predictions whose names do not tell: id=clip,label=gold,prediction=guess"
     )

@@ -23,7 +23,9 @@ class Config(EvaluationSettings):
     """What to score on what."""
 
     head: Path | None = option(None, "folder of a saved slots head; the one trained on the adapter by default")
-    manifest: Path | None = option(None, "JSON Lines manifest with a key per slot (and speaker, for the intervals)")
+    manifest: Path | None = option(
+        None, "JSON Lines manifest with a key per slot (and speaker, for the intervals)", file=True
+    )
 
 
 def main(config: Config) -> None:

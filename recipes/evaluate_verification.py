@@ -41,11 +41,13 @@ NEAREST = 300
 class Config(EvaluationSettings):
     """What to score on what."""
 
-    trials: Path | None = option(None, 'trial list, "1 enrol test" per line; the demo corpus without one')
+    trials: Path | None = option(None, 'trial list, "1 enrol test" per line; the demo corpus without one', file=True)
     manifest: Path | None = option(
-        None, "JSON Lines manifest of the trials' utterances (with speaker, for the intervals)"
+        None, "JSON Lines manifest of the trials' utterances (with speaker, for the intervals)", file=True
     )
-    enrolment: Path | None = option(None, 'models of several utterances, "model utterance utterance ..." per line')
+    enrolment: Path | None = option(
+        None, 'models of several utterances, "model utterance utterance ..." per line', file=True
+    )
     allow_repeats: bool = option(False, "score pairs that the trial list repeats as often as it does")
 
     adapter: Path | None = option(None, "folder of a saved adapter, or of a run; none scores the frozen encoder")
@@ -53,24 +55,28 @@ class Config(EvaluationSettings):
         None, "folder of a saved speaker head; the one trained on the adapter, else the mean of the features"
     )
     encoder: str | None = option(None, "packaged name, local folder or hub id; the adapter's base, else tiny-wavlm")
-    embeddings: Path | None = option(None, ".npz or .safetensors of saved embeddings, in place of a model")
-    scores: Path | None = option(None, 'score file ("enrol test score" lines, .npy or .npz), in place of a model')
+    embeddings: Path | None = option(None, ".npz or .safetensors of saved embeddings, in place of a model", file=True)
+    scores: Path | None = option(
+        None, 'score file ("enrol test score" lines, .npy or .npz), in place of a model', file=True
+    )
     columns: tuple[str, ...] = option(
         (), "columns of trials and scores that are tables (csv, tsv, jsonl): enrol=file1,test=file2,score=llr"
     )
     llr: bool = option(False, "the score file holds log-likelihood ratios")
 
-    cohort: Path | None = option(None, "manifest with speakers, or embeddings, for score normalisation")
+    cohort: Path | None = option(None, "manifest with speakers, or embeddings, for score normalisation", file=True)
     top: Count | None = option(NEAREST, "nearest cohort members of adaptive s-norm; none for s-norm over all")
-    plda: Path | None = option(None, "manifest with speakers to train PLDA on, which replaces the cosine")
+    plda: Path | None = option(None, "manifest with speakers to train PLDA on, which replaces the cosine", file=True)
     plda_rank: Size = option(100, "dimensions of PLDA's speaker space")
 
-    calibration: Path | None = option(None, "saved calibration.json")
-    dev_trials: Path | None = option(None, "trial list to fit a calibration on, scored in the same way")
-    dev_manifest: Path | None = option(None, "manifest of the dev trials' utterances; none takes --manifest")
-    dev_enrolment: Path | None = option(None, "enrolment map of the dev trials")
-    dev_embeddings: Path | None = option(None, "embeddings of the dev utterances, with --embeddings")
-    dev_scores: Path | None = option(None, "scores of the dev trials, with --scores")
+    calibration: Path | None = option(None, "saved calibration.json", file=True)
+    dev_trials: Path | None = option(None, "trial list to fit a calibration on, scored in the same way", file=True)
+    dev_manifest: Path | None = option(
+        None, "manifest of the dev trials' utterances; none takes --manifest", file=True
+    )
+    dev_enrolment: Path | None = option(None, "enrolment map of the dev trials", file=True)
+    dev_embeddings: Path | None = option(None, "embeddings of the dev utterances, with --embeddings", file=True)
+    dev_scores: Path | None = option(None, "scores of the dev trials, with --scores", file=True)
     p_target: Prior = option(0.5, "prior that the calibration is fitted for")
 
     draws: Annotated[int, Range(1, 1_000_000)] = option(

@@ -37,9 +37,9 @@ class Config:
     rank: Size | None = option(16, "rank of the fusion's matrices; null for full ones, as published")
     guide: NotNegative = option(0.0, "weight of the guide loss; 1.0 as published")
     train_head: bool = option(False, "also train the head")
-    train: Path | None = option(None, "manifest to train on, of all domains; then --dev too")
-    dev: Path | None = option(None, "manifest that chooses the state to keep (training.evaluate_every)")
-    test: Path | None = option(None, "manifest to score; --dev without one")
+    train: Path | None = option(None, "manifest to train on, of all domains; then --dev too", file=True)
+    dev: Path | None = option(None, "manifest that chooses the state to keep (training.evaluate_every)", file=True)
+    test: Path | None = option(None, "manifest to score; --dev without one", file=True)
     channel: Channel | None = option(
         None, "heard of files with several, where a line does not say it: a number, or mix"
     )

@@ -32,9 +32,11 @@ DEMO_SLOTS = ("domain", "emotion", "gender")
 class Config(ExperimentConfig):
     """An adapter and its baselines for intent classification."""
 
-    train: Path | None = option(None, "manifest to train on; then --dev too, and --test to score other speech")
-    dev: Path | None = option(None, "manifest that chooses the state to keep (training.evaluate_every)")
-    test: Path | None = option(None, "manifest to score")
+    train: Path | None = option(
+        None, "manifest to train on; then --dev too, and --test to score other speech", file=True
+    )
+    dev: Path | None = option(None, "manifest that chooses the state to keep (training.evaluate_every)", file=True)
+    test: Path | None = option(None, "manifest to score", file=True)
     corpus_root: Path | None = option(None, "folder Fluent Speech Commands was unpacked in")
     slots: tuple[str, ...] = option((), "keys of the manifest that hold the labels of an utterance")
     label_field: str = option("label", "key of the manifest that holds the one label, without --slots")

@@ -27,9 +27,11 @@ class Config(ExperimentConfig):
     """An adapter and its baselines for keyword spotting."""
 
     adapter: str = option("l", "preset of the adapter: l, el, elp, e, lora, houlsby, ...")
-    train: Path | None = option(None, "manifest to train on; then --dev too, and --test to score other speech")
-    dev: Path | None = option(None, "manifest that chooses the state to keep (training.evaluate_every)")
-    test: Path | None = option(None, "manifest to score")
+    train: Path | None = option(
+        None, "manifest to train on; then --dev too, and --test to score other speech", file=True
+    )
+    dev: Path | None = option(None, "manifest that chooses the state to keep (training.evaluate_every)", file=True)
+    test: Path | None = option(None, "manifest to score", file=True)
     label_field: str | None = option(None, "key of the manifest that holds the keyword; label by default")
     network: Literal["linear", "conv"] = option("linear", "head: linear (Otake 2023), or conv (PEFT-SER)")
     pooling: Literal["mean", "statistics", "attentive"] = option("mean", "how the head pools frames")

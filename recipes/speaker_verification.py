@@ -32,9 +32,9 @@ class Config(ExperimentConfig):
     """An adapter and its baselines for speaker verification."""
 
     adapter: str = option("l", "preset of the adapter: l, el, elp, e, lora, houlsby, ...")
-    train: Path | None = option(None, "manifest to train on; then --test and --trials too")
-    test: Path | None = option(None, "manifest of the trials' utterances")
-    trials: Path | None = option(None, 'trial list, "1 enrol test" per line')
+    train: Path | None = option(None, "manifest to train on; then --test and --trials too", file=True)
+    test: Path | None = option(None, "manifest of the trials' utterances", file=True)
+    trials: Path | None = option(None, 'trial list, "1 enrol test" per line', file=True)
     columns: tuple[str, ...] = option(
         (), "columns of trials that are a table (csv, tsv, jsonl): enrol=file1,test=file2,label=same"
     )

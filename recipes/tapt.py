@@ -33,8 +33,8 @@ PRESETS = {path.stem: path for path in (Path(__file__).parent / "tapt").glob("*.
 class Config(ObjectiveChoice):
     """Label-free adaptation, and its effect on a task."""
 
-    train: Path | None = option(None, "manifest of the domain's audio; no text is needed")
-    held_out: Path | None = option(None, "manifest for early stopping; a tenth of --train by default")
+    train: Path | None = option(None, "manifest of the domain's audio; no text is needed", file=True)
+    held_out: Path | None = option(None, "manifest for early stopping; a tenth of --train by default", file=True)
     channel: Channel | None = option(
         None, "heard of files with several, where a line does not say it: a number, or mix"
     )
@@ -42,7 +42,7 @@ class Config(ObjectiveChoice):
     adapter: str = option("e", "preset to train: e, houlsby, lora, ..., last-2 or full")
     adapter_options: dict[str, Any] = field(default_factory=dict)
     """Settings of the preset to change."""
-    noise: Path | None = option(None, "manifest of noises for the wavlm objective")
+    noise: Path | None = option(None, "manifest of noises for the wavlm objective", file=True)
     rates: dict[str, Rate] = field(default_factory=dict)
     """Learning rates by parameter group, over the published ones; groups that the adapter has not may be named.
     ``training.learning_rates`` goes over them, and must be used."""
@@ -50,8 +50,8 @@ class Config(ObjectiveChoice):
     second_pass: PretrainingConfig | None = option(None, "a further pass on the subdomain with the highest loss")
     subdomain: str = option("domain", "key of the manifest that divides it into subdomains")
     save_base: bool = option(False, "also write the adapted encoder")
-    downstream_train: Path | None = option(None, "labelled manifest to train a task on, with and without")
-    downstream_test: Path | None = option(None, "labelled manifest to score that task on")
+    downstream_train: Path | None = option(None, "labelled manifest to train a task on, with and without", file=True)
+    downstream_test: Path | None = option(None, "labelled manifest to score that task on", file=True)
     downstream_also: tuple[Path, ...] = option((), "further labelled manifests to score both on, such as clean speech")
     downstream: Downstream = field(default_factory=Downstream)
     downstream_use: Literal["continue", "stack"] = option(

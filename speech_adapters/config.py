@@ -43,13 +43,17 @@ C = TypeVar("C")
 REQUIRED: Any = dataclasses.MISSING
 
 
-def option(default: Any = REQUIRED, help: str = "") -> Any:
-    """A dataclass field with a help text; lists, dicts and nested configurations are given as plain defaults."""
+def option(default: Any = REQUIRED, help: str = "", *, file: bool = False) -> Any:
+    """A dataclass field with a help text; lists, dicts and nested configurations are given as plain defaults.
+
+    With ``file`` it names a file that is read: :func:`parse_cli` looks whether it exists.
+    """
+    metadata = {"help": help, "file": file}
     if default is REQUIRED:
-        return dataclasses.field(metadata={"help": help})
+        return dataclasses.field(metadata=metadata)
     if type(default).__hash__ is None:  # mutable: each configuration gets its own
-        return dataclasses.field(default_factory=partial(copy.deepcopy, default), metadata={"help": help})
-    return dataclasses.field(default=default, metadata={"help": help})
+        return dataclasses.field(default_factory=partial(copy.deepcopy, default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def load_config(cls: type[C], file: str | os.PathLike[str] | None = None, overrides: Sequence[str] = ()) -> C:
@@ -121,7 +125,7 @@ def parse_cli(
     configuration of the run of ``recipe`` that ``--resume`` names. What everyone sets has a short flag
     (:data:`~speech_adapters.flags.SHORT`); a key that is set twice is an error. ``--help`` lists every key.
     ``--print-config`` prints the resolved configuration and exits. Raises :class:`ConfigError` for anything it cannot
-    use; :func:`run_main` turns that into one line and exit code 2.
+    use, such as files that do not exist; :func:`run_main` turns that into one line and exit code 2.
     """
     presets = presets or {}
     default_preset = "demo" if "demo" in presets else None
@@ -157,7 +161,26 @@ def parse_cli(
     if arguments.print_config:
         print(to_yaml(config), end="")
         raise SystemExit(0)
+    _check_files(config, resumed=resume is not None)
     return config
+
+
+def _check_files(config: Any, resumed: bool) -> None:
+    """Find files that do not exist before anything is loaded or downloaded.
+
+    Raises:
+        ConfigError: names all of them, and their flags.
+    """
+    missing = {
+        "--" + field.name.replace("_", "-"): str(path)
+        for field in dataclasses.fields(config)
+        if field.metadata.get("file") and (path := getattr(config, field.name)) and not os.path.exists(path)
+    }
+    if not missing:
+        return
+    flags = ", ".join(missing)
+    hint = f"if the run's files are elsewhere now, name them with {flags}" if resumed else f"check {flags}"
+    raise ConfigError(f"{', '.join(missing.values())}: no such file; {hint}")
 
 
 def _given(key: str, overrides: Sequence[str]) -> Any:

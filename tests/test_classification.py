@@ -323,10 +323,11 @@ def test_recipe_scores_a_file_of_predictions(recipe, result, manifest, tmp_path)
 
 
 def test_recipe_asks_for_what_it_needs(recipe, tmp_path):
+    (tmp_path / "test.jsonl").touch()
     with pytest.raises(ConfigError, match="give --adapter or --head, and --manifest"):
-        call(recipe, "--manifest=test.jsonl")
+        call(recipe, f"--manifest={tmp_path / 'test.jsonl'}")
     with pytest.raises(ConfigError, match="give --predictions, or --head and --adapter"):
-        call(recipe, "--predictions=p.csv", "--head=h")
+        call(recipe, f"--predictions={tmp_path / 'test.jsonl'}", "--head=h")
 
 
 @pytest.mark.slow
@@ -335,5 +336,5 @@ def test_recipe_on_its_command_line(tmp_path):
         [sys.executable, "recipes/evaluate_emotion.py", f"--predictions={tmp_path / 'none.csv'}"],
         cwd=ROOT, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
-    assert done.returncode == 2 and "none.csv: the predictions cannot be read" in done.stderr
+    assert done.returncode == 2 and "none.csv: no such file; check --predictions" in done.stderr
     assert "Traceback" not in done.stderr

@@ -313,6 +313,28 @@ def test_resume_takes_the_runs_own_configuration(tmp_path: Path, monkeypatch: py
         parse_cli(Resumable, ["--resume", "nix"], presets=demo, recipe="asr")
 
 
+@dataclass(kw_only=True)
+class Reading(Resumable):
+    dev_set: Path | None = option(None, file=True)
+    test_set: Path | None = option(None, file=True)
+
+
+def test_files_that_do_not_exist_are_found_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dev.jsonl").touch()
+    run = ["--resume", "mine"]
+    with pytest.raises(ConfigError, match=r"^a, b: no such file; check --dev-set, --test-set$"):
+        parse_cli(Reading, ["--dev-set=a", "--test-set=b"])
+    (tmp_path / "mine").mkdir()
+    save_config(Reading(dev_set=Path("dev.jsonl"), test_set=Path("sub/b")), tmp_path / "mine" / "config.yaml")
+    with pytest.raises(ConfigError, match=r"^sub/b: no such file; if .* elsewhere now, name them with --test-set$"):
+        parse_cli(Reading, run, recipe="asr")
+    config = parse_cli(Reading, [*run, "--test-set=dev.jsonl"], recipe="asr")
+    assert config.test_set == config.dev_set == Path("dev.jsonl")
+    with pytest.raises(SystemExit, match="0"):
+        parse_cli(Reading, [*run, "--print-config"], recipe="asr")
+
+
 def test_print_config_is_a_config_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         parse_cli(Recipe, ["--seed", "5", "training.epochs=2", "--print-config"])

@@ -101,11 +101,23 @@ def test_models_of_several_utterances(corpora):
     [
         (["--trials={test}/trials.txt"], "give --manifest"),
         (["--manifest={test}/test.jsonl"], "give --trials"),
-        (["--trials={test}/trials.txt", "--scores=a", "--embeddings=b"], "--embeddings or --scores, not both"),
-        (["--trials={test}/trials.txt", "--scores=a", "--head=h"], "--adapter and --head belong to a model"),
-        (["--trials={test}/trials.txt", "--scores=a", "--dev-trials=d"], "give --dev-scores"),
-        (["--trials={test}/trials.txt", "--scores=a", "--dev-trials={test}/trials.txt"], "would flatter the figures"),
-        (["--trials={test}/trials.txt", "--scores={test}/none.txt"], "none.txt: the score file cannot be read"),
+        (
+            ["--trials={test}/trials.txt", "--scores={test}/trials.txt", "--embeddings={test}/trials.txt"],
+            "--embeddings or --scores, not both",
+        ),
+        (
+            ["--trials={test}/trials.txt", "--scores={test}/trials.txt", "--head=h"],
+            "--adapter and --head belong to a model",
+        ),
+        (
+            ["--trials={test}/trials.txt", "--scores={test}/trials.txt", "--dev-trials={test}/test.jsonl"],
+            "give --dev-scores",
+        ),
+        (
+            ["--trials={test}/trials.txt", "--scores={test}/trials.txt", "--dev-trials={test}/trials.txt"],
+            "would flatter the figures",
+        ),
+        (["--trials={test}/trials.txt", "--scores={test}/none.txt"], "none.txt: no such file; check --scores"),
         (
             ["--trials={test}/trials.txt", "--manifest={dev}/test.jsonl", "--encoder={folder}/encoder"],
             "trials.txt:1: utterance 's0/1.wav' is not in",

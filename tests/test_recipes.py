@@ -136,7 +136,8 @@ def test_evaluating_the_saved_adapter_gives_the_same_figures(corpus, finished):
     [
         (["--adapter=lorra"], "Did you mean 'lora'"),
         (["--encoder=tiny-wavml"], "unknown encoder 'tiny-wavml'"),
-        (["--train=train.jsonl"], "give --train and --dev"),
+        (["--train=train.jsonl"], "train.jsonl: no such file; check --train"),
+        (["--train=README.md"], "give --train and --dev"),
         (["training.updatez=3"], "updatez"),
         (["--encoder=microsoft/wavlm-base-plus"], "cannot be reached"),
     ],

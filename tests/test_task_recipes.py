@@ -195,21 +195,24 @@ def test_intents_in_slots_and_as_one_label(corpus, tmp_path):
     assert np.mean(results["accuracy_by_seed"]) == pytest.approx(results["metrics"]["accuracy"]["value"])
 
 
-def test_what_belongs_to_the_demo_stays_with_the_demo():
+def test_what_belongs_to_the_demo_stays_with_the_demo(tmp_path):
     """A call without a preset has the demo's updates and rates, and none of what its corpus alone has."""
 
     def config(name: str, *words: str):
         module = recipe(name)
         return parse_cli(module.Config, list(words), presets=module.PRESETS)
 
-    own = ("--train=a.jsonl", "--dev=b.jsonl", "--test=c.jsonl")
+    files = {split: tmp_path / f"{split}.jsonl" for split in ("train", "dev", "test")}
+    for file in files.values():
+        file.touch()
+    own = tuple(f"--{split}={file}" for split, file in files.items())
     assert config("intent_classification").slots == ("domain", "emotion", "gender")
     assert config("intent_classification", *own).slots == () and config("intent_classification", *own).rates
     assert config("intent_classification", "--label-field=emotion").slots == ()
     with pytest.raises(ConfigError, match="--slots or --label-field, not both"):
         config("intent_classification", *own, "--label-field=emotion", "--slots=a,b")
     assert config("call_center", *own).first is None
-    adapt = ("--adapter=a", "--test=c.jsonl")
+    adapt = ("--adapter=a", own[-1])
     assert config("adapt_unlabelled", *adapt, "--methods=entropy").limit is None
 
 
