@@ -498,6 +498,15 @@ def test_manifest_verbs_say_what_they_did(sa, tmp_path: Path) -> None:
     assert "kaldi: exists already" in sa("manifest", "export", "kaldi", "all.jsonl", "kaldi", expect=2).err
 
 
+def test_manifest_make_tells_that_words_choose_no_channel(sa, tmp_path: Path) -> None:
+    speak(tmp_path / "calls" / "c.wav", 1.0, channels=2)
+    speak(tmp_path / "calls" / "mono.wav", 1.0)
+    for cells, told in (("agent", "(its 'agent' is neither a number nor mix)"), ("1", None)):
+        (tmp_path / "t.csv").write_text(f"file,channel\nc.wav,{cells}\nmono.wav,landline\n")
+        said = sa("manifest", "make", "calls", "--table", "t.csv", "-o", f"{cells}.jsonl").err
+        assert (told in said and '(0, 1 or "mix")' in said) if told else "note" not in said
+
+
 def test_doctor_looks_at_this_machine(sa, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = sa("doctor")
     assert f"torch {torch.__version__.partition('+')[0]}" in shown and "HF_HUB_OFFLINE is set" in shown

@@ -104,10 +104,12 @@ def channel_findings(manifest: Manifest, unsaid: Mapping[Path, int]) -> list[str
     if not unsaid:
         return []
     counts = " or ".join(map(str, sorted(set(unsaid.values()))))
+    words = {str(u.get("channel")) for u in manifest if u.audio_filepath in unsaid and u.extra.get("channel")}
+    said = f" (its {utterance_names(sorted(words))} is neither a number nor mix)" if words else ""
     return [
         f"{manifest.name}: {counted(len(unsaid), 'file')} of {counts} channels, such as "
-        f'{utterance_names([file.name for file in unsaid])}, and no word on which is heard; add the key "channel" '
-        '(0, 1 or "mix") to the lines of the manifest, or give --channel for the whole run'
+        f"{utterance_names([file.name for file in unsaid])}, and no word on which is heard{said}; add the key "
+        '"channel" (0, 1 or "mix") to the lines of the manifest, or give --channel for the whole run'
     ]
 
 

@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Say what was taken as what, what was left out, and what the manifest holds."""
     from speech_adapters.data.audio_suffixes import unreadable_message
+    from speech_adapters.data.corpus_check import channel_findings
     from speech_adapters.data.formats.folder import read_folder
     from speech_adapters.errors import counted
 
@@ -54,6 +55,8 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"left out: {unreadable_message(content.unreadable, arguments.folder)}", file=sys.stderr)
     content.manifest.write(arguments.output)
     print(f"{arguments.output}: {content.manifest.summary()}")
+    for finding in channel_findings(content.manifest, content.manifest.need_channel()):
+        print(f"note: {finding}", file=sys.stderr)
     if not arguments.table and not arguments.pattern and all(u.text is None for u in content.manifest):
         print(
             "note: neither texts nor speakers are known: no .txt, .srt or .vtt beside the recordings, no --table, no "
