@@ -515,6 +515,17 @@ def test_recordings_that_must_be_converted_are_named(audio: Path, tmp_path: Path
             read(tmp_path / "phone")
 
 
+def test_a_folders_recordings_of_other_kinds_are_left_out_and_named(tmp_path: Path) -> None:
+    (tmp_path / "b.m4a").touch()
+    left_out: dict[str, str] = {}
+    with pytest.raises(AudioError, match="1 recording of a kind that is not read"):
+        local_files([str(tmp_path)], left_out=left_out).__enter__()
+    speak(tmp_path / "a.wav")
+    with local_files([str(tmp_path)], left_out=left_out) as found:
+        assert [path for _, path in found] == [tmp_path / "a.wav"]
+    assert list(left_out) == [str(tmp_path / "b.m4a")] and "ffmpeg" in left_out[str(tmp_path / "b.m4a")]
+
+
 def test_a_file_named_like_a_home_folder_is_a_file() -> None:
     with local_files(["~x.wav"]) as found:
         assert found == [("~x.wav", Path("~x.wav"))]

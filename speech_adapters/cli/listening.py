@@ -111,7 +111,7 @@ def recordings_in(
     from speech_adapters.inference.sources import local_files
 
     speakers = getattr(arguments, "speakers", None)
-    with local_files(inputs, download=arguments.download) as files:
+    with local_files(inputs, download=arguments.download, left_out=left_out) as files:
         yield recordings_of(
             [path for _, path in files],
             names=[name for name, _ in files],

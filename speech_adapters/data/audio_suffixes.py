@@ -20,6 +20,10 @@ USUAL = "wav, flac, ogg/opus, mp3"
 """The usual ones, for messages."""
 
 
+CONVERT = "convert to wav, flac, ogg/opus or mp3 (ffmpeg -i in.m4a out.flac)"
+"""What to do with the others."""
+
+
 def recordings_in(folder: Path) -> tuple[list[Path], list[Path]]:
     """The recordings in a folder and all folders in it, sorted: those that are read, and those of other kinds.
 
@@ -45,7 +49,4 @@ def recordings_in(folder: Path) -> tuple[list[Path], list[Path]]:
 
 def unreadable_message(files: Sequence[Path], folder: str | os.PathLike[str]) -> str:
     """What is said of recordings in ``folder`` that are not read, and what to do."""
-    return (
-        f"{folder}: {counted(len(files), 'recording')} of a kind that is not read, such as {files[0]}; convert to "
-        "wav, flac, ogg/opus or mp3 (ffmpeg -i in.m4a out.flac)"
-    )
+    return f"{folder}: {counted(len(files), 'recording')} of a kind that is not read, such as {files[0]}; {CONVERT}"

@@ -14,17 +14,20 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 from urllib.parse import urlsplit
 
-from speech_adapters.data.audio_suffixes import USUAL, recordings_in, unreadable_message
+from speech_adapters.data.audio_suffixes import CONVERT, USUAL, recordings_in, unreadable_message
 from speech_adapters.errors import AudioError
+from speech_adapters.inference.recordings import LeftOut, leave_out
 
 
 @contextmanager
-def local_files(inputs: Sequence[str], *, download: bool = False) -> Iterator[list[tuple[str, Path]]]:
+def local_files(
+    inputs: Sequence[str], *, download: bool = False, left_out: LeftOut | None = None
+) -> Iterator[list[tuple[str, Path]]]:
     """Name and path of each audio file that ``inputs`` name, in their order; each once.
 
     An input is a file, a folder (searched with all folders in it), a pattern such as ``calls/*.wav``, ``-`` for
     standard input, or with ``download`` an ``http(s)`` address. The last two are kept in a temporary folder until the
-    block ends.
+    block ends. ``left_out`` takes in a folder's recordings of a kind that is not read, unless these are all of them.
 
     Raises:
         AudioError: nothing there, or a folder with recordings that cannot be read; says what to do.
@@ -43,18 +46,20 @@ def local_files(inputs: Sequence[str], *, download: bool = False) -> Iterator[li
                 suffix = PurePosixPath(urlsplit(given).path).suffix
                 found[given] = _fetch(given, folder / f"{number}{suffix}")
             else:
-                found |= {str(path): path for path in _expand(given)}
+                found |= {str(path): path for path in _expand(given, left_out)}
         yield list(found.items())
 
 
-def _expand(given: str) -> list[Path]:
+def _expand(given: str, left_out: LeftOut | None) -> list[Path]:
     path = Path(os.path.expanduser(given))  # Path.expanduser raises for ~x.wav
     if path.is_dir():
         audio, unreadable = recordings_in(path)
-        if unreadable:
+        if unreadable and (left_out is None or not audio):
             raise AudioError(f"{unreadable_message(unreadable, given)}, or name the files to hear.")
         if not audio:
             raise AudioError(f"{given}: no audio in this folder ({USUAL}, ...); name another.")
+        for other in unreadable:
+            leave_out(left_out, str(other), AudioError(f"of a kind that is not read; {CONVERT}"))
         return audio
     if glob.has_magic(given) and not os.path.lexists(path):
         if not (matching := sorted(map(Path, glob.glob(str(path), recursive=True)))):
