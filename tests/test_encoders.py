@@ -263,6 +263,23 @@ def test_what_lies_in_the_place_of_weights_is_named(name, content, message, tmp_
     assert "weights_only" not in str(raised.value)
 
 
+def test_weights_under_the_others_name_are_called_what_they_are_and_old_pickles_load(tmp_path):
+    model = stock_model("wavlm", "pre-norm")
+    model.save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text('{"do_normalize": true}')
+    wanted, right, wrong = load_encoder(tmp_path).fingerprint, tmp_path / "model.safetensors", "pytorch_model.bin"
+    right.rename(tmp_path / wrong)
+    with pytest.raises(CheckpointError, match=f"{wrong}: in the format of safetensors, .*rename it to {right.name}"):
+        load_encoder(tmp_path)
+    for zipped in (True, False):
+        torch.save(model.state_dict(), tmp_path / wrong, _use_new_zipfile_serialization=zipped)
+        assert load_encoder(tmp_path).fingerprint == wanted
+        (tmp_path / wrong).rename(right)
+        with pytest.raises(CheckpointError, match=f"{right.name}: written by torch.save, .*rename it to {wrong}"):
+            load_encoder(tmp_path)
+        right.unlink()
+
+
 @pytest.mark.parametrize(
     ("wrapped", "message"),
     [

@@ -136,6 +136,15 @@ def _more_than_tensors(path: Path) -> CheckpointError | None:
 
 
 def _damaged(path: Path) -> CheckpointError:
+    with path.open("rb") as file:
+        start = file.read(9)
+    by_name, name = path.suffix == ".safetensors", None
+    if by_name and start.startswith((b"PK\x03\x04", b"\x80\x02\x8a\n")):  # a zip, or of before torch 1.6
+        kind, name = "written by torch.save", "pytorch_model.bin"
+    elif not by_name and start[8:] == b"{":
+        kind, name = "in the format of safetensors", "model.safetensors"
+    if name is not None:
+        return CheckpointError(f"{path}: {kind}, whatever its name says; rename it to {name}.")
     return CheckpointError(
         f"{path}: cut short, changed, or not a file of tensors and of nothing else; download it again."
     )
