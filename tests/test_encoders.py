@@ -280,6 +280,13 @@ def test_weights_under_the_others_name_are_called_what_they_are_and_old_pickles_
         right.unlink()
 
 
+def test_no_name_is_not_the_current_folder(tmp_path, monkeypatch):
+    stock_model("wavlm", "pre-norm").save_pretrained(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="unknown encoder ''"):
+        load_encoder("")
+
+
 @pytest.mark.parametrize(
     ("wrapped", "message"),
     [

@@ -71,7 +71,8 @@ def find_folder(name: str, revision: str | None = None, target_lang: str | None 
         ConfigError: no such name or folder, or a hub id that is neither cached nor reachable.
         CheckpointError: a repository without what it must have.
     """
-    folder = Path(os.path.expanduser(name))
+    given = os.path.expanduser(name)
+    folder = Path(given)
     if revision is not None and is_local(name):
         raise ConfigError(
             f"{name}@{revision}: no such folder. There is {name!r}, but revisions are those of a repository on the "
@@ -79,7 +80,7 @@ def find_folder(name: str, revision: str | None = None, target_lang: str | None 
         )
     if name in packaged_encoders():
         return PACKAGED / name
-    if os.path.isdir(folder):  # unlike Path's, false of what no file can be called
+    if os.path.isdir(given):  # unlike Path's, false of what no file can be called, and of no name at all
         if not is_there(folder / "config.json"):
             part = next((kind for kind in ("adapter", "head", "fusion") if (folder / f"{kind}.json").is_file()), None)
             if part is not None:
