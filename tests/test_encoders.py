@@ -26,6 +26,7 @@ from speech_adapters.encoders.shipped import PACKAGED
 from speech_adapters.encoders.tensors import fingerprint, fingerprints
 from speech_adapters.encoders.weights import open_tensors
 from speech_adapters.errors import CheckpointError, ConfigError
+from speech_adapters.saving.peft_import import read_peft_folder
 
 EVERY = [(family, style) for family in FAMILIES for style in STYLES]
 OTHERS = [("unispeech-sat", "post-norm"), ("unispeech-sat", "pre-norm"), ("data2vec-audio", "post-norm")]
@@ -285,6 +286,15 @@ def test_no_name_is_not_the_current_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match="unknown encoder ''"):
         load_encoder("")
+
+
+def test_adapters_of_the_adapters_library_are_not_pefts(tmp_path):
+    (tmp_path / "adapter_config.json").write_text('{"config": {"architecture": "lora"}, "version": "adapters.1.2.0"}')
+    (tmp_path / "pytorch_adapter.bin").touch()
+    with pytest.raises(ConfigError, match="of the adapters library"):
+        load_encoder(tmp_path)
+    with pytest.raises(CheckpointError, match="of the adapters library"):
+        read_peft_folder(tmp_path)
 
 
 @pytest.mark.parametrize(

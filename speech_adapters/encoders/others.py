@@ -6,8 +6,12 @@ from pathlib import Path
 
 _ORIGIN = "give the checkpoint in Hugging Face format that it was made from"
 
+ADAPTER_HUB = "it is an adapter of the adapters library (AdapterHub), which cannot be imported: train it here anew"
+
 #: Names of files and folders, in the order in which they are looked for, what they are and what to do.
 OTHERS = {
+    "pytorch_adapter.bin": ADAPTER_HUB,
+    "adapter.safetensors": ADAPTER_HUB,
     "adapter_config.json": "it holds an adapter of peft: load its base, then call load_adapter(folder)",
     "model.safetensors.index*.json": "it is a variant's: rename it to model.safetensors.index.json",
     "pytorch_model.bin.index*.json": "it is a variant's: rename it to pytorch_model.bin.index.json",

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from speech_adapters.adapters.lora import LoRA
 from speech_adapters.encoders.encoder import Encoder
+from speech_adapters.encoders.others import ADAPTER_HUB, others_in
 from speech_adapters.encoders.tensors import check_finite
 from speech_adapters.errors import CheckpointError, ConfigError, InputError
 from speech_adapters.files import read_json
@@ -75,6 +76,8 @@ def read_peft_folder(folder: str | Path) -> PeftFolder:
     from safetensors.torch import load_file
 
     folder = Path(folder)
+    if (found := others_in(folder)) is not None and ADAPTER_HUB in found:
+        raise CheckpointError(f"{folder}: {found}.")
     try:
         config = read_json(folder / CONFIG_FILE)
         tensors = load_file(folder / WEIGHTS_FILE)
