@@ -132,7 +132,7 @@ SAID: dict[str, tuple[Callable[[SpeechAdapterModel], Any], str]] = {
 
 FILES: dict[str, tuple[Callable[[SpeechAdapterModel, Path], Any], str]] = {
     "an adapter as a head": (lambda m, f: m.load_head(f), r"head.json: no such file; give a folder that holds a save"),
-    "an adapter as an encoder": (lambda m, f: SpeechAdapterModel.from_pretrained(f), r"a saved adapter, no encoder; "),
+    "an adapter as an encoder": (lambda m, f: SpeechAdapterModel.from_pretrained(f), r"a saved adapter, not an enc"),
     "an adapter of a name that is taken": (lambda m, f: (m.load_adapter(f, "b"), m.load_adapter(f, "b")), "'b' exist"),
     "an adapter of another base": (lambda m, f: small_model("hubert").load_adapter(f), "frozen weights are not those"),
 }  # fmt: skip

@@ -492,7 +492,7 @@ def test_manifest_verbs_say_what_they_did(sa, tmp_path: Path) -> None:
     text = (tmp_path / "all.jsonl").read_text().replace('"s0"', '"n/a"').replace('"s1"', '"S2"')
     (tmp_path / "names.jsonl").write_text(text)
     told = sa("manifest", "split", "names.jsonl", "-o", "names").err
-    assert "speaker 'n/a' (2 utterances): no name" in told and "'S2' (names.jsonl) and 's2' (names.jsonl)" in told
+    assert "speaker 'n/a' (2 utterances): not a name" in told and "'S2' (names.jsonl) and 's2' (names.jsonl)" in told
     sa("manifest", "export", "kaldi", "all.jsonl", "kaldi")
     assert "9 utterances" in sa("manifest", "import", "kaldi", "kaldi", "-o", "back.jsonl")
     assert "kaldi: exists already" in sa("manifest", "export", "kaldi", "all.jsonl", "kaldi", expect=2).err

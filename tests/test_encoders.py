@@ -248,8 +248,8 @@ def test_a_checkpoint_that_lacks_tensors_is_refused(tmp_path):
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 377607901\n", "is a Git LFS pointer"),
         (b"<!DOCTYPE html><html><body>404</body></html>", "is a web page, not the file itself"),
         (b"", "is empty: download it again"),
-        (b"\xff" * 100, "cut short, changed, or not a file of tensors"),
-        (pickle.dumps(Path), "cut short, changed, or not a file of tensors"),
+        (b"\xff" * 100, "cut short, changed, or not a file that holds only tensors"),
+        (pickle.dumps(Path), "cut short, changed, or not a file that holds only tensors"),
     ],
     ids=["pointer", "page", "empty", "noise", "pickle"],
 )
@@ -302,7 +302,7 @@ def test_adapters_of_the_adapters_library_are_not_pefts(tmp_path):
     [
         (
             lambda tensors: {"epoch": 3, "model": tensors, "optimizer": {}},
-            "with parts 'model', 'optimizer'.* save the mod",
+            "with parts 'model', 'optimizer'.* save only the mod",
         ),
         (
             lambda tensors: {f"module.{key}": tensors[key] for key in tensors},
@@ -467,7 +467,7 @@ def test_tensors_of_other_shapes_or_kinds_are_named(tmp_path):
     tensors = load_file(path)
     for changed, message in (
         (tensors[name][:-1].contiguous(), r"k_proj.weight has the shape \(\d+, \d+\), and by config.json"),
-        ((tensors[name] * 1000).to(torch.int8), "k_proj.weight holds int8, no weights"),
+        ((tensors[name] * 1000).to(torch.int8), "k_proj.weight holds int8, not weights"),
         (torch.zeros(0), "k_proj.weight is empty, as in a part that ZeRO-3 leaves"),
     ):
         save_file({**tensors, name: changed}, path, {"format": "pt"})
@@ -491,7 +491,7 @@ def test_links_to_what_is_gone_are_named(file, tmp_path):
     (tmp_path / "model.safetensors").unlink()
     (tmp_path / file).unlink(missing_ok=True)
     (tmp_path / file).symlink_to(tmp_path / "gone")
-    with pytest.raises(CheckpointError, match=f"{file}: a link to what is not there"):
+    with pytest.raises(CheckpointError, match=f"{file}: a link to a file that does not exist"):
         load_encoder(tmp_path)
 
 
@@ -664,7 +664,7 @@ def test_a_checkpoint_without_mask_embedding_is_the_same_encoder_in_each_process
             },
             False,
         ),
-        ("wavlm", "pre-norm", {"preprocessor_config.json": []}, "holds no keys with values"),
+        ("wavlm", "pre-norm", {"preprocessor_config.json": []}, "not a JSON object"),
         (
             "wavlm",
             "post-norm",
@@ -710,7 +710,7 @@ def test_an_extractor_described_without_do_normalize_is_the_stock_one(said, tmp_
 def test_a_dangling_link_is_no_absent_file(file, tmp_path):
     stock_model("wavlm", "pre-norm").save_pretrained(tmp_path)
     (tmp_path / file).symlink_to(tmp_path / "blobs" / "0")
-    with pytest.raises(CheckpointError, match=f"{file}: a link to what is not there"):
+    with pytest.raises(CheckpointError, match=f"{file}: a link to a file that does not exist"):
         load_encoder(tmp_path)
 
 

@@ -343,7 +343,7 @@ def test_tables_as_people_write_them(content: str, columns: dict | None, audio: 
         (
             "file,text\n",
             {"file": "file"},
-            ":1: --columns file=file: 'file' is no key .*; did you mean 'audio_filepath'",
+            ":1: --columns file=file: 'file' is not a key .*; did you mean 'audio_filepath'",
         ),
         ("file,said\na,b\n", {"txt": "said"}, ":1: --columns txt=said: .*; did you mean 'text'"),
         ("file,who\na,b\n", {"spkr": "who"}, ":1: --columns spkr=who: .*; did you mean 'speaker'"),
@@ -648,7 +648,7 @@ def test_what_is_wrong_in_texts_with_times(name: str, content: str, message: str
 def test_two_texts_beside_a_recording_are_named(audio: Path) -> None:
     for name in ("a.txt", "a.srt"):
         (audio / name).write_text("Yes.")
-    with pytest.raises(ManifestError, match=r"a\.wav: a\.txt and a\.srt both tell what is said; keep one"):
+    with pytest.raises(ManifestError, match=r"a\.wav: a\.txt and a\.srt both hold what is said; keep one"):
         read_folder(audio)
 
 

@@ -53,7 +53,7 @@ def test_a_name_that_is_no_utf8_is_read_and_printed_as_it_is(tmp_path: Path):
 def test_a_line_without_end_is_no_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(manifest_lines, "LONGEST_LINE", 1000)
     (tmp_path / "archive.tar").write_bytes(bytes(100_000))
-    with pytest.raises(InputError, match=r"archive.tar:1: a line of 1,000 bytes or more is no manifest's"):
+    with pytest.raises(InputError, match=r"archive.tar:1: a line of 1,000 bytes or more is too long for a manifest"):
         Manifest.read(tmp_path / "archive.tar")
 
 

@@ -213,12 +213,14 @@ def test_whole_numbers_are_classes_under_every_key(tmp_path: Path):
 @pytest.mark.parametrize("value", [True, 1.5, ["a"], {"a": 1}])
 def test_what_names_no_class_is_told_by_line_and_key(tmp_path: Path, value: object):
     path = write_lines(tmp_path, line(id="a", count="b"), line(id="b", count=value))
-    with pytest.raises(ManifestError, match=r":2: count is .*, which names no class; write text or a whole number"):
+    with pytest.raises(
+        ManifestError, match=r":2: count is .*, which is not the name of a class; write text or a whole number"
+    ):
         Manifest.read(path, require=("count",))
-    with pytest.raises(ManifestError, match=r"utterance 'b': count is .*, which names no class"):
+    with pytest.raises(ManifestError, match=r"utterance 'b': count is .*, which is not the name of a class"):
         Manifest.read(path).values("count")
     Manifest.make_index(path)
-    with pytest.raises(ManifestError, match=r"utterance 'b': count is .*, which names no class"):
+    with pytest.raises(ManifestError, match=r"utterance 'b': count is .*, which is not the name of a class"):
         Manifest.read(path, require=("count",))
 
 
@@ -470,7 +472,7 @@ def test_check_finds_names_that_are_none_or_written_in_two_ways(tmp_path: Path):
     either = "case, white space or Unicode form only and count as two speakers; spell them alike"
     assert [finding.replace(f"{tmp_path}/m.jsonl", "m") for finding in findings] == [
         "m: utterance '5': no speaker where other lines have one",
-        "m: speaker 'NaN' (1 utterance), 'n/a' (2 utterances): no name, but would count as one; give the name, or "
+        "m: speaker 'NaN' (1 utterance), 'n/a' (2 utterances): not a name, but would count as one; give the name, or "
         "leave the key out",
         f"speaker: ' otto' (m) and 'Otto' (m) differ in {either}",
         f"speaker: 'Mu\\u0308ller' (m) and 'M\\xfcller' (m) differ in {either}",

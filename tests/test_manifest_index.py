@@ -132,7 +132,7 @@ def test_a_manifest_that_changed_and_a_broken_index_are_noticed(indexed: Manifes
             Manifest.read(path)
     index.write_bytes(content)
     path.write_bytes(path.read_bytes().replace(b"YES", b"YEA"))
-    with pytest.raises(ManifestError, match="has changed since its index was made; make it anew: .* manifest index"):
+    with pytest.raises(ManifestError, match="has changed since its index was made; make it again: .* manifest index"):
         Manifest.read(path)
     assert run_verb("speech_adapters.cli.manifest.index", "index", [str(path)]) in (0, None)
     assert Manifest.read(path)[0].text == "YEA"

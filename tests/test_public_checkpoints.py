@@ -159,7 +159,7 @@ def test_languages_differ_and_what_is_not_there_is_named(folders, tmp_path):
     }  # fmt: skip
     with pytest.raises(ConfigError, match="holds 3 languages and it has no 'deu': .*NAME:LANGUAGE.*eng, fra"):
         load_encoder(folders / MMS.folder, target_lang="deu")
-    with pytest.raises(ConfigError, match="target_lang='fra' has no adapter.fra.safetensors .* no folder of MMS"):
+    with pytest.raises(ConfigError, match="target_lang='fra' has no adapter.fra.safetensors .* not an MMS checkpoint"):
         load_encoder(folders / BASE_960H.folder, target_lang="fra")
     build(MMS, tmp_path)
     (tmp_path / "adapter.fra.safetensors").unlink()
@@ -393,7 +393,7 @@ def test_a_tokenizers_link_to_what_is_gone_is_no_absent_file(file, tmp_path):
     build(BASE_960H, tmp_path)
     (tmp_path / file).unlink(missing_ok=True)
     (tmp_path / file).symlink_to(tmp_path / "gone")
-    with pytest.raises((CheckpointError, TextError), match=f"{file}: a link to what is not there"):
+    with pytest.raises((CheckpointError, TextError), match=f"{file}: a link to a file that does not exist"):
         use_own_ctc_head(SpeechAdapterModel.from_pretrained(tmp_path))
 
 

@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     folder = find_parts(arguments.adapter).adapter
     if folder is None:
-        raise ConfigError(f"{arguments.adapter}: a card is of an adapter, and there is none")
+        raise ConfigError(f"{arguments.adapter}: a card describes an adapter, and there is none here")
     if (folder / "README.md").exists() and not arguments.overwrite:
         raise ConfigError(f"{folder / 'README.md'} is there already; replace it with --overwrite")
     print(write_card(folder, options_of(arguments)))

@@ -107,7 +107,7 @@ def _run(folder: Path) -> None:
 
     facts: dict[str, Any] = {kind: parts(kind) for kind in ("adapters", "heads", "fusions")}
     if not (folder / "results.json").is_file():
-        facts["state"] = f"not finished; go on with the same command and --resume {folder}"
+        facts["state"] = f"not finished; continue with the same command and --resume {folder}"
         _show(f"{folder}: run", facts)
         return
     results = Results.read(folder / "results.json")

@@ -59,7 +59,7 @@ def add_audio(parser: argparse.ArgumentParser, *, speakers: bool = True) -> None
     parser.add_argument("audio", nargs="+", help='files, folders, patterns ("calls/*.wav"), or - for standard input')
     parser.add_argument("--channel", type=channel, help="of files with several: a number from 0, or mix")
     if speakers:
-        parser.add_argument("--speakers", metavar="A,B", help="hear each channel, and call them so: agent,customer")
+        parser.add_argument("--speakers", metavar="A,B", help="hear each channel, under these names: agent,customer")
     parser.add_argument("--download", action="store_true", help="fetch http(s) addresses")
 
 

@@ -108,7 +108,7 @@ def channel_findings(manifest: Manifest, unsaid: Mapping[Path, int]) -> list[str
     said = f" (its {utterance_names(sorted(words))} is neither a number nor mix)" if words else ""
     return [
         f"{manifest.name}: {counted(len(unsaid), 'file')} of {counts} channels, such as "
-        f"{utterance_names([file.name for file in unsaid])}, and no word on which is heard{said}; add the key "
+        f"{utterance_names([file.name for file in unsaid])}, and nothing says which is heard{said}; add the key "
         '"channel" (0, 1 or "mix") to the lines of the manifest, or give --channel for the whole run'
     ]
 
@@ -160,7 +160,7 @@ def placeholder_findings(manifest: Manifest, key: str = "speaker") -> list[str]:
     if not (said := sorted(filter(is_placeholder, counts))):
         return []
     shown = ", ".join(f"{name!r} ({counted(counts[name], 'utterance')})" for name in said)
-    return [f"{manifest.name}: {key} {shown}: no name, but would count as one; give the name, or leave the key out"]
+    return [f"{manifest.name}: {key} {shown}: not a name, but would count as one; give the name, or leave the key out"]
 
 
 def spelling_findings(manifests: Iterable[Manifest], key: str) -> list[str]:

@@ -226,4 +226,4 @@ def _check_ids(
 
 
 def _again(manifest: Path) -> str:
-    return f"make it anew: speech-adapters manifest index {manifest}"
+    return f"make it again: speech-adapters manifest index {manifest}"

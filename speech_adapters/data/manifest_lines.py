@@ -101,7 +101,9 @@ def _raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
         for number in itertools.count(1):
             raw = file.readline(LONGEST_LINE)
             if len(raw) == LONGEST_LINE:
-                raise ManifestError(f"{path}:{number}: a line of {LONGEST_LINE:,} bytes or more is no manifest's")
+                raise ManifestError(
+                    f"{path}:{number}: a line of {LONGEST_LINE:,} bytes or more is too long for a manifest"
+                )
             if not raw:
                 break
             yield number, raw
@@ -109,7 +111,7 @@ def _raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 def _decoder() -> json.JSONDecoder:
     def refuse(name: str) -> None:
-        raise ValueError(f"{name} is no JSON value")
+        raise ValueError(f"{name} is not a JSON value")
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         entry = dict(pairs)
@@ -176,7 +178,7 @@ def utterance_of(entry: dict[str, Any], root: Root, shared: Shared) -> Utterance
         channel = None  # another word names the telephone channel, as in the demo corpus, and is kept
     file = audio.rpartition("/")[2]
     if not file or file in (".", ".."):
-        raise ManifestError(f"audio_filepath is {audio!r}, which names no file")
+        raise ManifestError(f"audio_filepath is {audio!r}, which is not the name of a file")
     name = _text(entry["id"], "id") if entry.get("id") is not None else ""
     if not name:
         name = usual_id(os.path.splitext(file)[0], {"offset": offset, "channel": channel})

@@ -110,7 +110,7 @@ def open_sound(path: str | os.PathLike[str]) -> Iterator[soundfile.SoundFile]:
 def _open_member(member: Member) -> Iterator[soundfile.SoundFile]:
     try:
         if member.archive.stat().st_size < member.first + member.size:
-            raise AudioError(f"{member}: the archive ends before; it is cut short: {AGAIN}, or import it anew")
+            raise AudioError(f"{member}: the archive ends before; it is cut short: {AGAIN}, or import it again")
         with member.open() as part:
             head = part.read(4)
             part.seek(0)

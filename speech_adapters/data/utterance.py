@@ -121,7 +121,7 @@ def fault_of(utterance: Utterance, key: str) -> str | None:
     value = utterance.get(key)
     if key in KEYS or isinstance(value, str):
         return None
-    return f"{key} is {value!r}, which names no class; write text or a whole number"
+    return f"{key} is {value!r}, which is not the name of a class; write text or a whole number"
 
 
 def hears(channel: Channel, path: Path) -> bool:

@@ -12,7 +12,7 @@ from speech_adapters.errors import CheckpointError, InputError
 def is_there(path: Path) -> bool:
     """Whether a file is there. Raises CheckpointError for a link to what is not, as a tidied cache leaves them."""
     if path.is_symlink() and not path.exists():
-        raise CheckpointError(f"{path}: a link to what is not there; download the folder again.")
+        raise CheckpointError(f"{path}: a link to a file that does not exist; download the folder again.")
     return path.is_file()
 
 
@@ -46,5 +46,5 @@ def read_json(path: Path) -> dict[str, Any]:
     except InputError as error:
         raise CheckpointError(f"{error}; download the folder again.") from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: holds no keys with values; download the folder again.")
+        raise CheckpointError(f"{path}: not a JSON object; download the folder again.")
     return content

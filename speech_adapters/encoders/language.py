@@ -67,7 +67,7 @@ def language_tensors(folder: Path, language: str) -> dict[str, Tensor]:
     known = sorted({match[1] for path in folder.iterdir() if (match := pattern.fullmatch(path.name))})
     raise ConfigError(
         f"{folder}: target_lang={language!r} has no {language_files(language)[0]} there; there are: "
-        f"{', '.join(known) or 'none, so that it is no folder of MMS'}."
+        f"{', '.join(known) or 'none: it is not an MMS checkpoint'}."
     )
 
 

@@ -38,8 +38,8 @@ def read_normalize(family: Family, folder: Path, config: Any) -> bool:
         for key in FIXED:
             if key in values and key in expected and values[key] != expected[key]:
                 raise CheckpointError(
-                    f"{folder / file}: {key} is {values[key]!r}; this encoder takes {expected[key]} alone: "
-                    "correct the file, or give a checkpoint that was trained on that."
+                    f"{folder / file}: {key} is {values[key]!r}; this encoder takes only {expected[key]}; "
+                    "correct the file, or give a checkpoint trained with that value."
                 )
         if not family.hears_normalized:
             return False

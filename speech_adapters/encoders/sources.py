@@ -84,7 +84,9 @@ def find_folder(name: str, revision: str | None = None, target_lang: str | None 
         if not is_there(folder / "config.json"):
             part = next((kind for kind in ("adapter", "head", "fusion") if (folder / f"{kind}.json").is_file()), None)
             if part is not None:
-                raise ConfigError(f"{name}: a saved {part}, no encoder; load its base, then call load_{part}(folder).")
+                raise ConfigError(
+                    f"{name}: a saved {part}, not an encoder; load its base, then call load_{part}(folder)."
+                )
             raise ConfigError(f"{name}: no config.json in this folder; {_instead_of(folder)}.")
         return folder
     if os.path.isfile(folder):

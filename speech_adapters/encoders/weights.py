@@ -98,8 +98,8 @@ def open_tensors(path: Path) -> Iterator[Tensors]:
             parts = {key: _tensors_of(part) for key, part in content.items() if isinstance(part, dict)}
             if inside := [key for key, tensors in parts.items() if not held or len(tensors) > len(held)]:
                 raise CheckpointError(
-                    f"{path}: a training's file, with parts {', '.join(map(repr, inside))}, and no model's tensors "
-                    "beside them; save the model's part alone."
+                    f"{path}: a training checkpoint with parts {', '.join(map(repr, inside))}, and no model's tensors "
+                    "beside them; save only the model's part."
                 )
             shapes = {key: tuple(tensor.shape) for key, tensor in held.items()}
             yield Tensors(shapes, lambda name: held[name].clone())  # not the file's own memory, which may change
@@ -145,6 +145,4 @@ def _damaged(path: Path) -> CheckpointError:
         kind, name = "in the format of safetensors", "model.safetensors"
     if name is not None:
         return CheckpointError(f"{path}: {kind}, whatever its name says; rename it to {name}.")
-    return CheckpointError(
-        f"{path}: cut short, changed, or not a file of tensors and of nothing else; download it again."
-    )
+    return CheckpointError(f"{path}: cut short, changed, or not a file that holds only tensors; download it again.")

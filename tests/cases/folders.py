@@ -70,7 +70,7 @@ BAD_ENCODERS: dict[str, tuple[Change, str]] = {
     "a NaN": (weights(first_nan), "values that are not finite"),
     "a tensor less": (weights(lambda t: t.pop("encoder.layers.0.attention.q_proj.weight")), "lacks 1 of the encode"),
     "config empty": (write("config.json", b""), "config.json: is empty"),
-    "config a list": (write("config.json", b"[]"), "config.json: holds no keys with values"),
+    "config a list": (write("config.json", b"[]"), "config.json: not a JSON object"),
     "config a page": (write("config.json", PAGE), "config.json: is a web page"),
     "config nested without end": (write("config.json", b"[" * 100_000), NOT_JSON),
     "config cut": (cut("config.json", 0.5), NOT_JSON),
@@ -83,7 +83,7 @@ BAD_ENCODERS: dict[str, tuple[Change, str]] = {
     "strides of another CNN": (configured("config.json", conv_stride=[5]), "does not belong to these weights|cannot"),
     "a rate of 8 kHz": (configured("preprocessor_config.json", sampling_rate=8000), "sampling_rate is 8000; .* 16000"),
     "do_normalize in words": (configured("preprocessor_config.json", do_normalize="no"), "do_normalize is 'no'"),
-    "preprocessor a list": (write("preprocessor_config.json", b"[1]"), "holds no keys with values"),
+    "preprocessor a list": (write("preprocessor_config.json", b"[1]"), "not a JSON object"),
     "the index of no file": (
         lambda f: ((f / "model.safetensors").unlink(),
                    (f / "model.safetensors.index.json").write_text('{"weight_map": {"a": "b.safetensors"}}')),

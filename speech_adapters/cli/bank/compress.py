@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--utterances", type=int, default=20, help="how many of the manifest to use, from its start (default: 20)"
     )
-    parser.add_argument("--encoder", help="the base, where its name is not to be found here")
+    parser.add_argument("--encoder", help="the base, if it cannot be found here by its name")
     add_bank(parser)
 
 

@@ -57,7 +57,7 @@ def match_columns(names: Sequence[str], said: Mapping[str, str], where: str) -> 
         own = key == column and not any(key in names for names in NAMES.values())  # said under its own name
         if key not in NAMES and not own:
             raise ManifestError(
-                f"{where}: --columns {key}={column}: {key!r} is no key that tables are asked for; {_nearest(key)} "
+                f"{where}: --columns {key}={column}: {key!r} is not a key that a table can have; {_nearest(key)} "
                 "(a column that is not named here keeps its own name)"
             )
         if column not in names:

@@ -184,12 +184,12 @@ def _with_text_files(root: Path, files: list[Path]) -> tuple[list[tuple[str, dic
             left_out.append(file)
         elif len(beside) > 1:
             names = " and ".join(path.name for path in beside)
-            problems.add(f": {file.relative_to(root)}: {names} both tell what is said; keep one beside it")
+            problems.add(f": {file.relative_to(root)}: {names} both hold what is said; keep one of them")
         else:
             where, texts = f": {beside[0].relative_to(root)}", list(read_texts(beside[0]))
             told += [(f"{where}{place}", audio | entry) for place, entry in texts]
             if not texts:
-                problems.add(f"{where}: no text in it; remove it, and the recording where nothing is said in it")
+                problems.add(f"{where}: no text in it; remove it, and also the recording if nothing is said in it")
     problems.raise_any()
     if len(left_out) == len(files):
         return [(f": {file.relative_to(root)}", {"audio_filepath": str(file.absolute())}) for file in files], ()

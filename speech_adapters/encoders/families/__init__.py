@@ -59,8 +59,8 @@ def family_named(model_type: Any) -> Family:
         raise ConfigError(f"no model_type, which names the family; supported: {', '.join(FAMILIES)}.")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise ConfigError(
-            f"model_type {model_type!r} is not supported; supported: {', '.join(FAMILIES)}; of a model around one of "
-            "these save_pretrained the encoder alone; one of your own: register_family."
+            f"model_type {model_type!r} is not supported; supported: {', '.join(FAMILIES)}; if your model wraps one "
+            "of these, save its encoder alone with save_pretrained; to add a family, see register_family."
         )
     return FAMILIES[model_type]
 

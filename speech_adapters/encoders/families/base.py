@@ -336,7 +336,7 @@ def from_weights(
     for name, tensor in weights.items():
         if tensor.ndim > 1 and not tensor.is_floating_point():
             raise CheckpointError(
-                f"{folder}: {name} holds {str(tensor.dtype).removeprefix('torch.')}, no weights; give the checkpoint "
+                f"{folder}: {name} holds {str(tensor.dtype).removeprefix('torch.')}, not weights; give the checkpoint "
                 "that this one was made from."
             )
     made: tuple[nn.Module, dict[str, Any]] = stock.from_pretrained(

@@ -336,8 +336,8 @@ class Wav2Vec2BERT(Family):
         config = super().read_config(folder)
         if config.position_embeddings_type != "relative_key":
             raise ConfigError(
-                f"position_embeddings_type is {config.position_embeddings_type!r}; those of w2v-BERT 2.0, "
-                "'relative_key', are supported alone: give a checkpoint that has these"
+                f"position_embeddings_type is {config.position_embeddings_type!r}; only "
+                "'relative_key', that of w2v-BERT 2.0, is supported; give a checkpoint that uses it"
             )
         return config
 

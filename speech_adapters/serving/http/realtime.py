@@ -216,7 +216,7 @@ class Session:
         except (KeyError, TypeError, ValueError, binascii.Error):
             raise ApiError(400, "audio: give base64", param="audio", code="invalid_audio") from None
         if len(data) % 2:
-            raise ApiError(400, "audio: an odd number of bytes is no PCM16", param="audio", code="invalid_audio")
+            raise ApiError(400, "audio: an odd number of bytes is not PCM16", param="audio", code="invalid_audio")
         if not data:
             return
         if self.item is None:

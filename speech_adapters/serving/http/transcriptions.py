@@ -46,18 +46,18 @@ class TranscriptionFields(Fields):
     """OpenAI's fields, and ``channel``."""
 
     file: UploadFile
-    language: str = Field("", max_length=20, description="ISO-639-1; told back in verbose_json, changes nothing")
+    language: str = Field("", max_length=20, description="ISO-639-1; returned in verbose_json, changes nothing")
     languages: list[str] = Field([], alias="languages[]", max_length=100)
     prompt: str = Field("", max_length=10_000, description="a CTC head has no use for it: the answer warns")
     keywords: list[str] = Field([], alias="keywords[]", max_length=1000)
     response_format: Annotated[
         Literal["json", "text", "srt", "verbose_json", "vtt"], BeforeValidator(_not_diarized)
     ] = "json"
-    temperature: float = Field(0.0, description="0 alone: the best path is no sample")
+    temperature: float = Field(0.0, description="only 0: the best path is taken, nothing is sampled")
     timestamp_granularities: list[Literal["word", "segment"]] = Field([], alias="timestamp_granularities[]")
     include: list[Literal["logprobs"]] = Field([], alias="include[]")
     stream: bool = False
-    chunking_strategy: str = Field("auto", max_length=1000, description="auto alone: cut in pauses")
+    chunking_strategy: str = Field("auto", max_length=1000, description="only auto: cut in pauses")
     known_speaker_names: list[str] = Field([], alias="known_speaker_names[]")
     known_speaker_references: list[str] = Field([], alias="known_speaker_references[]")
     channel: Channel = None
