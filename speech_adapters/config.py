@@ -180,7 +180,8 @@ def _check_files(config: Any, resumed: bool) -> None:
         return
     flags = ", ".join(missing)
     hint = f"if the run's files are elsewhere now, name them with {flags}" if resumed else f"check {flags}"
-    raise ConfigError(f"{', '.join(missing.values())}: no such file; {hint}")
+    first = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), next(iter(missing.values())))
+    raise ConfigError(f"{', '.join(missing.values())}: no such file; {hint}") from first
 
 
 def _given(key: str, overrides: Sequence[str]) -> Any:
@@ -272,20 +273,14 @@ def _trained_run(before: Sequence[Path]) -> str | None:
 
 
 def _looked_for(cause: BaseException | None) -> str:
-    """Where a relative path is missing: the folder that it was taken from, and how a run goes on from another one."""
+    """Where a relative path is missing: the folder that it was taken from."""
     if not isinstance(cause, FileNotFoundError) or cause.filename is None or Path(cause.filename).is_absolute():
         return ""
-    hint = "; a run goes on where it was begun, or with the paths of now beside --resume (--train, --test, ...)"
-    return f"\nlooked for in {Path.cwd()}{hint if _names('resume') else ''}"
-
-
-def _names(*keys: str) -> bool:
-    """Whether this command line sets one of the keys, as a flag or as key=value."""
-    return any(re.match(rf"(--)?({'|'.join(keys)})(=|$)", argument) for argument in sys.argv[1:])
+    return f"\nlooked for in {Path.cwd()}"
 
 
 def _command(folder: str) -> str:
     """The command line that goes on with a run: this one, with its folder."""
-    named = _names("output", "resume") or any(argument.startswith("-o") for argument in sys.argv[1:])
+    named = any(re.match(r"-o|(--)?(output|resume)(=|$)", argument) for argument in sys.argv[1:])
     program = ["python", sys.argv[0]] if sys.argv[0].endswith(".py") else sys.argv[0].split()
     return shlex.join([*program, *sys.argv[1:], *([] if named else ["--output", folder])])

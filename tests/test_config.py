@@ -396,20 +396,16 @@ def test_running_out_of_memory_is_a_sentence(error: Exception, said: str, capsys
     assert said in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("resume", [False, True])
 def test_a_relative_path_that_is_missing_is_told_with_its_folder(
-    resume: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A run's configuration names manifests as they lay beside the folder that it was begun in."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["recipe.py", *(["--resume", "moved/run"] if resume else [])])
     for manifest in ("data/train.jsonl", tmp_path / "train.jsonl"):
         with pytest.raises(SystemExit):
             run_main(lambda manifest=manifest: Manifest.read(manifest))  # type: ignore[misc]
         said = capsys.readouterr().err
         assert said.startswith(f"error: {manifest}: the manifest cannot be read (No such file or directory)")
         assert (f"looked for in {tmp_path}" in said) is (manifest == "data/train.jsonl")
-        assert ("beside --resume (--train" in said) is (resume and manifest == "data/train.jsonl")
 
 
 def test_other_errors_keep_their_traceback() -> None:
