@@ -7,6 +7,7 @@ its traceback.
 from __future__ import annotations
 
 import reprlib
+import textwrap
 from typing import Any
 
 _SHORT = reprlib.Repr()
@@ -29,7 +30,8 @@ def counted(number: int, noun: str, plural: str | None = None) -> str:
 
 def first_line(error: Exception) -> str:
     """What another library's exception says, in one line without its full stop; its type where it says nothing."""
-    return str(error).strip().partition("\n")[0].rstrip(".")[:300] or type(error).__name__
+    line = str(error).strip().partition("\n")[0].rstrip(".")
+    return textwrap.shorten(line, 300, placeholder=" ...") or type(error).__name__
 
 
 class InputError(ValueError):

@@ -204,7 +204,7 @@ def test_labels_must_be_those_of_the_picks(tmp_path):
         learner.label({})
     turn = learner.next_round(lambda: view_of(learner))
     labels = oracle(turn)
-    with pytest.raises(ConfigError, match="label the picks"):
+    with pytest.raises(ConfigError, match="label exactly the picks"):
         learner.label({**labels, "u99": {"emotion": "calm"}})
     assert learner.next_round(lambda: pytest.fail("logged picks are not drawn again")) == turn
     learner.label(labels)

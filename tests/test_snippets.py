@@ -144,6 +144,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Manifest(lines).write(root / f"{split}.jsonl")
     for name in ("calls", "unlabelled", "pool", "ten_minutes", "clean_test"):
         (root / f"{name}.jsonl").write_bytes((root / "train.jsonl").read_bytes())
+    (root / "trigram.arpa").touch()
     (root / "trials.txt").write_text("1 g0 g1\n1 h0 h1\n0 g0 h0\n0 g1 h1\n")
     (root / "scores.txt").write_text("g0 g1 0.9\nh0 h1 0.8\ng0 h0 0.1\ng1 h1 0.2\n")
     (root / "theirs.csv").write_text("id,label,prediction\ng0,happy,happy\nh0,sad,happy\nh1,sad,sad\n")

@@ -194,7 +194,7 @@ def test_a_damaged_checkpoint_and_nothing_to_train_are_refused(speech, tmp_path)
     Pass(speech, tmp_path / "run", updates=2, evaluate_every=2).train()
     checkpoint = tmp_path / "run" / "checkpoints" / "tapt.pt"
     checkpoint.write_bytes(checkpoint.read_bytes()[:500])
-    with pytest.raises(CheckpointError, match="remove it to begin"):
+    with pytest.raises(CheckpointError, match="remove it to start over"):
         Pass(speech, tmp_path / "run", updates=2, evaluate_every=2).train()
     with pytest.raises(ConfigError, match="nothing is trainable"):
         Pass(speech, tmp_path / "other", "head-only").train()

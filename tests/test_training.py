@@ -612,7 +612,7 @@ def test_a_run_killed_before_its_first_checkpoint_logs_once(manifest, tmp_path):
 def test_settings_that_the_dataset_does_not_know_are_refused(manifest, tmp_path, option):
     head = SpeakerHead(speakers=("s0", "s1", "s2", "s3"))
     settings = TrainingConfig(**QUIET, updates=1, **option)
-    with pytest.raises(ConfigError, match=f"training.{next(iter(option))}=.*which the dataset does not do"):
+    with pytest.raises(ConfigError, match=f"training.{next(iter(option))}=.*which the dataset does not apply"):
         train(make_model("e", head), SpeechDataset(manifest, head.target), settings, RunFolder(tmp_path))
     data = SpeechDataset(manifest, head.target, **settings.dataset_options)
     assert train(make_model("e", head), data, settings, RunFolder(tmp_path)).updates == 1

@@ -225,7 +225,7 @@ def _read_json(file: Path) -> dict[str, Any]:
         values = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         if file.is_symlink():
-            raise TextError(f"{file}: a link to what is not there; restore the original file") from None
+            raise TextError(f"{file}: a link to a file that does not exist; restore the original file") from None
         raise TextError(f"{file}: no such file; give a folder with a vocab.json, or the file itself") from None
     except (OSError, ValueError) as error:
         raise TextError(f"{file}: not JSON ({error}); restore the original file") from None

@@ -153,7 +153,7 @@ BAD_ADAPTERS: dict[str, tuple[Change, str]] = {
     "a tensor more": (sealed(lambda d, t: t.update(x=torch.zeros(1))), "'x' is unexpected"),
     "tensors of another width": (sealed(lambda d, t: t.update({k: torch.zeros(2, 2) for k in t})), "in place of"),
     "integers for weights": (sealed(lambda d, t: t.update({k: t[k].char() for k in t})), "of type int8"),
-    "another base": (sealed(lambda d, t: d["base"].update(fingerprint="0" * 64)), "frozen weights are not those of"),
+    "another base": (sealed(lambda d, t: d["base"].update(fingerprint="0" * 64)), "frozen weights have changed since"),
     "another preprocessing": (sealed(lambda d, t: d["base"].update(normalize=not d["base"]["normalize"])), "wavefor"),
     "an unknown method": (set_config(method="verra"), "unknown adapter method 'verra'"),
     "an unknown setting": (set_config(rang=3), "unknown key 'rang'; did you mean 'rank'"),
