@@ -142,7 +142,7 @@ def main(argv: list[str] | None = None) -> Path:
     # The teacher's mean and deviation, by channel and by position.
     width = student.config.hidden_size
     distillation = HiddenStateDistillation(width, width, [(i, i) for i in range(layers + 1)], None, POSITIONS)
-    precision = "bf16" if config.bf16 or (config.bf16 is None and fast_bfloat16()) else "fp32"
+    precision = "bf16" if config.bf16 or (config.bf16 is None and fast_bfloat16(config.device)) else "fp32"
     clean = clean_crops(speech, (config.seed, len(STAGES)), POSITIONS / 50, config.crops, config.statistics_batches)
     observe_teacher(
         distillation.to(config.device), teacher, clean, run.path / "statistics.pt", autocast(config.device, precision)

@@ -28,7 +28,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from speech_adapters.errors import ConfigError, InputError, Interrupted
+from speech_adapters.errors import ConfigError, InputError, Interrupted, out_of_memory
 from speech_adapters.files import write_text
 from speech_adapters.flags import Parser, add_flags, check_conflicts, keys_help, use_device
 from speech_adapters.locks import held
@@ -180,8 +180,10 @@ def _check_files(config: Any, resumed: bool) -> None:
         return
     flags = ", ".join(missing)
     hint = f"if the run's files are elsewhere now, name them with {flags}" if resumed else f"check {flags}"
-    first = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), next(iter(missing.values())))
-    raise ConfigError(f"{', '.join(missing.values())}: no such file; {hint}") from first
+    first = min(missing.values(), key=os.path.isabs)  # a relative one, whose folder is told
+    raise ConfigError(f"{', '.join(missing.values())}: no such file; {hint}") from FileNotFoundError(
+        errno.ENOENT, os.strerror(errno.ENOENT), first
+    )
 
 
 def _given(key: str, overrides: Sequence[str]) -> Any:
@@ -213,10 +215,6 @@ _NO_ROOM = {
 """Disks that are full or break, folders that are not ours, names that cannot be: nothing that a program could mend."""
 
 
-_OUT_OF_MEMORY = re.compile("can't allocate memory|out of memory", re.IGNORECASE)
-"""In what PyTorch says where a processor's memory, or a GPU's, has no room."""
-
-
 def run_main(main: Callable[[], Any]) -> NoReturn:
     """Run a script's ``main`` and exit: 0 done (or the integer it returns), 2 bad input, 130 or 143 interrupted."""
     signal.signal(signal.SIGTERM, _terminated)
@@ -239,18 +237,18 @@ def run_main(main: Callable[[], Any]) -> NoReturn:
     except BrokenPipeError:  # `... | head` has read enough; the interpreter's own flush must not fail either
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
-    except OSError as error:
-        if error.errno not in _NO_ROOM:
-            raise
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"error: {where}{error.strerror}; free space, or name a folder that you may write to", file=sys.stderr)
-        code = 2
-    except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and not _OUT_OF_MEMORY.search(str(error)):
+    except (MemoryError, OSError, RuntimeError) as error:
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            where = f"{error.filename}: " if error.filename else ""
+            print(
+                f"error: {where}{error.strerror}; free space, or name a folder that you may write to", file=sys.stderr
+            )
+            raise SystemExit(2) from None
+        if not out_of_memory(error):
             raise
         asked = re.search(r"tried to allocate (\d[\d.]* \w+)", str(error), re.I)
         print(
-            f"error: out of memory{f' ({asked[1]} asked)' if asked else ''}; what takes most are long utterances, "
+            f"error: out of memory{f' ({asked[1]} asked for)' if asked else ''}; what takes most are long utterances, "
             "which can be cut into pieces, and large batches (training.batch_seconds, --batch-seconds)",
             file=sys.stderr,
         )

@@ -6,9 +6,13 @@ its traceback.
 
 from __future__ import annotations
 
+import errno
+import re
 import reprlib
 import textwrap
 from typing import Any
+
+_NO_MEMORY = re.compile("can(no|')t allocate memory|out of memory", re.IGNORECASE)
 
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxtuple, _SHORT.maxdict = 4, 12, 12, 12
@@ -32,6 +36,13 @@ def first_line(error: Exception) -> str:
     """What another library's exception says, in one line without its full stop; its type where it says nothing."""
     line = str(error).strip().partition("\n")[0].rstrip(".")
     return textwrap.shorten(line, 300, placeholder=" ...") or type(error).__name__
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether this says that memory, a GPU's perhaps, has no room; most of PyTorch's errors say so in words alone."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(_NO_MEMORY.search(str(error))))
 
 
 class InputError(ValueError):

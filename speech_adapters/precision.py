@@ -18,10 +18,14 @@ PRECISIONS = {"fp32": None, "bf16": "bfloat16", "fp16": "float16"}
 """Name in settings -> torch's name of what products are computed in."""
 
 
-def autocast(device: torch.device | str, precision: str, **options: Any) -> torch.autocast:
+def autocast(device: torch.device | str, precision: str, *, scaled: bool = False, **options: Any) -> torch.autocast:
     """What a forward in this precision runs under; weights, losses and optimizer stay in fp32.
 
     Warns where bf16 is emulated: there it is slower than fp32, and without AVX512 some 80 times.
+
+    Args:
+        scaled: whether it is of a training that scales its loss, as fp16 needs; others run in fp32 in place of fp16,
+            beyond whose range an activation may be.
 
     Raises:
         ConfigError: an unknown precision.
@@ -31,6 +35,7 @@ def autocast(device: torch.device | str, precision: str, **options: Any) -> torc
     if precision not in PRECISIONS:
         raise ConfigError(f"precision={precision!r}: choose from {', '.join(PRECISIONS)}.")
     name, kind = PRECISIONS[precision], torch.device(device).type
+    name = None if precision == "fp16" and not scaled else name
     if precision == "bf16" and kind == "cpu" and platform.machine() in X86 and not cpu_has_bfloat16():
         warnings.warn(
             "precision bf16: this CPU has no instructions for it and emulates them, far slower than fp32; use fp32.",
@@ -39,11 +44,12 @@ def autocast(device: torch.device | str, precision: str, **options: Any) -> torc
     return torch.autocast(kind, None if name is None else getattr(torch, name), enabled=name is not None, **options)
 
 
-def fast_bfloat16() -> bool:
-    """True where bf16 is faster than fp32: a GPU or CPU with instructions for it (AMX, AVX512-BF16)."""
+def fast_bfloat16(device: str | None = None) -> bool:
+    """True where bf16 is faster than fp32: a GPU or CPU with instructions for it (AMX, AVX512-BF16); by default of the
+    GPU where there is one."""
     import torch
 
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and device != "cpu":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return cpu_has_bfloat16()
 

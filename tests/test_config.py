@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import errno
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -382,8 +383,10 @@ def test_bad_command_line_is_a_config_error(argv: list[str], message: str) -> No
         ),
         (
             RuntimeError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has"),
-            "(2.50 GiB asked); what",
+            "(2.50 GiB asked for); what",
         ),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "out of memory; what takes most"),
+        (RuntimeError("unable to mmap 8 bytes: Cannot allocate memory (12)"), "out of memory; what takes most"),
     ],
 )
 def test_running_out_of_memory_is_a_sentence(error: Exception, said: str, capsys: pytest.CaptureFixture[str]) -> None:

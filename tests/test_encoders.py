@@ -379,9 +379,18 @@ def test_weights_of_another_name_are_named(name, remedy, tmp_path):
         load_encoder(tmp_path)
 
 
+@pytest.mark.parametrize("weights", ["model.safetensors", "pytorch_model.bin.index.json"])
+def test_a_checkpoint_that_lacks_its_configuration_alone_needs_no_conversion(weights, tmp_path):
+    for name in (weights, "tf_model.h5", "flax_model.msgpack"):
+        (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(ConfigError, match="no config.json in this folder; download the checkpoint whole, config.json"):
+        load_encoder(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("name", "remedy"),
     [
+        ("optimizer.pt", "the state of a training, not a model"),
         ("wav2vec_small.pt", r"fairseq's or OpenAI's, say\): convert it"),
         ("states-10000.ckpt", "save the model's part"),
         ("hyperparams.yaml", "SpeechBrain's: load it there"),

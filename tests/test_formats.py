@@ -632,11 +632,15 @@ def test_texts_with_times_beside_the_recordings(
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.srt", "1\n00:00:00,250 -> 00:00:01,000\nYes.\n", "a.srt: no text in it"),
+        ("a.srt", "1\n00:00:00,250 -> 00:00:01,000\nYes.\n", "a.srt:2: .*stands outside of a subtitle"),
+        ("a.srt", "\n", "a.srt: no text in it"),
         ("a.srt", "1\n00:00:00,250 --> soon\nYes.\n", "a.srt:2: expected times such as 00:01:02,500 -->"),
         ("a.vtt", "00:00.250 --> 00:01.000\nYes.\n00:01.000 --> 00:02.000\nNo.\n", "a.vtt:3: times .*blank line"),
         ("a.srt", "\n00:00:01,000 --> 00:00:01,000\nYes.\n", "a.srt:2: duration is 0 s"),
         ("a.txt", "0.5\t1.0\tYes.\nNo.\n", "a.txt:2: expected a label of Audacity's"),
+        ("a.srt", "1\n00:00:00,250 --> 00:00:01,000\nYes.\n\nNo.\n", r"a.srt:5: 'No\.' stands outside of a subtitle"),
+        ("a.vtt", "00:00.250 --> 00:01.000\n \nyes<00:00:00.480><c> it</c>\n", "a.vtt:3: captions that roll"),
+        ("a.SRT", "1\n00:00:00,250 --> 00:01:01,000\nYes.\n", r"a.SRT:2: ends at 61.00 s, and a.wav at"),
     ],
 )
 def test_what_is_wrong_in_texts_with_times(name: str, content: str, message: str, audio: Path) -> None:
@@ -645,10 +649,17 @@ def test_what_is_wrong_in_texts_with_times(name: str, content: str, message: str
         read_folder(audio)
 
 
+def test_two_subtitles_may_begin_at_once(audio: Path) -> None:
+    cue = "{}\n00:00:00,250 --> 00:00:01,000\n{}\n\n"
+    (audio / "a.SRT").write_text(cue.format(1, "Yes.") + cue.format(2, "No."))
+    found = read_folder(audio).manifest
+    assert [(u.id, u.text) for u in found] == [("a-0.250", "Yes."), ("a-0.250-2", "No.")]
+
+
 def test_two_texts_beside_a_recording_are_named(audio: Path) -> None:
     for name in ("a.txt", "a.srt"):
         (audio / name).write_text("Yes.")
-    with pytest.raises(ManifestError, match=r"a\.wav: a\.txt and a\.srt both hold what is said; keep one"):
+    with pytest.raises(ManifestError, match=r"a\.wav: a\.txt and a\.srt hold what is said; keep one"):
         read_folder(audio)
 
 

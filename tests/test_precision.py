@@ -30,7 +30,7 @@ def processor(monkeypatch):
 )
 def test_products_are_computed_in_the_chosen_precision(processor, name, dtype):
     processor(has=True)
-    with precision.autocast("cpu", name):
+    with precision.autocast("cpu", name, scaled=True):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
 
 
@@ -45,6 +45,19 @@ def test_emulated_bf16_is_told_and_nothing_else_is(processor):
         precision.autocast("cpu", "bf16")
         processor(has=False, machine="aarch64")  # which may have it, and is not asked
         precision.autocast("cpu", "bf16")
+
+
+def test_fp16_is_for_trainings_that_scale_their_loss(processor):
+    processor(has=True)
+    with precision.autocast("cpu", "fp16"):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+
+
+def test_what_a_gpu_has_is_not_asked_for_the_cpu(processor, monkeypatch):
+    processor(has=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    assert precision.fast_bfloat16() and not precision.fast_bfloat16("cpu")
 
 
 @pytest.mark.parametrize(("has", "chosen"), [(True, "bf16"), (False, "fp32")])

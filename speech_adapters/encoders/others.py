@@ -6,6 +6,10 @@ from pathlib import Path
 
 _ORIGIN = "give the checkpoint in Hugging Face format that it was made from"
 
+_STATE = "the state of a training, not a model: give the folder that its training saved the model in"
+
+_READABLE = ("model.safetensors", "pytorch_model.bin")
+
 ADAPTER_HUB = "it is an adapter of the adapters library (AdapterHub), which cannot be imported: train it here anew"
 
 #: Names of files and folders, in the order in which they are looked for, what they are and what to do.
@@ -13,8 +17,8 @@ OTHERS = {
     "pytorch_adapter.bin": ADAPTER_HUB,
     "adapter.safetensors": ADAPTER_HUB,
     "adapter_config.json": "it holds an adapter of peft: load its base, then call load_adapter(folder)",
-    "model.safetensors.index*.json": "it is a variant's: rename it to model.safetensors.index.json",
-    "pytorch_model.bin.index*.json": "it is a variant's: rename it to pytorch_model.bin.index.json",
+    "model.safetensors.index.*.json": "it is a variant's: rename it to model.safetensors.index.json",
+    "pytorch_model.bin.index.*.json": "it is a variant's: rename it to pytorch_model.bin.index.json",
     "*-of-*.safetensors": "a shard, it needs model.safetensors.index.json: download that too",
     "*-of-*.bin": "a shard, it needs pytorch_model.bin.index.json: download that too",
     "model.*.safetensors": "a variant: rename it to model.safetensors",
@@ -32,6 +36,8 @@ OTHERS = {
     "weights.npz": f"it is MLX's: {_ORIGIN}",
     "weights.safetensors": f"it is MLX's: {_ORIGIN}",
     "*.nemo": "it is NeMo's, whose encoders are of no family here: give a checkpoint of one of them",
+    "checkpoints/*.pt": _STATE,
+    "optimizer.pt": _STATE,
     "*.pt": "another toolkit's (fairseq's or OpenAI's, say): convert it with the script of its family in the "
     "repository of transformers (convert_*.py)",
     "*.ckpt": "a training's: save the model's part with save_pretrained",
@@ -44,7 +50,9 @@ def remedy_of(path: Path) -> str | None:
 
 
 def others_in(folder: Path) -> str | None:
-    """The first of these in a folder, with what to do; None where there is none."""
+    """The first of these in a folder, with what to do; None where there is none, or weights that can be read."""
+    if any((folder / name).exists() for file in _READABLE for name in (file, f"{file}.index.json")):
+        return None
     found = (path for pattern in OTHERS for path in sorted(folder.glob(pattern)))
     first = next(found, None)
     return None if first is None else f"there is {first.name}, {remedy_of(first)}"

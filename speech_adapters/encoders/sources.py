@@ -108,4 +108,4 @@ def _instead_of(folder: Path) -> str:
         return "it is a repository in the hub's cache: give its id, or one of the folders in snapshots/"
     if inside := [path.parent for path in folder.glob("*/config.json")]:
         return f"give one of the folders in it that have one, such as {max(inside, key=os.path.getmtime)}"
-    return others_in(folder) or "download the checkpoint whole, in Hugging Face format"
+    return others_in(folder) or "download the checkpoint whole, config.json with it, in Hugging Face format"

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from speech_adapters.encoders.json_files import check_start, is_there, read_json
 from speech_adapters.encoders.others import others_in
-from speech_adapters.errors import CheckpointError
+from speech_adapters.errors import CheckpointError, out_of_memory
 
 #: Names of a single weights file, the one that is taken first; shards have an index of this name with ".index.json".
 SINGLE = ("model.safetensors", "pytorch_model.bin")
@@ -104,6 +104,8 @@ def open_tensors(path: Path) -> Iterator[Tensors]:
             shapes = {key: tuple(tensor.shape) for key, tensor in held.items()}
             yield Tensors(shapes, lambda name: held[name].clone())  # not the file's own memory, which may change
     except (SafetensorError, RuntimeError, OSError) as error:
+        if out_of_memory(error):
+            raise
         raise _damaged(path) from error
 
 
@@ -111,6 +113,8 @@ def _unpickled(path: Path) -> dict[Any, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # whatever a damaged file makes of torch.load
+        if out_of_memory(error):
+            raise
         raise _more_than_tensors(path) or _damaged(path) from error
     if not isinstance(content, dict):
         raise _damaged(path)
@@ -130,8 +134,8 @@ def _more_than_tensors(path: Path) -> CheckpointError | None:
     if not classes:
         return None
     return CheckpointError(
-        f"{path}: holds more than tensors ({', '.join(classes[:3])}), which would be run as code; open it where you "
-        "trust it, and torch.save the model's state_dict() alone."
+        f"{path}: holds more than tensors ({', '.join(classes[:3])}), which would be run as code; open it only if "
+        "you trust it, and torch.save the model's state_dict() alone."
     )
 
 
@@ -144,5 +148,6 @@ def _damaged(path: Path) -> CheckpointError:
     elif not by_name and start[8:] == b"{":
         kind, name = "in the format of safetensors", "model.safetensors"
     if name is not None:
-        return CheckpointError(f"{path}: {kind}, whatever its name says; rename it to {name}.")
+        remedy = f"rename it to {name}" if path.name in SINGLE else "save it again in the format of its name"
+        return CheckpointError(f"{path}: {kind}, whatever its name says; {remedy}.")
     return CheckpointError(f"{path}: cut short, changed, or not a file that holds only tensors; download it again.")

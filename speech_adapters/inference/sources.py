@@ -30,7 +30,8 @@ def local_files(
     block ends. ``left_out`` takes in a folder's recordings of a kind that is not read, unless these are all of them.
 
     Raises:
-        AudioError: nothing there, or a folder with recordings that cannot be read; says what to do.
+        AudioError: nothing there, or recordings in a folder that cannot be read: any without ``left_out``, else all of
+            them; says what to do.
     """
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="speech-adapters-")))

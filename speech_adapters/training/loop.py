@@ -36,6 +36,7 @@ from speech_adapters.errors import (
     TrainingError,
     counted,
     first_line,
+    out_of_memory,
     shown,
 )
 from speech_adapters.files import atomic
@@ -296,7 +297,7 @@ class _Training:
             yield found
 
     def _autocast(self) -> torch.autocast:
-        return autocast(self.learner.device, self.config.precision)
+        return autocast(self.learner.device, self.config.precision, scaled=True)
 
     def _average_gradients(self, parts: Collection[Part]) -> None:
         """Average the gradients over all processes, in one exchange."""
@@ -459,6 +460,8 @@ class _Training:
         except ConfigError as error:
             raise ConfigError(f"training {self.name!r}: {error}") from error
         except Exception as error:  # whatever a damaged file makes torch.load or the parts raise
+            if out_of_memory(error):
+                raise
             raise CheckpointError(
                 f"{path}: cannot be resumed ({first_line(error)}); remove it to start over."
             ) from error

@@ -11,13 +11,13 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from speech_adapters.data.audio import channel_of_several
+from speech_adapters.data.audio import DURATION_TOLERANCE, audio_info, channel_of_several
 from speech_adapters.data.audio_suffixes import READABLE, UNREADABLE, USUAL, recordings_in, unreadable_message
 from speech_adapters.data.formats.columns import value_of
 from speech_adapters.data.formats.tables import Table, read_table
@@ -87,11 +87,11 @@ def read_folder(
         told, left_out = _with_text_files(root, files)
     parse = _parser(pattern) if pattern else None
     paths = [Path(entry["audio_filepath"]).relative_to(root.absolute()).with_suffix("") for _, entry in told]
-    misfits = [path.as_posix() for path in paths if parse is not None and not parse.fullmatch(path.as_posix())]
+    misfits = [path for path in dict.fromkeys(paths) if parse is not None and not parse.fullmatch(path.as_posix())]
     if misfits:
         raise ManifestError(
-            f"{root}: {len(misfits):,} of {counted(len(paths), 'path')} do not fit the pattern {pattern}, such as "
-            f"{misfits[0]}; the pattern is of the whole path, and {{}} stands for anything within a name"
+            f"{root}: {len(misfits):,} of {counted(len(set(paths)), 'path')} do not fit the pattern {pattern}, such "
+            f"as {misfits[0].as_posix()}; the pattern is of the whole path, and {{}} stands for anything within a name"
         )
     problems = Problems(name)
     recordings = {Path(entry["audio_filepath"]) for _, entry in told}
@@ -102,7 +102,7 @@ def read_folder(
                 entry |= _said_by_path(path, parse) | entry
             entry |= _chosen_channel(entry, channel)
             if "id" not in entry and stems[path.name] > 1:
-                if "offset" not in entry and twins[root.absolute() / path] > 1:
+                if (table is None or "offset" not in entry) and twins[root.absolute() / path] > 1:
                     raise ManifestError(
                         f"{path.as_posix()} is there under several suffixes; keep one of these files in the folder, "
                         "or name them in a table with a column id"
@@ -179,21 +179,57 @@ def _with_text_files(root: Path, files: list[Path]) -> tuple[list[tuple[str, dic
     problems, told, left_out = Problems(str(root)), [], []
     for file in files:
         audio = {"audio_filepath": str(file.absolute())}
-        beside = [path for suffix in SUFFIXES if (path := file.with_suffix(suffix)).is_file()]
+        beside = _beside(file)
         if not beside:
             left_out.append(file)
         elif len(beside) > 1:
             names = " and ".join(path.name for path in beside)
-            problems.add(f": {file.relative_to(root)}: {names} both hold what is said; keep one of them")
+            problems.add(f": {file.relative_to(root)}: {names} hold what is said; keep one of them")
         else:
-            where, texts = f": {beside[0].relative_to(root)}", list(read_texts(beside[0]))
-            told += [(f"{where}{place}", audio | entry) for place, entry in texts]
+            where = f": {beside[0].relative_to(root)}"
+            try:
+                texts = list(read_texts(beside[0]))
+                told += [(f"{where}{place}", audio | entry) for place, entry in _placed(file, beside[0], texts)]
+            except (AudioError, ManifestError) as error:
+                problems.add(f": {error}")
+                continue
             if not texts:
                 problems.add(f"{where}: no text in it; remove it, and also the recording if nothing is said in it")
     problems.raise_any()
     if len(left_out) == len(files):
         return [(f": {file.relative_to(root)}", {"audio_filepath": str(file.absolute())}) for file in files], ()
     return told, tuple(left_out)
+
+
+def _beside(file: Path) -> list[Path]:
+    """The files of text beside a recording, however their suffixes are written."""
+    names = (file.with_suffix(written) for suffix in SUFFIXES for written in (suffix, suffix.upper()))
+    found: list[Path] = []
+    for path in names:
+        if path.is_file() and not any(path.samefile(other) for other in found):
+            found.append(path)
+    return found
+
+
+def _placed(file: Path, source: Path, texts: list[tuple[str, dict[str, Any]]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The texts of a recording, those with times looked at, and with ids where two begin at once.
+
+    Raises:
+        ManifestError: one that ends after the recording.
+    """
+    begun: Counter[float] = Counter()
+    length = audio_info(file).duration if any("end" in entry for _, entry in texts) else 0.0
+    for place, entry in texts:
+        if "end" in entry:
+            if entry["end"] > length + DURATION_TOLERANCE:
+                raise ManifestError(
+                    f"{source}{place}: ends at {entry['end']:.2f} s, and {file.name} at {length:.2f} s; correct the "
+                    "time, or put the text beside the recording that it belongs to"
+                )
+            begun[entry["offset"]] += 1
+            if (number := begun[entry["offset"]]) > 1:
+                entry["id"] = f"{usual_id(file.stem, entry)}-{number}"
+        yield place, entry
 
 
 def _said_by_path(path: Path, parse: re.Pattern[str]) -> dict[str, Any]:

@@ -58,6 +58,11 @@ class Table:
             yield place, entry
 
 
+def _is_workbook(path: Path) -> bool:
+    """Whether a file is a workbook and no text that is called one, as some tools export tables."""
+    return path.is_file() and path.read_bytes()[:4] in (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")
+
+
 def read_table(
     path: str | os.PathLike[str],
     columns: Mapping[str, str] | None = None,
@@ -76,7 +81,8 @@ def read_table(
             column that is missing or could be two keys.
     """
     path, said = Path(path), dict(columns or {})
-    if kind := _NO_TABLES.get(path.suffix.lower()):
+    kind = _NO_TABLES.get(path.suffix.lower())
+    if kind is not None and (kind != _WORKBOOK or _is_workbook(path)):
         raise ManifestError(f"{path}: {kind}")
     lines = _rows(path, read_utf8(path, "table"))
     if not lines:

@@ -28,6 +28,7 @@ _TIME = r"(?:(\d+):)?(\d+):(\d+)(?:[.,](\d+))?"
 _CUE = re.compile(rf"\s*{_TIME}\s*{_ARROW}\s*{_TIME}(?:\s.*)?")
 _LABEL = re.compile(r"(\d+(?:[.,]\d+)?)\t(\d+(?:[.,]\d+)?)(?:\t(.*))?")
 _VOICE = re.compile(r"<v(?:\.\S+)?\s+([^>]+)>")
+_ROLLING = re.compile(r"<[\d:.]+>")
 _TAG = re.compile(r"<[^>]*>|\{\\[^}]*\}")
 
 
@@ -39,7 +40,7 @@ def read_texts(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         ManifestError: with the line, one that breaks the format.
     """
     lines = read_utf8(path, "transcript").splitlines()
-    if path.suffix != ".txt":
+    if path.suffix.lower() != ".txt":
         return _subtitles(path, lines)
     if _LABEL.fullmatch(next(filter(str.strip, lines), "")):
         return _labels(path, lines)
@@ -61,16 +62,26 @@ def _labels(path: Path, lines: list[str]) -> Iterator[tuple[str, dict[str, Any]]
 
 
 def _subtitles(path: Path, lines: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    left = iter(enumerate(lines, 1))
+    left, web = iter(enumerate(lines, 1)), path.suffix.lower() == ".vtt"
     for number, line in left:
-        if _ARROW not in line:
-            continue  # a number, a header or a comment
+        if _ARROW not in line:  # a number, or WebVTT's header, names and comments
+            if not web and line.strip() and not line.strip().isdecimal():
+                raise ManifestError(
+                    f"{path}:{number}: {line.strip()[:40]!r} stands outside of a subtitle; remove the blank "
+                    "line before it, or give it times"
+                )
+            continue
         if (found := _CUE.fullmatch(line)) is None:
             raise ManifestError(f"{path}:{number}: expected times such as 00:01:02,500 {_ARROW} 00:01:04,000")
         said = []
         for at, more in left:
-            if not more.strip():
+            if not (more if web else more.strip()):
                 break
+            if web and _ROLLING.search(more):
+                raise ManifestError(
+                    f"{path}:{at}: captions that roll, with times within the text: each repeats the one before; "
+                    "export subtitles that do not"
+                )
             if _ARROW in more:
                 raise ManifestError(
                     f"{path}:{at}: times within a subtitle's text; put a blank line before the subtitle"
@@ -82,7 +93,7 @@ def _subtitles(path: Path, lines: list[str]) -> Iterator[tuple[str, dict[str, An
         if len(voices := set(_VOICE.findall(text))) == 1:
             entry["speaker"] = voices.pop().strip()
         text = _TAG.sub("", text)
-        if text := " ".join((html.unescape(text) if path.suffix == ".vtt" else text).split()):
+        if text := " ".join((html.unescape(text) if web else text).split()):
             yield f":{number}", entry | {"text": text}
 
 
