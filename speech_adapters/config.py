@@ -238,22 +238,25 @@ def run_main(main: Callable[[], Any]) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except (MemoryError, OSError, RuntimeError) as error:
-        if isinstance(error, OSError) and error.errno in _NO_ROOM:
-            where = f"{error.filename}: " if error.filename else ""
-            print(
-                f"error: {where}{error.strerror}; free space, or name a folder that you may write to", file=sys.stderr
-            )
-            raise SystemExit(2) from None
-        if not out_of_memory(error):
+        if (said := _no_room(error)) is None:
             raise
-        asked = re.search(r"tried to allocate (\d[\d.]* \w+)", str(error), re.I)
-        print(
-            f"error: out of memory{f' ({asked[1]} asked for)' if asked else ''}; what takes most are long utterances, "
-            "which can be cut into pieces, and large batches (training.batch_seconds, --batch-seconds)",
-            file=sys.stderr,
-        )
+        print(f"error: {said}", file=sys.stderr)
         code = 2
     raise SystemExit(code if isinstance(code, int) else 0)
+
+
+def _no_room(error: Exception) -> str | None:
+    """What to say where a disk, a folder or memory has no room for us; None for any other error."""
+    if isinstance(error, OSError) and error.errno in _NO_ROOM:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}; free space, or name a folder that you may write to"
+    if not out_of_memory(error):
+        return None
+    asked = re.search(r"tried to allocate (\d[\d.]* \w+)", str(error), re.I)
+    return (
+        f"out of memory{f' ({asked[1]} asked for)' if asked else ''}; what takes most are long utterances, which can "
+        "be cut into pieces, and large batches (training.batch_seconds, --batch-seconds)"
+    )
 
 
 def _terminated(number: int, frame: Any) -> NoReturn:

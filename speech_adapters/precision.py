@@ -34,8 +34,8 @@ def autocast(device: torch.device | str, precision: str, *, scaled: bool = False
 
     if precision not in PRECISIONS:
         raise ConfigError(f"precision={precision!r}: choose from {', '.join(PRECISIONS)}.")
-    name, kind = PRECISIONS[precision], torch.device(device).type
-    name = None if precision == "fp16" and not scaled else name
+    kind = torch.device(device).type
+    name = None if precision == "fp16" and not scaled else PRECISIONS[precision]
     if precision == "bf16" and kind == "cpu" and platform.machine() in X86 and not cpu_has_bfloat16():
         warnings.warn(
             "precision bf16: this CPU has no instructions for it and emulates them, far slower than fp32; use fp32.",

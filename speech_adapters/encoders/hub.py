@@ -12,9 +12,10 @@ from pathlib import Path
 
 from speech_adapters.encoders.json_files import read_json
 from speech_adapters.encoders.language import language_files
+from speech_adapters.encoders.others import SINGLE
 from speech_adapters.encoders.preprocessing import FILES as PREPROCESSING
 from speech_adapters.encoders.shipped import packaged_encoders
-from speech_adapters.encoders.weights import SINGLE, read_shards
+from speech_adapters.encoders.weights import read_shards
 from speech_adapters.errors import CheckpointError, ConfigError, InputError
 
 #: Of a recogniser's symbols.

@@ -8,7 +8,8 @@ _ORIGIN = "give the checkpoint in Hugging Face format that it was made from"
 
 _STATE = "the state of a training, not a model: give the folder that its training saved the model in"
 
-_READABLE = ("model.safetensors", "pytorch_model.bin")
+#: Names of a single weights file, the one that is taken first; shards have an index of this name with ".index.json".
+SINGLE = ("model.safetensors", "pytorch_model.bin")
 
 ADAPTER_HUB = "it is an adapter of the adapters library (AdapterHub), which cannot be imported: train it here anew"
 
@@ -51,7 +52,7 @@ def remedy_of(path: Path) -> str | None:
 
 def others_in(folder: Path) -> str | None:
     """The first of these in a folder, with what to do; None where there is none, or weights that can be read."""
-    if any((folder / name).exists() for file in _READABLE for name in (file, f"{file}.index.json")):
+    if any((folder / name).exists() for file in SINGLE for name in (file, f"{file}.index.json")):
         return None
     found = (path for pattern in OTHERS for path in sorted(folder.glob(pattern)))
     first = next(found, None)

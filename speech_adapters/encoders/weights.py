@@ -15,11 +15,8 @@ import torch
 from torch import Tensor
 
 from speech_adapters.encoders.json_files import check_start, is_there, read_json
-from speech_adapters.encoders.others import others_in
+from speech_adapters.encoders.others import SINGLE, others_in
 from speech_adapters.errors import CheckpointError, out_of_memory
-
-#: Names of a single weights file, the one that is taken first; shards have an index of this name with ".index.json".
-SINGLE = ("model.safetensors", "pytorch_model.bin")
 
 
 def weight_files(folder: Path) -> list[Path]:
