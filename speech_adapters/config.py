@@ -61,7 +61,8 @@ def load_config(cls: type[C], file: str | os.PathLike[str] | None = None, overri
 
     Raises :class:`ConfigError` that names the file or the override, the key, the value and what was expected.
     """
-    mapping, where = ({}, "configuration") if file is None else (read_yaml(Path(file)), str(file))
+    alone, where = ({}, "configuration") if file is None else (read_yaml(Path(file)), str(file))
+    mapping = copy.deepcopy(alone)
     for override in overrides:
         key, equals, text = override.partition("=")
         where_override = f"argument '{override}'"
@@ -75,7 +76,17 @@ def load_config(cls: type[C], file: str | os.PathLike[str] | None = None, overri
             _, found, told = str(error).partition(f"{override.partition('=')[0].strip()}=")
             if found and str(error).startswith(f"{where}: "):
                 raise ConfigError(f"{found}{told}") from error
+        if overrides and _is_sound(cls, alone):  # nor is what only both make together
+            raise ConfigError(str(error).removeprefix(f"{where}: ")) from error
         raise
+
+
+def _is_sound(cls: type[Any], mapping: dict[str, Any]) -> bool:
+    try:
+        from_dict(cls, mapping, "")
+    except ConfigError:
+        return False
+    return True
 
 
 def to_yaml(config: Any) -> str:

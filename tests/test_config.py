@@ -259,6 +259,26 @@ def test_a_value_from_the_command_line_is_not_the_files_fault(tmp_path: Path) ->
         load_config(Outer, tmp_path / "a.yaml", ["training.updates=-5"])
 
 
+@dataclass(kw_only=True)
+class Both:
+    seed: int = 0
+    train: str | None = None
+    trials: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.train is None) != (self.trials is None):
+            raise ConfigError("give --train and --trials together.")
+
+
+def test_what_only_the_command_line_makes_wrong_is_not_the_files_fault(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("seed: 1")
+    with pytest.raises(ConfigError, match="^give --train and --trials together.$"):
+        load_config(Both, tmp_path / "a.yaml", ["train=a.jsonl"])
+    (tmp_path / "a.yaml").write_text("train: a.jsonl")
+    with pytest.raises(ConfigError, match="a.yaml: give --train and --trials together.$"):
+        load_config(Both, tmp_path / "a.yaml", ["seed=2"])
+
+
 def test_missing_file_folder_binary_and_required_key(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="none.yaml: no such configuration file"):
         load_config(Recipe, tmp_path / "none.yaml")
