@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import string
 import unicodedata
 from dataclasses import replace
@@ -647,6 +648,104 @@ def test_what_is_wrong_in_texts_with_times(name: str, content: str, message: str
     (audio / name).write_text(content)
     with pytest.raises(ManifestError, match=message):
         read_folder(audio)
+
+
+TEXT_GRID = """\
+File type = "ooTextFile"
+Object class = "TextGrid"
+
+xmin = 0
+xmax = 2.5
+tiers? <exists>
+size = 3
+item []:
+    item [1]:
+        class = "IntervalTier"
+        name = "agent"
+        xmin = 0
+        xmax = 2.5
+        intervals: size = 3
+        intervals [1]:
+            xmin = 0
+            xmax = 0.25
+            text = ""
+        intervals [2]: ! "Said twice" 1 2
+            xmin = 0.25
+            xmax = 1
+            text = "He said ""1 < 2""
+so!"
+        intervals [3]:
+            xmin = 2
+            xmax = 2.4
+            text = "Bye."
+    item [2]:
+        class = "TextTier"
+        name = "clicks"
+        xmin = 0
+        xmax = 2.5
+        points: size = 1
+        points [1]:
+            number = 0.5
+            mark = "click"
+    item [3]:
+        class = "IntervalTier"
+        name = "customer"
+        xmin = 0
+        xmax = 2.5
+        intervals: size = 1
+        intervals [1]:
+            xmin = 1.25
+            xmax = 2e0
+            text = "Åh?"
+"""
+
+
+def _short(text_grid: str) -> str:
+    """Praat's short form: the same without the words that are for people."""
+    kept = [re.sub(r"^.* = |^tiers\? |^ *\w+ \[\d*\]:.*|^.*: size = ", "", line) for line in text_grid.splitlines()]
+    return "\n".join(line for line in kept if line and line != "item []:")
+
+
+@pytest.mark.parametrize("written", [TEXT_GRID, TEXT_GRID.replace("\n", "\r\n"), _short(TEXT_GRID)])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_tiers_of_text_grids(written: str, encoding: str, audio: Path) -> None:
+    speak(audio / "a.wav", 2.5)
+    (audio / "a.TextGrid").write_bytes(written.encode(encoding))
+    (audio / "a.txt").write_text("another text")
+    found = read_folder(audio, tiers=["agent"])
+    assert [(u.offset, u.duration, u.text, u.speaker) for u in found.manifest] == [
+        (0.25, 0.75, 'He said "1 < 2" so!', None),
+        (2.0, pytest.approx(0.4), "Bye.", None),
+    ]
+    assert found.left_out == (audio / "b" / "b.wav",)
+    both = read_folder(audio, tiers=["agent", "customer"]).manifest
+    assert [(u.id, u.speaker) for u in both] == [("a-0.250", "agent"), ("a-1.250", "customer"), ("a-2.000", "agent")]
+    assert read_folder(audio).manifest[0].text == "another text"
+
+
+@pytest.mark.parametrize(
+    ("broken", "tiers", "message"),
+    [
+        (TEXT_GRID, "Agent", "a.TextGrid: no tier 'Agent'; it has 'agent', 'customer'"),
+        (TEXT_GRID, "agent,client", ": no TextGrid has the tier 'client'; check the name"),
+        (TEXT_GRID.replace("2e0", "3"), "customer", "a.TextGrid:46: ends at 3.00 s, and a.wav at 2.50 s"),
+        (TEXT_GRID.replace("2e0", "two"), "agent", 'a.TextGrid:46: expected a number, got "Åh\\?"'),
+        (TEXT_GRID[: TEXT_GRID.index('class = "TextTier')], "agent", "a.TextGrid: cut short after line"),
+        (TEXT_GRID.replace("customer", "agent"), "agent", "a.TextGrid:46: a second tier 'agent'"),
+        (TEXT_GRID.replace('"TextGrid"', '"Sound"'), "agent", "a.TextGrid: not a TextGrid of Praat's"),
+        ("ooBinaryFile\x08TextGrid\x00", "agent", "a.TextGrid: a binary TextGrid"),
+        (TEXT_GRID.replace("<exists>\nsize = 3", "<absent>"), "agent", "no tier 'agent'; it has no intervals"),
+    ],
+)
+def test_what_is_wrong_in_text_grids(broken: str, tiers: str, message: str, audio: Path) -> None:
+    speak(audio / "a.wav", 2.5)
+    with pytest.raises(ManifestError, match="no recording has a .TextGrid beside it"):
+        read_folder(audio, tiers=["agent"])
+    (audio / "a.TextGrid").write_text(broken)
+    with pytest.raises(ManifestError, match=message):
+        read_folder(audio, tiers=tiers.split(","))
+    with pytest.raises(ManifestError, match="give them or a table, not both"):
+        read_folder(audio, tiers=["agent"], table="t.csv")
 
 
 def test_two_subtitles_may_begin_at_once(audio: Path) -> None:

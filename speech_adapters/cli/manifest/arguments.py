@@ -17,6 +17,14 @@ def pairs(text: str) -> dict[str, str]:
     return found
 
 
+def names(text: str) -> list[str]:
+    """``agent,customer`` as a list."""
+    found = [part.strip() for part in text.split(",")]
+    if not all(found) or len(set(found)) < len(found):
+        raise argparse.ArgumentTypeError(f"{text!r}: name one, or several that differ, such as agent,customer")
+    return found
+
+
 def channel(text: str) -> int | str:
     """``mix`` or a number from 0."""
     if text == "mix" or text.isdecimal():

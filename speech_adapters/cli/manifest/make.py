@@ -3,11 +3,13 @@
   speech-adapters manifest make calls --table calls.csv -o calls.jsonl
   speech-adapters manifest make calls -o calls.jsonl                     a .txt beside each recording is its text
   speech-adapters manifest make talks -o talks.jsonl                     an .srt or .vtt: an utterance per subtitle
+  speech-adapters manifest make calls --tiers agent,customer -o calls.jsonl      tiers of Praat's .TextGrid beside each
   speech-adapters manifest make clips --pattern "{speaker}/{emotion}-{}" -o clips.jsonl
 
 The table (CSV or TSV) names the recordings by path or name, with or without suffix. Columns are known by usual names
 (file, path; text, transcript, sentence; speaker, client_id; emotion; label; start, duration), others by --columns.
-Beside a recording, subtitles (.srt, .vtt) and Audacity's labels (.txt) are an utterance each.
+Beside a recording, subtitles (.srt, .vtt) and Audacity's labels (.txt) are an utterance each; so are the intervals of
+the tiers named, and of several tiers the names are the speakers.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from speech_adapters.cli.manifest.arguments import COLUMNS, add_output, channel, pairs
+from speech_adapters.cli.manifest.arguments import COLUMNS, add_output, channel, names, pairs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,6 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--table", help="CSV or TSV with a row per utterance")
     parser.add_argument("--columns", type=pairs, help=f"{COLUMNS}; numbers from 1 for a table without a header")
     parser.add_argument("--pattern", help='what the paths say, without suffix: "{speaker}/{emotion}-{}"')
+    parser.add_argument(
+        "--tiers", type=names, default=(), help="tiers of Praat's .TextGrid beside each recording: agent,customer"
+    )
     parser.add_argument("--channel", type=channel, help="of files with several: a number from 0, or mix")
     add_output(parser)
 
@@ -40,6 +45,7 @@ def run(arguments: argparse.Namespace) -> None:
         table=arguments.table,
         columns=arguments.columns,
         pattern=arguments.pattern,
+        tiers=arguments.tiers,
         channel=arguments.channel,
     )
     if (table := content.table) is not None:
@@ -48,7 +54,8 @@ def run(arguments: argparse.Namespace) -> None:
         if table.left_out:
             print(f"left out: the columns {', '.join(table.left_out)}, whose keys others hold", file=sys.stderr)
     if content.left_out:
-        said = "without a row in the table" if arguments.table else "without a text beside (.txt, .srt, .vtt)"
+        beside = ".TextGrid" if arguments.tiers else "text beside (.txt, .srt, .vtt)"
+        said = "without a row in the table" if arguments.table else f"without a {beside}"
         count = counted(len(content.left_out), "recording")
         print(f"left out: {count} {said}, such as {content.left_out[0]}", file=sys.stderr)
     if content.unreadable:
@@ -60,6 +67,6 @@ def run(arguments: argparse.Namespace) -> None:
     if not arguments.table and not arguments.pattern and all(u.text is None for u in content.manifest):
         print(
             "note: neither texts nor speakers are known: no .txt, .srt or .vtt beside the recordings, no --table, no "
-            "--pattern",
+            "--pattern, no --tiers of TextGrids",
             file=sys.stderr,
         )

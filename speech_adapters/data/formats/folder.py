@@ -2,6 +2,7 @@
 
 calls/a.wav calls/b.wav     calls.csv with "file,text,speaker"          a table
 calls/a.wav calls/a.txt                                                 text files, subtitles (.srt, .vtt), labels
+calls/a.wav calls/a.TextGrid            tiers "agent,customer"          tiers of Praat's
 calls/anna/happy-01.wav     pattern "{speaker}/{emotion}-{}"            paths
 """
 
@@ -11,7 +12,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 
 from speech_adapters.data.audio import DURATION_TOLERANCE, audio_info, channel_of_several
 from speech_adapters.data.audio_suffixes import READABLE, UNREADABLE, USUAL, recordings_in, unreadable_message
+from speech_adapters.data.formats import textgrid
 from speech_adapters.data.formats.columns import value_of
 from speech_adapters.data.formats.tables import Table, read_table
 from speech_adapters.data.formats.timed_texts import SUFFIXES, read_texts
@@ -50,6 +52,7 @@ def read_folder(
     table: str | os.PathLike[str] | None = None,
     columns: Mapping[str, str] | None = None,
     pattern: str | None = None,
+    tiers: Sequence[str] = (),
     channel: int | str | None = None,
 ) -> FolderContent:
     """The manifest of a folder of recordings.
@@ -61,13 +64,17 @@ def read_folder(
             Without a table, ``.txt`` files beside the recordings are their text, where there are any; subtitles and
             Audacity's labels divide them into pieces (:mod:`~.timed_texts`).
         columns: key of the manifest -> column of the table, where the column's name does not tell.
+        tiers: of the TextGrids beside the recordings (:mod:`~.textgrid`), which are read in place of other texts: each
+            interval with a text is an utterance. Of several, those that a file has; their names are the speakers.
         pattern: what the paths say, as seen from the folder and without suffix: ``{speaker}/{emotion}-{}``.
         channel: of files with several channels: a number from 0, or "mix".
 
     Raises:
         ManifestError: no recordings; with the line, a row whose recording is missing or could be several; a path that
-            does not fit the pattern.
+            does not fit the pattern; a tier that no file has, a file that has none of them.
     """
+    if table is not None and tiers:
+        raise ManifestError("tiers are those of TextGrids beside the recordings; give them or a table, not both")
     root = Path(folder)
     if not root.is_dir():
         raise ManifestError(f"{root}: no such folder; give the folder of the recordings")
@@ -84,7 +91,7 @@ def read_folder(
         left_out = tuple(file for file in files if str(file.absolute()) not in known)
     else:
         source, name = None, str(root)
-        told, left_out = _with_text_files(root, files)
+        told, left_out = _with_tiers(root, files, tiers) if tiers else _with_text_files(root, files)
     parse = _parser(pattern) if pattern else None
     paths = [Path(entry["audio_filepath"]).relative_to(root.absolute()).with_suffix("") for _, entry in told]
     misfits = [path for path in dict.fromkeys(paths) if parse is not None and not parse.fullmatch(path.as_posix())]
@@ -179,7 +186,7 @@ def _with_text_files(root: Path, files: list[Path]) -> tuple[list[tuple[str, dic
     problems, told, left_out = Problems(str(root)), [], []
     for file in files:
         audio = {"audio_filepath": str(file.absolute())}
-        beside = _beside(file)
+        beside = _beside(file, SUFFIXES)
         if not beside:
             left_out.append(file)
         elif len(beside) > 1:
@@ -201,9 +208,47 @@ def _with_text_files(root: Path, files: list[Path]) -> tuple[list[tuple[str, dic
     return told, tuple(left_out)
 
 
-def _beside(file: Path) -> list[Path]:
+def _with_tiers(
+    root: Path, files: list[Path], tiers: Sequence[str]
+) -> tuple[list[tuple[str, dict[str, Any]]], tuple[Path, ...]]:
+    """Entries of the intervals in these tiers, and the files left out, which have no TextGrid."""
+    problems, told, left_out = Problems(str(root)), [], []
+    missing = set(tiers)
+    for file in files:
+        if not (beside := _beside(file, (textgrid.SUFFIX,))):
+            left_out.append(file)
+            continue
+        where = f": {beside[0].relative_to(root)}"
+        try:
+            known = textgrid.read_tiers(beside[0])
+            if not known.keys() & set(tiers):
+                names = f"it has {', '.join(map(repr, known))}" if known else "it has no intervals"
+                problems.add(f"{where}: no tier {' or '.join(map(repr, tiers))}; {names}")
+                continue
+            missing -= known.keys()
+            spoken = sorted((part.start, name, part) for name in tiers for part in known.get(name, ()))
+            texts = [
+                (f":{part.line}", {"offset": start, "end": part.end, "text": part.text} | speaker)
+                for start, name, part in spoken
+                for speaker in [{"speaker": name} if len(tiers) > 1 else {}]
+            ]
+            audio = {"audio_filepath": str(file.absolute())}
+            told += [(f"{where}{place}", audio | entry) for place, entry in _placed(file, beside[0], texts)]
+        except (AudioError, ManifestError) as error:
+            problems.add(f": {error}")
+    problems.raise_any()
+    if len(left_out) == len(files):
+        raise ManifestError(f"{root}: no recording has a {textgrid.SUFFIX} beside it, under its own name")
+    if missing:
+        raise ManifestError(
+            f"{root}: no TextGrid has the tier {', '.join(map(repr, sorted(missing)))}; check the name"
+        )
+    return told, tuple(left_out)
+
+
+def _beside(file: Path, suffixes: Sequence[str]) -> list[Path]:
     """The files of text beside a recording, however their suffixes are written."""
-    names = (file.with_suffix(written) for suffix in SUFFIXES for written in (suffix, suffix.upper()))
+    names = (file.with_suffix(written) for each in suffixes for written in (each, each.lower(), each.upper()))
     found: list[Path] = []
     for path in names:
         if path.is_file() and not any(path.samefile(other) for other in found):
