@@ -718,8 +718,11 @@ def test_tiers_of_text_grids(written: str, encoding: str, audio: Path) -> None:
         (2.0, pytest.approx(0.4), "Bye.", None),
     ]
     assert found.left_out == (audio / "b" / "b.wav",)
-    both = read_folder(audio, tiers=["agent", "customer"]).manifest
+    both = read_folder(audio, tiers=["customer", "agent"]).manifest
     assert [(u.id, u.speaker) for u in both] == [("a-0.250", "agent"), ("a-1.250", "customer"), ("a-2.000", "agent")]
+    (audio / "a.TextGrid").write_bytes(written.replace("1.25", "0.25").encode(encoding))
+    both = read_folder(audio, tiers=["agent", "customer"]).manifest
+    assert [u.id for u in both] == ["a-0.250", "a-0.250-2", "a-2.000"]
     assert read_folder(audio).manifest[0].text == "another text"
 
 

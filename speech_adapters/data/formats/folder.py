@@ -226,12 +226,13 @@ def _with_tiers(
                 problems.add(f"{where}: no tier {' or '.join(map(repr, tiers))}; {names}")
                 continue
             missing -= known.keys()
-            spoken = sorted((part.start, name, part) for name in tiers for part in known.get(name, ()))
             texts = [
-                (f":{part.line}", {"offset": start, "end": part.end, "text": part.text} | speaker)
-                for start, name, part in spoken
+                (f":{part.line}", {"offset": part.start, "end": part.end, "text": part.text} | speaker)
+                for name in tiers
                 for speaker in [{"speaker": name} if len(tiers) > 1 else {}]
+                for part in known.get(name, ())
             ]
+            texts.sort(key=lambda told: told[1]["offset"])
             audio = {"audio_filepath": str(file.absolute())}
             told += [(f"{where}{place}", audio | entry) for place, entry in _placed(file, beside[0], texts)]
         except (AudioError, ManifestError) as error:
