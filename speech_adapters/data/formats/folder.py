@@ -226,7 +226,7 @@ def _with_tiers(
                 problems.add(f"{where}: no tier {' or '.join(map(repr, tiers))}; {names}")
                 continue
             missing -= known.keys()
-            texts = [
+            texts: list[tuple[str, dict[str, Any]]] = [
                 (f":{part.line}", {"offset": part.start, "end": part.end, "text": part.text} | speaker)
                 for name in tiers
                 for speaker in [{"speaker": name} if len(tiers) > 1 else {}]
