@@ -139,6 +139,27 @@ def test_what_goes_wrong_is_said(browser: Any, address: str, tmp_path: Path) -> 
         page.expect(page.page.locator("#listen")).to_be_disabled()
 
 
+def test_what_cannot_be_read_is_not_answered_by_what_was_chosen_before(
+    browser: Any, address: str, recording: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "note.wav").write_text("no audio")
+    with Page(browser, address) as page:
+        page.page.set_input_files("#file", str(recording))
+        page.transcribe()
+        page.page.set_input_files("#file", str(tmp_path / "note.wav"))
+        page.expect(page.page.locator("#clock")).to_contain_text("note.wav: this browser cannot read it")
+        page.expect(page.page.locator("#listen")).to_be_disabled()
+        page.expect(page.page.locator("#results details")).to_have_count(0)
+        for field in ("#file-enrolment", "#file-test"):
+            page.page.set_input_files(field, str(recording))
+        page.page.locator("#compare").click()
+        page.expect(page.page.locator("#verdict")).to_contain_text("log-likelihood ratio")
+        page.page.set_input_files("#file-test", str(tmp_path / "note.wav"))
+        page.expect(page.page.locator("#pair")).to_contain_text("note.wav: this browser cannot read it")
+        page.expect(page.page.locator("#compare")).to_be_disabled()
+        page.expect(page.page.locator("#verdict")).to_be_empty()
+
+
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("screen", SCREENS)
 def test_everyone_can_use_it(browser: Any, address: str, recording: Path, scheme: str, screen: str) -> None:
