@@ -221,7 +221,10 @@ def _uploads(folder: str | None) -> Path | None:
     if folder is None:
         return None
     path = Path(folder).absolute()
-    path.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--uploads {folder}: {error.strerror}; choose another folder.") from error
     if not os.access(path, os.W_OK):
         raise ConfigError(f"--uploads {folder}: cannot be written; choose another folder.")
     take_up(path)
