@@ -68,6 +68,9 @@ class Guard:
                 status, begun = message["status"], True
             await send(message)
 
+        method = scope["method"]
+        if method == "HEAD":  # as GET, which watchers of /health spare themselves; uvicorn leaves the body out
+            scope = {**scope, "method": "GET"}
         self.metrics.open.inc()
         heavy = scope["method"] == "POST" and scope["path"].startswith("/v1/")
         taken = False
@@ -96,7 +99,7 @@ class Guard:
                 place = ascii(scope["path"][:200])[1:-1] if route == "other" else route  # no line ends from outside
                 asked = scope.get("state", {}).get("asked", "")
                 said = f" {getattr(scope.get('state', {}).get('key'), 'name', '-')} {asked}"
-            log.info("%s %s %s %.0f ms%s", scope["method"], place, status, seconds * 1000, said)
+            log.info("%s %s %s %.0f ms%s", method, place, status, seconds * 1000, said)
 
     async def _limited(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the application within its time, until its client goes away."""
