@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -68,6 +69,21 @@ def of(error: Exception) -> ApiError:
     return ApiError(500, "the server failed at this request; its log says why", code="internal_error")
 
 
+def said_of(fault: Mapping[str, Any]) -> str:
+    """What pydantic finds wrong with a field, in words for who sent it."""
+    kind, limits = fault["type"], fault.get("ctx", {})
+    if kind == "extra_forbidden":
+        return "no such field"
+    if kind == "none_required":
+        return "choose null"
+    if kind == "model_type":
+        return "give an object"
+    if kind in ("too_short", "too_long"):
+        bound = f"at least {limits['min_length']}" if kind == "too_short" else f"at most {limits['max_length']}"
+        return f"sent {limits['actual_length']}, {bound} expected"
+    return str(fault["msg"]).removeprefix("Value error, ")
+
+
 def response(error: ApiError) -> JSONResponse:
     """The error as an answer."""
     content = body(error.status_code, str(error.detail), error.param, error.code)
@@ -96,17 +112,18 @@ def install(app: FastAPI) -> None:
 
     async def invalid(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        first = error.errors()[0]
+        faults = error.errors()
+        # a name that is written otherwise makes two of them, and the unknown one tells why the other is missing
+        first = next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])
         param = ".".join(str(part) for part in first["loc"][1:]) or None
-        message = str(first["msg"]).removeprefix("Value error, ")
+        message = said_of(first)
         if first["type"] == "extra_forbidden":
-            message = "no such field; see /openapi.json for those there are"
+            missing = "".join(f"; {fault['loc'][-1]} is missing" for fault in faults if fault["type"] == "missing")
+            message += f"{missing}; see /openapi.json for those there are"
         elif "UploadFile" in message:
-            message = "that is text, not a file; with curl write -F file=@call.flac"
+            message = f"that is text, not a file; with curl write -F '{first['loc'][1]}=@PATH'"
         elif first["type"] in ("too_short", "too_long"):
-            limits, bound = first["ctx"], "at least" if first["type"] == "too_short" else "at most"
-            limit = limits.get("min_length", limits.get("max_length"))
-            message = f"sent {limits['actual_length']}, {bound} {limit} expected; /openapi.json says what each is"
+            message += "; /openapi.json says what each is"
         elif first["type"] == "missing":
             kind = request.headers.get("content-type", "").partition(";")[0].strip()
             if kind != "multipart/form-data":

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from typing import Annotated, Any
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from speech_adapters.serving.engine import Engine
 from speech_adapters.serving.http.errors import ApiError
@@ -15,9 +16,24 @@ from speech_adapters.serving.http.keys import allowed
 from speech_adapters.serving.residents import Loaded
 from speech_adapters.serving.served import Served
 
+
+def written(pattern: str, words: str) -> BeforeValidator:
+    """A field's pattern in words, which its error says; the pattern itself says it to programs."""
+
+    def check(value: object) -> object:
+        if isinstance(value, str) and not re.fullmatch(pattern, value):
+            raise ValueError(words)
+        return value
+
+    return BeforeValidator(check)
+
+
+_CHANNEL = r"^(mix|\d{1,3})$"
+
 Channel = Annotated[
     str | None,
-    Field(pattern=r"^(mix|\d{1,3})$", description='of audio with several channels: a number from 0, or "mix"'),
+    Field(pattern=_CHANNEL, description='of audio with several channels: a number from 0, or "mix"'),
+    written(_CHANNEL, 'give a number from 0, or "mix"'),
 ]
 
 

@@ -19,7 +19,7 @@ from speech_adapters.files import sweep_folder, temporary_of
 from speech_adapters.serving.catalog import Catalog, read_folder
 from speech_adapters.serving.engine import Engine
 from speech_adapters.serving.http.errors import ApiError
-from speech_adapters.serving.http.fields import find
+from speech_adapters.serving.http.fields import find, written
 from speech_adapters.serving.http.keys import allowed
 from speech_adapters.serving.http.settings import HttpSettings
 from speech_adapters.serving.http.uploads import forget
@@ -93,7 +93,9 @@ class AdapterFields(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    name: str = Field(pattern=f"^{NAME.pattern}$", description="how it will be called")
+    name: Annotated[
+        str, written(NAME.pattern, "use up to 100 letters, digits, '_', '-' and '.'; the first is a letter or a digit")
+    ] = Field(pattern=f"^{NAME.pattern}$", description="how it will be called")
     adapter: list[UploadFile] = Field(
         alias="adapter[]", min_length=2, max_length=2, description="adapter.json and adapter_model.safetensors"
     )

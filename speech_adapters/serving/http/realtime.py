@@ -13,7 +13,7 @@ import json
 import logging
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import soxr
@@ -50,7 +50,7 @@ class _Part(BaseModel):
 
 
 class _Format(_Part):
-    type: str = Field(default="audio/pcm", pattern="^audio/pcm$")
+    type: Literal["audio/pcm"] = "audio/pcm"
     rate: int = 24_000
 
 
@@ -74,7 +74,7 @@ class _Audio(_Part):
 class SessionFields(_Part):
     """A session as ``session.update`` gives it."""
 
-    type: str = Field(default="transcription", pattern="^transcription$")
+    type: Literal["transcription"] = "transcription"
     audio: _Audio = _Audio()
     include: list[str] = Field(default=[], max_length=0)
 
@@ -197,7 +197,7 @@ class Session:
         except ValidationError as error:
             first = error.errors()[0]
             param = ".".join(["session", *(str(part) for part in first["loc"])])
-            raise ApiError(400, f"{param}: {first['msg']}", param=param, code="invalid_value") from None
+            raise ApiError(400, f"{param}: {errors.said_of(first)}", param=param, code="invalid_value") from None
         if fields.audio.input.format.rate not in RATES:
             raise ApiError(400, "rate: choose 16000 or 24000", param="session.audio.input.format.rate")
         wanted = fields.audio.input.transcription
