@@ -214,8 +214,8 @@ class Guard:
     def _check_rate(self, key: ApiKey | None) -> None:
         if key is not None and (wait := self.keys.wait(key)) > 0:
             raise ApiError(
-                429, f"more than {key.requests_per_minute:g} requests a minute", code="rate_limit_exceeded",
-                headers={"Retry-After": str(math.ceil(wait))},
+                429, f"more than {key.requests_per_minute:g} requests a minute; come again in {math.ceil(wait)} s",
+                code="rate_limit_exceeded", headers={"Retry-After": str(math.ceil(wait))},
             )  # fmt: skip
 
 
