@@ -231,6 +231,20 @@ def test_classes_embeddings_and_verification(call, folder: Path, tmp_path: Path)
     assert "give two recordings or more" in call("verify", "-a", "speaker", "audio/one.wav", expect=2)
 
 
+def test_a_folder_at_the_end_of_verify_says_which_of_it_is_compared(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    for last, said in (
+        ("audio", "compared: audio/one.wav, with the speaker of the 2 before it\n"),
+        ("audio/one.wav", ""),
+    ):
+        with pytest.raises(SystemExit):
+            main(["verify", "-a", "speaker", "audio/one.wav", last])
+        told = capsys.readouterr().err
+        assert said in told if said else "compared" not in told
+
+
 def test_a_head_of_another_kind_is_sent_to_its_own_command(call, folder: Path):
     line = {"audio_filepath": "audio/one.wav", "duration": 1.0, "text": "YES", "emotion": "calm"}
     (folder / "kinds.jsonl").write_text(json.dumps(line))

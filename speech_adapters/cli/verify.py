@@ -10,6 +10,7 @@ is a calibration (the head's own, or --calibration), the natural log-likelihood 
 from __future__ import annotations
 
 import argparse
+import sys
 
 from speech_adapters.cli.listening import add_audio, add_model, add_windows
 
@@ -36,9 +37,14 @@ def run(arguments: argparse.Namespace) -> None:
     windows = windows_of(arguments)
     given = None if arguments.calibration is None else Calibration.load(arguments.calibration)
     with ExitStack() as stack:  # one by one: a recording may be given twice, and the last one is the one to test
-        files = [file for path in arguments.audio for file in stack.enter_context(recordings_in(arguments, [path]))]
+        named = [stack.enter_context(recordings_in(arguments, [path])) for path in arguments.audio]
+        files = [file for group in named for file in group]
         if len(files) < 2:
             raise ConfigError("give two recordings or more: those of the speaker, and the one to test.")
+        if len(named[-1]) > 1:  # a folder or pattern: who gave it may not know which of it comes last
+            print(
+                f"compared: {files[-1][0].name}, with the speaker of the {len(files) - 1} before it", file=sys.stderr
+            )
         model = load_model(arguments)
         with hearing(arguments, files) as options:
             *enrolled, tested = embed(model, [file[0] for file in files], windows, **options)
