@@ -38,6 +38,7 @@ from speech_adapters.cli import main as cli_main
 from speech_adapters.errors import CheckpointError, ConfigError
 from speech_adapters.files import temporary_of
 from speech_adapters.inference.formats import as_srt, as_vtt
+from speech_adapters.inference.transcripts import TranscriptSegment
 from speech_adapters.inference.utterances import Verification
 from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.serving import residents
@@ -423,6 +424,27 @@ def test_what_takes_too_long_is_given_up(encoder: Path, folder: Path, sound: Pat
     with running(engine, HttpSettings(timeout=0.3)) as address, httpx.Client(base_url=address, timeout=30) as http:
         error(http.post(TRANSCRIPTIONS, data={"model": "lora-0"}, files=upload(sound)), 504)
         assert wait_for(lambda: len(engine.queue) == 0 or all(w.future.done() for w in engine.queue._waiting))
+
+
+def test_a_stream_that_takes_too_long_ends_with_an_error(
+    encoder: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without one the text would seem to end there."""
+
+    async def slowly(*_: Any) -> Any:
+        yield [TranscriptSegment("ONE", 0.0, 1.0, 1.0, ())]
+        await asyncio.sleep(30)
+
+    monkeypatch.setattr("speech_adapters.serving.http.transcriptions.transcribe", slowly)
+    sound = tone(tmp_path / "a.wav")
+    with (
+        running(engine_of(encoder, folder), HttpSettings(timeout=2)) as address,
+        httpx.Client(base_url=address, timeout=30) as http,
+    ):
+        said = http.post(TRANSCRIPTIONS, data={"model": "lora-0", "stream": "true"}, files=upload(sound))
+        first, last, done = said.text.strip().split("\n\n")
+    assert "ONE" in first and done == "data: [DONE]"
+    assert json.loads(last.removeprefix("data: "))["error"]["code"] == "timeout"
 
 
 def test_a_client_that_goes_away_takes_its_work_along(encoder: Path, folder: Path, sound: Path) -> None:

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,33 @@ def test_what_was_taken_is_answered_after_sigterm(parts: tuple[Path, Path], tmp_
     assert f"5 models on {encoder}: http://127.0.0.1:" in text and "other machines" not in text
     assert "models: base, elp-2, houlsby-1, lora-0, prefix-3\n" in text
     assert "all that was taken has been answered" in text and "Traceback" not in text
+
+
+def test_a_second_ctrl_c_ends_it_at_once_and_says_so(parts: tuple[Path, Path], tmp_path: Path) -> None:
+    audio = tone(tmp_path / "a.wav", 2.0).read_bytes()
+    log = tmp_path / "log"
+    command = [*COMMAND, "--adapters", str(parts[1]), "--port", "0", "--deadline", "60000"]
+    with log.open("w") as stderr:
+        process = subprocess.Popen(command, stderr=stderr)
+    try:
+        with (
+            httpx.Client(base_url=wait_for_address(process, log), timeout=60) as http,
+            ThreadPoolExecutor() as pool,
+        ):
+            asked = pool.submit(
+                http.post, "/v1/audio/embeddings", data={"model": "lora-0"}, files={"file": ("a", audio)}
+            )
+            while "queue_windows 1.0" not in http.get("/metrics").text:
+                assert not asked.done()
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.5)
+            process.send_signal(signal.SIGINT)
+            assert asked.result().status_code == 503 and asked.result().json()["error"]["code"] == "stopping"
+        assert process.wait(60) in (0, 130)
+    finally:
+        process.kill()
+    text = log.read_text()
+    assert "what was not answered yet is lost" in text and "Exception in ASGI application" not in text
 
 
 def wait_for_address(process: subprocess.Popen[Any], log: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -18,6 +19,9 @@ from speech_adapters.serving.catalog import UnknownModel, UnsupportedTask
 log = logging.getLogger("speech_adapters.serving")
 
 TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+
+DONE = "data: [DONE]\n\n"
+"""What a stream of events ends with."""
 
 
 class ApiError(HTTPException):
@@ -88,6 +92,12 @@ def response(error: ApiError) -> JSONResponse:
     """The error as an answer."""
     content = body(error.status_code, str(error.detail), error.param, error.code)
     return JSONResponse(content, error.status_code, error.headers)
+
+
+def last_events(error: ApiError) -> str:
+    """The error at the end of a stream of events."""
+    content = body(error.status_code, str(error.detail), error.param, error.code)
+    return f"data: {json.dumps(content, ensure_ascii=False)}\n\n{DONE}"
 
 
 def install(app: FastAPI) -> None:

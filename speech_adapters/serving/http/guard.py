@@ -60,12 +60,13 @@ class Guard:
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         started, status = time.monotonic(), 499  # nginx's word for a client that went away
-        begun = False
+        begun = events = False
 
         async def counted(message: Message) -> None:
-            nonlocal status, begun
+            nonlocal status, begun, events
             if message["type"] == "http.response.start":
                 status, begun = message["status"], True
+                events = Headers(raw=message["headers"]).get("content-type", "").startswith("text/event-stream")
             await send(message)
 
         method = scope["method"]
@@ -84,9 +85,12 @@ class Guard:
                     self.open += 1
                     taken = True
                 await self._limited(scope, receive, counted)
-            except ApiError as error:
+            except (ApiError, asyncio.CancelledError) as error:
+                told = error if isinstance(error, ApiError) else _stopped()
                 if not begun:
-                    await errors.response(error)(scope, receive, counted)
+                    await errors.response(told)(scope, receive, counted)
+                elif events:  # the status has been sent; without a last event the text would seem to end here
+                    await counted({"type": "http.response.body", "body": errors.last_events(told).encode()})
         finally:
             self.open -= taken
             route = getattr(scope.get("route"), "path", "other")
@@ -250,6 +254,11 @@ class _Body:
             message = await self._receive()
             if message["type"] == "http.disconnect":
                 self.gone.set()
+
+
+def _stopped() -> ApiError:
+    """The error of a request that uvicorn cancels, as it does after a second Ctrl-C."""
+    return ApiError(503, "the server was stopped before it had answered; ask again", code="stopping")
 
 
 def too_large(most: int) -> ApiError:

@@ -82,9 +82,11 @@ def serve(arguments: argparse.Namespace) -> None:
     for place in (*arguments.adapters, *_added(settings.uploads)):
         add_place(engine, place)
     keys = _with_names(keys, engine.catalog)
+    server = Server(create_app(engine, settings, keys))
     with contextlib.suppress(KeyboardInterrupt, Interrupted):  # uvicorn raises the signal again when it has stopped
-        Server(create_app(engine, settings, keys)).run([listening])
-    log.info("stopped; all that was taken has been answered")
+        server.run([listening])
+    left = "what was not answered yet is lost" if server.force_exit else "all that was taken has been answered"
+    log.info("stopped; %s", left)
 
 
 def _terminal() -> TextIO:

@@ -179,9 +179,9 @@ async def _events(
         done["usage"] = {"type": "duration", "seconds": round(part.duration, 3)}
         yield _event(done | ({"warnings": warnings} if warnings else {}))
     except Exception as error:  # the status has been sent: what went wrong becomes the last event
-        told = errors.of(error)
-        yield _event(errors.body(told.status_code, str(told.detail), told.param, told.code))
-    yield "data: [DONE]\n\n"
+        yield errors.last_events(errors.of(error))
+    else:
+        yield errors.DONE
 
 
 def _event(content: dict[str, Any]) -> str:
