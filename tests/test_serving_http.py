@@ -672,6 +672,28 @@ def test_adapters_are_added_replaced_and_removed(encoder: Path, folder: Path, so
         assert not list(uploads.iterdir())
 
 
+def test_the_folder_of_added_adapters_may_change_beside_the_server(
+    encoder: Path, folder: Path, tmp_path: Path
+) -> None:
+    """By hand, or by another server that has the same one."""
+    uploads = tmp_path / "uploads"
+    uploads.mkdir()
+    files = parts(make_adapters(encoder, tmp_path / "others", 1) / "adapters", "lora-0", "adapter[]")
+    with (
+        running(engine_of(encoder, folder), HttpSettings(uploads=uploads)) as address,
+        httpx.Client(base_url=address, timeout=60) as http,
+    ):
+        shutil.copytree(tmp_path / "others" / "adapters" / "lora-0", uploads / "theirs")
+        theirs = error(http.post("/v1/adapters", data={"name": "theirs"}, files=files), 409)
+        assert "put there by another server or by hand" in theirs["message"]
+        assert http.post("/v1/adapters", data={"name": "ours"}, files=files).status_code == 201
+        shutil.rmtree(uploads / "ours")
+        assert http.post("/v1/adapters", data={"name": "ours"}, files=files).status_code == 200
+        shutil.rmtree(uploads / "ours")
+        assert http.delete("/v1/adapters/ours").status_code == 200
+        error(http.get("/v1/models/ours"), 404)
+
+
 def test_a_name_of_a_bank_is_found_in_every_address(encoder: Path, folder: Path, tmp_path: Path) -> None:
     bank = Bank.create(tmp_path / "bank")
     bank.add(folder / "adapters" / "lora-0", "client/asr", head=folder / "heads" / "lora-0-transcription")

@@ -6,6 +6,7 @@ import asyncio
 import re
 import shutil
 import tempfile
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -115,10 +116,15 @@ async def add_adapter(
     """
     engine, folder = own
     catalog = engine.catalog
-    if form.name in catalog and not (folder / form.name).is_dir():
+    if form.name in catalog and not _is_added(catalog.find(form.name), folder):
         raise ApiError(
             409, f"{form.name!r} belongs to what the server started with; choose another name", param="name"
         )
+    if form.name not in catalog and (folder / form.name / "adapter.json").is_file():  # it would be lost
+        raise ApiError(
+            409, f"{form.name!r} lies among the added adapters, put there by another server or by hand, and is not "
+            "served here before the next start; choose another name", param="name",
+        )  # fmt: skip
     async with request.app.state.changing:
         ours = temporary_of(folder / form.name).name  # by which the next start knows it for a killed server's
         incoming = Path(tempfile.mkdtemp(prefix=".incoming-", suffix=ours, dir=folder))
@@ -148,7 +154,7 @@ async def delete_adapter(request: Request, own: Administered, name: str) -> dict
     engine, folder = own
     async with request.app.state.changing:
         served = engine.catalog.find(name)
-        if served.adapter is None or served.adapter.parent != folder:
+        if not _is_added(served, folder):
             raise ApiError(
                 409, f"{name!r} belongs to what the server started with; only its operator can remove it", param="name"
             )
@@ -158,9 +164,15 @@ async def delete_adapter(request: Request, own: Administered, name: str) -> dict
         # no await: who goes away leaves no files that the next start would serve; nor, by the renaming, does a kill
         gone = temporary_of(folder / served.name)
         shutil.rmtree(gone, ignore_errors=True)  # of a killed server of this process's number
-        (folder / served.name).rename(gone)
+        with suppress(FileNotFoundError):  # removed by hand, or by another server
+            (folder / served.name).rename(gone)
         shutil.rmtree(gone, ignore_errors=True)
     return {"id": served.name, "object": "model", "deleted": True}
+
+
+def _is_added(served: Served, folder: Path) -> bool:
+    """Whether a model was added while the server ran, or one before it."""
+    return served.adapter is not None and served.adapter.parent == folder
 
 
 def take_up(folder: Path) -> None:
