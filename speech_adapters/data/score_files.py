@@ -62,9 +62,8 @@ def read_scores(
         rows = _table(path, columns) if is_table(path) else read_rows(path, "score file")
         scores = _read_pairs(path, rows, trials)
     if np.isnan(scores).any():
-        raise InputError(
-            f"{path}: the score of trial {trials[int(np.isnan(scores).argmax())]} is NaN; score it again."
-        )
+        trial = trials[int(np.isnan(scores).argmax())]
+        raise InputError(f"{path}: the score of the trial {trial.enrol} {trial.test} is NaN; score it again.")
     return scores
 
 
