@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from speech_adapters.active.experiment import ActiveConfig
 from speech_adapters.config import option, parse_cli, run_main
+from speech_adapters.data.corpus_check import check_apart
 from speech_adapters.data.manifest import Channel, Manifest
 from speech_adapters.errors import ConfigError, InputError
 
@@ -80,7 +81,7 @@ def run_sheet(config: Config, encoder, pool: Manifest, test: Manifest | None, ru
     loop = LabellingLoop(config, encoder, pool, test, run.path / "loops" / "people", config.loop)
     learner = loop.learner
     if config.filled is not None:
-        learner.label(read_filled(config, loop, run))
+        loop.label(read_filled(config, loop, run), str(config.filled))
     turn = loop.next_round()
     if turn is None:
         labelled = learner.labelled
@@ -116,6 +117,8 @@ def read_data(config: Config) -> tuple[Manifest, Manifest | None]:
         raise ConfigError(
             "--mode sheet needs --labels, such as --labels angry,happy,sad: the pool does not tell them."
         )
+    if test is not None:
+        check_apart(pool, test)
     return pool, test
 
 
@@ -139,7 +142,7 @@ def main(argv: list[str] | None = None) -> None:
     if config.mode == "oracle":
         config.task.check(pool, test, encoder)
     elif test is not None:
-        check_audible(test, encoder, any_length=config.task.windows is not None)
+        config.task.check_test(test, encoder, config.classes(pool))
     data = {name: manifest.describe() for name, manifest in (("pool", pool), ("test", test)) if manifest is not None}
     known = {"ignore": ("filled",), "data": data, "base": encoder.identity}
     run = RunFolder.open("active_learning", config, config.output, resume=config.resume, **known)

@@ -22,7 +22,8 @@ from functools import partial
 from pathlib import Path
 
 from speech_adapters.config import option, parse_cli, run_main
-from speech_adapters.data.manifest import Channel, Manifest, Utterance, check_disjoint
+from speech_adapters.data.corpus_check import check_apart
+from speech_adapters.data.manifest import Channel, Manifest, Utterance
 from speech_adapters.errors import ConfigError
 from speech_adapters.tasks.domains import Domain, DomainsConfig
 
@@ -97,7 +98,7 @@ def find_domains(config: Config) -> list[Domain]:
     for one in domains:
         for other in domains:
             if one is not other or one.name not in config.shared_speakers:
-                check_disjoint(one.train, other.test)
+                check_apart(one.train, other.test)
     return sorted(domains, key=lambda domain: domain.name != first)
 
 
@@ -113,7 +114,7 @@ def find_outside(config: Config, domains: list[Domain]) -> dict[str, Manifest]:
     found = {name: _read(path, config.channel).map(partial(_of_domain, name)) for name, path in config.outside.items()}
     for test in found.values():
         for domain in domains:
-            check_disjoint(domain.train, test)
+            check_apart(domain.train, test)
     return found
 
 

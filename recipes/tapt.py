@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from speech_adapters.config import option, parse_cli, run_main
+from speech_adapters.data.corpus_check import check_apart
 from speech_adapters.data.manifest import Channel, Manifest
 from speech_adapters.errors import ConfigError
 from speech_adapters.objectives.choice import ObjectiveChoice, read_noises
@@ -134,8 +135,10 @@ def read_downstream(config: Config) -> tuple[Manifest, Manifest, dict[str, Manif
     if config.downstream_train is None:
         return None
     read = partial(Manifest.read, require=config.downstream.required, check_files=True, channel=config.channel)
-    others = {str(path): read(path) for path in config.downstream_also}
-    return read(config.downstream_train), read(config.downstream_test), others
+    train, test, *others = map(read, (config.downstream_train, config.downstream_test, *config.downstream_also))
+    for scored in (test, *others):
+        check_apart(train, scored)
+    return train, test, dict(zip(map(str, config.downstream_also), others, strict=True))
 
 
 def compare_downstream(config: Config, encoder, data, run) -> dict[str, MethodResults]:

@@ -13,12 +13,14 @@ from small_encoders import small_encoder, stock_model
 from small_models import shake, small_model
 from test_recipes import run
 
-from speech_adapters.active.experiment import ActiveConfig
+from speech_adapters.active.experiment import ActiveConfig, LabellingLoop
+from speech_adapters.active.loop import LabellingConfig
 from speech_adapters.active.pool_predictions import committee_disagreement, dropout_disagreement, observe
 from speech_adapters.data.audio import write_audio
 from speech_adapters.data.manifest import Manifest, Utterance
-from speech_adapters.errors import ConfigError
+from speech_adapters.errors import ConfigError, InputError
 from speech_adapters.heads import ClassificationHead, SpeakerHead
+from speech_adapters.tasks.downstream import Downstream
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +143,47 @@ def test_experiment(speech, tmp_path, task):
     cut.write_text("".join(lines[:5]) + lines[5][:20])
     run(*command)
     assert cut.read_text() == "".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("task", "wrong", "message"),
+    [
+        ("asr", "?!", "filled.csv: the transcripts of 'pool[0-9]+' have no words"),
+        ("asr", "DREI GRÖSSERE", "filled.csv: .*Ö"),
+        ("asr", "NO AND YES " * 20, "1 transcripts are longer than their audio allows"),
+        ("emotion", "sad", "emotion is 'sad', not one of the head's classes"),
+    ],
+)
+def test_labels_that_cannot_be_learnt_are_refused_while_they_can_be_corrected(speech, tmp_path, task, wrong, message):
+    pool, key = Manifest.read(speech / "pool.jsonl"), "text" if task == "asr" else "emotion"
+    config = ActiveConfig(task=Downstream(task=task), loop=LabellingConfig(budget=4, initial=1.0, rounds=1))
+    config.loop.cold_start = "random"
+    encoder = small_encoder("wavlm", "pre-norm")
+    loop = LabellingLoop(config, encoder, pool, None, tmp_path, config.loop)
+    turn = loop.next_round()
+    labels = {u.id: {key: u.get(key)} for u in turn.picks}
+    with pytest.raises(InputError, match=message):
+        loop.label(labels | {turn.picks[1].id: {key: wrong}}, "filled.csv")
+    assert loop.learner.pending == turn
+    loop.label(labels, "filled.csv")
+    assert [u.get(key) for u in loop.learner.labelled] == [u.get(key) for u in turn.picks]
+
+
+def test_a_test_set_is_looked_at_before_anything_is_labelled(speech):
+    test, encoder = Manifest.read(speech / "test.jsonl"), small_encoder("wavlm", "pre-norm")
+    Downstream(task="emotion").check_test(test, encoder, ("angry", "calm", "sad"))
+    with pytest.raises(InputError, match="'calm'"):
+        Downstream(task="emotion").check_test(test, encoder, ("angry", "sad"))
+    Downstream(vocabulary="subwords").check_test(test, encoder)
+    with pytest.raises(InputError, match="Ö"):
+        Downstream().check_test(test.map(lambda u: replace(u, text="SCHÖN")), encoder)
+
+
+def test_a_pool_that_holds_the_test_set_is_refused(speech, tmp_path):
+    test = tmp_path / "test.jsonl"
+    Manifest.read(speech / "pool.jsonl")[:8].map(lambda u: replace(u, speaker=None)).write(test)
+    found = run("recipes/active_learning.py", "--pool", speech / "pool.jsonl", "--test", test, expect=2)
+    assert "pool.jsonl: shares the audio of 8 utterances with" in found.stderr
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from speech_adapters.data import audio_files
 from speech_adapters.data.audio import write_audio
-from speech_adapters.data.corpus_check import check_corpus, corpus_notes
+from speech_adapters.data.corpus_check import check_apart, check_corpus, corpus_notes
 from speech_adapters.data.manifest import Manifest, Utterance, check_disjoint, equal_shares
 from speech_adapters.errors import ManifestError
 
@@ -291,6 +291,16 @@ def test_check_disjoint_lists_the_leak():
         check_disjoint(train, test)
     check_disjoint(train, test.filter(lambda u: u.speaker > "s8" or u.speaker < "s2"))
     check_disjoint(train, test, key="text")
+
+
+def test_check_apart_finds_what_is_heard_twice_where_speakers_do_not_tell():
+    train = Manifest((Utterance(f"t{i}", Path(f"/{i}.wav"), 1.0) for i in range(3)), "train.jsonl")
+    test = Manifest((Utterance(f"e{i}", Path(f"/{i}.wav"), 1.0, speaker=f"{i}") for i in range(2, 5)), "test.jsonl")
+    with pytest.raises(ManifestError, match=r"train\.jsonl: shares the audio of 1 utterance with test\.jsonl: 't2'"):
+        check_apart(train, test)
+    later, left = (test.map(lambda u, new=new: replace(u, **new)) for new in ({"offset": 1.0}, {"channel": 0}))
+    check_apart(train, later)  # other seconds of the recording
+    check_apart(train.map(lambda u: replace(u, channel=1)), left)
 
 
 def test_summary_is_one_line():

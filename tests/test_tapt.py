@@ -308,12 +308,13 @@ def test_a_task_scores_recordings_of_any_length_through_windows(speech, tmp_path
 @pytest.mark.slow
 def test_recipe(speech, tmp_path):
     """The whole command line, its resume, and the adapter it leaves."""
-    out = tmp_path / "run"
+    out, whole, scored = tmp_path / "run", Manifest.read(speech / "speech.jsonl"), tmp_path / "scored.jsonl"
+    whole.filter(lambda u: u.speaker != "s2").write(tmp_path / "labelled.jsonl")
+    whole.filter(lambda u: u.speaker == "s2").write(scored)
     command = [
         "recipes/tapt.py", "--train", speech / "speech.jsonl", "--encoder", speech / "encoder", "--output", out,
         "--objective", "wavlm", "--adapter", "last-2", "--save-base", "--seeds", "0",
-        "--downstream-also", speech / "speech.jsonl", "--downstream-train", speech / "speech.jsonl",
-        "--downstream-test", speech / "speech.jsonl",
+        "--downstream-also", scored, "--downstream-train", tmp_path / "labelled.jsonl", "--downstream-test", scored,
         "training.updates=4", "training.crops=2", "training.crop_seconds=0.6", "training.evaluate_every=2",
         "wavlm.units=1", "wavlm.clusters=5", "wav2vec2.entries=8", "wav2vec2.negatives=5",
         "second_pass.updates=2", "second_pass.crops=1", "second_pass.crop_seconds=0.6",
@@ -323,7 +324,8 @@ def test_recipe(speech, tmp_path):
     ]  # fmt: skip
     lacking = run(*command, "training.learning_rates={lora: 1.0}", expect=2)
     assert "training.learning_rates.lora: no method of this run has this group" in lacking.stderr
-    assert not out.exists()
+    heard = run(*command, "--downstream-also", tmp_path / "labelled.jsonl", expect=2)
+    assert "labelled.jsonl: shares 2 speakers with" in heard.stderr and not out.exists()
     run(*command)
     logged = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     rates = [line["learning_rate"] for line in logged if line["method"] == "tapt" and "learning_rate" in line]
@@ -331,7 +333,7 @@ def test_recipe(speech, tmp_path):
     results = json.loads((out / "results.json").read_text())
     assert results["prediction_head"] == "new" and results["second_pass"]["subdomain"] in ("noisy", "clean")
     assert 0 <= results["metrics"]["wer"]["low"] <= results["metrics"]["wer"]["high"]
-    assert results["also"][str(speech / "speech.jsonl")]["wer"] == results["metrics"]["wer"]
+    assert results["also"][str(scored)]["wer"] == results["metrics"]["wer"]
     assert set(results["baselines"]) == {"without"} and (out / "report.html").is_file()
     model = SpeechAdapterModel(load_encoder(speech / "encoder"))
     model.load_adapter(out / "adapters" / "tapt")

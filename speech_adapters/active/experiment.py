@@ -68,6 +68,10 @@ class ActiveConfig:
             training=replace(settings, learning_rates={}),
         )
 
+    def classes(self, pool: Manifest) -> tuple[str, ...]:
+        """All classes, said or told by the pool; none for recognition."""
+        return () if self.task.task == "asr" else tuple(self.labels) or pool.values(self.task.label_field)
+
     def check_adapters(self, encoder: Encoder, strategies: Sequence[str]) -> None:
         """Find what of the adapters' settings does not fit, that of a committee among them; raises an InputError."""
         self.task.check_adapter(encoder, self.start)
@@ -90,8 +94,7 @@ class LabellingLoop:
         self.config, self.encoder, self.test, self.task = config, encoder, test, config.task
         self.learner = ActiveLearner(pool, loop, folder)
         self.run = RunFolder(folder)
-        key = self.task.label_field
-        self.labels = () if self.task.task == "asr" else tuple(config.labels) or pool.values(key)
+        self.labels = config.classes(pool)
 
     @property
     def key(self) -> str:
@@ -108,6 +111,16 @@ class LabellingLoop:
         if self.learner.waits_for_score:
             self.train()
         return self.learner.next_round(self.view)
+
+    def label(self, labels: dict[str, dict[str, Any]], name: str) -> None:
+        """Take in what people said, from ``name``; what training cannot use is refused while it can be corrected.
+
+        Raises:
+            InputError: names the utterances whose labels no training can use; see also :meth:`ActiveLearner.label`.
+        """
+        if self.learner.pending is not None:
+            self.task.check_labels(self.learner.with_labels(labels, name), self.encoder, self.labels)
+        self.learner.label(labels)
 
     def train(self) -> None:
         """Train on all labels so far, keep the model, report its score."""

@@ -16,7 +16,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -124,14 +124,18 @@ class ActiveLearner:
     @property
     def labelled(self) -> Manifest:
         """Everything labelled so far, with the labels that came back."""
+        labels = {name: labels for entry in self._of("labels") for name, labels in entry["labels"].items()}
+        return self.with_labels(labels, f"{self.pool.name}, labelled")
+
+    def with_labels(self, labels: Mapping[str, dict[str, Any]], name: str) -> Manifest:
+        """The utterances of the pool that ``labels`` names, with these labels, as a manifest called ``name``."""
         found = []
-        for entry in self._of("labels"):
-            for name, labels in entry["labels"].items():
-                known = {key: value for key, value in labels.items() if key in Utterance.__dataclass_fields__}
-                extra = {key: value for key, value in labels.items() if key not in known}
-                utterance = self._utterances[name]
-                found.append(replace(utterance, **known, extra={**utterance.extra, **extra}))
-        return Manifest(found, f"{self.pool.name}, labelled")
+        for identity, said in labels.items():
+            known = {key: value for key, value in said.items() if key in Utterance.__dataclass_fields__}
+            extra = {key: value for key, value in said.items() if key not in known}
+            utterance = self._utterances[identity]
+            found.append(replace(utterance, **known, extra={**utterance.extra, **extra}))
+        return Manifest(found, name)
 
     @property
     def unlabelled(self) -> Manifest:

@@ -63,6 +63,19 @@ def check_corpus(manifests: Sequence[Manifest]) -> list[str]:
     return findings
 
 
+def check_apart(first: Manifest, second: Manifest) -> None:
+    """Check that no speaker is in both manifests, and that no stretch of a file is heard in both: speakers may be
+    unknown, or called otherwise in a table that a spreadsheet has saved.
+
+    Raises:
+        ManifestError: names what is shared.
+    """
+    check_disjoint(first, second)
+    pieces, others = (_pieces_of(m, (str(u.audio_filepath) for u in m)) for m in (first, second))
+    if findings := shared_audio_findings(first, second, pieces, others):
+        raise ManifestError(findings[0])
+
+
 def corpus_notes(manifests: Sequence[Manifest]) -> list[str]:
     """What the same manifests hold that is no fault: long utterances, and what keeps splits from being compared."""
     notes = []
@@ -190,12 +203,17 @@ _Piece = tuple[float, float, object, str]
 def _pieces(manifests: Sequence[Manifest]) -> Iterator[tuple[Manifest, Mapping[str, list[_Piece]]]]:
     """Each manifest with the pieces that it takes of each file, by the hash of the file's bytes: copies are one."""
     for manifest in manifests:
-        found: defaultdict[str, list[_Piece]] = defaultdict(list)
         paths = [u.audio_filepath for u in manifest] if len(manifests) > 1 else []
-        for u, path, file in zip(manifest, paths, audio_hashes(paths), strict=False):
-            key = str(path) if file == "missing" else file
-            found[key].append((u.offset, u.offset + u.duration, u.channel, u.id))
-        yield manifest, found
+        hashes = zip(paths, audio_hashes(paths), strict=True)
+        yield manifest, _pieces_of(manifest, (str(path) if file == "missing" else file for path, file in hashes))
+
+
+def _pieces_of(manifest: Manifest, files: Iterable[str]) -> Mapping[str, list[_Piece]]:
+    """The pieces that a manifest takes of each file; ``files`` says whose each utterance is."""
+    found: defaultdict[str, list[_Piece]] = defaultdict(list)
+    for u, file in zip(manifest, files, strict=False):
+        found[file].append((u.offset, u.offset + u.duration, u.channel, u.id))
+    return found
 
 
 def shared_audio_findings(

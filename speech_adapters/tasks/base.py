@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from speech_adapters.config import option
-from speech_adapters.data.manifest import Channel, Manifest, check_disjoint
+from speech_adapters.data.corpus_check import check_apart
+from speech_adapters.data.manifest import Channel, Manifest
 from speech_adapters.data.trials import TrialList
 from speech_adapters.data.windows import Windows
 from speech_adapters.errors import ConfigError
@@ -188,14 +189,14 @@ class Corpus:
         return tuple(sorted({value for split in self.splits.values() for value in split.values(key)}))
 
     def check_speakers(self) -> Corpus:
-        """Itself when no speaker of the training set is in another split.
+        """Itself when no speaker of the training set is in another split, and nothing that it hears.
 
         Raises:
-            ManifestError: names the shared speakers.
+            ManifestError: names the shared speakers, or utterances.
         """
         for name, manifest in self.splits.items():
             if name != "train":
-                check_disjoint(self.train, manifest)
+                check_apart(self.train, manifest)
         return self
 
 

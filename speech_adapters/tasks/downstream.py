@@ -98,6 +98,18 @@ class Downstream(RecognitionSettings):
         self._task.check(Corpus(labelled, None, test, labelled.name), encoder, windows=self.windows)
         check_hearing(labelled, encoder, self.training)
 
+    def check_labels(self, labelled: Manifest, encoder: Encoder, labels: Sequence[str] = ()) -> None:
+        """Find whatever training on these labels would fail of; raises an InputError that names the utterances.
+        ``labels`` are all classes."""
+        self.head(labelled, labels).check(labelled, encoder, any_length=True)
+
+    def check_test(self, test: Manifest, encoder: Encoder, labels: Sequence[str] = ()) -> None:
+        """Find whatever scoring on ``test`` would fail of, where nothing is labelled yet; raises an InputError."""
+        one = replace(self, vocabulary="characters") if self.vocabulary == "subwords" else self  # many, of few texts
+        task = one._task
+        task.start_head = one.head(test, labels)
+        task.check(Corpus(test, None, test, test.name), encoder, crops=True, windows=self.windows)
+
     def check_adapter(
         self, encoder: Encoder, start: Path | None = None, use: Literal["continue", "stack"] = "continue"
     ) -> None:
