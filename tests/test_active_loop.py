@@ -372,6 +372,23 @@ def test_a_bad_table_says_where(sheet):
         read_sheet(folder / "sheet.csv", picks, "emotion", LABELS)
     with pytest.raises(InputError, match="cannot be read"):
         read_sheet(folder / "none.csv", picks, "emotion", LABELS)
+    for name, content, message in (
+        ("latin.csv", "id,emotion\nu0,schön\n".encode("cp1252"), "not UTF-8 text .*; convert the sheet to UTF-8"),
+        ("sheet.xlsx", b"PK\x03\x04\xff", "the sheet, a workbook, cannot be read; save its sheet as CSV"),
+    ):
+        (folder / name).write_bytes(content)
+        with pytest.raises(InputError, match=f"{name}: {message}"):
+            read_sheet(folder / name, picks, "emotion", LABELS)
+
+
+def test_a_sheet_that_a_spreadsheet_has_changed(sheet):
+    folder, picks = sheet
+    numbered = [replace(pick, id=f"00{number}") for number, pick in enumerate(picks, 1)]
+    (folder / "t.csv").write_text("id;text\r\n1;A\r\n2;B\r\n3;C\r\n")
+    with pytest.raises(InputError, match=r"t\.csv:2: id '1' is not in this round \('001' is there: .*zeros"):
+        read_sheet(folder / "t.csv", numbered, "text")
+    (folder / "t.csv").write_text('id;text\r\n001;"A \nB"\r\n002;B\r\n003;C\r\n')
+    assert read_sheet(folder / "t.csv", numbered, "text")["001"] == {"text": "A B"}
 
 
 # ---------------------------------------------------------------------- curves

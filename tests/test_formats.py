@@ -382,6 +382,21 @@ def test_a_table_of_clips_in_another_folder(audio: Path, tmp_path: Path) -> None
         read_format("csv", tmp_path / "t.tsv")
 
 
+@pytest.mark.parametrize("header", ["path\ttext", '"path"\t"text"'])
+def test_tabs_as_spreadsheets_write_them(header: str, audio: Path, tmp_path: Path) -> None:
+    quoted = '"a.wav"' if header.startswith('"') else "a.wav"
+    (tmp_path / "t.tsv").write_text(f'{header}\r\n{quoted}\t"HE SAID ""HI"",\nAND WENT"\r\n')
+    (u,) = read_format("csv", tmp_path / "t.tsv", root=audio)
+    assert u.text == 'HE SAID "HI", AND WENT'
+
+
+def test_a_number_that_has_lost_its_zeros_is_told(audio: Path, tmp_path: Path) -> None:
+    (audio / "a.wav").rename(audio / "007.wav")
+    (tmp_path / "t.csv").write_text("file;text\n7;YES\n")
+    with pytest.raises(ManifestError, match=r"t\.csv:2: .* has no '7' \('007' is there: .*zeros"):
+        read_folder(audio, table=tmp_path / "t.csv")
+
+
 # ------------------------------------------------------------------ folders
 
 

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from speech_adapters.active.pool_predictions import Observation
+from speech_adapters.data.formats.columns import one_line, zeros_lost
 from speech_adapters.data.manifest import Manifest, Utterance
 from speech_adapters.data.records import Names, read_records
 from speech_adapters.errors import ManifestError, counted
@@ -140,10 +141,11 @@ def read_sheet(
         for column in ("id", key):
             if not isinstance(entry.get(column), str):
                 raise ManifestError(f"{where}: {column!r} is missing; keep the sheet's columns and fill in {key!r}")
-        name, label = entry["id"], entry[key].strip()
+        name, label = entry["id"], one_line(entry[key])
         name = name if name in wanted else stripped.get(name, name)
         if name not in wanted:
-            raise ManifestError(f"{where}: id {name!r} is not in this round; give this round's sheet")
+            remedy = zeros_lost(name, sorted(wanted)) or "; give this round's sheet"
+            raise ManifestError(f"{where}: id {name!r} is not in this round{remedy}")
         if name in found:
             raise ManifestError(f"{where}: id {name!r} stands here a second time; keep one of the lines")
         if not label:

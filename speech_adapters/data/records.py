@@ -15,6 +15,7 @@ from typing import Any
 
 from speech_adapters.data.formats.columns import NAMES, check_distinct
 from speech_adapters.data.formats.separators import without_separator
+from speech_adapters.data.text_files import is_workbook, read_utf8
 from speech_adapters.errors import ConfigError, InputError
 
 SUFFIXES = (".csv", ".tsv", ".jsonl")
@@ -155,8 +156,6 @@ def _json_rows(path: Path, what: str, needed: Sequence[str]) -> Iterator[tuple[i
 
 
 def _text(path: Path, what: str) -> str:
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{path}: {what} cannot be read ({reason}); check the path") from error
+    if is_workbook(path):
+        raise InputError(f"{path}: {what}, a workbook, cannot be read; save its sheet as CSV (UTF-8)")
+    return read_utf8(path, what.removeprefix("the "))

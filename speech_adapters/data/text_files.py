@@ -27,3 +27,8 @@ def read_utf8(path: Path, what: str) -> str:
     """The text of a file; see :func:`reading` for ``what`` and the errors."""
     with reading(path, what):
         return path.read_bytes().decode("utf-8-sig")
+
+
+def is_workbook(path: Path) -> bool:
+    """Whether a file is a workbook and no text that is called one, as some tools export tables."""
+    return path.is_file() and path.read_bytes()[:4] in (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 
 from speech_adapters.errors import ManifestError
 
@@ -29,8 +30,13 @@ an offset it tells the duration, where no column does."""
 
 
 def value_of(key: str, text: str) -> str | int:
-    """What a manifest holds of a cell: its text, but for the number of a channel."""
-    return int(text) if key == "channel" and text.isdecimal() else text
+    """What a manifest holds of a cell: its text, in one line, but for the number of a channel."""
+    return int(text) if key == "channel" and text.isdecimal() else one_line(text)
+
+
+def one_line(text: str) -> str:
+    """A cell's text without the line ends that people put into it."""
+    return " ".join(map(str.strip, re.split(r"[\r\n]+", text.strip())))
 
 
 def check_distinct(names: Sequence[str], where: str) -> None:
@@ -39,6 +45,13 @@ def check_distinct(names: Sequence[str], where: str) -> None:
     for number, name in enumerate(names):
         if name and name in names[:number]:
             raise ManifestError(f"{where}: two columns are called {name!r}; rename one of them, or remove it")
+
+
+def zeros_lost(name: str, known: Iterable[str]) -> str:
+    """Of a name that is unknown, what to do where one of the known ones is the same number with zeros in front."""
+    first = next((one for one in known if name.isdecimal() and one.isdecimal() and int(one) == int(name)), None)
+    lost = "spreadsheets drop the zeros in front; give that column the format of text before it is filled"
+    return "" if first is None else f" ({first!r} is there: {lost})"
 
 
 def match_columns(names: Sequence[str], said: Mapping[str, str], where: str) -> dict[str, str]:

@@ -21,7 +21,7 @@ from typing import Any
 from speech_adapters.data.audio import DURATION_TOLERANCE, audio_info, channel_of_several
 from speech_adapters.data.audio_suffixes import READABLE, UNREADABLE, USUAL, recordings_in, unreadable_message
 from speech_adapters.data.formats import textgrid
-from speech_adapters.data.formats.columns import value_of
+from speech_adapters.data.formats.columns import value_of, zeros_lost
 from speech_adapters.data.formats.tables import Table, read_table
 from speech_adapters.data.formats.timed_texts import SUFFIXES, read_texts
 from speech_adapters.data.manifest import Manifest
@@ -151,7 +151,7 @@ def _rows_with_files(
             case [file]:
                 found.append((place, entry | {"audio_filepath": str(file.absolute())}))
             case []:
-                unread, hint = others.get(_composed(Path(said).name)), ""
+                unread, hint = others.get(_composed(Path(said).name)), zeros_lost(said, by_name)
                 if unread is not None:
                     hint = f" of a kind that is read: {unreadable_message([unread], root)}"
                 elif alike:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -14,7 +15,7 @@ from speech_adapters.data.formats.columns import check_distinct, match_columns, 
 from speech_adapters.data.formats.separators import without_separator
 from speech_adapters.data.manifest import Manifest, Utterance
 from speech_adapters.data.manifest_lines import relative_audio
-from speech_adapters.data.text_files import read_utf8
+from speech_adapters.data.text_files import is_workbook, read_utf8
 from speech_adapters.errors import ManifestError
 from speech_adapters.files import write_text
 
@@ -30,6 +31,8 @@ _NO_TABLES = {
     ".vtt": _TIMES,
 }
 """Suffixes of what is often given as a table -> what is said of it."""
+
+_QUOTED = re.compile('".*"', re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -58,11 +61,6 @@ class Table:
             yield place, entry
 
 
-def _is_workbook(path: Path) -> bool:
-    """Whether a file is a workbook and no text that is called one, as some tools export tables."""
-    return path.is_file() and path.read_bytes()[:4] in (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")
-
-
 def read_table(
     path: str | os.PathLike[str],
     columns: Mapping[str, str] | None = None,
@@ -82,7 +80,7 @@ def read_table(
     """
     path, said = Path(path), dict(columns or {})
     kind = _NO_TABLES.get(path.suffix.lower())
-    if kind is not None and (kind != _WORKBOOK or _is_workbook(path)):
+    if kind is not None and (kind != _WORKBOOK or is_workbook(path)):
         raise ManifestError(f"{path}: {kind}")
     lines = _rows(path, read_utf8(path, "table"))
     if not lines:
@@ -106,20 +104,30 @@ def read_table(
     return Table(path, found, tuple(name for name in others if name not in found), left_out, rows)
 
 
+def _styles(delimiters: str) -> Iterator[tuple[str, int]]:
+    """Delimiters, with what quotes are: beside tabs and bars they belong to the text, as tools write it; only where
+    the rows or the header make no sense so, they are a spreadsheet's, around line ends or around all cells."""
+    for delimiter in delimiters:
+        if delimiter in "\t|":
+            yield delimiter, csv.QUOTE_NONE
+        yield delimiter, csv.QUOTE_MINIMAL
+
+
 def _rows(path: Path, text: str) -> list[tuple[int, list[str]]]:
     """(line, cells) of each line that is not blank."""
     tried: list[list[tuple[int, list[str]]]] = []
     problem: csv.Error | None = None
     text, said = without_separator(text)
-    for delimiter in said or "\t|;,":
-        style: Any = {"quoting": csv.QUOTE_NONE if delimiter in "\t|" else csv.QUOTE_MINIMAL}  # as tools write them
+    for delimiter, quoting in _styles(said or "\t|;,"):
+        style: Any = {"quoting": quoting}
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, **style)
         try:
             rows = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
         except csv.Error as error:
             problem = error
             continue
-        if rows and len({len(row) for _, row in rows}) == 1 and len(rows[0][1]) > 1:
+        even = rows and len({len(row) for _, row in rows}) == 1 and len(rows[0][1]) > 1
+        if even and not (quoting == csv.QUOTE_NONE and all(map(_QUOTED.fullmatch, rows[0][1]))):
             return rows
         tried.append(rows)
     if not tried:
