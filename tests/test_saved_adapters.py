@@ -352,6 +352,12 @@ def test_missing_files_are_named(saved, tmp_path, kind):
     (tmp_path / f"{kind}.json").write_bytes((saved / f"{kind}.json").read_bytes())
     with pytest.raises(CheckpointError, match=rf"{kind}_model.safetensors: no such file"):
         load(tmp_path)
+    for name in ("l", "m"):
+        part = tmp_path / "run" / f"{kind}s" / name / f"{kind}.json"
+        part.parent.mkdir(parents=True)
+        part.write_bytes((saved / f"{kind}.json").read_bytes())
+    with pytest.raises(CheckpointError, match=rf"give .*run/{kind}s/l or .*run/{kind}s/m\.$"):
+        load(tmp_path / "run")
 
 
 def test_what_cannot_be_written_leaves_nothing_behind(tmp_path, monkeypatch):

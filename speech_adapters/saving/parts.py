@@ -173,7 +173,7 @@ def _read_description(path: Path, kind: str) -> tuple[dict[str, Any], bytes]:
         described = json.loads(text.decode("utf-8-sig"), object_pairs_hook=_once)
         version, recorded, weights = described["format"], described.pop("sha256"), described["weights_sha256"]
     except (FileNotFoundError, NotADirectoryError):
-        raise CheckpointError(f"{path}: no such file; give a folder that holds a saved {kind}.") from None
+        raise _missing(path, kind) from None
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error}).") from error
     except (ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
@@ -198,6 +198,12 @@ def _read_description(path: Path, kind: str) -> tuple[dict[str, Any], bytes]:
     return described, text
 
 
+def _missing(path: Path, kind: str) -> CheckpointError:
+    """What is said of a part's file that is not there; of a run's folder, which parts it holds."""
+    held = " or ".join(str(file.parent) for file in sorted(path.parent.glob(f"{kind}s/*/{kind}.json")))
+    return CheckpointError(f"{path}: no such file; give {held or f'a folder that holds a saved {kind}'}.")
+
+
 def _read_weights(folder: Path, kind: str, expected: str) -> bytes:
     path = folder / f"{kind}_model.safetensors"
     found = False
@@ -212,7 +218,7 @@ def _read_weights(folder: Path, kind: str, expected: str) -> bytes:
         if _sha256(weights) == expected:
             return weights
     if not found:
-        raise CheckpointError(f"{path}: no such file; give a folder that holds a saved {kind}.")
+        raise _missing(path, kind)
     raise _damaged(path)
 
 
