@@ -107,6 +107,8 @@ def test_manifests_that_changed_since_are_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(ConfigError, match=message):
         RunFolder.open("asr", Recipe(), tmp_path / "mine", data=cut)
+    with pytest.raises(ConfigError, match=r"held 27 utterances then, 27 with other lines now\. Restore"):
+        RunFolder.open("asr", Recipe(), tmp_path / "mine", data={"train": {**train, "sha256": "b"}})
     (tmp_path / "mine" / "data.json").unlink()  # a run of before
     assert RunFolder.open("asr", Recipe(), tmp_path / "mine", data=cut).resumed
 

@@ -193,7 +193,7 @@ def test_a_sweep_finds_its_finalists_on_dev_and_tests_them_when_asked(data, tmp_
     assert "No other is better and smaller" in page and "<h2>Finalists</h2>" in page
     with pytest.raises(SystemExit):
         command_line([*command, "training.warmup=0.3"])
-    assert "was begun with other settings (config; see sweep.json)" in capsys.readouterr().err
+    assert "was begun with other settings: config.training.warmup was 0.1, now 0.3. Go on" in capsys.readouterr().err
 
 
 def test_what_the_pruner_stops_makes_no_more_updates(data, tmp_path, monkeypatch):

@@ -168,11 +168,13 @@ class RunFolder:
         for split, now in data.items():
             then = before.get(split)
             if split == "encoder":
-                known = _flat(then or {})  # runs begun before this or that was recorded do not know it
-                changed += [_of_encoder(k, known[k], v) for k, v in _flat(now).items() if k in known and known[k] != v]
+                known = flat(then or {})  # runs begun before this or that was recorded do not know it
+                changed += [_of_encoder(k, known[k], v) for k, v in flat(now).items() if k in known and known[k] != v]
             elif isinstance(now, Mapping) and (not isinstance(then, Mapping) or then.get("sha256") != now["sha256"]):
-                held = f"{then.get('utterances')} utterances" if isinstance(then, Mapping) else "nothing"
-                changed.append(f"{split} ({now['name']}) held {held} then, {now['utterances']} now")
+                held = then.get("utterances") if isinstance(then, Mapping) else None
+                count = "nothing" if held is None else f"{held} utterances"
+                other = " with other lines" if held == now["utterances"] else ""  # a corrected text, perhaps
+                changed.append(f"{split} ({now['name']}) held {count} then, {now['utterances']}{other} now")
         if changed:
             raise ConfigError(
                 f"{self.path}: the data has changed since this run was begun: {'; '.join(changed[:10])}. Restore what "
@@ -186,7 +188,7 @@ class RunFolder:
             self._latest = None
 
     def _check_same(self, config: Any, ignore: Sequence[str]) -> None:
-        before, now = _flat(to_dict(load_config(type(config), self.config_file))), _flat(to_dict(config))
+        before, now = flat(to_dict(load_config(type(config), self.config_file))), flat(to_dict(config))
         free = tuple(f"{key}." for key in (*ignore, *_free_to_change(config)))
         differing = [key for key in now | before if not f"{key}.".startswith(free) and now.get(key) != before.get(key)]
         if differing:
@@ -358,11 +360,11 @@ def _of_encoder(key: str, then: Any, now: Any) -> str:
     return f"the encoder's {key} was {then!r}, now {now!r}"
 
 
-def _flat(values: Any, key: str = "") -> dict[str, Any]:
+def flat(values: Any, key: str = "") -> dict[str, Any]:
     """Nested settings by dotted key."""
     if not isinstance(values, dict) or not values:
         return {key: values}
-    return {k: v for name, value in values.items() for k, v in _flat(value, f"{key}.{name}" if key else name).items()}
+    return {k: v for name, value in values.items() for k, v in flat(value, f"{key}.{name}" if key else name).items()}
 
 
 def _free_to_change(config: Any, at: str = "") -> Iterator[str]:

@@ -40,7 +40,7 @@ from speech_adapters.files import read_json, to_json, write_json
 from speech_adapters.locks import locked, release
 from speech_adapters.reports.summary import higher_is_better
 from speech_adapters.reports.sweep_report import write_sweep_report
-from speech_adapters.runs.folder import RunFolder
+from speech_adapters.runs.folder import RunFolder, flat
 from speech_adapters.schema import to_dict
 from speech_adapters.sweeps.settings import SweepConfig
 from speech_adapters.sweeps.space import Space, Values, with_values
@@ -196,10 +196,12 @@ class Sweep:
                     raise InputError(f"{self.folder}: holds something other than a sweep; name a new folder.")
                 write_json(path, own)
             elif (before := read_json(path)) != own:
-                differing = [key for key in own if before.get(key) != own[key]]
+                then, now = flat(before), flat(own)
+                differing = [key for key in then | now if then.get(key) != now.get(key)]
+                said = "; ".join(f"{key} was {then.get(key)!r}, now {now.get(key)!r}" for key in differing[:10])
                 raise ConfigError(
-                    f"{self.folder} was begun with other settings ({', '.join(differing)}; see sweep.json); go on "
-                    "with the former ones, or name a new folder."
+                    f"{self.folder} was begun with other settings: {said}. Go on with the former ones, or name a new "
+                    "folder."
                 )
 
     def _open(self) -> optuna.Study:
