@@ -127,7 +127,7 @@ BAD_PREDICTIONS: dict[str, tuple[bytes, str, str]] = {
     "not JSON": (b"{", ".jsonl", ":1: not JSON"),
     "nested without end": (b"[" * 100_000, ".jsonl", ":1: not JSON"),
     "a list": (b"[]", ".jsonl", ":1: expected a JSON object"),
-    "Latin-1": (b"\xe9", ".jsonl", "cannot be read"),
+    "Latin-1": (b"\xe9", ".jsonl", "not UTF-8"),
     "no id": (_row(id=...), ".jsonl", ":1: id is None"),
     "no label": (_row(label=""), ".jsonl", ":1: label is ''"),
     "prediction a number": (_row(prediction=3), ".jsonl", ":1: prediction is 3"),
