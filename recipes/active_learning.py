@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from speech_adapters.active.experiment import ActiveConfig
-from speech_adapters.config import option, parse_cli, run_main
+from speech_adapters.config import is_run, option, parse_cli, run_main
 from speech_adapters.data.corpus_check import check_apart
 from speech_adapters.data.manifest import Channel, Manifest
 from speech_adapters.errors import ConfigError, InputError
@@ -117,7 +117,8 @@ def read_data(config: Config) -> tuple[Manifest, Manifest | None]:
         raise ConfigError(
             "--mode sheet needs --labels, such as --labels angry,happy,sad: the pool does not tell them."
         )
-    if test is not None:
+    begun = config.resume is not None or (config.output is not None and is_run(config.output))
+    if test is not None and not begun:  # a loop that has labels goes on: its data can no more be changed
         check_apart(pool, test)
     return pool, test
 

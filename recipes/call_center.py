@@ -97,8 +97,7 @@ def find_domains(config: Config) -> list[Domain]:
         raise ConfigError(f"first={first!r} is none of the domains {', '.join(names)}.")
     for one in domains:
         for other in domains:
-            if one is not other or one.name not in config.shared_speakers:
-                check_apart(one.train, other.test)
+            check_apart(one.train, other.test, speakers=one is not other or one.name not in config.shared_speakers)
     return sorted(domains, key=lambda domain: domain.name != first)
 
 

@@ -390,6 +390,12 @@ def test_tabs_as_spreadsheets_write_them(header: str, audio: Path, tmp_path: Pat
     assert u.text == 'HE SAID "HI", AND WENT'
 
 
+def test_quotes_of_a_text_swallow_no_rows_between_them(tmp_path: Path) -> None:
+    (tmp_path / "t.tsv").write_text('path\ttext\na.wav\t"Hello\nb.wav\tX\ty\nc.wav\tGo"\n')
+    with pytest.raises(ManifestError, match=r"t\.tsv:3: 3 cells, and 2 columns"):
+        read_table(tmp_path / "t.tsv")
+
+
 def test_a_number_that_has_lost_its_zeros_is_told(audio: Path, tmp_path: Path) -> None:
     (audio / "a.wav").rename(audio / "007.wav")
     (tmp_path / "t.csv").write_text("file;text\n7;YES\n")
@@ -735,10 +741,28 @@ def test_tiers_of_text_grids(written: str, encoding: str, audio: Path) -> None:
     assert found.left_out == (audio / "b" / "b.wav",)
     both = read_folder(audio, tiers=["customer", "agent"]).manifest
     assert [(u.id, u.speaker) for u in both] == [("a-0.250", "agent"), ("a-1.250", "customer"), ("a-2.000", "agent")]
-    (audio / "a.TextGrid").write_bytes(written.replace("1.25", "0.25").encode(encoding))
-    both = read_folder(audio, tiers=["agent", "customer"]).manifest
-    assert [u.id for u in both] == ["a-0.250", "a-0.250-2", "a-2.000"]
+    (audio / "a.TextGrid").write_bytes(written.replace("1.25", "0.2501").encode(encoding))
+    both = read_folder(audio, tiers=["agent", "customer"], pattern="{speaker}").manifest
+    assert [(u.id, u.speaker, u.extra["tier"]) for u in both] == [
+        ("a-0.250", "a", "agent"),
+        ("a-0.250-2", "a", "customer"),
+        ("a-2.000", "a", "agent"),
+    ]
+    speak(audio / "b" / "a.wav", 2.5)
+    (audio / "b" / "a.TextGrid").write_bytes((audio / "a.TextGrid").read_bytes())
+    several = read_folder(audio, tiers=["agent", "customer"]).manifest
+    assert [u.id for u in several][2:5] == ["a-2.000", "b-a-0.250", "b-a-0.250-2"]
     assert read_folder(audio).manifest[0].text == "another text"
+
+
+def test_tiers_of_one_name_are_refused_where_they_are_asked_for(audio: Path) -> None:
+    speak(audio / "a.wav", 2.5)
+    (audio / "a.TextGrid").write_text(TEXT_GRID.replace('"customer"', '" other "').replace('"agent"', '"other"'))
+    with pytest.raises(ManifestError, match="a second tier 'other'"):
+        read_folder(audio, tiers=["other"])
+    (audio / "a.TextGrid").write_text(TEXT_GRID.replace('"TextTier"', '"IntervalTier"').replace("0.5", "0.5\n0.6")
+                                      .replace('"clicks"', '"customer"'))  # fmt: skip
+    assert len(read_folder(audio, tiers=["agent"]).manifest) == 2
 
 
 @pytest.mark.parametrize(
@@ -750,6 +774,7 @@ def test_tiers_of_text_grids(written: str, encoding: str, audio: Path) -> None:
         (TEXT_GRID.replace("2e0", "two"), "agent", 'a.TextGrid:46: expected a number, got "Åh\\?"'),
         (TEXT_GRID[: TEXT_GRID.index('class = "TextTier')], "agent", "a.TextGrid: cut short after line"),
         (TEXT_GRID.replace("customer", "agent"), "agent", "a.TextGrid:46: a second tier 'agent'"),
+        (TEXT_GRID.replace("Åh?", ""), "customer", "a.TextGrid: no text in 'customer'"),
         (TEXT_GRID.replace('"TextGrid"', '"Sound"'), "agent", "a.TextGrid: not a TextGrid of Praat's"),
         ("ooBinaryFile\x08TextGrid\x00", "agent", "a.TextGrid: a binary TextGrid"),
         (TEXT_GRID.replace("<exists>\nsize = 3", "<absent>"), "agent", "no tier 'agent'; it has no intervals"),

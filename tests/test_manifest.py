@@ -301,6 +301,15 @@ def test_check_apart_finds_what_is_heard_twice_where_speakers_do_not_tell():
     later, left = (test.map(lambda u, new=new: replace(u, **new)) for new in ({"offset": 1.0}, {"channel": 0}))
     check_apart(train, later)  # other seconds of the recording
     check_apart(train.map(lambda u: replace(u, channel=1)), left)
+    check_apart(train, test.map(lambda u: replace(u, offset=0.6)))  # who is interrupted, and who interrupts
+    with pytest.raises(ManifestError, match="shares the audio of 1 utterance"):
+        check_apart(train, test.map(lambda u: replace(u, offset=0.4)))
+    known = train.map(lambda u: replace(u, speaker="2"))
+    with pytest.raises(ManifestError, match="shares 1 speaker"):
+        check_apart(known, later)
+    check_apart(known, later, speakers=False)
+    with pytest.raises(ManifestError, match="shares the audio of 1 utterance"):
+        check_apart(known, test, speakers=False)
 
 
 def test_summary_is_one_line():

@@ -686,6 +686,9 @@ def test_the_folder_of_added_adapters_may_change_beside_the_server(
         shutil.copytree(tmp_path / "others" / "adapters" / "lora-0", uploads / "theirs")
         theirs = error(http.post("/v1/adapters", data={"name": "theirs"}, files=files), 409)
         assert "put there by another server or by hand" in theirs["message"]
+        (uploads / "notes").write_text("keep")
+        error(http.post("/v1/adapters", data={"name": "notes"}, files=files), 409)
+        assert (uploads / "notes").read_text() == "keep"
         assert http.post("/v1/adapters", data={"name": "ours"}, files=files).status_code == 201
         shutil.rmtree(uploads / "ours")
         assert http.post("/v1/adapters", data={"name": "ours"}, files=files).status_code == 200

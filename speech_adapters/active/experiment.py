@@ -118,7 +118,8 @@ class LabellingLoop:
         Raises:
             InputError: names the utterances whose labels no training can use; see also :meth:`ActiveLearner.label`.
         """
-        if self.learner.pending is not None:
+        turn = self.learner.pending
+        if turn is not None and labels.keys() == {utterance.id for utterance in turn.picks}:
             self.task.check_labels(self.learner.with_labels(labels, name), self.encoder, self.labels)
         self.learner.label(labels)
 

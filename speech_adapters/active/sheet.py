@@ -144,7 +144,7 @@ def read_sheet(
         name, label = entry["id"], one_line(entry[key])
         name = name if name in wanted else stripped.get(name, name)
         if name not in wanted:
-            remedy = zeros_lost(name, sorted(wanted)) or "; give this round's sheet"
+            remedy = zeros_lost(name, wanted) or "; give this round's sheet"
             raise ManifestError(f"{where}: id {name!r} is not in this round{remedy}")
         if name in found:
             raise ManifestError(f"{where}: id {name!r} stands here a second time; keep one of the lines")

@@ -7,9 +7,11 @@ Notes are what a person should know and may well want as it is.
 from __future__ import annotations
 
 import os
+from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
+from operator import itemgetter
 from pathlib import Path
 
 from speech_adapters.data.audio import DURATION_TOLERANCE
@@ -63,16 +65,24 @@ def check_corpus(manifests: Sequence[Manifest]) -> list[str]:
     return findings
 
 
-def check_apart(first: Manifest, second: Manifest) -> None:
-    """Check that no speaker is in both manifests, and that no stretch of a file is heard in both: speakers may be
-    unknown, or called otherwise in a table that a spreadsheet has saved.
+def check_apart(first: Manifest, second: Manifest, *, speakers: bool = True) -> None:
+    """Check that no speaker is in both manifests, and no utterance: speakers may be unknown, or called otherwise in a
+    table that a spreadsheet has saved. Of people who interrupt each other some audio may be in both.
+
+    Args:
+        speakers: whether they are compared at all.
 
     Raises:
         ManifestError: names what is shared.
     """
-    check_disjoint(first, second)
-    pieces, others = (_pieces_of(m, (str(u.audio_filepath) for u in m)) for m in (first, second))
-    if findings := shared_audio_findings(first, second, pieces, others):
+    if speakers:
+        check_disjoint(first, second)
+    known = {str(u.audio_filepath) for u in second}
+    pieces = _pieces_of((str(u.audio_filepath), u) for u in first if str(u.audio_filepath) in known)
+    if not pieces:
+        return
+    others = _pieces_of((str(u.audio_filepath), u) for u in second)
+    if findings := shared_audio_findings(first, second, pieces, others, share=0.5):
         raise ManifestError(findings[0])
 
 
@@ -205,31 +215,42 @@ def _pieces(manifests: Sequence[Manifest]) -> Iterator[tuple[Manifest, Mapping[s
     for manifest in manifests:
         paths = [u.audio_filepath for u in manifest] if len(manifests) > 1 else []
         hashes = zip(paths, audio_hashes(paths), strict=True)
-        yield manifest, _pieces_of(manifest, (str(path) if file == "missing" else file for path, file in hashes))
+        files = (str(path) if file == "missing" else file for path, file in hashes)
+        yield manifest, _pieces_of(zip(files, manifest, strict=False))
 
 
-def _pieces_of(manifest: Manifest, files: Iterable[str]) -> Mapping[str, list[_Piece]]:
-    """The pieces that a manifest takes of each file; ``files`` says whose each utterance is."""
+def _pieces_of(utterances: Iterable[tuple[str, Utterance]]) -> Mapping[str, list[_Piece]]:
+    """The pieces that are taken of each file, by their start."""
     found: defaultdict[str, list[_Piece]] = defaultdict(list)
-    for u, file in zip(manifest, files, strict=False):
+    for file, u in utterances:
         found[file].append((u.offset, u.offset + u.duration, u.channel, u.id))
+    for pieces in found.values():
+        pieces.sort(key=itemgetter(0))
     return found
 
 
 def shared_audio_findings(
-    first: Manifest, second: Manifest, pieces: Mapping[str, list[_Piece]], others: Mapping[str, list[_Piece]]
+    first: Manifest,
+    second: Manifest,
+    pieces: Mapping[str, list[_Piece]],
+    others: Mapping[str, list[_Piece]],
+    share: float = 0.0,
 ) -> list[str]:
-    """Utterances of one manifest that are heard in another too, under whatever name and speaker."""
-    shared = [
-        name
-        for file in pieces.keys() & others.keys()
-        for start, end, channel, name in pieces[file]
-        if any(
-            min(end, other_end) - max(start, other_start) > DURATION_TOLERANCE
-            and (channel == other or not (isinstance(channel, int) and isinstance(other, int)))
-            for other_start, other_end, other, _ in others[file]
-        )
-    ]
+    """Utterances of one manifest that are heard in another too, under whatever name and speaker, in more than this
+    share of the shorter one."""
+    shared = []
+    for file in pieces.keys() & others.keys():
+        starts = [piece[0] for piece in others[file]]
+        longest = max(end - start for start, end, _, _ in others[file])
+        for start, end, channel, name in pieces[file]:
+            near = others[file][bisect_left(starts, start - longest) : bisect_left(starts, end)]
+            if any(
+                min(end, other_end) - max(start, other_start)
+                > max(DURATION_TOLERANCE, share * min(end - start, other_end - other_start))
+                and (channel == other or not (isinstance(channel, int) and isinstance(other, int)))
+                for other_start, other_end, other, _ in near
+            ):
+                shared.append(name)
     if not shared:
         return []
     return [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from speech_adapters.errors import ManifestError
@@ -31,4 +31,6 @@ def read_utf8(path: Path, what: str) -> str:
 
 def is_workbook(path: Path) -> bool:
     """Whether a file is a workbook and no text that is called one, as some tools export tables."""
-    return path.is_file() and path.read_bytes()[:4] in (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")
+    with suppress(OSError, ValueError), path.open("rb") as file:  # whoever reads it says what is wrong with the path
+        return file.read(4) in (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")
+    return False

@@ -195,9 +195,9 @@ class Sweep:
                 if self.folder.is_dir() and any(not file.name.startswith(".") for file in self.folder.iterdir()):
                     raise InputError(f"{self.folder}: holds something other than a sweep; name a new folder.")
                 write_json(path, own)
-            elif (before := read_json(path)) != own:
-                then, now = flat(before), flat(own)
-                differing = [key for key in then | now if then.get(key) != now.get(key)]
+                return
+            then, now = flat(read_json(path)), flat(own)
+            if differing := [key for key in then | now if then.get(key) != now.get(key)]:
                 said = "; ".join(f"{key} was {then.get(key)!r}, now {now.get(key)!r}" for key in differing[:10])
                 raise ConfigError(
                     f"{self.folder} was begun with other settings: {said}. Go on with the former ones, or name a new "

@@ -3,13 +3,14 @@
   speech-adapters manifest make calls --table calls.csv -o calls.jsonl
   speech-adapters manifest make calls -o calls.jsonl                     a .txt beside each recording is its text
   speech-adapters manifest make talks -o talks.jsonl                     an .srt or .vtt: an utterance per subtitle
-  speech-adapters manifest make calls --tiers agent,customer -o calls.jsonl      tiers of Praat's .TextGrid beside each
+  speech-adapters manifest make talks --tiers anna,ben -o talks.jsonl     tiers of Praat's .TextGrid beside each
   speech-adapters manifest make clips --pattern "{speaker}/{emotion}-{}" -o clips.jsonl
 
 The table (CSV or TSV) names the recordings by path or name, with or without suffix. Columns are known by usual names
 (file, path; text, transcript, sentence; speaker, client_id; emotion; label; start, duration), others by --columns.
 Beside a recording, subtitles (.srt, .vtt) and Audacity's labels (.txt) are an utterance each; so are the intervals of
-the tiers named, and of several tiers the names are the speakers.
+the tiers named. Of several tiers the names are the speakers; where they are roles, such as agent and customer, let the
+paths say who speaks: --tiers agent,customer --pattern "{speaker}".
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--columns", type=pairs, help=f"{COLUMNS}; numbers from 1 for a table without a header")
     parser.add_argument("--pattern", help='what the paths say, without suffix: "{speaker}/{emotion}-{}"')
     parser.add_argument(
-        "--tiers", type=names, default=(), help="tiers of Praat's .TextGrid beside each recording: agent,customer"
+        "--tiers", type=names, default=(), help="tiers of Praat's .TextGrid beside each recording: anna,ben"
     )
     parser.add_argument("--channel", type=channel, help="of files with several: a number from 0, or mix")
     add_output(parser)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 from speech_adapters.errors import ManifestError
 
@@ -47,9 +47,12 @@ def check_distinct(names: Sequence[str], where: str) -> None:
             raise ManifestError(f"{where}: two columns are called {name!r}; rename one of them, or remove it")
 
 
-def zeros_lost(name: str, known: Iterable[str]) -> str:
+def zeros_lost(name: str, known: Container[str]) -> str:
     """Of a name that is unknown, what to do where one of the known ones is the same number with zeros in front."""
-    first = next((one for one in known if name.isdecimal() and one.isdecimal() and int(one) == int(name)), None)
+    if not name.isdecimal():
+        return ""
+    longer = (name.rjust(length, "0") for length in range(len(name) + 1, 20))
+    first = next((one for one in longer if one in known), None)
     lost = "spreadsheets drop the zeros in front; give that column the format of text before it is filled"
     return "" if first is None else f" ({first!r} is there: {lost})"
 

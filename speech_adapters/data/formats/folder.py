@@ -65,7 +65,8 @@ def read_folder(
             Audacity's labels divide them into pieces (:mod:`~.timed_texts`).
         columns: key of the manifest -> column of the table, where the column's name does not tell.
         tiers: of the TextGrids beside the recordings (:mod:`~.textgrid`), which are read in place of other texts: each
-            interval with a text is an utterance. Of several, those that a file has; their names are the speakers.
+            interval with a text is an utterance. Of several, those that a file has; their names are the speakers, but
+            for what the pattern says.
         pattern: what the paths say, as seen from the folder and without suffix: ``{speaker}/{emotion}-{}``.
         channel: of files with several channels: a number from 0, or "mix".
 
@@ -103,10 +104,12 @@ def read_folder(
     problems = Problems(name)
     recordings = {Path(entry["audio_filepath"]) for _, entry in told}
     twins, stems = Counter(file.with_suffix("") for file in recordings), Counter(file.stem for file in recordings)
+    begun: Counter[str] = Counter()
     for path, (place, entry) in zip(paths, told, strict=True):
         try:
             if parse is not None:
-                entry |= _said_by_path(path, parse) | entry
+                said = _said_by_path(path, parse)
+                entry |= entry | said if tiers else said | entry  # a tier may be a role, and the path know the person
             entry |= _chosen_channel(entry, channel)
             if "id" not in entry and stems[path.name] > 1:
                 if (table is None or "offset" not in entry) and twins[root.absolute() / path] > 1:
@@ -115,6 +118,10 @@ def read_folder(
                         "or name them in a table with a column id"
                     )
                 entry["id"] = usual_id("-".join(path.parts), entry)  # the name alone would come twice
+            if table is None and "end" in entry:  # two may begin at once
+                entry["id"] = entry.get("id") or usual_id(path.name, entry)
+                begun[entry["id"]] += 1
+                entry["id"] += f"-{begun[entry['id']]}" if begun[entry["id"]] > 1 else ""
         except (AudioError, ManifestError) as error:
             problems.add(f"{place}: {error}")
     problems.raise_any()
@@ -220,7 +227,7 @@ def _with_tiers(
             continue
         where = f": {beside[0].relative_to(root)}"
         try:
-            known = textgrid.read_tiers(beside[0])
+            known = textgrid.read_tiers(beside[0], tiers)
             if not known.keys() & set(tiers):
                 names = f"it has {', '.join(map(repr, known))}" if known else "it has no intervals"
                 problems.add(f"{where}: no tier {' or '.join(map(repr, tiers))}; {names}")
@@ -229,9 +236,12 @@ def _with_tiers(
             texts: list[tuple[str, dict[str, Any]]] = [
                 (f":{part.line}", {"offset": part.start, "end": part.end, "text": part.text} | speaker)
                 for name in tiers
-                for speaker in [{"speaker": name} if len(tiers) > 1 else {}]
+                for speaker in [{"speaker": name, "tier": name} if len(tiers) > 1 else {}]
                 for part in known.get(name, ())
             ]
+            if not texts:
+                problems.add(f"{where}: no text in {' or '.join(map(repr, tiers))}; remove the TextGrid, and also the "
+                             "recording if nothing is said in it")  # fmt: skip
             texts.sort(key=lambda told: told[1]["offset"])
             audio = {"audio_filepath": str(file.absolute())}
             told += [(f"{where}{place}", audio | entry) for place, entry in _placed(file, beside[0], texts)]
@@ -258,23 +268,18 @@ def _beside(file: Path, suffixes: Sequence[str]) -> list[Path]:
 
 
 def _placed(file: Path, source: Path, texts: list[tuple[str, dict[str, Any]]]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The texts of a recording, those with times looked at, and with ids where two begin at once.
+    """The texts of a recording, those with times looked at.
 
     Raises:
         ManifestError: one that ends after the recording.
     """
-    begun: Counter[float] = Counter()
     length = audio_info(file).duration if any("end" in entry for _, entry in texts) else 0.0
     for place, entry in texts:
-        if "end" in entry:
-            if entry["end"] > length + DURATION_TOLERANCE:
-                raise ManifestError(
-                    f"{source}{place}: ends at {entry['end']:.2f} s, and {file.name} at {length:.2f} s; correct the "
-                    "time, or put the text beside the recording that it belongs to"
-                )
-            begun[entry["offset"]] += 1
-            if (number := begun[entry["offset"]]) > 1:
-                entry["id"] = f"{usual_id(file.stem, entry)}-{number}"
+        if "end" in entry and entry["end"] > length + DURATION_TOLERANCE:
+            raise ManifestError(
+                f"{source}{place}: ends at {entry['end']:.2f} s, and {file.name} at {length:.2f} s; correct the "
+                "time, or put the text beside the recording that it belongs to"
+            )
         yield place, entry
 
 

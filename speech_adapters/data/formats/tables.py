@@ -127,6 +127,8 @@ def _rows(path: Path, text: str) -> list[tuple[int, list[str]]]:
             problem = error
             continue
         even = rows and len({len(row) for _, row in rows}) == 1 and len(rows[0][1]) > 1
+        if delimiter in "\t|" and quoting == csv.QUOTE_MINIMAL:  # two quotes of the text would swallow what is between
+            even = even and not any(delimiter in cell for _, row in rows for cell in row)
         if even and not (quoting == csv.QUOTE_NONE and all(map(_QUOTED.fullmatch, rows[0][1]))):
             return rows
         tried.append(rows)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,11 +37,11 @@ class Interval:
     text: str
 
 
-def read_tiers(path: Path) -> dict[str, list[Interval]]:
+def read_tiers(path: Path, wanted: Collection[str] = ()) -> dict[str, list[Interval]]:
     """The intervals with text of each interval tier, in order; points are passed over.
 
     Raises:
-        ManifestError: a file of another kind, one that is cut short, two tiers of one name.
+        ManifestError: a file of another kind, one that is cut short, two tiers of a name that is wanted.
     """
     with reading(path, "TextGrid"):
         content = path.read_bytes()
@@ -53,7 +53,7 @@ def read_tiers(path: Path) -> dict[str, list[Interval]]:
     tokens.number(), tokens.number()
     tiers: dict[str, list[Interval]] = {}
     for _ in range(int(tokens.number()) if tokens.flag() == "<exists>" else 0):
-        kind, name = tokens.text(), tokens.text()
+        kind, name = tokens.text(), tokens.text().strip()
         tokens.number(), tokens.number()
         found = []
         for _ in range(int(tokens.number())):
@@ -63,7 +63,7 @@ def read_tiers(path: Path) -> dict[str, list[Interval]]:
             if text:
                 found.append(Interval(tokens.line, start, end, text))
         if kind == "IntervalTier":
-            if name in tiers:
+            if name in tiers and name in wanted:
                 raise ManifestError(f"{path}:{tokens.line}: a second tier {name!r}; give each a name of its own")
             tiers[name] = found
     return tiers

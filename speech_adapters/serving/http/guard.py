@@ -7,6 +7,7 @@ their headers say, and so that a client that goes away takes its work with it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import time
@@ -27,6 +28,9 @@ log = logging.getLogger("speech_adapters.serving")
 
 PUBLIC = {"/health", "/ready", "/", "/favicon.ico", "/openapi.json"}
 """Answered without a key: they tell nothing of models or clients."""
+
+LAST_WORD = 1.0
+"""Seconds for a client to take the last event of a stream that is given up."""
 
 SUBPROTOCOL = "openai-insecure-api-key."
 """How a browser hands a key to a WebSocket, which takes no headers: OpenAI's own word for it."""
@@ -60,13 +64,15 @@ class Guard:
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         started, status = time.monotonic(), 499  # nginx's word for a client that went away
-        begun = events = False
+        begun = open_events = False
 
         async def counted(message: Message) -> None:
-            nonlocal status, begun, events
+            nonlocal status, begun, open_events
             if message["type"] == "http.response.start":
                 status, begun = message["status"], True
-                events = Headers(raw=message["headers"]).get("content-type", "").startswith("text/event-stream")
+                open_events = Headers(raw=message["headers"]).get("content-type", "").startswith("text/event-stream")
+            elif not message.get("more_body", False):
+                open_events = False
             await send(message)
 
         method = scope["method"]
@@ -89,8 +95,10 @@ class Guard:
                 told = error if isinstance(error, ApiError) else _stopped()
                 if not begun:
                     await errors.response(told)(scope, receive, counted)
-                elif events:  # the status has been sent; without a last event the text would seem to end here
-                    await counted({"type": "http.response.body", "body": errors.last_events(told).encode()})
+                elif open_events:  # the status has been sent; without a last event the text would seem to end here
+                    last = {"type": "http.response.body", "body": errors.last_events(told).encode()}
+                    with contextlib.suppress(TimeoutError):  # whoever does not read keeps no place by that
+                        await asyncio.wait_for(counted(last), LAST_WORD)
         finally:
             self.open -= taken
             route = getattr(scope.get("route"), "path", "other")

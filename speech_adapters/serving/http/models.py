@@ -120,12 +120,12 @@ async def add_adapter(
         raise ApiError(
             409, f"{form.name!r} belongs to what the server started with; choose another name", param="name"
         )
-    if form.name not in catalog and (folder / form.name / "adapter.json").is_file():  # it would be lost
-        raise ApiError(
-            409, f"{form.name!r} lies among the added adapters, put there by another server or by hand, and is not "
-            "served here before the next start; choose another name", param="name",
-        )  # fmt: skip
     async with request.app.state.changing:
+        if form.name not in catalog and (folder / form.name).exists():  # it would be lost
+            raise ApiError(
+                409, f"{form.name!r} lies among the added adapters, put there by another server or by hand, and is "
+                "not served here before the next start; choose another name", param="name",
+            )  # fmt: skip
         ours = temporary_of(folder / form.name).name  # by which the next start knows it for a killed server's
         incoming = Path(tempfile.mkdtemp(prefix=".incoming-", suffix=ours, dir=folder))
         writing = asyncio.ensure_future(engine.in_decoder(_write, incoming / form.name, form))
