@@ -73,8 +73,8 @@ def find_domains(config: Config) -> list[Domain]:
     """The domains as configured, the one to start from first; speakers of training sets are in no test set.
 
     Raises:
-        ConfigError, ManifestError: fewer than two domains, a domain without a split, a speaker in two splits (of any
-            two domains; of one and the same only where it does not say ``shared_speakers``).
+        ConfigError, ManifestError: fewer than two domains, a domain without a split, a recording in two splits, a
+            speaker in two (of any two domains; of one and the same only where it does not say ``shared_speakers``).
     """
     if config.domains:
         if config.train or config.dev or config.test:

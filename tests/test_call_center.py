@@ -150,7 +150,10 @@ def test_domains_come_from_fields_or_from_files_of_their_own(recipe, data):
 
 
 def test_one_voice_in_training_and_test_must_be_said_and_never_crosses_domains(recipe, data):
-    one_voice = {"train": data / "train.jsonl", "test": data / "train.jsonl"}
+    whole = sorted(Manifest.read(data / "train.jsonl"), key=lambda u: u.speaker)
+    for name, part in (("read", whole[::2]), ("others", whole[1::2])):
+        Manifest(part, name).write(data / f"{name}.jsonl")
+    one_voice = {"train": data / "read.jsonl", "test": data / "others.jsonl"}
     other = {"train": data / "dev.jsonl", "test": data / "test.jsonl"}
     plain = replace(configure(recipe, data), train=None, dev=None, test=None, first=None)
 
@@ -161,6 +164,8 @@ def test_one_voice_in_training_and_test_must_be_said_and_never_crosses_domains(r
         domains(prompts=one_voice, calls=other)
     said = one_voice | {"shared_speakers": True}
     assert [domain.name for domain in domains(prompts=said, calls=other)] == ["prompts", "calls"]
+    with pytest.raises(ManifestError, match="shares the audio of 6 utterances"):
+        domains(prompts=said | {"test": data / "train.jsonl"}, calls=other)
     with pytest.raises(ManifestError, match="speaker"):
         domains(prompts=said, calls={"train": data / "train.jsonl", "test": data / "test.jsonl"})
 
