@@ -2,7 +2,7 @@
 
 calls/a.wav calls/b.wav     calls.csv with "file,text,speaker"          a table
 calls/a.wav calls/a.txt                                                 text files, subtitles (.srt, .vtt), labels
-calls/a.wav calls/a.TextGrid            tiers "agent,customer"          tiers of Praat's
+calls/a.wav calls/a.TextGrid            tiers "anna,ben"                tiers of Praat's
 calls/anna/happy-01.wav     pattern "{speaker}/{emotion}-{}"            paths
 """
 
@@ -233,12 +233,13 @@ def _with_tiers(
                 problems.add(f"{where}: no tier {' or '.join(map(repr, tiers))}; {names}")
                 continue
             missing -= known.keys()
-            texts: list[tuple[str, dict[str, Any]]] = [
-                (f":{part.line}", {"offset": part.start, "end": part.end, "text": part.text} | speaker)
-                for name in tiers
-                for speaker in [{"speaker": name, "tier": name} if len(tiers) > 1 else {}]
-                for part in known.get(name, ())
-            ]
+            texts: list[tuple[str, dict[str, Any]]] = []
+            for name in tiers:
+                speaker = {"speaker": name, "tier": name} if len(tiers) > 1 else {}
+                for part in known.get(name, ()):
+                    texts.append(
+                        (f":{part.line}", {"offset": part.start, "end": part.end, "text": part.text} | speaker)
+                    )
             if not texts:
                 problems.add(f"{where}: no text in {' or '.join(map(repr, tiers))}; remove the TextGrid, and also the "
                              "recording if nothing is said in it")  # fmt: skip

@@ -45,18 +45,19 @@ def read_tiers(path: Path, wanted: Collection[str] = ()) -> dict[str, list[Inter
     """
     with reading(path, "TextGrid"):
         content = path.read_bytes()
-    if content.startswith(b"ooBinaryFile"):
-        raise ManifestError(f"{path}: a binary TextGrid; save it with Praat's 'Save as text file'")
-    tokens = _Tokens(path, content)
+        if content.startswith(b"ooBinaryFile"):
+            raise ManifestError(f"{path}: a binary TextGrid; save it with Praat's 'Save as text file'")
+        utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        tokens = _Tokens(path, content.decode("utf-16" if utf16 else "utf-8-sig"))
     if not tokens.text().startswith("ooTextFile") or tokens.text() != "TextGrid":
         raise ManifestError(f"{path}: not a TextGrid of Praat's; save one with 'Save as text file'")
     tokens.number(), tokens.number()
     tiers: dict[str, list[Interval]] = {}
-    for _ in range(int(tokens.number()) if tokens.flag() == "<exists>" else 0):
+    for _ in range(tokens.count() if tokens.flag() == "<exists>" else 0):
         kind, name = tokens.text(), tokens.text().strip()
         tokens.number(), tokens.number()
         found = []
-        for _ in range(int(tokens.number())):
+        for _ in range(tokens.count()):
             start = tokens.number()
             end = tokens.number() if kind == "IntervalTier" else start
             text = " ".join(tokens.text().split())
@@ -72,11 +73,8 @@ def read_tiers(path: Path, wanted: Collection[str] = ()) -> dict[str, list[Inter
 class _Tokens:
     """The tokens of a file one by one, and the line that the last one stands in."""
 
-    def __init__(self, path: Path, content: bytes) -> None:
-        self.path, self.line = path, 1
-        utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-        with reading(path, "TextGrid"):
-            self._tokens = self._each(content.decode("utf-16" if utf16 else "utf-8-sig"))
+    def __init__(self, path: Path, content: str) -> None:
+        self.path, self.line, self._tokens = path, 1, self._each(content)
 
     def _each(self, content: str) -> Iterator[re.Match[str]]:
         read = 0
@@ -99,6 +97,12 @@ class _Tokens:
 
     def number(self) -> float:
         return float(self._next("number"))
+
+    def count(self) -> int:
+        value = self.number()
+        if not value.is_integer():
+            raise ManifestError(f"{self.path}:{self.line}: expected a count, got {value}; save it again")
+        return int(value)
 
     def flag(self) -> str:
         return self._next("flag")

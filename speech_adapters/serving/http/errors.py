@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -15,13 +14,11 @@ from starlette.exceptions import HTTPException
 
 from speech_adapters.errors import AudioError, CheckpointError, InputError, shown
 from speech_adapters.serving.catalog import UnknownModel, UnsupportedTask
+from speech_adapters.serving.http.events import DONE, event
 
 log = logging.getLogger("speech_adapters.serving")
 
 TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
-
-DONE = "data: [DONE]\n\n"
-"""What a stream of events ends with."""
 
 
 class ApiError(HTTPException):
@@ -88,16 +85,19 @@ def said_of(fault: Mapping[str, Any]) -> str:
     return str(fault["msg"]).removeprefix("Value error, ")
 
 
+def content_of(error: ApiError) -> dict[str, Any]:
+    """The error as a JSON object; :func:`body` of what is none of ours."""
+    return body(error.status_code, str(error.detail), error.param, error.code)
+
+
 def response(error: ApiError) -> JSONResponse:
     """The error as an answer."""
-    content = body(error.status_code, str(error.detail), error.param, error.code)
-    return JSONResponse(content, error.status_code, error.headers)
+    return JSONResponse(content_of(error), error.status_code, error.headers)
 
 
 def last_events(error: ApiError) -> str:
     """The error at the end of a stream of events."""
-    content = body(error.status_code, str(error.detail), error.param, error.code)
-    return f"data: {json.dumps(content, ensure_ascii=False)}\n\n{DONE}"
+    return event(content_of(error)) + DONE
 
 
 def install(app: FastAPI) -> None:

@@ -275,7 +275,7 @@ class Session:
             raise
         except Exception as error:
             told = _told(error)
-            content = errors.body(told.status_code, str(told.detail), told.param, told.code)
+            content = errors.content_of(told)
             await self._send(f"{PREFIX}.failed", item_id=item_id, content_index=0, **content)
         finally:
             await item.cancel()
@@ -303,7 +303,7 @@ class Session:
         return {"object": "realtime.transcription_session", **self.fields.model_dump()}
 
     async def _failed(self, error: ApiError, event: Any) -> None:
-        content = errors.body(error.status_code, str(error.detail), error.param, error.code)["error"]
+        content = errors.content_of(error)["error"]
         if isinstance(event, dict) and isinstance(event.get("event_id"), str):
             content["event_id"] = event["event_id"][:100]
         await self._send("error", error=content)

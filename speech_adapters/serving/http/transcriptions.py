@@ -5,7 +5,6 @@ What has no meaning here is refused, or named in ``warnings``; docs/serving.md l
 
 from __future__ import annotations
 
-import json
 import math
 import zlib
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -23,6 +22,7 @@ from speech_adapters.inference.transcripts import Transcript, TranscriptSegment
 from speech_adapters.serving.answers import transcribe
 from speech_adapters.serving.http import errors
 from speech_adapters.serving.http.errors import ApiError
+from speech_adapters.serving.http.events import DONE, event
 from speech_adapters.serving.http.fields import Channel, Fields, answer, check_once, headers, identity, load
 from speech_adapters.serving.http.uploads import recordings
 from speech_adapters.serving.served import Served
@@ -164,10 +164,10 @@ async def _events(
                 }
                 if form.include:
                     delta["logprobs"] = _logprobs(segment.words)
-                yield _event(delta)
+                yield event(delta)
                 if form.response_format == "verbose_json":
                     times = {"start": round(segment.start, 3), "end": round(segment.end, 3)}
-                    yield _event(
+                    yield event(
                         {"type": "transcript.text.segment", "id": f"seg_{number}", **times, "text": segment.text,
                          "speaker": segment.speaker or ""}
                     )  # fmt: skip
@@ -177,15 +177,11 @@ async def _events(
         if form.include:
             done["logprobs"] = _logprobs(part.words)
         done["usage"] = {"type": "duration", "seconds": round(part.duration, 3)}
-        yield _event(done | ({"warnings": warnings} if warnings else {}))
+        yield event(done | ({"warnings": warnings} if warnings else {}))
     except Exception as error:  # the status has been sent: what went wrong becomes the last event
         yield errors.last_events(errors.of(error))
     else:
-        yield errors.DONE
-
-
-def _event(content: dict[str, Any]) -> str:
-    return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
+        yield DONE
 
 
 def _verbose(number: int, segment: TranscriptSegment) -> dict[str, Any]:
