@@ -774,6 +774,7 @@ def test_tiers_of_one_name_are_refused_where_they_are_asked_for(audio: Path) -> 
         (TEXT_GRID.replace("2e0", "two"), "agent", 'a.TextGrid:46: expected a number, got "Åh\\?"'),
         (TEXT_GRID[: TEXT_GRID.index('class = "TextTier')], "agent", "a.TextGrid: cut short after line"),
         (TEXT_GRID.replace("customer", "agent"), "agent", "a.TextGrid:46: a second tier 'agent'"),
+        (TEXT_GRID.replace("size = 3", "size = 1e999", 1), "agent", "a.TextGrid:7: expected a count, got inf"),
         (TEXT_GRID.replace("Åh?", ""), "customer", "a.TextGrid: no text in 'customer'"),
         (TEXT_GRID.replace('"TextGrid"', '"Sound"'), "agent", "a.TextGrid: not a TextGrid of Praat's"),
         ("ooBinaryFile\x08TextGrid\x00", "agent", "a.TextGrid: a binary TextGrid"),

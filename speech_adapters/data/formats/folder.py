@@ -236,10 +236,10 @@ def _with_tiers(
             texts: list[tuple[str, dict[str, Any]]] = []
             for name in tiers:
                 speaker = {"speaker": name, "tier": name} if len(tiers) > 1 else {}
-                for part in known.get(name, ()):
-                    texts.append(
-                        (f":{part.line}", {"offset": part.start, "end": part.end, "text": part.text} | speaker)
-                    )
+                texts += [
+                    (f":{part.line}", {"offset": part.start, "end": part.end, "text": part.text} | speaker)
+                    for part in known.get(name, ())
+                ]
             if not texts:
                 problems.add(f"{where}: no text in {' or '.join(map(repr, tiers))}; remove the TextGrid, and also the "
                              "recording if nothing is said in it")  # fmt: skip
