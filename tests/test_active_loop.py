@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
@@ -282,7 +283,7 @@ def test_a_filled_sheet_comes_back_as_labels(sheet, kind):
         text = (folder / "sheet.csv").read_text()
         for pick in picks:
             text = text.replace(f"{pick.id},,", f"{pick.id},angry,")
-        path.write_text("\ufeff" + text)
+        path.write_text(text)
     assert read_sheet(path, picks, "emotion", LABELS) == {pick.id: {"emotion": "angry"} for pick in picks}
 
 
@@ -317,7 +318,8 @@ def test_no_text_is_a_formula_a_tag_or_a_line(tmp_path):
     page = write_sheet(tmp_path / "round", rows, "text").read_text()
     assert page.count("<script>") == page.count("</script>") == 1 and "no audio" in page and str(tmp_path) not in page
     assert re.search(r"script-src &#39;sha256-[\w+/=]{44}&#39;", page)
-    table = (tmp_path / "round" / "sheet.csv").read_text()
+    assert (tmp_path / "round" / "sheet.csv").read_bytes().startswith(codecs.BOM_UTF8)  # Excel reads UTF-8 by it alone
+    table = (tmp_path / "round" / "sheet.csv").read_text(encoding="utf-8-sig")
     cells = [cell for line in csv.reader(io.StringIO(table, newline="")) for cell in line]
     assert len(cells) == 8 * (len(names) + 1) and not [
         cell for cell in cells if cell[:1] in ("=", "+", "-", "@", "\t")

@@ -372,6 +372,14 @@ def test_what_is_no_table_is_called_what_it_is(name: str, message: str, tmp_path
         read_table(tmp_path / name)
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_a_table_in_utf16_is_told_how_to_become_utf8(encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "my t.csv").write_bytes("file;text\na;Ü\n".encode(encoding))
+    codec = "UTF-16BE" if encoding == "utf-16-be" else "UTF-16LE"
+    with pytest.raises(ManifestError, match=f"not UTF-8 text but UTF-16; .*iconv -f {codec} -t UTF-8 '.*my t.csv'"):
+        read_table(tmp_path / "my t.csv")
+
+
 def test_a_table_of_clips_in_another_folder(audio: Path, tmp_path: Path) -> None:
     (tmp_path / "t.tsv").write_text('path\tsentence\tclient_id\na.wav\tSAY "HI"\tx1\n')
     (u,) = read_format("csv", tmp_path / "t.tsv", root=audio)

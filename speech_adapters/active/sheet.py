@@ -103,7 +103,7 @@ def write_sheet(folder: str | os.PathLike[str], rows: Sequence[Row], key: str, l
     for entry in entries:
         cells = {**entry, "nearest": " | ".join(entry["nearest"])}
         writer.writerow({name: _guard(cell) if isinstance(cell, str) else cell for name, cell in cells.items()})
-    write_text(folder / "sheet.csv", table.getvalue())
+    write_text(folder / "sheet.csv", "\ufeff" + table.getvalue())  # by the mark Excel knows that it is UTF-8
     left, cards = MOST_AUDIO_BYTES, []
     for row in rows:
         u = row.utterance

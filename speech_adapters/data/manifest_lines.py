@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from speech_adapters.data.problems import Problems
-from speech_adapters.data.text_files import reading
+from speech_adapters.data.text_files import check_no_utf16, reading
 from speech_adapters.data.utterance import (
     KEYS,
     TEXT_KEYS,
@@ -106,6 +106,8 @@ def _raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
                 )
             if not raw:
                 break
+            if number == 1:
+                check_no_utf16(path, raw, "manifest")
             yield number, raw
 
 

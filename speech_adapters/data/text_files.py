@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from shlex import quote
 
 from speech_adapters.errors import ManifestError
 
@@ -26,7 +28,20 @@ def reading(path: Path, what: str) -> Iterator[None]:
 def read_utf8(path: Path, what: str) -> str:
     """The text of a file; see :func:`reading` for ``what`` and the errors."""
     with reading(path, what):
-        return path.read_bytes().decode("utf-8-sig")
+        content = path.read_bytes()
+        check_no_utf16(path, content, what)
+        return content.decode("utf-8-sig")
+
+
+def check_no_utf16(path: Path, start: bytes, what: str) -> None:
+    """Raise a ManifestError where a file begins as UTF-16 text does: with its mark, or with a letter beside a zero."""
+    zeros = [byte == 0 for byte in start[:2]]
+    little = start.startswith(codecs.BOM_UTF16_LE) or zeros == [False, True]
+    if little or start.startswith(codecs.BOM_UTF16_BE) or zeros == [True, False]:
+        raise ManifestError(
+            f"{path}: not UTF-8 text but UTF-16; save the {what} again as UTF-8 (Excel calls it 'CSV UTF-8'), or "
+            f"convert it: iconv -f UTF-16{'LE' if little else 'BE'} -t UTF-8 {quote(str(path))} > NEW"
+        )
 
 
 def is_workbook(path: Path) -> bool:

@@ -22,7 +22,7 @@ import numpy as np
 from speech_adapters.data.audio_suffixes import READABLE, UNREADABLE
 from speech_adapters.data.manifest import Manifest
 from speech_adapters.data.records import Names, is_table, read_records
-from speech_adapters.data.text_files import reading
+from speech_adapters.data.text_files import check_no_utf16, reading
 from speech_adapters.errors import ManifestError
 from speech_adapters.files import write_text
 
@@ -103,8 +103,11 @@ def read_rows(path: Path, what: str) -> Iterator[tuple[int, list[str]]]:
 
     White space is between columns; of a line with two tabs or more, these alone, so that names may have spaces.
     """
-    with reading(path, what), path.open(encoding="utf-8-sig", newline="\n") as file:
-        for number, line in enumerate(file, start=1):
+    with reading(path, what), path.open("rb") as file:
+        for number, raw in enumerate(file, start=1):
+            if number == 1:
+                check_no_utf16(path, raw, what)
+            line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
             columns = line.split("\t") if line.strip().count("\t") > 1 else line.split()
             if columns := [column.strip() for column in columns if column.strip()]:
                 yield number, columns

@@ -58,7 +58,8 @@ BAD_TRIALS: dict[str, tuple[bytes, str]] = {
     "non-targets only": (b"0 a b\n", "are non-targets"),
     "a pair twice": (b"1 a b\n0 a c\n1 a b\n", ":3: repeats the pair of line 1"),
     "Latin-1": (b"1 \xe9 b\n", "not UTF-8"),
-    "UTF-16": ("1 a b\n0 a c\n".encode("utf-16"), "not UTF-8"),
+    "UTF-16": ("1 a b\n0 a c\n".encode("utf-16"), "not UTF-8 text but UTF-16; save the trial list again as UTF-8"),
+    "UTF-16 without a mark": ("1 a b\n0 a c\n".encode("utf-16-le"), "UTF-16; .*iconv -f UTF-16LE -t UTF-8"),
     "lines that end in returns": (b"1 a b\r0 a c\r", ":1: 6 columns"),
 }
 
