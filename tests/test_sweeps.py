@@ -184,7 +184,9 @@ def test_a_sweep_finds_its_finalists_on_dev_and_tests_them_when_asked(data, tmp_
     (folder,) = (output / "finalists").iterdir()
     results = json.loads((folder / "results.json").read_text())
     assert results["seeds"] == [0, 1] and results["data"]["test"]["sha256"] == results["data"]["dev"]["sha256"]
-    assert "not asked for" in capsys.readouterr().out and not (folder / "test.json").exists()
+    said = capsys.readouterr().out
+    assert "\ndev   6 utterances" in said.partition("finalist:")[2] and "\ntest " not in said
+    assert "not asked for" in said and not (folder / "test.json").exists()
     run(*command, "--score-test")
     assert len(list(folder.glob("predictions/test-*.jsonl"))) == 2  # of both seeds, though this command names none
     tested = json.loads((folder / "test.json").read_text())

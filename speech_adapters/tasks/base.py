@@ -144,7 +144,8 @@ class Corpus:
                     "speech: divide it with speech-adapters manifest split, or name another file."
                 )
         dev_set = None if dev is None else Manifest.read(dev, require, **options)
-        return cls(Manifest.read(train, require, **options), dev_set, Manifest.read(test, require, **options), name)
+        test_set = dev_set if dev_set is not None and test == dev else Manifest.read(test, require, **options)
+        return cls(Manifest.read(train, require, **options), dev_set, test_set, name)
 
     @classmethod
     def given(
@@ -183,6 +184,11 @@ class Corpus:
         """Manifests by name, without a dev set that is not there."""
         named = {"train": self.train, "dev": self.dev, "test": self.test}
         return {name: manifest for name, manifest in named.items() if manifest is not None}
+
+    @property
+    def scored(self) -> str:
+        """What is scored, by its name: dev where no test set was given, or is kept for later."""
+        return "dev" if self.test is self.dev else "test"
 
     def values(self, key: str) -> tuple[str, ...]:
         """What stands under a key of any split, sorted."""

@@ -98,7 +98,8 @@ def run_experiment(
     trainings = plan(config, task, corpora, encoder, start)
     data = _describe(corpora)
     run = RunFolder.open(recipe, config, config.output, resume=config.resume, data=data, base=encoder.identity)
-    facts = [f"{s:5s} {manifest.summary()}" for s, manifest in corpora[0].splits.items() if s != "dev"]
+    splits = corpora[0].splits
+    facts = [f"{split:5s} {splits[split].summary()}" for split in ("train", corpora[0].scored)]
     facts += [*start.notes(config), *task.notes(corpora[0])]
     if rates := next(one.settings.learning_rates for one in trainings if one.method == config.adapter):
         shown = ", ".join(f"{group} {rate:g}" for group, rate in rates.items())
