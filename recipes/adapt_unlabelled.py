@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from speech_adapters.config import option, parse_cli, run_main
+from speech_adapters.data.audio_suffixes import READABLE
 from speech_adapters.data.manifest import Channel, Manifest, check_disjoint
 from speech_adapters.data.windows import Windows
 from speech_adapters.errors import ConfigError, shown
@@ -99,9 +100,13 @@ def find_speech(config: Config) -> tuple[Manifest, Manifest | None, Manifest | N
         test, dev = (manifest.filter(lambda u: u.domain != "studio") for manifest in (test, dev))
         source = train.filter(lambda u: u.domain == "studio")
     else:
+        if config.test.is_dir() or config.test.suffix.lower() in READABLE:
+            raise ConfigError(without_texts(config, "recordings, not a manifest with their texts", config.test))
         read = [path and Manifest.read(path, check_files=True, channel=config.channel)
                 for path in (config.test, config.dev, config.source)]  # fmt: skip
         test, dev, source = read
+        if not any(utterance.has("text") for utterance in test):
+            raise ConfigError(without_texts(config, "no line has a text", "RECORDINGS"))
         test.require("text", "speaker")
         if dev is not None:
             check_disjoint(dev.require("text", "speaker"), test)
@@ -109,6 +114,14 @@ def find_speech(config: Config) -> tuple[Manifest, Manifest | None, Manifest | N
     if limit is not None:
         test, dev = (m and m.subset(size=min(limit, len(m)), seed=config.seeds[0]) for m in (test, dev))
     return test, dev, source
+
+
+def without_texts(config: Config, found: str, recordings: Path | str) -> str:
+    """Why recordings without texts cannot be compared on, and what adapts to them all the same."""
+    return (
+        f"{config.test}: {found}; methods are compared by what was said. To adapt to recordings without texts, and "
+        f"write them down: speech-adapters transcribe --adapter {config.adapter} --adapt entropy {recordings}"
+    )
 
 
 def find_model(config: Config, source: Manifest | None, run):

@@ -130,3 +130,20 @@ def test_what_it_refuses(recipe, place, tmp_path) -> None:
     with pytest.raises(ManifestError):
         recipe.main(same)
     assert not (tmp_path / "no").exists()
+
+
+def test_recordings_without_texts_are_shown_to_transcribe(recipe, place, tmp_path) -> None:
+    silent = Manifest.read(place / "test.jsonl").map(lambda u: replace(u, text=None))
+    silent.write(tmp_path / "silent.jsonl")
+    way = rf"transcribe --adapter {place / 'run'} --adapt entropy"
+    for test, message in (
+        (tmp_path / "silent.jsonl", f"silent.jsonl: no line has a text; .*{way} RECORDINGS"),
+        (place, f"{place}: recordings, not a manifest .*{way} {place}"),
+        (place / "test0.wav", f"test0.wav: recordings, not a manifest .*{way} {place / 'test0.wav'}"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            recipe.find_speech(recipe.Config(**settings(place, test=test)))
+    one = silent.map(lambda u: replace(u, text="YES" if u.id == "test0" else None))
+    one.write(tmp_path / "some.jsonl")
+    with pytest.raises(ManifestError, match="'test1': lacks 'text'"):
+        recipe.find_speech(recipe.Config(**settings(place, test=tmp_path / "some.jsonl")))
