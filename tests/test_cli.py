@@ -481,6 +481,10 @@ def test_manifest_verbs_say_what_they_did(sa, tmp_path: Path) -> None:
     made = sa("manifest", "make", "calls", "--table", "t.csv", "-o", "all.jsonl")
     assert "file -> audio_filepath, transcript -> text" in made and "kept under their names: mood" in made
     assert "left out: 1 recording without a row in the table, such as calls/c9.wav" in made.err
+    for kind in ("txt", "srt"):
+        (tmp_path / "calls" / f"c9.{kind}").write_text("yes")
+    texts = sa("manifest", "make", "calls", "--texts", "txt", "-o", "texts.jsonl")
+    assert "texts.jsonl: 1 utterance;" in texts and "9 recordings without a text beside (.txt)" in texts.err
     shown = sa("manifest", "split", "all.jsonl", "-o", "data")
     assert [line.split(":")[0] for line in shown.splitlines()] == [f"data/{s}.jsonl" for s in ("train", "dev", "test")]
     assert "data/train.jsonl: exists already" in sa("manifest", "split", "all.jsonl", "-o", "data", expect=2).err

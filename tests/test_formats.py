@@ -437,6 +437,31 @@ def test_a_table_from_before_a_conversion_finds_its_recordings(audio: Path, tmp_
         read_folder(audio, table=tmp_path / "t.csv")
 
 
+def test_the_addresses_of_label_studio_are_the_recordings_own_names(audio: Path, tmp_path: Path) -> None:
+    a, b = audio / "a.wav", audio / "b" / "b.wav"
+    speak(audio / "ü 1.wav")
+    table = tmp_path / "t.csv"
+    for address, path in {
+        "/data/upload/3/0f1e2d3c-a.wav": a,
+        "https://studio.example/data/upload/12/0f1e2d3c-%C3%BC%201.wav": audio / "ü 1.wav",
+        "/data/local-files/?d=wav%2Fb%2Fb.wav": b,
+        "/data/local-files/?d=calls/b/b.wav": b,
+        "/data/local-files/?d=a.wav": a,
+    }.items():
+        table.write_text(f"audio,id,transcription\n{address},1,YES\n")
+        assert [(u.audio_filepath, u.text) for u in read_folder(audio, table=table).manifest] == [(path, "YES")]
+    table.write_text("audio,id,transcription\n/data/upload/3/0f1e2d3c-c.wav,1,YES\n")
+    with pytest.raises(
+        ManifestError, match=r"has no 'c\.wav', which Label Studio has as /data/upload/3/0f1e2d3c-c\.wav"
+    ):
+        read_folder(audio, table=table)
+    speak(audio / "0f1e2d3c-c.wav")  # a copy of its own folder of uploads
+    assert read_folder(audio, table=table).manifest[0].audio_filepath == audio / "0f1e2d3c-c.wav"
+    table.write_text("audio,text\n/data/local-files/?d=old/b.wav,YES\n")
+    with pytest.raises(ManifestError, match=r"has no 'old/b\.wav' \(b/b\.wav is another folder's\)"):
+        read_folder(audio, table=table)
+
+
 def test_a_path_from_elsewhere_is_no_other_folders_recording_of_its_name(audio: Path, tmp_path: Path) -> None:
     table = tmp_path / "t.csv"
     for path in ("test/c/b.wav", "/data/test/c/b.wav", "D:\\calls\\b.wav"):
@@ -807,11 +832,28 @@ def test_two_subtitles_may_begin_at_once(audio: Path) -> None:
     assert [(u.id, u.text) for u in found] == [("a-0.250", "Yes."), ("a-0.250-2", "No.")]
 
 
-def test_two_texts_beside_a_recording_are_named(audio: Path) -> None:
-    for name in ("a.txt", "a.srt"):
-        (audio / name).write_text("Yes.")
-    with pytest.raises(ManifestError, match=r"a\.wav: a\.txt and a\.srt hold what is said; keep one"):
+def test_of_whispers_files_beside_a_recording_one_kind_is_read(audio: Path) -> None:
+    cues = "00:00:00.000 --> 00:00:00.900\nYes.\n\n00:00:01.000 --> 00:00:01.900\nNo.\n"
+    for kind, content in {
+        "txt": "Yes.\nNo.\n",
+        "vtt": f"WEBVTT\n\n{cues}",
+        "srt": cues,
+        "tsv": "",
+        "json": "{}",
+    }.items():
+        (audio / f"a.{kind}").write_text(content)
+    with pytest.raises(
+        ManifestError, match="a.vtt hold what is said; say which with --texts srt or txt or vtt, or keep"
+    ):
         read_folder(audio)
+    for kind, said in {"txt": ["Yes. No."], "vtt": ["Yes.", "No."], "srt": ["Yes.", "No."]}.items():
+        found = read_folder(audio, texts=kind)
+        assert [u.text for u in found.manifest] == said and found.left_out == (audio / "b" / "b.wav",), kind
+    (audio / "a.srt").unlink()
+    with pytest.raises(ManifestError, match="no recording has a .srt beside it"):
+        read_folder(audio, texts="srt")
+    with pytest.raises(ManifestError, match="one of the three"):
+        read_folder(audio, texts="txt", table="t.csv")
 
 
 def test_paths_that_say_it(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
   speech-adapters manifest make calls --table calls.csv -o calls.jsonl
   speech-adapters manifest make calls -o calls.jsonl                     a .txt beside each recording is its text
   speech-adapters manifest make talks -o talks.jsonl                     an .srt or .vtt: an utterance per subtitle
+  speech-adapters manifest make talks --texts srt -o talks.jsonl          of Whisper's .txt, .srt and .vtt, say which
   speech-adapters manifest make talks --tiers anna,ben -o talks.jsonl     tiers of Praat's .TextGrid beside each
   speech-adapters manifest make clips --pattern "{speaker}/{emotion}-{}" -o clips.jsonl
 
@@ -30,6 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tiers", type=names, default=(), help="tiers of Praat's .TextGrid beside each recording: anna,ben"
     )
+    parser.add_argument(
+        "--texts", choices=["txt", "srt", "vtt"], help="which to read where several are beside a recording"
+    )
     parser.add_argument("--channel", type=channel, help="of files with several: a number from 0, or mix")
     add_output(parser)
 
@@ -47,6 +51,7 @@ def run(arguments: argparse.Namespace) -> None:
         columns=arguments.columns,
         pattern=arguments.pattern,
         tiers=arguments.tiers,
+        texts=arguments.texts,
         channel=arguments.channel,
     )
     if (table := content.table) is not None:
@@ -55,7 +60,11 @@ def run(arguments: argparse.Namespace) -> None:
         if table.left_out:
             print(f"left out: the columns {', '.join(table.left_out)}, whose keys others hold", file=sys.stderr)
     if content.left_out:
-        beside = ".TextGrid" if arguments.tiers else "text beside (.txt, .srt, .vtt)"
+        beside = (
+            ".TextGrid"
+            if arguments.tiers
+            else f"text beside ({'.' + arguments.texts if arguments.texts else '.txt, .srt, .vtt'})"
+        )
         said = "without a row in the table" if arguments.table else f"without a {beside}"
         count = counted(len(content.left_out), "recording")
         print(f"left out: {count} {said}, such as {content.left_out[0]}", file=sys.stderr)

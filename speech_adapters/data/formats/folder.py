@@ -20,7 +20,7 @@ from typing import Any
 
 from speech_adapters.data.audio import DURATION_TOLERANCE, audio_info, channel_of_several
 from speech_adapters.data.audio_suffixes import READABLE, UNREADABLE, USUAL, recordings_in, unreadable_message
-from speech_adapters.data.formats import textgrid
+from speech_adapters.data.formats import label_studio, textgrid
 from speech_adapters.data.formats.columns import value_of, zeros_lost
 from speech_adapters.data.formats.tables import Table, read_table
 from speech_adapters.data.formats.timed_texts import SUFFIXES, read_texts
@@ -53,6 +53,7 @@ def read_folder(
     columns: Mapping[str, str] | None = None,
     pattern: str | None = None,
     tiers: Sequence[str] = (),
+    texts: str | None = None,
     channel: int | str | None = None,
 ) -> FolderContent:
     """The manifest of a folder of recordings.
@@ -60,13 +61,15 @@ def read_folder(
     Args:
         folder: searched with all folders in it.
         table: CSV or TSV; names its recordings by path or name, with or without suffix. Paths from elsewhere will do
-            where they agree with a recording's in the last folder, and so will the suffix of before a conversion.
+            where they agree with a recording's in the last folder, and so will the suffix of before a conversion,
+            and Label Studio's addresses (:mod:`~.label_studio`).
             Without a table, ``.txt`` files beside the recordings are their text, where there are any; subtitles and
             Audacity's labels divide them into pieces (:mod:`~.timed_texts`).
         columns: key of the manifest -> column of the table, where the column's name does not tell.
         tiers: of the TextGrids beside the recordings (:mod:`~.textgrid`), which are read in place of other texts: each
             interval with a text is an utterance. Of several, those that a file has; their names are the speakers, but
             for what the pattern says.
+        texts: which are read where there are several beside a recording, as Whisper writes them: txt, srt or vtt.
         pattern: what the paths say, as seen from the folder and without suffix: ``{speaker}/{emotion}-{}``.
         channel: of files with several channels: a number from 0, or "mix".
 
@@ -76,6 +79,8 @@ def read_folder(
     """
     if table is not None and tiers:
         raise ManifestError("tiers are those of TextGrids beside the recordings; give them or a table, not both")
+    if texts is not None and (table is not None or tiers):
+        raise ManifestError("texts are files beside the recordings; give them, a table or tiers, one of the three")
     root = Path(folder)
     if not root.is_dir():
         raise ManifestError(f"{root}: no such folder; give the folder of the recordings")
@@ -92,7 +97,7 @@ def read_folder(
         left_out = tuple(file for file in files if str(file.absolute()) not in known)
     else:
         source, name = None, str(root)
-        told, left_out = _with_tiers(root, files, tiers) if tiers else _with_text_files(root, files)
+        told, left_out = _with_tiers(root, files, tiers) if tiers else _with_text_files(root, files, texts)
     parse = _parser(pattern) if pattern else None
     paths = [Path(entry["audio_filepath"]).relative_to(root.absolute()).with_suffix("") for _, entry in told]
     misfits = [path for path in dict.fromkeys(paths) if parse is not None and not parse.fullmatch(path.as_posix())]
@@ -136,13 +141,15 @@ def _rows_with_files(
     by_name: dict[str, list[Path]] = {}
     for file in files:
         path = file.relative_to(root)
-        for name in {path.as_posix(), path.with_suffix("").as_posix(), path.name, path.stem}:
-            by_name.setdefault(_composed(name), []).append(file)
+        for name in _names(path):
+            by_name.setdefault(name, []).append(file)
     others = {_composed(file.name): file for file in unreadable}
     problems, found = Problems(str(table.path)), []
     for place, entry in table.entries():
-        said = str(entry.get("audio_filepath", ""))
-        if _composed(said) not in by_name and not Path(said).is_file():
+        cell = said = str(entry.get("audio_filepath", ""))
+        if addressed := label_studio.names_of(cell):
+            said = next((name for name in addressed if _names(Path(name)) & by_name.keys()), addressed[-1])
+        elif _composed(said) not in by_name and not Path(said).is_file():
             said = said.replace("\\", "/")  # as Windows parts folders
         name = _composed(said)
         bare = said if Path(said).suffix.lower() not in READABLE | UNREADABLE else str(Path(said).with_suffix(""))
@@ -164,12 +171,19 @@ def _rows_with_files(
                 elif alike:
                     other = alike[0].relative_to(root).as_posix()
                     hint = f" ({other} is another folder's); give paths from {root}, or names alone"
+                elif addressed:
+                    hint = f", which Label Studio has as {cell}; put it there under that name"
                 problems.add(f"{place}: {root} has no {said!r}{hint}")
             case several:
                 few = ", ".join(file.relative_to(root).as_posix() for file in several[:3])
                 problems.add(f"{place}: {said!r} could be {few}; give the path from {root}")
     problems.raise_any()
     return found
+
+
+def _names(path: Path) -> set[str]:
+    """What a recording is called: its path and its name, with and without suffix."""
+    return set(map(_composed, (path.as_posix(), path.with_suffix("").as_posix(), path.name, path.stem)))
 
 
 def _nearest(said: str, files: list[Path]) -> list[Path]:
@@ -188,28 +202,34 @@ def _composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def _with_text_files(root: Path, files: list[Path]) -> tuple[list[tuple[str, dict[str, Any]]], tuple[Path, ...]]:
+def _with_text_files(
+    root: Path, files: list[Path], texts: str | None
+) -> tuple[list[tuple[str, dict[str, Any]]], tuple[Path, ...]]:
     """Entries of all files, or of those with a text where some have one; and the files left out."""
     problems, told, left_out = Problems(str(root)), [], []
+    suffixes = SUFFIXES if texts is None else (f".{texts}",)
     for file in files:
         audio = {"audio_filepath": str(file.absolute())}
-        beside = _beside(file, SUFFIXES)
+        beside = _beside(file, suffixes)
         if not beside:
             left_out.append(file)
         elif len(beside) > 1:
-            names = " and ".join(path.name for path in beside)
-            problems.add(f": {file.relative_to(root)}: {names} hold what is said; keep one of them")
+            names, kinds = " and ".join(path.name for path in beside), {path.suffix.lower()[1:] for path in beside}
+            choice = f"say which with --texts {' or '.join(sorted(kinds))}, or " if len(kinds) > 1 else ""
+            problems.add(f": {file.relative_to(root)}: {names} hold what is said; {choice}keep one of them")
         else:
             where = f": {beside[0].relative_to(root)}"
             try:
-                texts = list(read_texts(beside[0]))
-                told += [(f"{where}{place}", audio | entry) for place, entry in _placed(file, beside[0], texts)]
+                said = list(read_texts(beside[0]))
+                told += [(f"{where}{place}", audio | entry) for place, entry in _placed(file, beside[0], said)]
             except (AudioError, ManifestError) as error:
                 problems.add(f": {error}")
                 continue
-            if not texts:
+            if not said:
                 problems.add(f"{where}: no text in it; remove it, and also the recording if nothing is said in it")
     problems.raise_any()
+    if len(left_out) == len(files) and texts is not None:
+        raise ManifestError(f"{root}: no recording has a .{texts} beside it, under its own name")
     if len(left_out) == len(files):
         return [(f": {file.relative_to(root)}", {"audio_filepath": str(file.absolute())}) for file in files], ()
     return told, tuple(left_out)
