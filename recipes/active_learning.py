@@ -12,16 +12,15 @@ A score is UA for emotion (or any label) and word accuracy, 1 - WER, for speech 
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from speech_adapters.active.experiment import ActiveConfig
 from speech_adapters.config import is_run, option, parse_cli, run_main
 from speech_adapters.data.corpus_check import check_apart
 from speech_adapters.data.manifest import Channel, Manifest
-from speech_adapters.errors import ConfigError, InputError
+from speech_adapters.errors import ConfigError, counted
 
 PRESETS = {path.stem: path for path in (Path(__file__).parent / "active_learning").glob("*.yaml")}
 
@@ -36,7 +35,11 @@ class Config(ActiveConfig):
         None, "heard of files with several, where a line does not say it: a number, or mix"
     )
     mode: Literal["oracle", "sheet"] = option("oracle", "oracle: an experiment; sheet: people label")
-    filled: Path | None = option(None, "a filled labelling sheet of the round that waits (.jsonl or .csv)", file=True)
+    filled: Path | None = option(
+        None,
+        "a filled labelling sheet (.jsonl or .csv), of the round that waits, or a corrected one before",
+        file=True,
+    )
     output: Path | None = option(None, "run folder; one that holds the same run goes on")
     resume: str | None = option(None, "latest, or a run folder: go on with that run")
 
@@ -50,52 +53,53 @@ class Config(ActiveConfig):
             raise ConfigError("--filled belongs to --mode sheet and to the --output of the run that wrote the sheet.")
 
 
-def sheet_folder(run, turn) -> Path:
-    """Where a round's sheet is written, the page last."""
-    return run.path / f"round{turn.number}"
+def take_in(config: Config, loop) -> None:
+    """Take in the filled sheet, of the round that waits or of one before, and say what was skipped or corrected."""
+    from speech_adapters.active.sheet import SKIP, read_sheet
 
-
-def read_filled(config: Config, loop, run) -> dict[str, dict[str, Any]]:
-    """The labels of the filled sheet: of the round that waits or, where that has no sheet yet, of the one before."""
-    from speech_adapters.active.sheet import read_sheet
-
-    before = loop.learner.last_labelled
-    waiting = loop.learner.pending or before
-    if waiting is None:
+    if not loop.learner.rounds:
         raise ConfigError(f"--filled {config.filled}: no round waits for labels; run without it for the next sheet.")
-    try:
-        return read_sheet(config.filled, waiting.picks, loop.key, loop.labels)
-    except InputError:
-        if before is not None and not (sheet_folder(run, waiting) / "sheet.html").exists():
-            with suppress(InputError):  # taken in before this command was stopped: the same sheet comes again
-                return read_sheet(config.filled, before.picks, loop.key, loop.labels)
-        raise
+    *earlier, last = (turn.picks for turn in loop.learner.rounds)
+    before = loop.learner.said
+    labels = read_sheet(config.filled, last, loop.key, loop.labels, earlier)
+    changed = loop.label(labels, str(config.filled))
+    if changed is None and (skipped := sum(said is None for said in labels.values())):
+        print(f"skipped {counted(skipped, 'utterance')}, not asked again")
+    if changed is not None and not changed:
+        print(f"{config.filled}: taken in before, and nothing in it has changed")
+    for name in sorted(changed or ()):
+        was, now = (SKIP if said is None else said[loop.key] for said in (before[name], labels[name]))
+        print(f"corrected {name}: {was} -> {now}")
 
 
 def run_sheet(config: Config, encoder, pool: Manifest, test: Manifest | None, run) -> None:
-    """Take in a filled sheet if one is given, train, and write the next round's sheet."""
+    """Take in a filled sheet if one is given, train, and write the next round's sheet, unless it is there: somebody
+    may be filling it in."""
     from speech_adapters.active.experiment import LabellingLoop
     from speech_adapters.active.pool_predictions import observe
-    from speech_adapters.active.sheet import sheet_rows, write_sheet
+    from speech_adapters.active.sheet import SKIP, sheet_rows, write_sheet
 
     loop = LabellingLoop(config, encoder, pool, test, run.path / "loops" / "people", config.loop)
     learner = loop.learner
     if config.filled is not None:
-        loop.label(read_filled(config, loop, run), str(config.filled))
+        take_in(config, loop)
     turn = loop.next_round()
     if turn is None:
         labelled = learner.labelled
         labelled.write(run.path / "labelled.jsonl")
         print(f"The loop is over: {labelled.summary()}\nlabels  {run.path / 'labelled.jsonl'}\n"
               f"adapter {loop.run.adapter(loop.last)}\nhead    {loop.run.head(loop.last)}")  # fmt: skip
+        if learner.corrected:
+            print("note: labels were corrected after this adapter was trained; train anew on labelled.jsonl")
         return
-    view, folder = loop.view(), sheet_folder(run, turn)
-    picks = Manifest(turn.picks, "picks")
-    observed = observe(loop.model(), picks)
-    rows = sheet_rows(turn.picks, picks, observed, learner.labelled, view.labelled, loop.key)
-    page = write_sheet(folder, rows, loop.key, loop.labels)
+    folder, picks = run.path / f"round{turn.number}", Manifest(turn.picks, "picks")
+    page = folder / "sheet.html"
+    if not page.exists():
+        view, observed = loop.view(), observe(loop.model(), picks)
+        rows = sheet_rows(turn.picks, picks, observed, learner.labelled, view.labelled, loop.key)
+        write_sheet(folder, rows, loop.key, loop.labels)
     print(f"Round {turn.number} ({turn.stage}, {turn.strategy}): {picks.summary()}\nsheet   {page}\n"
-          f"Label it, then: --output {run.path} --filled FILE")  # fmt: skip
+          f"Label it ({SKIP} where that cannot be done), then: --output {run.path} --filled FILE")  # fmt: skip
 
 
 def read_data(config: Config) -> tuple[Manifest, Manifest | None]:

@@ -214,28 +214,54 @@ def test_labels_must_be_those_of_the_picks(tmp_path):
     assert [u.emotion for u in learner.labelled] == [u.emotion for u in turn.picks]
 
 
-def test_labels_may_come_again_until_others_came(tmp_path):
-    learner = ActiveLearner(make_pool([1] * 12), LabellingConfig(budget=8, rounds=2), tmp_path)
+def test_labels_may_come_again_as_they_were_or_corrected(tmp_path):
+    learner = ActiveLearner(make_pool([1] * 12), LabellingConfig(budget=8, initial=0.5, rounds=2), tmp_path)
     turn = learner.next_round(lambda: view_of(learner))
     labels = {u.id: {"emotion": "calm"} for u in turn.picks}
-    assert learner.unscored is None
-    learner.label(labels)
+    assert learner.label(labels) is None
     again = ActiveLearner(learner.pool, learner.config, tmp_path)
-    assert again.unscored == turn
-    again.label(labels)
-    assert len(again.labelled) == len(turn.picks)
-    with pytest.raises(ConfigError, match="round 0 has other labels already; go on without new ones"):
-        again.label({name: {"emotion": "angry"} for name in labels})
+    assert again.label(labels) == set() and len(again.labelled) == len(turn.picks)
+    first = turn.picks[0].id
+    corrected = {**labels, first: {"emotion": "angry"}}
+    with pytest.raises(ConfigError, match="other labels already; report its score, then correct them"):
+        again.label(corrected)
     again.report(0.5)
-    again.label(labels)
-    with pytest.raises(ConfigError, match="no round waits"):
-        again.label({name: {"emotion": "angry"} for name in labels})
+    assert again.label(labels) == set() and not again.corrected
+    assert again.label(corrected) == {first} and again.corrected
     second = again.next_round(lambda: view_of(again))
-    again.label(labels)
-    assert again.pending == second and again.last_labelled == turn
+    assert again.label(corrected) == set() and again.pending == second and again.rounds == (turn, second)
     again.label({u.id: {"emotion": "calm"} for u in second.picks})
-    with pytest.raises(ConfigError, match="round 1 has other labels already"):
-        again.label(labels)
+    again.report(0.5)
+    assert not again.corrected  # its model has learnt from them
+    once_more = ActiveLearner(learner.pool, learner.config, tmp_path)
+    assert once_more.said == {**corrected, **{u.id: {"emotion": "calm"} for u in second.picks}}
+    assert [u.emotion for u in once_more.labelled].count("angry") == 1
+    with pytest.raises(ConfigError, match="no round waits"):
+        once_more.label({first: {"emotion": "calm"}})
+
+
+def test_what_is_skipped_costs_nothing_and_is_not_picked_again(tmp_path):
+    config = LabellingConfig(strategy="random", cold_start="random", budget=6, initial=0.5, rounds=3)
+    learner = ActiveLearner(make_pool([1] * 9), config, tmp_path)
+    picked = []
+    while (turn := learner.next_round(lambda: view_of(learner))) is not None:
+        picked += [u.id for u in turn.picks]
+        learner.label({u.id: {"emotion": "calm"} if place else None for place, u in enumerate(turn.picks)})
+        learner.report(0.5)
+    costs = [event["cost"] for event in learner.events if event["event"] == "picks"]
+    assert costs == [3, 2, 3]  # 3 + 3 of the budget, and what the first pick of each round before gave back
+    assert len(set(picked)) == len(picked) == 8 and len(learner.labelled) == learner.spent == 5
+    assert not {u.id for u in learner.unlabelled} & set(picked)
+
+
+def test_a_round_that_was_skipped_stops_no_loop(tmp_path):
+    config = LabellingConfig(strategy="random", cold_start="random", budget=9, rounds=4, stop_gain=0.1)
+    learner = ActiveLearner(make_pool([1] * 20), config, tmp_path)
+    for number in range(4):
+        turn = learner.next_round(lambda: view_of(learner))
+        learner.label({u.id: None if number == 1 else {"emotion": "calm"} for u in turn.picks})
+        learner.report((0.2, 0.2, 0.9, 0.95)[number])
+    assert not [event for event in learner.events if event["event"] == "stop"]
 
 
 # ---------------------------------------------------------------------- sheets
@@ -340,6 +366,21 @@ def test_no_text_is_a_formula_a_tag_or_a_line(tmp_path):
     (tmp_path / "filled.csv").write_text("id,text\n" + "x" * 200_000)
     with pytest.raises(InputError, match=r"filled.csv:\d+: not a table"):
         read_sheet(tmp_path / "filled.csv", picks, "text")
+
+
+@pytest.mark.parametrize(("key", "labels"), [("emotion", LABELS), ("text", ())])
+def test_a_sheet_may_skip_and_come_again(sheet, key, labels):
+    folder, picks = sheet
+    page = (folder / "sheet.html").read_text()
+    assert "Choose <q>-</q> for what cannot be labelled" in page and page.count("<option>-</option>") == 3
+    (folder / "f.csv").write_text(f"id,{key}\nu0,calm\nu1, - \nu2,angry\n")
+    said = {"u0": {key: "calm"}, "u1": None, "u2": {key: "angry"}}
+    assert read_sheet(folder / "f.csv", picks, key, labels) == said
+    following = [replace(pick, id=f"next-{pick.id}") for pick in picks]
+    assert read_sheet(folder / "f.csv", following, key, labels, [picks]) == said
+    (folder / "f.csv").write_text(f"id,{key}\nu0,calm\nnext-u1,calm\nu2,angry\n")
+    with pytest.raises(ManifestError, match="f.csv:3: id 'next-u1' is not in this round; give this round's sheet"):
+        read_sheet(folder / "f.csv", following, key, labels, [picks])
 
 
 GOOD = [{"id": "u0", "emotion": "calm"}, {"id": "u1", "emotion": "calm"}, {"id": "u2", "emotion": "angry"}]

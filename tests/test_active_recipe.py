@@ -169,6 +169,22 @@ def test_labels_that_cannot_be_learnt_are_refused_while_they_can_be_corrected(sp
     assert [u.get(key) for u in loop.learner.labelled] == [u.get(key) for u in turn.picks]
 
 
+def test_corrections_come_after_the_training_that_is_owed(speech, tmp_path, monkeypatch):
+    config = ActiveConfig(task=Downstream(task="emotion"), loop=LabellingConfig(budget=4, initial=1.0, rounds=1))
+    config.loop.cold_start = "random"
+    loop = LabellingLoop(
+        config, small_encoder("wavlm", "pre-norm"), Manifest.read(speech / "pool.jsonl"), None, tmp_path, config.loop
+    )
+    labels = {u.id: {"emotion": "calm"} for u in loop.next_round().picks}
+    assert loop.label(labels, "filled.csv") is None
+    first = next(iter(labels))
+    with pytest.raises(InputError, match="emotion is 'sad', not one of the head's classes"):
+        loop.label({**labels, first: {"emotion": "sad"}}, "filled.csv")
+    monkeypatch.setattr(loop, "train", lambda: loop.learner.report(0.5))  # a checkpoint of it has heard the old labels
+    assert loop.label({**labels, first: {"emotion": "angry"}}, "filled.csv") == {first}
+    assert [event["event"] for event in loop.learner.events[-3:]] == ["labels", "score", "corrections"]
+
+
 def test_a_test_set_is_looked_at_before_anything_is_labelled(speech):
     test, encoder = Manifest.read(speech / "test.jsonl"), small_encoder("wavlm", "pre-norm")
     Downstream(task="emotion").check_test(test, encoder, ("angry", "calm", "sad"))
@@ -199,21 +215,37 @@ def test_people_label_round_by_round(speech, tmp_path):
     truth = {u.id: u.emotion for u in Manifest.read(speech / "pool.jsonl")}
     filled: list[str] = []
     for number in range(2):
-        run(*command, *filled)
+        assert ("skipped 1 utterance, not asked again" in run(*command, *filled).stdout) == bool(number)
         if number:  # killed when the picks were drawn, before their sheet was there: the same command writes it
             (out / "round1" / "sheet.html").unlink()
             run(*command, *filled)
             assert (out / "round1" / "sheet.html").exists()
+            (out / "round1" / "sheet.csv").write_text("half filled in")
+            run(*command)
+            assert (out / "round1" / "sheet.csv").read_text() == "half filled in"
         sheet = out / f"round{number}" / "sheet.jsonl"
         rows = [json.loads(line) for line in sheet.read_text().splitlines()]
         assert number == 0 or (rows[0]["guess"] in ("angry", "calm") and len(rows[0]["nearest"]) == 3)
         path = tmp_path / f"filled{number}.jsonl"
-        path.write_text("".join(json.dumps({"id": row["id"], "emotion": truth[row["id"]]}) + "\n" for row in rows))
+        said = {row["id"]: truth[row["id"]] for row in rows}
+        if not number:
+            skipped = rows[0]["id"]
+            said[skipped] = "-"
+            path.write_text("".join(json.dumps({"id": name, "emotion": "-"}) + "\n" for name in said))
+            assert "filled0.jsonl: no utterance has a label" in run(*command, "--filled", path, expect=2).stderr
+        path.write_text("".join(json.dumps({"id": name, "emotion": label}) + "\n" for name, label in said.items()))
         filled = ["--filled", path]
         (out / f"round{number}").rename(tmp_path / f"with-people{number}")  # who labels may have taken it along
     assert "The loop is over" in run(*command, *filled).stdout
     labelled = Manifest.read(out / "labelled.jsonl", ("emotion",))
-    assert len(labelled) == 12 and all(u.emotion == truth[u.id] for u in labelled)
-    assert "The loop is over" in run(*command, *filled).stdout  # the same command, once more
-    path.write_text(path.read_text().replace("angry", "furious").replace("calm", "angry").replace("furious", "calm"))
-    assert "no round waits" in run(*command, *filled, expect=2).stderr
+    assert len(labelled) == 12 and all(u.emotion == truth[u.id] and u.id != skipped for u in labelled)
+    over = run(*command, *filled).stdout  # the same command, once more
+    assert "filled1.jsonl: taken in before, and nothing in it has changed" in over and "train anew" not in over
+    path = tmp_path / "filled0.jsonl"
+    path.write_text(path.read_text().replace('"-"', '"calm"'))
+    over = run(*command, "--filled", path).stdout
+    assert f"corrected {skipped}: - -> calm" in over and "train anew on labelled.jsonl" in over
+    corrected = {u.id: u.emotion for u in Manifest.read(out / "labelled.jsonl")}
+    assert len(corrected) == 13 and corrected[skipped] == "calm"
+    path.write_text("".join(json.dumps({"id": name, "emotion": "calm"}) + "\n" for name in ("pool0", "x")))
+    assert "is not in this round" in run(*command, "--filled", path, expect=2).stderr

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from speech_adapters.active.curves import Curve, area_difference, over_seeds
-from speech_adapters.active.loop import ActiveLearner, LabellingConfig, Round
+from speech_adapters.active.loop import ActiveLearner, LabellingConfig, Labels, Round
 from speech_adapters.active.pool_predictions import committee_disagreement, dropout_disagreement, observe
 from speech_adapters.active.strategies import STRATEGIES, PoolView
 from speech_adapters.config import option
@@ -112,16 +112,23 @@ class LabellingLoop:
             self.train()
         return self.learner.next_round(self.view)
 
-    def label(self, labels: dict[str, dict[str, Any]], name: str) -> None:
+    def label(self, labels: Labels, name: str) -> set[str] | None:
         """Take in what people said, from ``name``; what training cannot use is refused while it can be corrected.
+        Training that is still owed comes before corrections, on the labels that it was begun with.
+
+        Returns: what :meth:`ActiveLearner.label` does.
 
         Raises:
             InputError: names the utterances whose labels no training can use; see also :meth:`ActiveLearner.label`.
         """
-        turn = self.learner.pending
-        if turn is not None and labels.keys() == {utterance.id for utterance in turn.picks}:
-            self.task.check_labels(self.learner.with_labels(labels, name), self.encoder, self.labels)
-        self.learner.label(labels)
+        picked = set(self.learner.picked)
+        if labels.keys() <= picked and len(said := self.learner.with_labels(labels, name)):
+            self.task.check_labels(said, self.encoder, self.labels)
+        if labels.keys() <= picked and all(said is None for said in {**self.learner.said, **labels}.values()):
+            raise ConfigError(f"{name}: no utterance has a label, and a model learns from one at least; label one.")
+        if self.learner.waits_for_score:
+            self.train()
+        return self.learner.label(labels)
 
     def train(self) -> None:
         """Train on all labels so far, keep the model, report its score."""

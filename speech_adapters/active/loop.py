@@ -2,12 +2,13 @@
 
     learner = ActiveLearner(pool, config, folder)
     while (turn := learner.next_round(view)) is not None:      # view: what the last model says of the pool
-        learner.label(labels of turn)                          # from a sheet, or from an oracle
+        learner.label(labels of turn)                          # from a sheet, or from an oracle; None: skipped
         learner.report(score of a model trained on learner.labelled)
 
 ``decisions.jsonl`` in the folder holds every round's picks, strategy and seed, its labels and its score. A loop made
 again on that folder stands where it stood: logged picks are never drawn again, and the random numbers of a round
-follow from the seed and the round alone.
+follow from the seed and the round alone. What was skipped is not picked again, and costs nothing. Labels of a scored
+round may come again, corrected: the models of later rounds learn from the corrected ones.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ from speech_adapters.files import read_log, to_json, write_text
 from speech_adapters.locks import hold
 from speech_adapters.ranges import Count, Dropout, Finite, Positive, Range, Seed, Share, check_values
 
+Labels = Mapping[str, Mapping[str, Any] | None]
+"""What was said of utterances, by id: ``{"text": ...}``, or None of those that cannot be labelled."""
+
 ROUNDING = 1e-9
 """Share of the budget by which a sum of many durations may be off."""
 
@@ -42,7 +46,7 @@ class LabellingConfig:
     """``random``, ``entropy``, ``margin``, ``least_confidence``, ``dropout``, ``committee``, ``k_center``, ``hybrid``
     (clusters, then uncertainty) or ``badge``."""
     budget: Positive = 200.0
-    """Labels to spend in all, in ``unit``."""
+    """Labels to spend in all, in ``unit``; what people skip costs none."""
     unit: Literal["utterances", "seconds"] = "utterances"
     """What a label costs: one each, or its seconds of audio."""
     initial: Annotated[float, Range(0, 1, above=True)] = 0.2
@@ -122,15 +126,22 @@ class ActiveLearner:
         return [name for entry in self._of("picks") for name in entry["ids"]]
 
     @property
+    def said(self) -> dict[str, dict[str, Any] | None]:
+        """All that was said so far, as last corrected."""
+        entries = [*self._of("labels"), *self._of("corrections")]
+        return {name: said for entry in entries for name, said in entry["labels"].items()}
+
+    @property
     def labelled(self) -> Manifest:
         """Everything labelled so far, with the labels that came back."""
-        labels = {name: labels for entry in self._of("labels") for name, labels in entry["labels"].items()}
-        return self.with_labels(labels, f"{self.pool.name}, labelled")
+        return self.with_labels(self.said, f"{self.pool.name}, labelled")
 
-    def with_labels(self, labels: Mapping[str, dict[str, Any]], name: str) -> Manifest:
-        """The utterances of the pool that ``labels`` names, with these labels, as a manifest called ``name``."""
+    def with_labels(self, labels: Labels, name: str) -> Manifest:
+        """The utterances of the pool that ``labels`` has something of, with that, as a manifest called ``name``."""
         found = []
         for identity, said in labels.items():
+            if said is None:
+                continue
             known = {key: value for key, value in said.items() if key in Utterance.__dataclass_fields__}
             extra = {key: value for key, value in said.items() if key not in known}
             utterance = self._utterances[identity]
@@ -145,8 +156,9 @@ class ActiveLearner:
 
     @property
     def spent(self) -> float:
-        """Budget used by all picks."""
-        return sum(self.cost(self._utterances[name]) for name in self.picked)
+        """Budget used by all picks but the skipped ones."""
+        skipped = {name for name, said in self.said.items() if said is None}
+        return sum(self.cost(self._utterances[name]) for name in self.picked if name not in skipped)
 
     @property
     def scores(self) -> list[tuple[float, float]]:
@@ -157,6 +169,11 @@ class ActiveLearner:
     def rounds_done(self) -> int:
         """Rounds whose model is trained."""
         return len(self._of("score"))
+
+    @property
+    def rounds(self) -> tuple[Round, ...]:
+        """All rounds drawn so far."""
+        return tuple(map(self._round, self._of("picks")))
 
     @property
     def pending(self) -> Round | None:
@@ -170,15 +187,10 @@ class ActiveLearner:
         return self.pending is None and len(self._of("labels")) > len(self._of("score"))
 
     @property
-    def last_labelled(self) -> Round | None:
-        """The last round whose labels came."""
-        labels = self._of("labels")
-        return self._round(self._of("picks")[len(labels) - 1]) if labels else None
-
-    @property
-    def unscored(self) -> Round | None:
-        """The round of :attr:`waits_for_score`."""
-        return self.last_labelled if self.waits_for_score else None
+    def corrected(self) -> bool:
+        """Whether labels were corrected after the last score: its model has learnt from others."""
+        events = [entry["event"] for entry in self.events if entry["event"] in ("score", "corrections")]
+        return events[-1:] == ["corrections"]
 
     def cost(self, utterance: Utterance) -> float:
         """One label, or its seconds."""
@@ -235,26 +247,35 @@ class ActiveLearner:
         self._append(entry)
         return self._round(entry)
 
-    def label(self, labels: dict[str, dict[str, Any]]) -> None:
-        """Record what the annotator (or the oracle) said: ``{id: {"text": ...}}``, one entry a pick.
+    def label(self, labels: Labels) -> set[str] | None:
+        """Record what the annotator (or the oracle) said of a round's picks, one entry a pick.
 
-        Those of the last labelled round may come again: whoever stopped what follows gives the same sheet.
+        Those of an earlier round may come again, as they were (whoever stopped what follows gives the same sheet) or
+        corrected.
+
+        Returns: ids of what was said otherwise before; None for the round that waited.
 
         Raises:
-            ConfigError: no round waits, or the ids are not those of its picks.
+            ConfigError: no round waits, the ids are not those of its picks, or corrections of a round whose model is
+                being trained.
         """
-        if (turn := self.last_labelled) is not None and labels == self._of("labels")[turn.number]["labels"]:
-            return
-        if (turn := self.unscored) is not None:
-            raise ConfigError(f"label: round {turn.number} has other labels already; go on without new ones.")
-        if self.pending is None:
+        said, waiting = self.said, self.pending
+        if any(set(labels) == set(entry["labels"]) for entry in self._of("labels")):
+            changed = {name: label for name, label in labels.items() if label != said[name]}
+            if changed and self.waits_for_score:
+                raise ConfigError("label: a round has other labels already; report its score, then correct them.")
+            if changed:
+                self._append({"event": "corrections", "labels": changed})
+            return set(changed)
+        if waiting is None:
             raise ConfigError("label: no round waits for labels; call next_round first.")
-        wanted = [utterance.id for utterance in self.pending.picks]
+        wanted = [utterance.id for utterance in waiting.picks]
         if set(labels) != set(wanted):
             wrong = sorted(set(labels) ^ set(wanted))
             raise ConfigError(f"label: {wrong[0]!r} is not in both the picks and the labels; label exactly the picks.")
         ordered = {name: labels[name] for name in wanted}
-        self._append({"event": "labels", "round": self.pending.number, "labels": ordered})
+        self._append({"event": "labels", "round": waiting.number, "labels": ordered})
+        return None
 
     def report(self, score: float | None, **facts: Any) -> None:
         """Record the score, higher is better, of the model trained on all labels so far; None without a test set."""
@@ -284,7 +305,7 @@ class ActiveLearner:
         if config.stop_gain is not None and len(self.scores) > 1:
             (before, low), (now, high) = self.scores[-2:]
             gain = 100 * (high - low) / max(now - before, 1e-9)
-            if gain < config.stop_gain:
+            if now > before and gain < config.stop_gain:  # a round that was skipped as a whole says nothing
                 return f"gain of {gain:.4f} a 100 {config.unit} is under {config.stop_gain}"
         if config.stop_agreement is not None:
             size = max(1, len(self._of("picks")[-1]["ids"]))

@@ -2,7 +2,8 @@
 
 The same columns in all three: ``id``, ``guess`` (the model's), ``uncertainty``, ``nearest`` (labelled utterances that
 sound alike, with their labels) and the key to fill in, ``text`` or ``emotion``. Fill it in one of them: in the CSV or
-JSON Lines by hand, or in the page, whose button saves a filled JSON Lines file. Errors start with ``file:line``.
+JSON Lines by hand, or in the page, whose button saves a filled JSON Lines file; ``-`` where an utterance cannot be
+labelled (noise, two speakers, another language). Errors start with ``file:line``.
 
 Annotators get no absolute paths: ``audio_filepath`` begins where the picks' folders part. A cell of the CSV that a
 spreadsheet would take for a formula gets an apostrophe in front, which reading takes away again.
@@ -32,6 +33,10 @@ from speech_adapters.reports.page import render
 from speech_adapters.reports.sound import sound_of
 
 MOST_AUDIO_BYTES = 40_000_000
+
+SKIP = "-"
+"""Filled in where an utterance cannot be labelled."""
+
 _FORMULA = re.compile(r"'*[=+\-@\t\r\n]")  # what begins like one, apostrophes put in front included
 
 
@@ -112,26 +117,37 @@ def write_sheet(folder: str | os.PathLike[str], rows: Sequence[Row], key: str, l
         cards.append((row, sound))
     title = f"{counted(len(rows), 'utterance')} to label"
     write_text(
-        folder / "sheet.html", render("sheet.html.j2", "sheet.js", title=title, key=key, cards=cards, labels=labels)
+        folder / "sheet.html",
+        render("sheet.html.j2", "sheet.js", title=title, key=key, cards=cards, labels=labels, skip=SKIP),
     )
     return folder / "sheet.html"
 
 
 def read_sheet(
-    path: str | os.PathLike[str], picks: Sequence[Utterance], key: str, labels: Collection[str] = ()
-) -> dict[str, dict[str, Any]]:
-    """``{id: {key: label}}`` of a filled ``.csv``, ``.tsv`` or ``.jsonl`` sheet, in the order of its lines.
+    path: str | os.PathLike[str],
+    picks: Sequence[Utterance],
+    key: str,
+    labels: Collection[str] = (),
+    earlier: Sequence[Sequence[Utterance]] = (),
+) -> dict[str, dict[str, Any] | None]:
+    """``{id: {key: label}}`` of a filled ``.csv``, ``.tsv`` or ``.jsonl`` sheet, in the order of its lines; ``{id:
+    None}`` of what cannot be labelled (:data:`SKIP`).
 
     Tables may be as spreadsheets save them: with semicolons, blank rows, headers in another case.
+
+    Args:
+        picks: those of the round. earlier: of the rounds before, whose sheets may come again; which round a sheet is
+            of, its first line says.
 
     Raises:
         InputError: ``file:line`` and what is wrong: not JSON, a missing column, an unknown or repeated id, an empty
             label or one that is not among ``labels``; or the picks that have no line.
     """
     path = Path(path)
-    wanted = {utterance.id for utterance in picks}
-    stripped = {name.strip(): name for name in wanted}  # as cells are
-    found: dict[str, dict[str, Any]] = {}
+    rounds = [{utterance.id for utterance in those} for those in (picks, *earlier)]
+    wanted, known = rounds[0], set().union(*rounds)
+    stripped = {name.strip(): name for name in known}  # as cells are
+    found: dict[str, dict[str, Any] | None] = {}
     table = path.suffix.lower() in (".csv", ".tsv")
     names: Names = {"id": (), key: (key.lower(),)}
     for number, entry in read_records(path, "the sheet", names, ("id", key)):
@@ -142,14 +158,21 @@ def read_sheet(
             if not isinstance(entry.get(column), str):
                 raise ManifestError(f"{where}: {column!r} is missing; keep the sheet's columns and fill in {key!r}")
         name, label = entry["id"], one_line(entry[key])
-        name = name if name in wanted else stripped.get(name, name)
+        name = name if name in known else stripped.get(name, name)
+        if not found:
+            wanted = next((ids for ids in rounds if name in ids), wanted)
         if name not in wanted:
             remedy = zeros_lost(name, wanted) or "; give this round's sheet"
             raise ManifestError(f"{where}: id {name!r} is not in this round{remedy}")
         if name in found:
             raise ManifestError(f"{where}: id {name!r} stands here a second time; keep one of the lines")
         if not label:
-            raise ManifestError(f"{where}: {key!r} of {name!r} is empty; fill it in")
+            raise ManifestError(
+                f"{where}: {key!r} of {name!r} is empty; fill it in, {SKIP} where it cannot be labelled"
+            )
+        if label == SKIP and label not in labels:
+            found[name] = None
+            continue
         if labels and label not in labels:
             raise ManifestError(f"{where}: {key} {label!r} is not one of {', '.join(sorted(labels))}; correct it")
         if re.search("[\ud800-\udfff]", label):
