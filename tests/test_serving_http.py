@@ -447,7 +447,10 @@ def test_a_stream_that_takes_too_long_ends_with_an_error(
     assert json.loads(last.removeprefix("data: "))["error"]["code"] == "timeout"
 
 
-def test_a_client_that_goes_away_takes_its_work_along(encoder: Path, folder: Path, sound: Path) -> None:
+def test_a_client_that_goes_away_takes_its_work_along(
+    encoder: Path, folder: Path, sound: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "speech_adapters")
     engine = engine_of(encoder, folder, deadline=20.0)
     with running(engine) as address:
         host, port = address.removeprefix("http://").split(":")
@@ -460,6 +463,10 @@ def test_a_client_that_goes_away_takes_its_work_along(encoder: Path, folder: Pat
             connection.sendall(head.encode() + body.read())
             assert wait_for(lambda: len(engine.queue) > 0)
         assert wait_for(lambda: all(waiting.future.cancelled() for waiting in engine.queue._waiting))
+        with socket.create_connection((host, int(port))) as connection:
+            connection.sendall(head.encode() + body.read()[:1000])  # and then one that leaves while it uploads
+        assert wait_for(lambda: caplog.text.count(f"POST {TRANSCRIPTIONS} ") == 2)
+        assert caplog.text.count(f"POST {TRANSCRIPTIONS} 499 ") == 2
         with httpx.Client(base_url=address) as http:
             assert wait_for(lambda: "requests_open 1.0" in http.get("/metrics").text)  # that of /metrics itself
 

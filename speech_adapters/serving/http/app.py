@@ -44,7 +44,10 @@ def create_app(engine: Engine, settings: HttpSettings, keys: Keys | None = None)
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         app.state.changing = asyncio.Lock()
         await engine.start()
-        yield
+        try:
+            yield
+        except asyncio.CancelledError:  # after a second Ctrl-C, which waits for nothing that the engine has taken
+            return
         await engine.stop()
 
     app.router.lifespan_context = lifespan

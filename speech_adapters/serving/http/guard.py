@@ -246,8 +246,8 @@ class _Body:
         message = await self._receive()
         if message["type"] == "http.disconnect":
             self.gone.set()
-            self.complete.set()
-            return message
+            self.complete.set()  # which ends the watch, and with it the request: there is nobody to answer
+            await asyncio.get_running_loop().create_future()
         self.size += len(message.get("body", b""))
         if self.size > self.most:
             raise too_large(self.most)
