@@ -115,19 +115,19 @@ def _system_error(error: Exception) -> OSError | None:
     return None if number is None else OSError(int(number[1]), os.strerror(int(number[1])))
 
 
-def sweep(path: Path) -> None:
+def sweep(path: Path, *, at_start: bool = False) -> None:
     """Remove what killed processes of this machine left of ``path``: ``.<name>.<anything>.<pid>.tmp``, files or
-    folders."""
-    _sweep(path.parent, _literal(path.name))
+    folders. ``at_start``: before this process writes there, what is there under its own number is a killed one's:
+    containers count anew."""
+    _sweep(path.parent, _literal(path.name), at_start)
 
 
 def sweep_folder(folder: Path, *, at_start: bool = False) -> None:
-    """The same of whatever they were writing into a folder. ``at_start``: before this process writes into it, what is
-    there under its own number is a killed one's: containers count anew."""
+    """The same of whatever they were writing into a folder."""
     _sweep(folder, "*", at_start)
 
 
-def _sweep(folder: Path, names: str, at_start: bool = False) -> None:
+def _sweep(folder: Path, names: str, at_start: bool) -> None:
     for left in folder.glob(f".{names}.*.tmp"):
         found = re.fullmatch(r".*?(?:\.(at-[0-9a-f]{8}))?\.(\d+)\.tmp", left.name)
         if found is None or found[1] not in (None, _HERE):

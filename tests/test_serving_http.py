@@ -6,12 +6,14 @@ import asyncio
 import base64
 import contextlib
 import errno
+import fcntl
 import gc
 import hashlib
 import io
 import itertools
 import json
 import logging
+import os
 import re
 import shutil
 import socket
@@ -50,6 +52,7 @@ from speech_adapters.serving.http.keys import ApiKey, Keys
 from speech_adapters.serving.http.models import AdapterFields, add_adapter
 from speech_adapters.serving.http.server import host_name, page_origin
 from speech_adapters.serving.http.settings import HttpSettings
+from speech_adapters.serving.http.uploads import recordings
 from speech_adapters.serving.residents import Loaded, load
 from speech_adapters.serving.served import Served
 
@@ -308,6 +311,37 @@ def test_a_folder_for_uploads_that_cannot_be_one_is_refused(
         with pytest.raises(SystemExit) as stopped:
             cli_main(["serve", "--encoder", "tiny-wavlm", "--port", "0", "--uploads", str(tmp_path / name)])
         assert stopped.value.code == 2 and "choose another folder" in capsys.readouterr().err
+    (tmp_path / "shared").mkdir()
+    with (tmp_path / "shared" / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # as another server has it: neither would see what the other adds
+        with pytest.raises(ConfigError, match="shared: another server keeps its adapters there"):
+            http_server._uploads(str(tmp_path / "shared"))
+
+
+def test_what_killed_servers_left_of_uploads_goes_at_the_next_start(
+    encoder: Path, folder: Path, sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    engine = engine_of(encoder, folder)
+
+    def of_process(name: str, process: int) -> str:
+        return name.replace("adapters.", "adapters.x").replace(f".{os.getpid()}.tmp", f".{process}.tmp")
+
+    async def hear() -> Path:
+        with sound.open("rb") as file:
+            async with recordings(engine, {"the audio": ("file", UploadFile(file))}, None) as (recording,):
+                assert isinstance(recording.source, Path)
+                left = recording.source.parent
+                for process in (os.getpid(), os.getppid(), 99_999_999):  # once ours, alive, dead
+                    shutil.copytree(left, left.with_name(of_process(left.name, process)))
+                (tmp_path / ".another.99999999.tmp").mkdir()
+                return left
+
+    left = asyncio.run(hear())
+    with pytest.raises(SystemExit):
+        cli_main(["serve", "--port", "0"])  # names nothing to serve
+    kept = {of_process(left.name, os.getppid()), ".another.99999999.tmp"}
+    assert wait_for(lambda: not left.exists()) and {path.name for path in tmp_path.iterdir()} == kept
 
 
 def test_what_is_no_http_is_told_so_in_json(server: Any) -> None:

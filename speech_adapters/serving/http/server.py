@@ -24,7 +24,8 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from speech_adapters.bank.bank import Bank
-from speech_adapters.errors import CheckpointError, ConfigError, Interrupted
+from speech_adapters.errors import CheckpointError, ConfigError, InputError, Interrupted, InUseError
+from speech_adapters.locks import hold
 from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.saving.base import Base
 from speech_adapters.saving.parts import load_part
@@ -37,6 +38,7 @@ from speech_adapters.serving.http.guard import Guard
 from speech_adapters.serving.http.keys import ApiKey, Keys
 from speech_adapters.serving.http.models import take_up
 from speech_adapters.serving.http.settings import HttpSettings
+from speech_adapters.serving.http.uploads import clear_uploads
 
 log = logging.getLogger("speech_adapters.serving")
 
@@ -66,6 +68,7 @@ def serve(arguments: argparse.Namespace) -> None:
         page=not arguments.no_page,
     )
     listening = _listen(arguments.host, arguments.port)
+    clear_uploads()
     keys = Keys() if arguments.keys is None else Keys.read(arguments.keys)
     models = _models(arguments)
     engine = Engine(
@@ -227,8 +230,14 @@ def _uploads(folder: str | None) -> Path | None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--uploads {folder}: {error.strerror}; choose another folder.") from error
-    if not os.access(path, os.W_OK):
-        raise ConfigError(f"--uploads {folder}: cannot be written; choose another folder.")
+    try:
+        hold(path)
+    except InUseError as error:
+        raise ConfigError(
+            f"--uploads {folder}: another server keeps its adapters there; end it, or choose another folder."
+        ) from error
+    except InputError as error:
+        raise ConfigError(f"--uploads {folder}: cannot be written; choose another folder.") from error
     take_up(path)
     return path
 

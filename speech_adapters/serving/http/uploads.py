@@ -17,6 +17,7 @@ from pathlib import Path
 from fastapi import UploadFile
 
 from speech_adapters.errors import AudioError
+from speech_adapters.files import sweep, temporary_of
 from speech_adapters.inference.hearing import OTHER_DETECTOR
 from speech_adapters.inference.recordings import Recording, recordings_of
 from speech_adapters.serving.engine import Engine
@@ -37,7 +38,8 @@ async def recordings(
         ApiError: a file that is no audio, too long, or of several channels with none named; a broken one is found
             while it is heard, and becomes an ApiError here too.
     """
-    folder = Path(tempfile.gettempdir(), f"speech-adapters-{uuid.uuid4().hex}")
+    place = _all_uploads()
+    folder = temporary_of(place.with_name(f"{place.name}.{uuid.uuid4().hex}"))
     # no path is a part of another one: the message below names the one that it means
     paths = {name: folder / f"{number}-upload" for number, name in enumerate(files)}
     sent = [file for _, file in files.values()]
@@ -56,6 +58,16 @@ async def recordings(
         raise ApiError(400, message, param=param, code="invalid_audio") from error
     finally:
         copied.add_done_callback(lambda _: forget(engine, folder))
+
+
+def clear_uploads() -> None:
+    """Remove what servers that were killed had not forgotten yet; before this one takes anything."""
+    sweep(_all_uploads(), at_start=True)
+
+
+def _all_uploads() -> Path:
+    """What the folders of all requests are called after."""
+    return Path(tempfile.gettempdir(), "speech-adapters")
 
 
 def forget(engine: Engine, folder: Path) -> None:
