@@ -87,8 +87,10 @@ def test_a_file_of_one_channel_needs_none(calls, tmp_path):
         None,
         1,
     ]
-    with pytest.raises(AudioError, match="channel=1 does not exist; there is one, which needs no channel"):
-        read_audio(tmp_path / "mono.wav", channel=1)  # of this very file
+    for hear in (read_audio, recordings_of):  # of this very file
+        with pytest.raises(AudioError, match="mono.wav: channel=1 does not exist; there is one channel, 0; name none"):
+            hear(tmp_path / "mono.wav", channel=1)
+        hear(tmp_path / "mono.wav", channel=0)
 
 
 def test_check_says_which_files_need_one(calls):

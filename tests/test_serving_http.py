@@ -284,6 +284,8 @@ def test_broken_audio_is_an_error_that_names_no_path(http: httpx.Client, sound: 
             )
     found = error(http.post(TRANSCRIPTIONS, data={"model": "lora-0", "channel": "7"}, files=upload(stereo)), 400)
     assert found["param"] == "file" and "channel=7 does not exist" in found["message"]
+    found = error(http.post(TRANSCRIPTIONS, data={"model": "lora-0", "channel": "1"}, files=upload(sound)), 400)
+    assert found["message"] == "the audio: channel=1 does not exist; there is one channel, 0; name none"
     both = http.post(TRANSCRIPTIONS, data={"model": "lora-0", "channel": "mix"}, files=upload(stereo))
     assert both.status_code == 200
 

@@ -370,8 +370,13 @@ def _channel_index(path: str | os.PathLike[str], channel: int | str | None, chan
         return "mix"
     if isinstance(channel, int) and not isinstance(channel, bool) and 0 <= channel < channels:
         return channel
-    use = "there is one, which needs no channel" if channels == 1 else f'use 0 to {channels - 1}, or "mix"'
-    raise AudioError(f"{path}: channel={channel!r} does not exist; {use}")
+    raise no_such_channel(path, channel, channels)
+
+
+def no_such_channel(path: str | os.PathLike[str], channel: int | str, channels: int) -> AudioError:
+    """The error of a channel that a file does not have."""
+    use = "there is one channel, 0; name none" if channels == 1 else f'use 0 to {channels - 1}, or "mix"'
+    return AudioError(f"{path}: channel={channel!r} does not exist; {use}")
 
 
 def _piece(

@@ -18,6 +18,7 @@ from speech_adapters.data.audio import (
     audio_channels,
     channel_of_several,
     check_waveform,
+    no_such_channel,
     resample,
     stream_audio,
 )
@@ -95,8 +96,8 @@ def recordings_of(
     Headers are read here, so that missing files and unnamed channels are found, all of them, before anything is heard.
 
     Args:
-        channel: of files with several: a number, or "mix". There is no default: the two sides of a call are two
-            speakers.
+        channel: of files with several, of which there must be one at least: a number, or "mix". There is no default:
+            the two sides of a call are two speakers.
         speakers: a name for each channel, such as ("agent", "customer").
         sample_rate: of arrays, in Hz.
         names: of the results; by default the paths, and "waveform 0", "waveform 1", ... of arrays.
@@ -127,6 +128,9 @@ def recordings_of(
             if speakers is not None or channel not in (None, 0, "mix"):
                 raise ConfigError(f"{name}: an array of samples has one channel; give one recording a channel.")
             found.append([Recording(name, _samples(item, name, sample_rate))])
+    if channel not in (None, 0, "mix") and all(one.channel is None for (one, *_) in found):  # of no file: a mistake
+        problems += [(one.name, no_such_channel(one.name, channel, 1)) for (one, *_) in found]
+        found = []
     if left_out is not None and found:
         for name, problem in problems:
             leave_out(left_out, name, problem)
