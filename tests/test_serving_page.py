@@ -160,6 +160,23 @@ def test_what_cannot_be_read_is_not_answered_by_what_was_chosen_before(
         page.expect(page.page.locator("#verdict")).to_be_empty()
 
 
+def test_what_was_recorded_and_cannot_be_read_is_not_answered_by_what_was_chosen_before(
+    browser: Any, address: str, recording: Path
+) -> None:
+    with Page(browser, address) as page:
+        for field in ("#file", "#file-enrolment", "#file-test"):
+            page.page.set_input_files(field, str(recording))
+        for send in ("#listen", "#compare"):
+            page.expect(page.page.locator(send)).to_be_enabled()
+        page.page.evaluate("() => { OfflineAudioContext.prototype.decodeAudioData = () => Promise.reject(); }")
+        for record, send, told in (("#record", "#listen", "#clock"), ("#pair button >> nth=1", "#compare", "#pair")):
+            page.page.locator(record).click()
+            page.expect(page.page.locator(told)).to_contain_text("1 s")
+            page.page.locator("button[aria-pressed=true]").click()
+            page.expect(page.page.locator(told)).to_contain_text("recording.webm: this browser cannot read it")
+            page.expect(page.page.locator(send)).to_be_disabled()
+
+
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("screen", SCREENS)
 def test_everyone_can_use_it(browser: Any, address: str, recording: Path, scheme: str, screen: str) -> None:
