@@ -66,7 +66,7 @@ def shake(model: SpeechAdapterModel, name: str) -> None:
                 tensor.add_(0.05 * torch.randn_like(tensor))
 
 
-def engine_of(encoder: Path, *folders: Path, **settings: Any) -> Engine:
+def engine_of(encoder: str | Path, *folders: Path, **settings: Any) -> Engine:
     """An engine, not started, that serves all in the folders."""
     model = SpeechAdapterModel.from_pretrained(encoder)
     catalog = Catalog(model.encoder)

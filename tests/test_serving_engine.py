@@ -593,7 +593,7 @@ def waiting(lengths: list[tuple[float, int, bool]], since: float = 0.0) -> list[
         loaded = Loaded(served, members=members)  # type: ignore[arg-type]
         window = Window(torch.zeros(round(16000 * seconds)), 0, 0, round(16000 * seconds))
         future = asyncio.get_running_loop().create_future()
-        found.append(Waiting(window, loaded, "transcription", future, since=since + number))
+        found.append(Waiting(window, loaded, "transcription", future, "a", since=since + number))
     return found
 
 

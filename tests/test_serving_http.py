@@ -198,6 +198,15 @@ def test_which_of_several_recordings_is_broken_is_said(http: httpx.Client, sound
         assert found["param"] == field and found["message"].startswith(f"{name}: cut short"), found
 
 
+def test_what_is_shorter_than_an_encoder_hears_is_named() -> None:
+    short = io.BytesIO()
+    soundfile.write(short, 0.1 * np.random.default_rng(0).standard_normal(480), 16_000, format="WAV")
+    with running(engine_of("tiny-wavlm")) as address:  # which needs 65 ms
+        fields = {"model": "tiny-wavlm"}
+        found = error(httpx.post(f"{address}/v1/audio/embeddings", data=fields, files={"file": short}), 400)
+    assert found["param"] == "file" and found["message"].startswith("the audio: 30.0 ms are shorter"), found
+
+
 def test_the_surest_verdicts_have_a_probability(
     http: httpx.Client, sound: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -390,6 +399,11 @@ def test_a_client_s_mistakes_are_named(encoder: Path, folder: Path, sound: Path,
         wav = error(http.post(TRANSCRIPTIONS, content=sound.read_bytes(), headers=bare), 400)
         assert "in a form (multipart/form-data), not as 'audio/wav'" in wav["message"]
         assert error(http.post(TRANSCRIPTIONS), 400)["message"].endswith("in a form (multipart/form-data)")
+        form = {"content-type": "multipart/form-data"}
+        for body, kind in ((b"x", {}), (b"x", {"content-type": form["content-type"] + "; boundary=y"})):
+            unread = error(http.post(TRANSCRIPTIONS, content=body, headers=form | kind), 400)
+            assert unread["message"].endswith("; send a whole form, as curl -F does")
+            assert unread["code"] == "invalid_request"
         no_file = error(http.post(TRANSCRIPTIONS, data={"model": "lora-0"}, files={"prompt": (None, "x")}), 400)
         assert no_file["message"] == "file: Field required"
         other = {"model": "lora-0", "response_format": "xml"}

@@ -165,6 +165,7 @@ def test_openais_realtime_client_and_24_khz(address: str, sound: Path, expected:
         (update(transcription=None), "transcription: give an object"),
         ({"type": "session.update", "session": {"type": "realtime"}}, "session.type: Input should be 'transcription'"),
         ({"type": "session.update"}, "session: give an object"),
+        ('{"type": "x", "event_id": "\\ud800"}', "no event 'x'"),  # half of a letter, which no text can be sent with
     ],
 )
 def test_a_wrong_event_is_answered_and_the_session_goes_on(address: str, event: Any, said: str) -> None:
@@ -174,7 +175,7 @@ def test_a_wrong_event_is_answered_and_the_session_goes_on(address: str, event: 
         client.socket.send(event)
         found = client.receive("error")["error"]
         assert said in found["message"] and found["type"] and {"code", "param"} <= found.keys()
-        assert found.get("event_id", "mine") == "mine"
+        assert found.get("event_id", "mine") in ("mine", "\ud800")
         client.send({"type": "input_audio_buffer.clear"})
         client.receive("input_audio_buffer.cleared")
 
@@ -239,6 +240,10 @@ def test_sessions_are_limited_and_guarded(address: str, encoder: Path, folder: P
     with pytest.raises(status) as foreign, Client(address, origin="https://evil.example"):
         pass
     assert foreign.value.response.status_code == 403
+    with pytest.raises(status) as lost, connect(f"{address}/realtime"):
+        pass
+    assert lost.value.response.status_code == 404
+    assert json.loads(lost.value.response.body)["error"]["message"].endswith("live sessions are at /v1/realtime")
     keys = Keys((ApiKey(name="a", sha256=hashlib.sha256(b"k").hexdigest()),))
     with running(engine_of(encoder, folder), keys=keys) as guarded:
         guarded = guarded.replace("http", "ws")

@@ -182,7 +182,7 @@ class Engine:
                     if window is None:
                         more = False
                         break
-                    futures.put_nowait((window, self.submit(loaded, task, window)))
+                    futures.put_nowait((window, self.submit(loaded, task, window, source.recording.name)))
                     pending += 1
                 if pending:
                     window, future = futures.get_nowait()
@@ -215,16 +215,19 @@ class Engine:
         """The frames that a model's heads read."""
         return Frames(self.encoder, loaded.reads_layers)
 
-    def submit(self, loaded: Loaded, task: str | None, window: Window) -> asyncio.Future[Heard]:
-        """Let one window wait for its batch; cancelling the future takes it out."""
+    def submit(
+        self, loaded: Loaded, task: str | None, window: Window, name: str = "the recording"
+    ) -> asyncio.Future[Heard]:
+        """Let one window of the recording that errors call ``name`` wait for its batch; cancelling the future takes it
+        out."""
         future = asyncio.get_running_loop().create_future()
-        self.queue.put(Waiting(window, loaded, task, future))
+        self.queue.put(Waiting(window, loaded, task, future, name))
         return future
 
     async def _hear_alone(self, loaded: Loaded, window: Window) -> Heard:
         """A window in no batch with others."""
         loop, worker = asyncio.get_running_loop(), self._workers[0]
-        alone = [Waiting(window, loaded, None, loop.create_future())]
+        alone = [Waiting(window, loaded, None, loop.create_future(), "noise")]
         (result,) = await loop.run_in_executor(worker.thread, worker.hear, alone, self._cores)
         if isinstance(result, Exception):
             raise result
@@ -303,7 +306,7 @@ class _Worker:
 
     def _hear(self, batch: Sequence[Waiting]) -> list[Heard]:
         model, slots = self.model, self.slots
-        windows, names = [item.window for item in batch], ["the recording"] * len(batch)
+        windows, names = [item.window for item in batch], [item.name for item in batch]
         loaded = [item.loaded for item in batch]
         heads = [slots.head(item.loaded, item.task) for item in batch]
         if batch[0].lane:  # one composition acts on the whole batch

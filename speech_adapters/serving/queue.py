@@ -18,6 +18,7 @@ class Waiting:
 
     Attributes:
         task: whose head reads it; None for none.
+        name: of its recording, for errors.
         since: when it came, by the clock of ``time.monotonic``.
     """
 
@@ -25,6 +26,7 @@ class Waiting:
     loaded: Loaded
     task: str | None
     future: asyncio.Future[Heard]
+    name: str
     since: float = field(default_factory=time.monotonic)
 
     @property

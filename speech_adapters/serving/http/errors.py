@@ -112,13 +112,15 @@ def install(app: FastAPI) -> None:
         assert isinstance(error, HTTPException)
         if isinstance(error.__cause__, OSError):  # met as a body was read: FastAPI takes it for the client's fault
             return response(of(error.__cause__))
-        message = str(error.detail)
-        if message == "Not Found":
+        message, code = str(error.detail), None
+        if error.status_code == 400:  # in the words of a library, of which none says what to do
+            message, code = f"{message.rstrip('.')}; send a whole form, as curl -F does", "invalid_request"
+        elif message == "Not Found":
             path = shown(request.url.path)
             message = f"{path}: no such address; a client's base_url ends in /v1, and /openapi.json lists all"
         elif error.status_code == 405:
             message = f"{shown(request.url.path)}: takes {(error.headers or {}).get('Allow', 'another method')}"
-        return JSONResponse(body(error.status_code, message), error.status_code, error.headers)
+        return JSONResponse(body(error.status_code, message, code=code), error.status_code, error.headers)
 
     async def invalid(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)

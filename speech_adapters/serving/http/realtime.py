@@ -93,6 +93,14 @@ async def realtime(websocket: WebSocket) -> None:
         await session.close()
 
 
+@router.websocket("/{path:path}")
+async def elsewhere(websocket: WebSocket) -> None:
+    """Told as other routes tell it; without this, it would seem to be forbidden."""
+    await websocket.send_denial_response(
+        errors.response(ApiError(404, "no such address; live sessions are at /v1/realtime"))
+    )
+
+
 class Session:
     """What one client has configured and what it is saying."""
 
@@ -312,7 +320,7 @@ class Session:
         async with self._sending:
             event = {"type": kind, "event_id": f"event_{next(self._numbers):06d}", **content}
             with _gone_is_gone():
-                await self.websocket.send_text(json.dumps(event, ensure_ascii=False))
+                await self.websocket.send_text(json.dumps(event))  # in ASCII: halves of letters are told back, too
 
     async def _close(self, code: int, reason: str) -> None:
         with _gone_is_gone():
