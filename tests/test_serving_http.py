@@ -355,6 +355,12 @@ def test_what_killed_servers_left_of_uploads_goes_at_the_next_start(
     assert wait_for(lambda: not left.exists()) and {path.name for path in tmp_path.iterdir()} == kept
 
 
+def test_an_empty_host_is_not_every_address(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli_main(["serve", "--encoder", "nowhere", "--port", "0", "--host", ""])
+    assert stopped.value.code == 2 and "--host: is empty; name an address" in capsys.readouterr().err
+
+
 def test_what_is_no_http_is_told_so_in_json(server: Any) -> None:
     host, port = server[0].removeprefix("http://").split(":")
     for data in (b"GET nonsense\r\n\r\n", b"\x16\x03\x01 tls", b"GET / HTTP/1.1\r\n" + b"a" * 100_000):

@@ -120,6 +120,8 @@ def add_place(engine: Engine, place: str | Path) -> None:
 
 def _listen(host: str, port: int) -> socket.socket:
     """The address, taken before anything slow is done."""
+    if not host:  # as of a variable that is not set; sockets take it for every address
+        raise ConfigError("--host: is empty; name an address, 0.0.0.0 for every one of this machine.")
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=2048)
