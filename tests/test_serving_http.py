@@ -1040,6 +1040,24 @@ def test_a_full_disk_is_the_server_s_fault_and_said(
     assert caplog.text.count("no room for what a client sent") == 2 and "Traceback" not in caplog.text
 
 
+def test_a_folder_that_is_gone_is_the_server_s_fault_and_said(
+    encoder: Path, folder: Path, sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    with (
+        running(engine_of(encoder, folder), HttpSettings(uploads=tmp_path / "gone")) as address,
+        httpx.Client(base_url=address, timeout=60) as http,
+    ):
+        for route, data, files in (
+            (TRANSCRIPTIONS, {"model": "lora-0"}, upload(sound)),
+            ("/v1/adapters", {"name": "a"}, parts(folder / "adapters", "lora-0", "adapter[]")),
+        ):
+            assert error(http.post(route, data=data, files=files), 503)["code"] == "no_storage"
+        (tmp_path / "gone").mkdir()
+        assert http.post(TRANSCRIPTIONS, data={"model": "lora-0"}, files=upload(sound)).status_code == 200
+    assert caplog.text.count("what a client sent cannot be kept: [Errno 2]") == 2 and "Traceback" not in caplog.text
+
+
 def test_an_adapter_without_effect_is_refused(encoder: Path, folder: Path, tmp_path: Path) -> None:
     model = SpeechAdapterModel.from_pretrained(encoder)
     model.add_adapter("a", "lora")  # at its start: it changes nothing

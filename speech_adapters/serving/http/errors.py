@@ -21,6 +21,10 @@ log = logging.getLogger("speech_adapters.serving")
 TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
+UNKEPT = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS)
+"""What the system says of a folder that was removed, or is not written to any more."""
+
+
 class ApiError(HTTPException):
     """An answer other than success.
 
@@ -66,6 +70,9 @@ def of(error: Exception) -> ApiError:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         log.error("no room for what a client sent: %s; free some, or name another place (TMPDIR, --uploads)", error)
         return ApiError(507, "the server's disk is full; ask again when its operator has freed some", code="disk_full")
+    if isinstance(error, OSError) and error.errno in UNKEPT:
+        log.error("what a client sent cannot be kept: %s; mend that place, or name another (TMPDIR, --uploads)", error)
+        return ApiError(503, "the server has no place for what was sent; its log says why", code="no_storage")
     log.error("a request failed", exc_info=error)
     return ApiError(500, "the server failed at this request; its log says why", code="internal_error")
 
