@@ -63,11 +63,13 @@ def take_in(config: Config, loop) -> None:
     before = loop.learner.said
     labels = read_sheet(config.filled, last, loop.key, loop.labels, earlier)
     changed = loop.label(labels, str(config.filled))
-    if changed is None and (skipped := sum(said is None for said in labels.values())):
-        print(f"skipped {counted(skipped, 'utterance')}, not asked again")
-    if changed is not None and not changed:
+    if changed is None:
+        if skipped := sum(said is None for said in labels.values()):
+            print(f"skipped {counted(skipped, 'utterance')}, not asked again")
+        return
+    if not changed:
         print(f"{config.filled}: taken in before, and nothing in it has changed")
-    for name in sorted(changed or ()):
+    for name in sorted(changed):
         was, now = (SKIP if said is None else said[loop.key] for said in (before[name], labels[name]))
         print(f"corrected {name}: {was} -> {now}")
 

@@ -119,7 +119,8 @@ class LabellingLoop:
         Returns: what :meth:`ActiveLearner.label` does.
 
         Raises:
-            InputError: names the utterances whose labels no training can use; see also :meth:`ActiveLearner.label`.
+            InputError: names the utterances whose labels no training can use.
+            ConfigError: nothing would be labelled at all; see also :meth:`ActiveLearner.label`.
         """
         picked = set(self.learner.picked)
         if labels.keys() <= picked and len(said := self.learner.with_labels(labels, name)):

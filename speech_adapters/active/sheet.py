@@ -136,8 +136,8 @@ def read_sheet(
     Tables may be as spreadsheets save them: with semicolons, blank rows, headers in another case.
 
     Args:
-        picks: those of the round. earlier: of the rounds before, whose sheets may come again; which round a sheet is
-            of, its first line says.
+        picks: those of the round that waits.
+        earlier: those of the rounds before, whose sheets may come again; the first line says which round it is of.
 
     Raises:
         InputError: ``file:line`` and what is wrong: not JSON, a missing column, an unknown or repeated id, an empty

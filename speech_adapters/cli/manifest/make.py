@@ -60,11 +60,8 @@ def run(arguments: argparse.Namespace) -> None:
         if table.left_out:
             print(f"left out: the columns {', '.join(table.left_out)}, whose keys others hold", file=sys.stderr)
     if content.left_out:
-        beside = (
-            ".TextGrid"
-            if arguments.tiers
-            else f"text beside ({'.' + arguments.texts if arguments.texts else '.txt, .srt, .vtt'})"
-        )
+        texts = f".{arguments.texts}" if arguments.texts else ".txt, .srt, .vtt"
+        beside = ".TextGrid" if arguments.tiers else f"text beside ({texts})"
         said = "without a row in the table" if arguments.table else f"without a {beside}"
         count = counted(len(content.left_out), "recording")
         print(f"left out: {count} {said}, such as {content.left_out[0]}", file=sys.stderr)
