@@ -19,7 +19,7 @@ ELSEWHERE = {
 
 
 #: Rooms that nobody imports from: the command line has a page of its own, the others are inner works.
-INNER = {"cli", "deprecation", "files", "flags", "inputs", "ranges", "schema", "speechbrain_parts"}
+INNER = {"cli", "deprecation", "files", "flags", "ranges", "schema", "speechbrain_parts"}
 
 
 def rooms() -> list[str]:

@@ -37,7 +37,7 @@ FLOORS = (
     ("heads",),
     ("composition",),
     ("saving",),
-    ("inputs", "model_output"),
+    ("model_output",),
     ("inference",),
     ("unlabelled",),
     ("model",),

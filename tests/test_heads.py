@@ -23,8 +23,8 @@ from speech_adapters.errors import AudioError, ConfigError, ManifestError
 from speech_adapters.heads import ClassificationHead, SlotsHead, SpeakerHead, balanced_class_weights, head_from_dict
 from speech_adapters.heads.margin import CosineClassifier, margin_loss
 from speech_adapters.heads.pooling import AttentiveStatisticsPooling, pooling
-from speech_adapters.inputs import targets_for
 from speech_adapters.model import SpeechAdapterModel
+from speech_adapters.model.inputs import targets_for
 
 LABELS = ("angry", "happy", "sad")
 SLOTS = {"action": ("on", "off"), "object": ("lamp", "heat", "none"), "location": ("kitchen", "none")}
