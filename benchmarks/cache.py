@@ -39,6 +39,7 @@ from speech_adapters.data.batches import SpeechDataset, collate
 from speech_adapters.data.manifest import Manifest
 from speech_adapters.encoders import Encoder, load_encoder
 from speech_adapters.heads import ClassificationHead, CTCHead, HeadConfig
+from speech_adapters.precision import autocast
 from speech_adapters.runs.folder import RunFolder
 from speech_adapters.training.cached_dataset import CachedDataset
 from speech_adapters.training.learner import Position
@@ -164,7 +165,7 @@ def measure(
             for batch in learner.batches(Position(number, 0)):
                 batch = send_to_device(batch, device)
                 optimizer.zero_grad()
-                with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+                with autocast(device, config.precision):
                     loss = learner.loss(batch, 0).loss
                 loss.backward()
                 nn.utils.clip_grad_norm_(parameters, 1.0)

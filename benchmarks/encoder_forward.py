@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModel
 from speech_adapters.encoders import encode
 from speech_adapters.encoders.families import family_of
 from speech_adapters.encoders.plan import Plan
+from speech_adapters.precision import autocast
 from speech_adapters.runs.environment import peak_memory_bytes, reset_peak_memory
 
 FRAMES_A_SECOND = 50
@@ -89,7 +90,7 @@ def compare(
 
     def step(name: str) -> None:
         model.zero_grad(set_to_none=True)
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        with autocast(device, precision):
             output = forwards[name]()
         output.float().square().mean().backward()
 

@@ -17,6 +17,7 @@ from timing import Record, in_turns, parse, parser_of, the_device
 
 from speech_adapters import SpeechAdapterModel
 from speech_adapters.adapters import PRESETS, Bottleneck
+from speech_adapters.precision import autocast
 
 DEFAULT = ["base again", "bottleneck", "houlsby", "lora", "folded", "prefix", "l-frozen", "elp", "int8"]
 
@@ -35,7 +36,7 @@ def forward_of(name: str, encoder: str, waveforms: torch.Tensor, precision: str)
     model.to(waveforms.device).eval()
 
     def forward() -> None:
-        with torch.autocast(waveforms.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        with autocast(waveforms.device, precision):
             model(waveforms)
 
     return forward

@@ -34,6 +34,7 @@ from speech_adapters.adapters import Bottleneck, LoRA, preset
 from speech_adapters.adapters.bottleneck import SITES
 from speech_adapters.encoders import Encoder
 from speech_adapters.heads import CTCHead
+from speech_adapters.precision import autocast
 from speech_adapters.runs.environment import peak_memory_bytes, reset_peak_memory
 from speech_adapters.training.meters import FlopCounter
 
@@ -62,7 +63,7 @@ class Step:
     """One method, ready to train on a random batch."""
 
     def __init__(self, arguments: argparse.Namespace, method: str, encoder: Encoder, device: torch.device) -> None:
-        self.device, self.bf16 = device, arguments.precision == "bf16"
+        self.device, self.precision = device, arguments.precision
         self.waveforms, self.targets = batch_of(arguments, device)
         self.model = SpeechAdapterModel(copy.deepcopy(encoder) if method == "everything" else encoder)
         self.model.add_adapter(method, METHODS[method]())
@@ -81,7 +82,7 @@ class Step:
     def __call__(self) -> None:
         for parameter in self.parameters:  # what stands in the shared base, another method's step has frozen
             parameter.requires_grad_(True)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+        with autocast(self.device, self.precision):
             loss = self.forward(self.waveforms, targets=self.targets).loss
         loss.backward()
         nn.utils.clip_grad_norm_(self.parameters, 1.0)

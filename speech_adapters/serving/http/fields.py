@@ -28,7 +28,7 @@ def written(pattern: str, words: str) -> BeforeValidator:
     return BeforeValidator(check)
 
 
-_CHANNEL = r"^(mix|\d{1,3})$"
+_CHANNEL = r"^(mix|[0-9]{1,3})$"
 
 Channel = Annotated[
     str | None,
