@@ -802,7 +802,7 @@ def test_tiers_of_one_name_are_refused_where_they_are_asked_for(audio: Path) -> 
     ("broken", "tiers", "message"),
     [
         (TEXT_GRID, "Agent", "a.TextGrid: no tier 'Agent'; it has 'agent', 'customer'"),
-        (TEXT_GRID, "agent,client", ": no TextGrid has the tier 'client'; check the name"),
+        (TEXT_GRID, "agent,client", ": no .TextGrid or .eaf has the tier 'client'; check the name"),
         (TEXT_GRID.replace("2e0", "3"), "customer", "a.TextGrid:46: ends at 3.00 s, and a.wav at 2.50 s"),
         (TEXT_GRID.replace("2e0", "two"), "agent", 'a.TextGrid:46: expected a number, got "Åh\\?"'),
         (TEXT_GRID[: TEXT_GRID.index('class = "TextTier')], "agent", "a.TextGrid: cut short after line"),
@@ -816,13 +816,121 @@ def test_tiers_of_one_name_are_refused_where_they_are_asked_for(audio: Path) -> 
 )
 def test_what_is_wrong_in_text_grids(broken: str, tiers: str, message: str, audio: Path) -> None:
     speak(audio / "a.wav", 2.5)
-    with pytest.raises(ManifestError, match="no recording has a .TextGrid beside it"):
+    with pytest.raises(ManifestError, match="no recording has a .TextGrid or .eaf beside it"):
         read_folder(audio, tiers=["agent"])
     (audio / "a.TextGrid").write_text(broken)
     with pytest.raises(ManifestError, match=message):
         read_folder(audio, tiers=tiers.split(","))
     with pytest.raises(ManifestError, match="give them or a table, not both"):
         read_folder(audio, tiers=["agent"], table="t.csv")
+
+
+EAF = """\
+<?xml version="1.0" encoding="UTF-8"?>
+<ANNOTATION_DOCUMENT AUTHOR="" DATE="2026-03-02T10:00:00+01:00" FORMAT="3.0" VERSION="3.0">
+    <HEADER MEDIA_FILE="" TIME_UNITS="milliseconds">
+        <MEDIA_DESCRIPTOR MEDIA_URL="file:///C:/calls/a.wav" MIME_TYPE="audio/x-wav" RELATIVE_MEDIA_URL="./a.wav"/>
+        <MEDIA_DESCRIPTOR MEDIA_URL="file:///C:/calls/film.mp4" MIME_TYPE="video/mp4" TIME_ORIGIN="1200"/>
+    </HEADER>
+    <TIME_ORDER>
+        <TIME_SLOT TIME_SLOT_ID="ts1" TIME_VALUE="250"/>
+        <TIME_SLOT TIME_SLOT_ID="ts2" TIME_VALUE="1000"/>
+        <TIME_SLOT TIME_SLOT_ID="ts3"/>
+        <TIME_SLOT TIME_SLOT_ID="ts4" TIME_VALUE="1250"/>
+        <TIME_SLOT TIME_SLOT_ID="ts5" TIME_VALUE="2400"/>
+    </TIME_ORDER>
+    <TIER LINGUISTIC_TYPE_REF="t" PARTICIPANT="Anna" TIER_ID="turns">
+        <ANNOTATION><ALIGNABLE_ANNOTATION ANNOTATION_ID="a1" TIME_SLOT_REF1="ts1" TIME_SLOT_REF2="ts2">
+            <ANNOTATION_VALUE>1</ANNOTATION_VALUE></ALIGNABLE_ANNOTATION></ANNOTATION>
+        <ANNOTATION><ALIGNABLE_ANNOTATION ANNOTATION_ID="a2" TIME_SLOT_REF1="ts4" TIME_SLOT_REF2="ts5">
+            <ANNOTATION_VALUE/></ALIGNABLE_ANNOTATION></ANNOTATION>
+    </TIER>
+    <TIER LINGUISTIC_TYPE_REF="w" PARENT_REF="turns" PARTICIPANT="Anna" TIER_ID="words">
+        <ANNOTATION><REF_ANNOTATION ANNOTATION_ID="a3" ANNOTATION_REF="a1">
+            <ANNOTATION_VALUE>Good</ANNOTATION_VALUE></REF_ANNOTATION></ANNOTATION>
+        <ANNOTATION><REF_ANNOTATION ANNOTATION_ID="a4" ANNOTATION_REF="a1" PREVIOUS_ANNOTATION="a3">
+            <ANNOTATION_VALUE>morning
+            &amp; \u00e5h.</ANNOTATION_VALUE></REF_ANNOTATION></ANNOTATION>
+        <ANNOTATION><REF_ANNOTATION ANNOTATION_ID="a5" ANNOTATION_REF="a2">
+            <ANNOTATION_VALUE>Bye.</ANNOTATION_VALUE></REF_ANNOTATION></ANNOTATION>
+    </TIER>
+    <TIER LINGUISTIC_TYPE_REF="m" PARENT_REF="words" PARTICIPANT="Anna" TIER_ID="morphs">
+        <ANNOTATION><REF_ANNOTATION ANNOTATION_ID="a6" ANNOTATION_REF="a3">
+            <ANNOTATION_VALUE>good</ANNOTATION_VALUE></REF_ANNOTATION></ANNOTATION>
+        <ANNOTATION><REF_ANNOTATION ANNOTATION_ID="a7" ANNOTATION_REF="a4">
+            <ANNOTATION_VALUE>morn</ANNOTATION_VALUE></REF_ANNOTATION></ANNOTATION>
+        <ANNOTATION><REF_ANNOTATION ANNOTATION_ID="a8" ANNOTATION_REF="a4" PREVIOUS_ANNOTATION="a7">
+            <ANNOTATION_VALUE>-ing</ANNOTATION_VALUE></REF_ANNOTATION></ANNOTATION>
+    </TIER>
+    <TIER LINGUISTIC_TYPE_REF="t" TIER_ID="noise">
+        <ANNOTATION><ALIGNABLE_ANNOTATION ANNOTATION_ID="a9" TIME_SLOT_REF1="ts2" TIME_SLOT_REF2="ts3">
+            <ANNOTATION_VALUE>door</ANNOTATION_VALUE></ALIGNABLE_ANNOTATION></ANNOTATION>
+    </TIER>
+    <TIER LINGUISTIC_TYPE_REF="t" TIER_ID="ben">
+        <ANNOTATION><ALIGNABLE_ANNOTATION ANNOTATION_ID="a10" TIME_SLOT_REF1="ts2" TIME_SLOT_REF2="ts5">
+            <ANNOTATION_VALUE>Yes.</ANNOTATION_VALUE></ALIGNABLE_ANNOTATION></ANNOTATION>
+    </TIER>
+</ANNOTATION_DOCUMENT>
+"""
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "latin-1"])
+def test_tiers_of_elan(encoding: str, audio: Path) -> None:
+    speak(audio / "a.wav", 2.5)
+    declared = EAF.replace("UTF-8", {"utf-8-sig": "UTF-8"}.get(encoding, encoding.upper()))
+    (audio / "a.eaf").write_bytes(declared.encode(encoding))
+    found = read_folder(audio, tiers=["words"])
+    assert [(u.offset, u.duration, u.text, u.speaker) for u in found.manifest] == [
+        (0.25, 0.75, "Good morning & åh.", "Anna"),
+        (1.25, pytest.approx(1.15), "Bye.", "Anna"),
+    ]
+    assert found.left_out == (audio / "b" / "b.wav",)
+    assert [u.text for u in read_folder(audio, tiers=["morphs"]).manifest] == ["good morn -ing"]
+    both = read_folder(audio, tiers=["ben", "words"]).manifest
+    assert [(u.id, u.speaker, u.extra["tier"]) for u in both] == [
+        ("a-0.250", "Anna", "words"),
+        ("a-1.000", "ben", "ben"),
+        ("a-1.250", "Anna", "words"),
+    ]
+    assert read_folder(audio, tiers=["ben"]).manifest[0].speaker is None
+    assert read_folder(audio, tiers=["words"], pattern="{speaker}").manifest[0].speaker == "a"
+
+
+@pytest.mark.parametrize(
+    ("broken", "tiers", "message"),
+    [
+        (EAF, "Words", "a.eaf: no tier 'Words'; it has 'turns', 'words', 'morphs', 'noise', 'ben'"),
+        (EAF, "noise", r"a.eaf:38: the slot ts3 has no time \(''\); align it in ELAN"),
+        (EAF.replace('"2400"', '"2700"'), "ben", "a.eaf:42: ends at 2.70 s, and a.wav at 2.50 s"),
+        (EAF.replace('PREVIOUS_ANNOTATION="a3"', 'PREVIOUS_ANNOTATION="a5"'), "words", "a.eaf:23: not in the order"),
+        (EAF.replace('"a3" ANNOTATION_REF="a1"', '"a3" ANNOTATION_REF="a3"'), "words", "a.eaf:21: hangs on itself"),
+        (
+            EAF.replace('ANNOTATION_REF="a2"', 'ANNOTATION_REF="b2"'),
+            "words",
+            "a.eaf:26: ANNOTATION_REF is 'b2', which",
+        ),
+        (EAF.replace(' ANNOTATION_REF="a2"', ""), "words", "a.eaf:26: REF_ANNOTATION without ANNOTATION_REF"),
+        (EAF.replace("milliseconds", "PAL-frames"), "ben", "a.eaf:3: its times are in PAL-frames"),
+        (EAF.replace("film.mp4", "a.mp4"), "ben", "a.eaf:5: the recording is 1200 ms apart"),
+        (EAF[: EAF.index('    <TIER LINGUISTIC_TYPE_REF="m"')], "words", "a.eaf:29: no XML any more"),
+        (EAF.replace("ANNOTATION_DOCUMENT", "TEI"), "words", "a.eaf: not a file of ELAN's"),
+        (EAF.replace("Yes.", " "), "ben", "a.eaf: no text in 'ben'"),
+        ("", "ben", "a.eaf:1: no XML any more"),
+    ],
+)
+def test_what_is_wrong_in_elans_files(broken: str, tiers: str, message: str, audio: Path) -> None:
+    speak(audio / "a.wav", 2.5)
+    (audio / "a.eaf").write_text(broken, encoding="utf-8")
+    with pytest.raises(ManifestError, match=message):
+        read_folder(audio, tiers=tiers.split(","))
+
+
+def test_two_files_of_tiers_beside_a_recording_are_refused(audio: Path) -> None:
+    speak(audio / "a.wav", 2.5)
+    (audio / "a.eaf").write_text(EAF, encoding="utf-8")
+    (audio / "a.TextGrid").write_text(TEXT_GRID)
+    with pytest.raises(ManifestError, match="a.TextGrid and a.eaf hold what is said; keep one of them"):
+        read_folder(audio, tiers=["agent"])
 
 
 def test_two_subtitles_may_begin_at_once(audio: Path) -> None:

@@ -4,14 +4,14 @@
   speech-adapters manifest make calls -o calls.jsonl                     a .txt beside each recording is its text
   speech-adapters manifest make talks -o talks.jsonl                     an .srt or .vtt: an utterance per subtitle
   speech-adapters manifest make talks --texts srt -o talks.jsonl          of Whisper's .txt, .srt and .vtt, say which
-  speech-adapters manifest make talks --tiers anna,ben -o talks.jsonl     tiers of Praat's .TextGrid beside each
+  speech-adapters manifest make talks --tiers anna,ben -o talks.jsonl     tiers of Praat's or ELAN's files
   speech-adapters manifest make clips --pattern "{speaker}/{emotion}-{}" -o clips.jsonl
 
 The table (CSV or TSV) names the recordings by path or name, with or without suffix. Columns are known by usual names
 (file, path; text, transcript, sentence; speaker, client_id; emotion; label; start, duration), others by --columns.
 Beside a recording, subtitles (.srt, .vtt) and Audacity's labels (.txt) are an utterance each; so are the intervals of
-the tiers named. Of several tiers the names are the speakers; where they are roles, such as agent and customer, let the
-paths say who speaks: --tiers agent,customer --pattern "{speaker}".
+the tiers named. The speakers are ELAN's participants, or the names of several tiers; where these are roles, such as
+agent and customer, let the paths say who speaks: --tiers agent,customer --pattern "{speaker}".
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--columns", type=pairs, help=f"{COLUMNS}; numbers from 1 for a table without a header")
     parser.add_argument("--pattern", help='what the paths say, without suffix: "{speaker}/{emotion}-{}"')
     parser.add_argument(
-        "--tiers", type=names, default=(), help="tiers of Praat's .TextGrid beside each recording: anna,ben"
+        "--tiers", type=names, default=(), help="of Praat's .TextGrid or ELAN's .eaf beside each recording: anna,ben"
     )
     parser.add_argument(
         "--texts", choices=["txt", "srt", "vtt"], help="which to read where several are beside a recording"
@@ -43,6 +43,7 @@ def run(arguments: argparse.Namespace) -> None:
     from speech_adapters.data.audio_suffixes import unreadable_message
     from speech_adapters.data.corpus_check import channel_findings
     from speech_adapters.data.formats.folder import read_folder
+    from speech_adapters.data.formats.tiers import KINDS
     from speech_adapters.errors import counted
 
     content = read_folder(
@@ -61,7 +62,7 @@ def run(arguments: argparse.Namespace) -> None:
             print(f"left out: the columns {', '.join(table.left_out)}, whose keys others hold", file=sys.stderr)
     if content.left_out:
         texts = f".{arguments.texts}" if arguments.texts else ".txt, .srt, .vtt"
-        beside = ".TextGrid" if arguments.tiers else f"text beside ({texts})"
+        beside = KINDS if arguments.tiers else f"text beside ({texts})"
         said = "without a row in the table" if arguments.table else f"without a {beside}"
         count = counted(len(content.left_out), "recording")
         print(f"left out: {count} {said}, such as {content.left_out[0]}", file=sys.stderr)
@@ -74,6 +75,6 @@ def run(arguments: argparse.Namespace) -> None:
     if not arguments.table and not arguments.pattern and all(u.text is None for u in content.manifest):
         print(
             "note: neither texts nor speakers are known: no .txt, .srt or .vtt beside the recordings, no --table, no "
-            "--pattern, no --tiers of TextGrids",
+            f"--pattern, no --tiers of a {KINDS}",
             file=sys.stderr,
         )

@@ -2,7 +2,7 @@
 
 calls/a.wav calls/b.wav     calls.csv with "file,text,speaker"          a table
 calls/a.wav calls/a.txt                                                 text files, subtitles (.srt, .vtt), labels
-calls/a.wav calls/a.TextGrid            tiers "anna,ben"                tiers of Praat's
+calls/a.wav calls/a.TextGrid            tiers "anna,ben"                tiers of Praat's, or of ELAN's (.eaf)
 calls/anna/happy-01.wav     pattern "{speaker}/{emotion}-{}"            paths
 """
 
@@ -20,7 +20,8 @@ from typing import Any
 
 from speech_adapters.data.audio import DURATION_TOLERANCE, audio_info, channel_of_several
 from speech_adapters.data.audio_suffixes import READABLE, UNREADABLE, USUAL, recordings_in, unreadable_message
-from speech_adapters.data.formats import label_studio, textgrid
+from speech_adapters.data.formats import label_studio
+from speech_adapters.data.formats import tiers as tier_files
 from speech_adapters.data.formats.columns import value_of, zeros_lost
 from speech_adapters.data.formats.tables import Table, read_table
 from speech_adapters.data.formats.timed_texts import SUFFIXES, read_texts
@@ -66,9 +67,9 @@ def read_folder(
             Without a table, ``.txt`` files beside the recordings are their text, where there are any; subtitles and
             Audacity's labels divide them into pieces (:mod:`~.timed_texts`).
         columns: key of the manifest -> column of the table, where the column's name does not tell.
-        tiers: of the TextGrids beside the recordings (:mod:`~.textgrid`), which are read in place of other texts: each
-            interval with a text is an utterance. Of several, those that a file has; their names are the speakers, but
-            for what the pattern says.
+        tiers: of Praat's or ELAN's files beside the recordings (:mod:`~.tiers`), which are read in
+            place of other texts: each interval with a text is an utterance. Of several, those that a file has; the
+            speakers are the participants that it names, or the tiers, but for what the pattern says.
         texts: which are read where there are several beside a recording, as Whisper writes them: txt, srt or vtt.
         pattern: what the paths say, as seen from the folder and without suffix: ``{speaker}/{emotion}-{}``.
         channel: of files with several channels: a number from 0, or "mix".
@@ -78,7 +79,9 @@ def read_folder(
             does not fit the pattern; a tier that no file has, a file that has none of them.
     """
     if table is not None and tiers:
-        raise ManifestError("tiers are those of TextGrids beside the recordings; give them or a table, not both")
+        raise ManifestError(
+            "tiers are those of Praat's or ELAN's files beside the recordings; give them or a table, not both"
+        )
     if texts is not None and (table is not None or tiers):
         raise ManifestError("texts are files beside the recordings; give them, a table or tiers, one of the three")
     root = Path(folder)
@@ -238,43 +241,30 @@ def _with_text_files(
 def _with_tiers(
     root: Path, files: list[Path], tiers: Sequence[str]
 ) -> tuple[list[tuple[str, dict[str, Any]]], tuple[Path, ...]]:
-    """Entries of the intervals in these tiers, and the files left out, which have no TextGrid."""
+    """Entries of the intervals in these tiers, and the files left out, which have none beside them."""
     problems, told, left_out = Problems(str(root)), [], []
     missing = set(tiers)
     for file in files:
-        if not (beside := _beside(file, (textgrid.SUFFIX,))):
+        beside = _beside(file, tier_files.SUFFIXES)
+        if not beside:
             left_out.append(file)
-            continue
-        where = f": {beside[0].relative_to(root)}"
-        try:
-            known = textgrid.read_tiers(beside[0], tiers)
-            if not known.keys() & set(tiers):
-                names = f"it has {', '.join(map(repr, known))}" if known else "it has no intervals"
-                problems.add(f"{where}: no tier {' or '.join(map(repr, tiers))}; {names}")
-                continue
-            missing -= known.keys()
-            texts: list[tuple[str, dict[str, Any]]] = []
-            for name in tiers:
-                speaker = {"speaker": name, "tier": name} if len(tiers) > 1 else {}
-                texts += [
-                    (f":{part.line}", {"offset": part.start, "end": part.end, "text": part.text} | speaker)
-                    for part in known.get(name, ())
-                ]
-            if not texts:
-                problems.add(f"{where}: no text in {' or '.join(map(repr, tiers))}; remove the TextGrid, and also the "
-                             "recording if nothing is said in it")  # fmt: skip
-            texts.sort(key=lambda told: told[1]["offset"])
-            audio = {"audio_filepath": str(file.absolute())}
-            told += [(f"{where}{place}", audio | entry) for place, entry in _placed(file, beside[0], texts)]
-        except (AudioError, ManifestError) as error:
-            problems.add(f": {error}")
+        elif len(beside) > 1:
+            names = " and ".join(path.name for path in beside)
+            problems.add(f": {file.relative_to(root)}: {names} hold what is said; keep one of them")
+        else:
+            where, audio = f": {beside[0].relative_to(root)}", {"audio_filepath": str(file.absolute())}
+            try:
+                known, said = tier_files.read_intervals(beside[0], tiers)
+                missing -= known
+                told += [(f"{where}{place}", audio | entry) for place, entry in _placed(file, beside[0], said)]
+            except (AudioError, ManifestError) as error:
+                problems.add(f": {error}")
     problems.raise_any()
     if len(left_out) == len(files):
-        raise ManifestError(f"{root}: no recording has a {textgrid.SUFFIX} beside it, under its own name")
+        raise ManifestError(f"{root}: no recording has a {tier_files.KINDS} beside it, under its own name")
     if missing:
-        raise ManifestError(
-            f"{root}: no TextGrid has the tier {', '.join(map(repr, sorted(missing)))}; check the name"
-        )
+        names = ", ".join(map(repr, sorted(missing)))
+        raise ManifestError(f"{root}: no {tier_files.KINDS} has the tier {names}; check the name")
     return told, tuple(left_out)
 
 

@@ -13,9 +13,9 @@ from __future__ import annotations
 import codecs
 import re
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
+from speech_adapters.data.formats.interval import Interval
 from speech_adapters.data.text_files import reading
 from speech_adapters.errors import ManifestError
 
@@ -25,16 +25,6 @@ _TOKEN = re.compile(
     r'"(?P<text>(?:[^"]|"")*)"|(?<!\S)(?:(?P<number>[-+]?\d+(?:\.\d*)?(?:[eE][-+]?\d+)?)|(?P<flag><\w+>))(?!\S)'
     r"|(?<!\S)!.*"  # a comment, whatever stands in it
 )
-
-
-@dataclass(frozen=True)
-class Interval:
-    """What an interval of a tier says: its line in the file, start and end in seconds, and the text."""
-
-    line: int
-    start: float
-    end: float
-    text: str
 
 
 def read_tiers(path: Path, wanted: Collection[str] = ()) -> dict[str, list[Interval]]:
