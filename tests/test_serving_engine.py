@@ -524,6 +524,17 @@ def test_a_named_run_s_own_adapter_has_the_name_alone(encoder: Path, tmp_path: P
     assert engine.catalog.find("mood").adapter == tmp_path / "run" / "adapters" / "houlsby-1"
 
 
+def test_heads_on_the_base_alone_are_told_apart(encoder: Path, tmp_path: Path) -> None:
+    model = SpeechAdapterModel.from_pretrained(encoder)
+    for seed, name in enumerate(("desk", "phone")):
+        torch.manual_seed(seed)
+        model.add_head(name, CTCHead())
+        model.save_head(name, tmp_path / "heads" / name)
+    served = engine_of(encoder, tmp_path).catalog
+    prints = {served.find(name).fingerprint for name in ("desk", "phone", served.base)}
+    assert len(prints) == 3 and served.find("desk").method == "head-only"
+
+
 def test_what_cannot_be_served_is_refused_at_the_start(encoder: Path, folder: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no such folder"):
         base_of(str(tmp_path / "nowhere"))

@@ -47,7 +47,8 @@ class Served:
     Attributes:
         name: what clients ask for.
         key: SHA-256 of all that its answers depend on: configuration, weights and heads.
-        fingerprint: SHA-256 of the adapter's tensors, as saved heads name it; of the base alone, the base's.
+        fingerprint: SHA-256 of the adapter's tensors, as saved heads name it; of a head without any, the head's;
+            of the base alone, the base's.
         method: such as "lora"; "fuse" or "route" of a composition; "base" of the base alone.
         adapter: its folder; None for the base alone and for compositions.
         fusion: folder of a composition's weights; members: the folder of each adapter in it.
@@ -98,7 +99,7 @@ def on_base(name: str, head: SavedHead, encoder: Encoder) -> Served:
     """The base alone under a head that was trained on it, served as ``name``."""
     assert head.features is not None, "the caller looked"
     head.features.base.check(Base.of(encoder), f"{head.folder}: this head")
-    return _served(name, encoder.fingerprint, "head-only", {}, [head], head.folder / "head.json")
+    return _served(name, fingerprint(head.tensors), "head-only", {}, [head], head.folder / "head.json")
 
 
 def whole(fusion: Mapping[str, Tensor], members: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
