@@ -529,10 +529,16 @@ def test_heads_on_the_base_alone_are_told_apart(encoder: Path, tmp_path: Path) -
     for seed, name in enumerate(("desk", "phone")):
         torch.manual_seed(seed)
         model.add_head(name, CTCHead())
-        model.save_head(name, tmp_path / "heads" / name)
-    served = engine_of(encoder, tmp_path).catalog
-    prints = {served.find(name).fingerprint for name in ("desk", "phone", served.base)}
-    assert len(prints) == 3 and served.find("desk").method == "head-only"
+        model.save_head(name, tmp_path / "one" / "heads" / name)
+    model.add_adapter("mood", "head-only")
+    model.add_head("mood", ClassificationHead(labels=("calm", "joy")))
+    for save, kind in ((model.save_adapter, "adapters"), (model.save_head, "heads")):
+        save("mood", tmp_path / "two" / kind / "mood")
+    served = engine_of(encoder, tmp_path / "one", tmp_path / "two").catalog
+    prints = {served.find(name).fingerprint for name in ("desk", "phone", "mood", served.base)}
+    assert len(prints) == 4 and {served.find(name).method for name in ("desk", "mood")} == {"head_only"}
+    for name in ("desk", "mood"):
+        assert load(served.find(name), model.encoder).heads
 
 
 def test_what_cannot_be_served_is_refused_at_the_start(encoder: Path, folder: Path, tmp_path: Path) -> None:

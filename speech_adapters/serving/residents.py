@@ -73,7 +73,7 @@ def load(served: Served, encoder: Encoder) -> Loaded:
     loaded = Loaded(served)
     if served.adapter is not None:
         loaded.adapter = read_adapter(served.adapter, encoder)
-        if fingerprint(loaded.adapter.tensors) != served.fingerprint:
+        if loaded.adapter.tensors and fingerprint(loaded.adapter.tensors) != served.fingerprint:
             raise _changed("adapter", served)
     if served.fusion is not None:
         loaded.members = {name: read_adapter(path, encoder) for name, path in served.members.items()}

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from speech_adapters.adapters.fine_tuning import HeadOnly
 from speech_adapters.composition.blocks import TrainableComposition, composition_from_dict, names_of
 from speech_adapters.encoders.encoder import Encoder
 from speech_adapters.encoders.tensors import fingerprint
@@ -47,7 +48,7 @@ class Served:
     Attributes:
         name: what clients ask for.
         key: SHA-256 of all that its answers depend on: configuration, weights and heads.
-        fingerprint: SHA-256 of the adapter's tensors, as saved heads name it; of a head without any, the head's;
+        fingerprint: SHA-256 of the adapter's tensors, as saved heads name it; of heads without any, the heads';
             of the base alone, the base's.
         method: such as "lora"; "fuse" or "route" of a composition; "base" of the base alone.
         adapter: its folder; None for the base alone and for compositions.
@@ -84,8 +85,8 @@ class Served:
 
 def of_adapter(name: str, folder: Path, saved: SavedAdapter, heads: Sequence[SavedHead], encoder: Encoder) -> Served:
     """An adapter in ``folder``, served as ``name``, with those of ``heads`` that were trained on it."""
-    own = fingerprint(saved.tensors)
-    wanted = {own} if saved.tensors else set()
+    own = fingerprint(saved.tensors) if saved.tensors else None
+    wanted = set() if own is None else {own}
     fitting = [head for head in heads if _reads(head, wanted, encoder)]
     part = replace(
         _served(name, own, method_of(saved.config), saved.tensors, fitting, folder / "adapter.json"),
@@ -99,11 +100,11 @@ def on_base(name: str, head: SavedHead, encoder: Encoder) -> Served:
     """The base alone under a head that was trained on it, served as ``name``."""
     assert head.features is not None, "the caller looked"
     head.features.base.check(Base.of(encoder), f"{head.folder}: this head")
-    return _served(name, fingerprint(head.tensors), "head-only", {}, [head], head.folder / "head.json")
+    return _served(name, None, HeadOnly.method, {}, [head], head.folder / "head.json")
 
 
 def whole(fusion: Mapping[str, Tensor], members: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The tensors of a composition and of the adapters in it, which its fingerprint is of."""
+    """The tensors of several parts, such as a composition and the adapters in it, which a fingerprint is of."""
     return {**fusion, **{f"{name}.{key}": own for name, part in members.items() for key, own in part.items()}}
 
 
@@ -136,7 +137,7 @@ def of_fusion(
 
 
 def _served(
-    name: str, own: str, method: str, tensors: Mapping[str, Tensor], heads: Sequence[SavedHead], file: Path
+    name: str, own: str | None, method: str, tensors: Mapping[str, Tensor], heads: Sequence[SavedHead], file: Path
 ) -> Served:
     chosen: dict[str, SavedHead] = {}
     for task, configs in TASKS.items():
@@ -156,6 +157,7 @@ def _served(
     speaker = chosen.get("embedding")
     parts = [tensors, *(head.tensors for head in chosen.values())]
     prints = {task: head_print(head) for task, head in chosen.items()}
+    own = own or fingerprint(whole({}, {task: head.tensors for task, head in chosen.items()}))
     return Served(
         name=name,
         key=hashlib.sha256(json.dumps([own, method, sorted(prints.items())]).encode()).hexdigest(),
