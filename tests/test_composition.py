@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from small_encoders import small_encoder
 from small_models import METHODS, TARGETS, batch, parameters, small_model, two_updates
 
-from speech_adapters.adapters import IA3, Bottleneck, LoRA, preset
+from speech_adapters.adapters import IA3, Bottleneck, LoRA, PAdapter, preset
 from speech_adapters.composition import Average, Fuse, FusionConfig, Parallel, Route, RouterConfig, Stack
 from speech_adapters.composition.blocks import composition_from_dict, names_of, trainable_in, trained_names
 from speech_adapters.composition.fusion import FusionLayer
@@ -301,6 +301,37 @@ def test_the_guide_leads_each_utterance_to_its_adapter():
         for attention in output.attention.values():
             mean = (attention * mask).sum(1) / mask.sum(1) if attention.shape[1] > 1 else attention[:, 0]
             assert (mean.argmax(-1) == guide).all()
+
+
+@pytest.mark.parametrize("side", ["prepend", "append"])
+@pytest.mark.parametrize(("value", "config"), [
+    (Fuse("a", "b"), FusionConfig(guide_weight=1.0)),
+    (Route("a", "b"), RouterConfig(guide_weight=1.0)),
+    (Route("a", "b"), RouterConfig(guide_weight=1.0, layer=1)),
+])  # fmt: skip
+def test_the_guide_loss_of_an_utterance_is_the_same_padded_and_beside_pseudo_frames(side, value, config):
+    model = drawer("e", "e", PAdapter(side=side))
+    model.set_active("a")
+    model.add_head("asr", CTCHead())
+    model.add_fusion(value, config)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.fusions.parameters():
+            parameter += 0.5 * torch.randn_like(parameter)
+    model.train_adapter(Stack("c", value), head="asr")
+    for module in model.children():  # the loss of training, without dropout
+        module.eval()
+
+    @torch.no_grad()
+    def guided(waveforms, lengths, targets, guide):
+        strangers = torch.full_like(guide, -100)
+        told, untold = (model(waveforms, lengths, targets=targets, guide=g).loss.double() for g in (guide, strangers))
+        return (told - untold).item()
+
+    waveforms, lengths = batch()
+    padded = guided(waveforms, lengths, TARGETS, torch.tensor([-100, 1]))
+    alone = guided(waveforms[1:, :4800], lengths[1:], TARGETS[1:], torch.tensor([1]))
+    assert abs(padded) > 0.1 and padded == pytest.approx(alone, abs=1e-5)
 
 
 @pytest.mark.parametrize(("value", "config"), [(Fuse("a", "b"), FusionConfig), (Route("a", "b"), RouterConfig)])

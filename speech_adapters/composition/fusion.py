@@ -213,9 +213,9 @@ class FusedHooks(StackedHooks, TrainableHooks):
         query = top if encoder.final_norm is None else encoder.final_norm(top)
         return self._fuse("read", query, [m.read(encoder, output) for m in self.members])
 
-    def loss(self, guide: Tensor | None, mask: Tensor | None, before: int | Tensor) -> Tensor:
+    def loss(self, guide: Tensor | None, lengths: Tensor, before: int | Tensor) -> Tensor:
         weights = [found if site == "read" else found[:, before:] for site, found in self.attention.items()]
-        return self.module.regularizer() + guide_loss(self.module.config, weights, guide, mask)
+        return self.module.regularizer() + guide_loss(self.module.config, weights, guide, lengths)
 
     def _fuse(self, site: str, read: Tensor, found: Sequence[Tensor | None]) -> Tensor:
         some = next(one for one in found if one is not None)

@@ -88,20 +88,24 @@ class TrainableHooks(Hooks):
     name: str
     attention: dict[str, Tensor]
 
-    def loss(self, guide: Tensor | None, mask: Tensor | None, before: int | Tensor) -> Tensor:
-        """What is added to the loss: regularisers, and the guide loss of ``guide`` (B,), each utterance's member."""
+    def loss(self, guide: Tensor | None, lengths: Tensor, before: int | Tensor) -> Tensor:
+        """What is added to the loss: regularisers, and the guide loss of ``guide`` (B,), each utterance's member.
+
+        Args:
+            lengths: (B,) real frames, which begin behind ``before`` pseudo frames.
+        """
         raise NotImplementedError
 
 
 def guide_loss(
-    config: CompositionConfig, weights: Sequence[Tensor], guide: Tensor | None, mask: Tensor | None
+    config: CompositionConfig, weights: Sequence[Tensor], guide: Tensor | None, lengths: Tensor | None
 ) -> Tensor | float:
     """``guide_weight`` times the cross-entropy of the members' mean weights over an utterance's real frames.
 
     Args:
         weights: of each site, (B, T, N) or (B, 1, N), summing to one over N; the loss is their mean.
         guide: (B,) index of the member that belongs to each utterance, -100 where none does.
-        mask: (B, T) True on real frames.
+        lengths: (B,) real frames; None for all.
 
     Raises:
         ConfigError: a weight above 0 and no guide.
@@ -113,14 +117,14 @@ def guide_loss(
             f"{type(config).__name__}: guide_weight={config.guide_weight} needs each utterance's member: train on a "
             "GuidedDataset (or pass guide=..., -100 for unknown), or set it to 0."
         )
-    total = reduce(torch.add, [_guided(site, guide, mask) for site in weights])
+    total = reduce(torch.add, [_guided(site, guide, lengths) for site in weights])
     return config.guide_weight * total / len(weights)
 
 
-def _guided(weights: Tensor, guide: Tensor, mask: Tensor | None) -> Tensor:
-    if mask is not None and weights.shape[1] > 1:
-        weights = weights[:, : mask.shape[1]] * mask.unsqueeze(-1)
-        mean = weights.sum(1) / mask.sum(1, keepdim=True)
+def _guided(weights: Tensor, guide: Tensor, lengths: Tensor | None) -> Tensor:
+    if lengths is not None and weights.shape[1] > 1:
+        real = torch.arange(weights.shape[1], device=weights.device) < lengths.unsqueeze(1)
+        mean = (weights * real.unsqueeze(-1)).sum(1) / lengths.unsqueeze(1)
     else:
         mean = weights.mean(1)
     with torch.autocast(mean.device.type, enabled=False):

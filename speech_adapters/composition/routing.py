@@ -196,12 +196,13 @@ class RoutedHooks(WeightedHooks, TrainableHooks):
             )
         return gate.unsqueeze(-1).unbind(2)
 
-    def loss(self, guide: Tensor | None, mask: Tensor | None, before: int | Tensor) -> Tensor:
+    def loss(self, guide: Tensor | None, lengths: Tensor, before: int | Tensor) -> Tensor:
         assert self.gate is not None
         real = self.gate if self.mask is None or self.gate.shape[1] == 1 else self.gate[self.mask].unsqueeze(1)
         decided = nn.functional.one_hot(real.argmax(-1), real.shape[-1]).float().mean((0, 1))
         total = self.module.config.balance * real.shape[-1] * (decided * real.mean((0, 1))).sum()
-        return total + guide_loss(self.module.config, [self.gate], guide, self.mask)
+        heard = None if self.mask is None else self.mask.sum(1)
+        return total + guide_loss(self.module.config, [self.gate], guide, heard)
 
 
 def statistics(frames: Tensor, mask: Tensor | None) -> Tensor:

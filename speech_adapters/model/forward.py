@@ -103,8 +103,9 @@ class Forward(Members):
         fusions, result.pseudo_frames = [h for h in walk(root) if isinstance(h, TrainableHooks)], plan.before
         result.attention = {f"{h.name}.{site}": a for h in fusions for site, a in h.attention.items()}
         if result.loss is not None and self.training:
+            assert output.frame_lengths is not None, "a run tells them"
             for fusion in fusions:
-                result.loss = result.loss + fusion.loss(guide, output.mask, plan.before)
+                result.loss = result.loss + fusion.loss(guide, output.frame_lengths, plan.before)
             result.loss = self._penalized(result.loss, self.trained_adapters)
         return result
 
