@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import shutil
 import string
 import unicodedata
 from dataclasses import replace
@@ -86,6 +87,7 @@ PLAIN = st.text(string.ascii_letters + "äßЖ好'\",;|", min_size=1, max_size=2
 def test_texts_survive_with_their_quotes_and_commas(words: list[str], audio: Path, tmp_path: Path) -> None:
     text = " ".join(words)
     manifest = pieces(audio, text)
+    shutil.rmtree(tmp_path / FILES["kaldi"], ignore_errors=True)
     for name in ("kaldi", "lhotse", "speechbrain", "csv"):
         write_format(name, manifest, tmp_path / FILES[name])
         assert read_format(name, tmp_path / FILES[name])[0].text == text, name
@@ -280,15 +282,30 @@ def test_hugging_face_tables_give_up_their_audio_and_their_classes(suffix: str, 
 
 def test_hugging_face_metadata_is_whole_and_names_its_files(audio: Path, tmp_path: Path) -> None:
     manifest = pieces(audio).map(lambda u: replace(u, extra={"file_name": "of/before.wav"}))
-    write_format("huggingface", manifest, tmp_path)
-    assert told(read_format("huggingface", tmp_path)) == told(manifest)
-    metadata = tmp_path / "metadata.jsonl"
+    folder = tmp_path / "folder"
+    write_format("huggingface", manifest, folder)
+    assert told(read_format("huggingface", folder)) == told(manifest)
+    metadata = folder / "metadata.jsonl"
     metadata.write_text(metadata.read_text()[:-10])
     with pytest.raises(InputError, match=r"metadata\.jsonl:3: not JSON .*; get or write the file again, whole"):
-        read_format("huggingface", tmp_path)
+        read_format("huggingface", folder)
     metadata.write_text('{"file_name": 5, "text": "YES"}\n')
     with pytest.raises(ManifestError, match=r"metadata\.jsonl:1: audio_filepath is 5, expected a path"):
-        read_format("huggingface", tmp_path)
+        read_format("huggingface", folder)
+
+
+@pytest.mark.parametrize("name", ["huggingface", "kaldi", "webdataset"])
+def test_a_folder_that_cannot_be_written_whole_is_not_there(name: str, audio: Path, tmp_path: Path) -> None:
+    manifest = pieces(audio).map(lambda u: replace(u, speaker="b"))
+    broken = [*manifest, replace(manifest[0], id="two words", audio_filepath=audio / "gone.wav")]
+    with pytest.raises((AudioError, ManifestError)):
+        write_format(name, Manifest(broken), tmp_path / "new")
+    write_format(name, manifest, tmp_path / "new")
+    content = {path: path.read_bytes() for path in (tmp_path / "new").rglob("*") if path.is_file()}
+    with pytest.raises(ConfigError, match="new: exists already; choose a new folder"):
+        write_format(name, manifest.map(lambda u: replace(u, speaker="c")), tmp_path / "new")
+    assert content == {path: path.read_bytes() for path in (tmp_path / "new").rglob("*") if path.is_file()}
+    assert [path.name for path in tmp_path.iterdir()].count("new") == len(list(tmp_path.glob("*new*")))
 
 
 def test_hugging_face_folders_per_class(audio: Path, tmp_path: Path) -> None:

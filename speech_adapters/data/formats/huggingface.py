@@ -20,7 +20,7 @@ from speech_adapters.data.formats.names import distinct_names
 from speech_adapters.data.formats.tables import read_table
 from speech_adapters.data.manifest import TEXT_KEYS, Manifest
 from speech_adapters.errors import ConfigError, ManifestError
-from speech_adapters.files import atomic, read_json_lines, write_text
+from speech_adapters.files import atomic, new_folder, read_json_lines, write_text
 
 
 def read(
@@ -62,16 +62,16 @@ def write(manifest: Manifest, path: str | os.PathLike[str]) -> None:
     Raises:
         ManifestError: two ids that are one as a file's name.
     """
-    folder = Path(path)
     lines = []
     names = distinct_names(manifest, lambda utterance: f"audio/{utterance.id.replace('/', '-')}.wav")
-    for utterance, name in zip(manifest, names, strict=True):
-        (folder / "audio").mkdir(parents=True, exist_ok=True)
-        write_audio(folder / name, utterance.waveform(), loud="scale")
-        labels = {key: value for key in TEXT_KEYS if (value := utterance.get(key)) is not None}
-        entry = {**utterance.extra, "file_name": name, "id": utterance.id, **labels}
-        lines.append(json.dumps(entry, ensure_ascii=False))
-    write_text(folder / "metadata.jsonl", (line + "\n" for line in lines))
+    with new_folder(path) as folder:
+        (folder / "audio").mkdir()
+        for utterance, name in zip(manifest, names, strict=True):
+            write_audio(folder / name, utterance.waveform(), loud="scale")
+            labels = {key: value for key in TEXT_KEYS if (value := utterance.get(key)) is not None}
+            entry = {**utterance.extra, "file_name": name, "id": utterance.id, **labels}
+            lines.append(json.dumps(entry, ensure_ascii=False))
+        write_text(folder / "metadata.jsonl", (line + "\n" for line in lines))
 
 
 def _audiofolder(metadata: Path, said: dict[str, str]) -> Manifest:

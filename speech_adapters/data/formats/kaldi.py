@@ -24,7 +24,7 @@ from speech_adapters.data.formats.names import distinct_names
 from speech_adapters.data.manifest import Manifest, Utterance
 from speech_adapters.data.text_files import read_utf8
 from speech_adapters.errors import ManifestError
-from speech_adapters.files import write_text
+from speech_adapters.files import new_folder, write_text
 
 
 def read(path: str | os.PathLike[str], *, root: str | os.PathLike[str] | None = None) -> Manifest:
@@ -66,7 +66,6 @@ def write(manifest: Manifest, path: str | os.PathLike[str]) -> None:
         ManifestError: a name with spaces, a name twice, or one of several channels, which only a command could choose
             in Kaldi.
     """
-    folder = Path(path)
     recordings: dict[str, str] = {}
     lines: dict[str, dict[str, str]] = {name: {} for name in ("wav.scp", "segments", "text", "utt2spk", "utt2lang")}
     for utterance, name in zip(manifest, distinct_names(manifest, _name), strict=True):
@@ -92,10 +91,11 @@ def write(manifest: Manifest, path: str | os.PathLike[str]) -> None:
     for name, speaker in lines["utt2spk"].items():
         spoken.setdefault(speaker, []).append(name)
     lines["spk2utt"] = {speaker: " ".join(sorted(names, key=str.encode)) for speaker, names in spoken.items()}
-    for file, content in lines.items():
-        if content:
-            ordered = sorted(content, key=str.encode)  # the order of the C locale, which Kaldi demands
-            write_text(folder / file, (f"{name} {content[name]}".rstrip() + "\n" for name in ordered))
+    with new_folder(path) as folder:
+        for file, content in lines.items():
+            if content:
+                ordered = sorted(content, key=str.encode)  # the order of the C locale, which Kaldi demands
+                write_text(folder / file, (f"{name} {content[name]}".rstrip() + "\n" for name in ordered))
 
 
 def _speaker(utterance: Utterance) -> str:
