@@ -931,6 +931,13 @@ def test_tiers_of_elan(encoding: str, audio: Path) -> None:
         (EAF.replace("film.mp4", "a.mp4"), "ben", "a.eaf:5: the recording is 1200 ms apart"),
         (EAF[: EAF.index('    <TIER LINGUISTIC_TYPE_REF="m"')], "words", "a.eaf:29: no XML any more"),
         (EAF.replace("ANNOTATION_DOCUMENT", "TEI"), "words", "a.eaf: not a file of ELAN's"),
+        (EAF.replace('TIER_ID="noise"', 'TIER_ID="ben"'), "ben", "a.eaf:41: a second tier 'ben'"),
+        (
+            EAF.replace("TIER ", "TIRE ").replace("/TIER", "/TIRE"),
+            "ben",
+            "a.eaf:15: an annotation outside of any tier",
+        ),
+        (EAF.replace("film.mp4", "%61.mp4"), "ben", "a.eaf:5: the recording is 1200 ms apart"),
         (EAF.replace("Yes.", " "), "ben", "a.eaf: no text in 'ben'"),
         ("", "ben", "a.eaf:1: no XML any more"),
     ],

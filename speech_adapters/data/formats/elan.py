@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import unquote
 from xml.parsers import expat
 
 from speech_adapters.data.formats.interval import Interval
@@ -47,8 +48,12 @@ def read_tiers(path: Path, wanted: Collection[str] = ()) -> dict[str, list[Inter
                 document.slots[document.named(element, "TIME_SLOT_ID")] = element
             case "TIER":
                 tier = document.named(element, "TIER_ID").strip()
+                if tier in document.tiers and tier in wanted:
+                    raise document.error(element, f"a second tier {tier!r}; give each a name of its own")
                 document.tiers[tier], document.speakers[tier] = [], element.said.get("PARTICIPANT", "").strip()
             case "ALIGNABLE_ANNOTATION" | "REF_ANNOTATION":
+                if not document.tiers:
+                    raise document.error(element, "an annotation outside of any tier; save the file again in ELAN")
                 document.tiers[tier].append(element)
                 document.annotations[document.named(element, "ANNOTATION_ID")] = element
     return {name: list(document.intervals(name)) if name in wanted else [] for name in document.tiers}
@@ -123,7 +128,7 @@ class _Document:
 
     def check_origin(self, media: _Element) -> None:
         """Raise for the recording of this file's name where it begins before or after the annotations' time."""
-        url, origin = media.said.get("MEDIA_URL", ""), media.said.get("TIME_ORIGIN", "0")
+        url, origin = unquote(media.said.get("MEDIA_URL", "")), media.said.get("TIME_ORIGIN", "0")
         if Path(url.replace("\\", "/")).stem == self.path.stem and origin.strip() not in ("", "0"):
             raise self.error(
                 media, f"the recording is {origin} ms apart from the annotations (TIME_ORIGIN); shift them in ELAN"
