@@ -306,6 +306,11 @@ def test_average_is_the_mean_of_adapters_and_heads(sa, parts: Path, tmp_path: Pa
     told = sa("average", "rank2", "rank4", "-o", "c", expect=2).err
     assert "1-rank2" in told and "2-rank4" in told
     assert "3 weights for 2 adapters" in sa("average", one, two, "--weights", "1,2,3", "-o", "b", expect=2).err
+    model = SpeechAdapterModel.from_adapter(two)
+    model.add_head("other", CTCHead(Vocabulary.from_texts(["a b"])))
+    model.save_head("other", tmp_path / "other")
+    told = sa("average", one, two, "--heads", heads[0], "other", "--head-output", "g", "-o", "b", expect=2).err
+    assert "different configurations (vocabulary)" in told and not Path("b").exists() and not Path("g").exists()
 
 
 def test_fold_and_export_are_opened_by_transformers(sa, parts: Path, tmp_path: Path) -> None:

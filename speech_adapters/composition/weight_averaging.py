@@ -21,6 +21,7 @@ Sources: Ilharco et al., "Editing Models with Task Arithmetic" (ICLR 2023); Yada
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -80,6 +81,9 @@ def average(
         )
     if not members:
         raise ConfigError("average: give at least one name with its weight.")
+    for name in members:
+        if not math.isfinite(float(weights[name])):
+            raise ConfigError(f"average: the weight of {name!r} is {weights[name]}; give a finite number.")
     if (density is not None) != (method in PRUNING_METHODS) or (density is not None and not 0 < density <= 1):
         raise ConfigError(
             f"average: {', '.join(PRUNING_METHODS)} need density, a share above 0 and up to 1; the others take none."
