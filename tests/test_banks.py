@@ -446,6 +446,17 @@ def test_an_export_says_what_it_leaves_out(saved: Path, tmp_path: Path, monkeypa
     assert said[-2].err.strip() == "left out: 2 older versions without a tag; --every takes them along"
     assert ": 1 version, " in said[-2].out and ": 3 versions, " in said[-1].out and not said[-1].err
 
+    with pytest.raises(SystemExit, match="0"):
+        main(["bank", "add", one, "--name", "other"])
+    (tmp_path / "drawer" / "entries" / "other.json").write_text("{")
+    capsys.readouterr()
+    for command, code in ((["export", str(tmp_path / "rest")], 1), (["compress", "--method", "elp"], 2)):
+        with pytest.raises(SystemExit, match=str(code)):
+            main(["bank", *command])
+        shown = capsys.readouterr()
+        assert f"left out: {tmp_path / 'drawer' / 'entries' / 'other.json'}:1: not JSON" in shown.err
+    assert (tmp_path / "rest" / "entries" / "asr.json").is_file()
+
 
 def test_the_verbs_from_init_to_gc(saved: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.setenv(bank_layout.ENVIRONMENT, str(tmp_path / "drawer"))

@@ -94,7 +94,7 @@ def size(count: int) -> str:
     return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
 
 
-def say_damaged(damaged: dict[str, str]) -> None:
-    """Name the entries that could not be read, on stderr."""
+def say_damaged(damaged: dict[str, str], what: str = "not shown") -> None:
+    """Name the entries that could not be read, and ``what`` is for that reason, on stderr."""
     for message in damaged.values():
-        print(f"not shown: {message}", file=sys.stderr)
+        print(f"{what}: {message}", file=sys.stderr)

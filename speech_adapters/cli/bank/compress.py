@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 
-from speech_adapters.cli.bank.arguments import add_bank, add_query, open_bank, query_of
+from speech_adapters.cli.bank.arguments import add_bank, add_query, open_bank, query_of, say_damaged
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,6 +37,7 @@ def run(arguments: argparse.Namespace) -> None:
     from speech_adapters.model import SpeechAdapterModel
 
     bank = open_bank(arguments)
+    say_damaged(bank.index().damaged, "left out")
     chosen = [
         found for found in bank.search(query_of(arguments), every=arguments.every) if found.facts.method == "lora"
     ]
