@@ -269,10 +269,16 @@ def _counts_nothing(folder: Path) -> Path:
     return path
 
 
+def _pipe(folder: Path) -> Path:
+    os.mkfifo(folder / "pipe")
+    return folder / "pipe"
+
+
 BAD_FILES = {
     "missing": (_missing, "no such audio file"),
     "folder": (_folder, "is a folder"),
     "empty": (_empty, "empty file"),
+    "pipe": (_pipe, "a pipe or device, which is read only once"),
     "not audio": (_text, "corrupt, or not audio"),
     "no samples": (_no_samples, "0 samples"),
     "shorter than the receptive field": (_short, "399 samples are shorter than .* 400 samples"),

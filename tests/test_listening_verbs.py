@@ -153,7 +153,8 @@ def test_audio_comes_from_standard_input_and_the_network_when_asked(
     content = (folder / "audio" / "one.wav").read_bytes()
     piped = io.TextIOWrapper(io.BytesIO(content))
     monkeypatch.setattr(sys, "stdin", piped)
-    assert call("transcribe", "-a", "asr", "-") == f"stdin\t{expected}"
+    assert call("transcribe", "-a", "asr", "-", "-") == f"stdin\t{expected}"
+    assert "-: standard input is empty" in call("transcribe", "-a", "asr", "-", expect=2)
     handler = partial(http.server.SimpleHTTPRequestHandler, directory=folder / "audio")
     monkeypatch.setattr(http.server.SimpleHTTPRequestHandler, "log_message", lambda *_: None)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
@@ -167,6 +168,23 @@ def test_audio_comes_from_standard_input_and_the_network_when_asked(
             "transcribe", "-a", "asr", address + "x", "--download", expect=2
         )
         server.shutdown()
+
+
+def test_a_place_that_cannot_be_written_is_said_before_anything_is_heard(
+    call, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def never(*_: object) -> None:
+        raise AssertionError("heard first")
+
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("speech_adapters.cli.listening.load_model", never)
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        told = call("transcribe", "-a", "asr", "audio/one.wav", "-o", place, expect=2)
+        assert f"error: {place}: {tmp_path / 'file'} is a file, not a folder" in told
+    assert "is a file, not a folder" in call("embed", "-a", "asr", "audio", "-o", place / "a.npz", expect=2)
+    monkeypatch.setattr("os.access", lambda *_: False)  # tests may run as root, whom nothing is forbidden
+    told = call("transcribe", "-a", "asr", "audio/one.wav", "-o", tmp_path / "new", expect=2)
+    assert f"{tmp_path / 'new'}: {tmp_path} cannot be written" in told
 
 
 @pytest.mark.parametrize(
@@ -188,6 +206,8 @@ def test_audio_comes_from_standard_input_and_the_network_when_asked(
         (["audio/one.wav", "-a", "emotion"], "transcribing needs a CTC head, and head 'emotion'"),
         (["audio/one.wav", "--encoder=tiny-wavlm"], "this checkpoint has no CTC head"),
         (["audio/one.wav", "-a", "asr", "--adaptor=x"], "did you mean '--adapter'"),
+        (["call.wav", "-a", "asr", "--speakers=agent,"], "give different names, one per channel"),
+        (["audio/one.wav", "-a", "asr", "--speakers="], "give different names, one per channel"),
     ],
 )
 def test_mistakes_get_one_sentence(call, arguments: list[str], message: str):

@@ -31,6 +31,7 @@ def run(arguments: argparse.Namespace) -> None:
     import torch
 
     from speech_adapters.cli.listening import hearing, left_out_is_told, load_model, recordings_in, windows_of
+    from speech_adapters.cli.outputs import check_place
     from speech_adapters.data.embeddings import Embeddings
     from speech_adapters.errors import ConfigError, counted
     from speech_adapters.heads.speaker import SpeakerHeadModule
@@ -42,6 +43,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"--output {path}: embeddings are kept in .npz or .safetensors files; give one of these.")
     if path.exists() and not arguments.overwrite:
         raise ConfigError(f"{path} is there already; choose another --output, or --overwrite.")
+    check_place(path.parent)
     with left_out_is_told() as left_out, recordings_in(arguments, arguments.audio, left_out) as files:
         model = load_model(arguments)
         left = ""

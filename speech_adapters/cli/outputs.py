@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePath
 
-from speech_adapters.errors import ConfigError
+from speech_adapters.errors import ConfigError, InputError
 
 
 def check_formats(given: str, known: Sequence[str], output: str | None) -> list[str]:
@@ -23,6 +23,15 @@ def check_formats(given: str, known: Sequence[str], output: str | None) -> list[
     return formats
 
 
+def check_place(folder: Path) -> None:
+    """Raise an InputError where a folder cannot be made or written, before anything is computed for it."""
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise InputError(f"{folder}: {there} is a file, not a folder; choose another --output.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"{folder}: {there} cannot be written; choose another --output, or mend its permissions.")
+
+
 def outputs(
     folder: str | None, names: Sequence[str], suffixes: Sequence[str], *, overwrite: bool
 ) -> dict[str, list[Path]]:
@@ -31,9 +40,11 @@ def outputs(
 
     Raises:
         ConfigError: two recordings of one name in one folder, or a file that is there already.
+        InputError: a folder that cannot be written.
     """
     if folder is None:
         return {}
+    check_place(Path(folder))
     stems = {name: PurePath(name).stem for name in names}
     if len(set(stems.values())) < len(names):
         stems = _below_shared_folder(names)

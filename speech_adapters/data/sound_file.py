@@ -87,6 +87,11 @@ def open_sound(path: str | os.PathLike[str]) -> Iterator[soundfile.SoundFile]:
         raise AudioError(f"{path}: no such audio file; check the path (manifest paths are relative to the manifest)")
     if path.is_dir():
         raise AudioError(f"{path}: is a folder, expected an audio file; name one file in it")
+    if not path.is_file():
+        raise AudioError(
+            f"{path}: a pipe or device, which is read only once; write what comes from it into a file (transcribe, "
+            "classify, embed and verify take it as standard input: -)"
+        )
     if path.stat().st_size == 0:
         raise AudioError(f"{path}: empty file (0 bytes); {AGAIN}")
     if path.suffix.lower() == ".raw":

@@ -108,7 +108,9 @@ def recordings_of(
     """
     if speakers is not None and channel is not None:
         raise ConfigError("give channel= to hear one channel or their mix, or speakers= to hear each; not both.")
-    if isinstance(speakers, str) or (speakers is not None and len(set(speakers)) < max(len(speakers), 1)):
+    if isinstance(speakers, str) or (
+        speakers is not None and (len(set(speakers)) < max(len(speakers), 1) or not all(map(str.strip, speakers)))
+    ):
         raise ConfigError(
             f'speakers={speakers!r}: give different names, one per channel, such as ("agent", "customer").'
         )

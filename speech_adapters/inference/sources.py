@@ -38,9 +38,13 @@ def local_files(
         found: dict[str, Path] = {}
         for number, given in enumerate(inputs):
             if given == "-":
+                if "stdin" in found:
+                    continue
                 if sys.stdin.isatty():
                     raise AudioError("-: standard input is a terminal; pipe an audio file into it.")
                 found["stdin"] = _spool(sys.stdin.buffer, folder / "stdin")
+                if not found["stdin"].stat().st_size:
+                    raise AudioError("-: standard input is empty; does what is piped into it write audio?")
             elif given.partition("://")[0].lower() in ("http", "https"):
                 if not download:
                     raise AudioError(f"{given}: nothing is fetched from the network unless asked; add --download.")
