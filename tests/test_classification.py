@@ -28,7 +28,8 @@ from speech_adapters.metrics.classification import ClassificationResult, score_c
 from speech_adapters.model import SpeechAdapterModel
 from speech_adapters.reports.report import confusion_table, write_report
 from speech_adapters.reports.run_files import Confusion
-from speech_adapters.tasks.classification import confident_mistakes, evaluate_classification
+from speech_adapters.tasks.base import Corpus
+from speech_adapters.tasks.classification import Classification, confident_mistakes, evaluate_classification
 
 ROOT = Path(__file__).parents[1]
 LABELS = ("high", "low", "middle")
@@ -338,3 +339,12 @@ def test_recipe_on_its_command_line(tmp_path):
     )  # fmt: skip
     assert done.returncode == 2 and "none.csv: no such file; check --predictions" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_corpus_of_one_class_is_named_with_its_key(tmp_path):
+    lines = [Utterance(f"u{n}", tmp_path / f"u{n}.wav", 1.0, speaker=f"s{n}", emotion="calm") for n in range(2)]
+    train, test = (
+        Manifest([line], name=name) for line, name in zip(lines, ("train.jsonl", "test.jsonl"), strict=True)
+    )
+    with pytest.raises(ManifestError, match="train.jsonl: emotion is 'calm' in every utterance"):
+        Classification().head(Corpus(train, None, test, "calm"))

@@ -10,7 +10,7 @@ import torch
 from speech_adapters.data.manifest import Manifest
 from speech_adapters.data.predictions import write_predictions
 from speech_adapters.encoders.encoder import Encoder
-from speech_adapters.errors import ConfigError
+from speech_adapters.errors import ConfigError, ManifestError
 from speech_adapters.files import write_json
 from speech_adapters.heads.classification import ClassificationHead, balanced_class_weights
 from speech_adapters.metrics.classification import (
@@ -53,6 +53,11 @@ class Classification(Task[ClassificationResult]):
     def head(self, corpus: Corpus) -> ClassificationHead:
         """The head for all classes of the corpus; raises an InputError for one that the training set lacks."""
         labels = corpus.values(self.label_field)
+        if len(labels) == 1:
+            raise ManifestError(
+                f"{corpus.train.name}: {self.label_field} is {labels[0]!r} in every utterance, of the other sets too; "
+                "a classifier needs two classes or more: name the key that holds them, or add utterances of others."
+            )
         check_case(labels)
         balanced_class_weights(corpus.train, labels, self.label_field)
         return self.head_for(corpus.train, labels)
