@@ -57,7 +57,9 @@ class Config:
         if not self.names:
             self.names = tuple(path.resolve().name.replace(".", "-").replace("+", "-") for path in self.adapters)
         if len(set(self.names)) != len(self.adapters):
-            raise ConfigError(f"names={list(self.names)}: give each of the {len(self.adapters)} adapters its own.")
+            raise ConfigError(
+                f"names={list(self.names)}: give each of the {len(self.adapters)} adapters its own (--names)."
+            )
 
 
 def load_model(config: Config) -> Any:

@@ -155,6 +155,14 @@ def test_audio_comes_from_standard_input_and_the_network_when_asked(
     monkeypatch.setattr(sys, "stdin", piped)
     assert call("transcribe", "-a", "asr", "-", "-") == f"stdin\t{expected}"
     assert "-: standard input is empty" in call("transcribe", "-a", "asr", "-", expect=2)
+    for content, message in (
+        (b"RIFF no audio", "stdin: corrupt, or not audio"),
+        ((folder / "call.wav").read_bytes(), "stdin: 2 channels"),
+    ):
+        for more in ([], ["audio/one.wav"]):  # among several it is left out, with the reason
+            monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+            told = call("transcribe", "-a", "asr", "-", *more, expect=2)
+            assert message in told and "speech-adapters-" not in told and "stdin: stdin" not in told
     handler = partial(http.server.SimpleHTTPRequestHandler, directory=folder / "audio")
     monkeypatch.setattr(http.server.SimpleHTTPRequestHandler, "log_message", lambda *_: None)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
@@ -208,6 +216,7 @@ def test_a_place_that_cannot_be_written_is_said_before_anything_is_heard(
         (["audio/one.wav", "-a", "asr", "--adaptor=x"], "did you mean '--adapter'"),
         (["call.wav", "-a", "asr", "--speakers=agent,"], "give different names, one per channel"),
         (["audio/one.wav", "-a", "asr", "--speakers="], "give different names, one per channel"),
+        (["audio/one.wav", "-a", "asr", "--batch-seconds=nan"], "batch_seconds=nan: give the seconds of audio"),
     ],
 )
 def test_mistakes_get_one_sentence(call, arguments: list[str], message: str):

@@ -195,6 +195,25 @@ def test_sherpa_onnx_hears_the_same_symbols(tmp_path):
     assert stream.result.tokens == [symbol.replace("▁", " ") for symbol in expected]
 
 
+def test_lists_of_outputs_hold_every_class_and_are_not_written_over(tmp_path):
+    model = small_model("wav2vec2", "pre-norm", layers=1)
+    model.add_adapter("a", LoRA(rank=2))
+    for name, labels in (("fine", ("up", "down")), ("broken", ("up", "a\nb"))):
+        model.add_head(name, ClassificationHead(labels=labels))
+    with pytest.raises(ConfigError, match=r"label 'a\\nb' is of two lines"):
+        model.save_onnx("a", tmp_path / "graph", head="broken")
+    assert not list(tmp_path.iterdir())
+    folder = model.save_onnx("a", tmp_path / "graph", head="fine")
+    assert (folder / "labels.txt").read_text() == "up\ndown\n"
+    with pytest.raises(ConfigError, match="is of two lines"):
+        model.save_onnx_adapter("a", folder / "b.onnx_adapter", head="broken")
+    assert not list(folder.glob("b.*"))
+    (folder / "b.labels.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="b.labels.txt: exists already; choose another name"):
+        model.save_onnx_adapter("a", folder / "b.onnx_adapter", head="fine")
+    assert (folder / "b.labels.txt").read_text() == "mine"
+
+
 def test_what_has_no_graph_is_refused_with_the_reason(tmp_path):
     model = small_model("hubert", "post-norm", layers=1)
     model.add_adapter("a", LoRA(rank=2))

@@ -96,7 +96,8 @@ def left_out_is_told() -> Iterator[LeftOut]:
         yield left_out
     finally:
         for name, reason in left_out.items():
-            print(f"left out: {name}: {reason}", file=sys.stderr)
+            named = reason if reason.startswith(name) else f"{name}: {reason}"  # a window's tells its seconds with it
+            print(f"left out: {named}", file=sys.stderr)
     if left_out:
         raise AudioError(f"{counted(len(left_out), 'recording')} left out, each named above with the reason.")
 

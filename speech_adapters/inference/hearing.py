@@ -270,12 +270,14 @@ def hear_each(
 
     Raises:
         CheckpointError: an output that is not finite.
-        ConfigError: windows longer than the encoder hears, a composition with several outputs.
+        ConfigError: windows longer than the encoder hears, a composition with several outputs, batches of no length.
     """
     if isinstance(model.active, Parallel):
         raise ConfigError(
             f"{model.active!r} has several outputs; hear with one of its branches at a time (set_active)."
         )
+    if not batch_seconds > 0:
+        raise ConfigError(f"batch_seconds={batch_seconds}: give the seconds of audio to hear at once, above 0.")
     windows, encoder = windows or Windows(), model.encoder
     windows.check(encoder.max_samples, encoder.name)
     waiting: list[tuple[_Open[R], Window]] = []

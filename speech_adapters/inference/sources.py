@@ -8,7 +8,7 @@ import shutil
 import sys
 import tempfile
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -36,23 +36,37 @@ def local_files(
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="speech-adapters-")))
         found: dict[str, Path] = {}
+        kept: dict[str, Path] = {}  # those in the temporary folder
         for number, given in enumerate(inputs):
             if given == "-":
-                if "stdin" in found:
+                if "stdin" in kept:
                     continue
                 if sys.stdin.isatty():
                     raise AudioError("-: standard input is a terminal; pipe an audio file into it.")
-                found["stdin"] = _spool(sys.stdin.buffer, folder / "stdin")
-                if not found["stdin"].stat().st_size:
+                found["stdin"] = kept["stdin"] = _spool(sys.stdin.buffer, folder / "stdin")
+                if not kept["stdin"].stat().st_size:
                     raise AudioError("-: standard input is empty; does what is piped into it write audio?")
             elif given.partition("://")[0].lower() in ("http", "https"):
                 if not download:
                     raise AudioError(f"{given}: nothing is fetched from the network unless asked; add --download.")
                 suffix = PurePosixPath(urlsplit(given).path).suffix
-                found[given] = _fetch(given, folder / f"{number}{suffix}")
+                found[given] = kept[given] = _fetch(given, folder / f"{number}{suffix}")
             else:
                 found |= {str(path): path for path in _expand(given, left_out)}
-        yield list(found.items())
+        try:
+            yield list(found.items())
+        except AudioError as error:
+            raise AudioError(_named(str(error), kept)) from error
+        finally:
+            if left_out is not None:
+                left_out |= {name: _named(why, kept).removeprefix(f"{name}: ") for name, why in left_out.items()}
+
+
+def _named(message: str, kept: Mapping[str, Path]) -> str:
+    """A message in which files of the temporary folder are called what a person called them."""
+    for name, path in kept.items():
+        message = message.replace(str(path), name)
+    return message
 
 
 def _expand(given: str, left_out: LeftOut | None) -> list[Path]:

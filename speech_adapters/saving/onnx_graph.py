@@ -120,8 +120,9 @@ def save_onnx_adapter(
     file = Path(file)
     if file.suffix != SUFFIX:
         raise ConfigError(f"{file}: name it {file.stem}{SUFFIX}, in the folder of the graph that it is for.")
-    if file.exists():
-        raise ConfigError(f"{file}: exists already; choose another name.")
+    outputs = [file.with_suffix(f".{kind}.txt") for kind in ("tokens", "labels")]
+    if there := next((path for path in (file, *outputs) if path.exists()), None):
+        raise ConfigError(f"{there}: exists already; choose another name.")
     if not (file.parent / DESCRIPTION).is_file():
         raise CheckpointError(
             f"{file.parent}: holds no {DESCRIPTION}, so no graph that takes adapters; export it first."
@@ -148,7 +149,7 @@ def save_onnx_adapter(
     with atomic(file) as opened:
         path = Path(opened.name)
         write_adapter(path, own, graph["version"])
-    _write_outputs(file.parent, f"{file.stem}.", head)
+        _write_outputs(file.parent, f"{file.stem}.", head)
     return file
 
 
@@ -230,6 +231,8 @@ def _write_outputs(folder: Path, prefix: str, head: HeadModule | None) -> None:
     if isinstance(head, CTCHeadModule):
         write_text(folder / f"{prefix}tokens.txt", tokens_text(head.config.vocabulary))
     elif isinstance(head, ClassificationHeadModule):
+        if broken := next((label for label in head.config.labels if "\n" in label), None):
+            raise ConfigError(f"the label {broken!r} is of two lines, and labels.txt has a line for each; rename it.")
         write_text(folder / f"{prefix}labels.txt", "".join(f"{label}\n" for label in head.config.labels))
 
 
