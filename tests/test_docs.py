@@ -44,6 +44,13 @@ def test_every_method_and_preset_has_its_place(pages):
             assert "## Settings" in text and re.search(r"\b[Uu]se\s(it|them|the)\b|baseline", text), name
 
 
+def test_examples_are_blocks_of_code_on_the_site() -> None:
+    pytest.importorskip("griffe", reason="needs mkdocstrings (extra docs)")
+    markdown = load_script("docs/docstrings.py").markdown
+    text = "Does ``it``:\n\n>>> with a as b:  # doctest: +SKIP\n...     b\n>>> c\n2\n\nMore::\n\n    x\n"
+    assert markdown(text) == ("Does `it`:\n\n```pycon\n>>> with a as b:\n...     b\n>>> c\n2\n```\n\nMore:\n\n    x\n")
+
+
 def undocumented(module: ModuleType) -> Iterator[str]:
     """Public methods and properties of a module's public classes with no docstring, of their own or inherited."""
     for name, cls in vars(module).items():
