@@ -74,6 +74,7 @@ def save_onnx(
     """
     _check_packages()
     _check_base(encoder)
+    _check_labels(head)
     width = hooks.output_size or encoder.output_size
     if head is not None and head.input_size != width:
         raise ConfigError(
@@ -117,6 +118,7 @@ def save_onnx_adapter(
         InputError: a file that cannot be written.
     """
     _check_packages()
+    _check_labels(head)
     file = Path(file)
     if file.suffix != SUFFIX:
         raise ConfigError(f"{file}: name it {file.stem}{SUFFIX}, in the folder of the graph that it is for.")
@@ -149,7 +151,7 @@ def save_onnx_adapter(
     with atomic(file) as opened:
         path = Path(opened.name)
         write_adapter(path, own, graph["version"])
-        _write_outputs(file.parent, f"{file.stem}.", head)
+    _write_outputs(file.parent, f"{file.stem}.", head)
     return file
 
 
@@ -176,6 +178,12 @@ def _check_base(encoder: Encoder) -> None:
     size = sum(parameter.numel() * parameter.element_size() for parameter in encoder.model.parameters())
     if size > LARGEST:
         raise ConfigError(f"{encoder.name}: {size / 1e9:.1f} GB of weights; an ONNX file holds 2 GB.")
+
+
+def _check_labels(head: HeadModule | None) -> None:
+    labels = head.config.labels if isinstance(head, ClassificationHeadModule) else ()
+    if (broken := next((label for label in labels if "\n" in label), None)) is not None:
+        raise ConfigError(f"the label {broken!r} is of two lines, and labels.txt has a line for each; rename it.")
 
 
 def _check_places(pairs: Mapping[Place, object], places: Sequence[Place]) -> None:
@@ -231,8 +239,6 @@ def _write_outputs(folder: Path, prefix: str, head: HeadModule | None) -> None:
     if isinstance(head, CTCHeadModule):
         write_text(folder / f"{prefix}tokens.txt", tokens_text(head.config.vocabulary))
     elif isinstance(head, ClassificationHeadModule):
-        if broken := next((label for label in head.config.labels if "\n" in label), None):
-            raise ConfigError(f"the label {broken!r} is of two lines, and labels.txt has a line for each; rename it.")
         write_text(folder / f"{prefix}labels.txt", "".join(f"{label}\n" for label in head.config.labels))
 
 
