@@ -60,11 +60,11 @@ def run(arguments: argparse.Namespace) -> None:
         model.set_active()
     options = {} if arguments.density is None else {"density": arguments.density}
     model.average_adapters("average", dict(zip(names, factors, strict=True)), arguments.method, **options)
-    for name, head in zip(names, heads, strict=bool(heads)):
-        model.set_active(name)
-        model.load_head(head, name)
-    model.set_active("average")
     if heads:
+        for name, head in zip(names, heads, strict=True):
+            model.set_active(name)
+            model.load_head(head, name)
+        model.set_active("average")
         model.average_heads("average", dict(zip(names, factors, strict=True)), arguments.method, **options)
     shown = " + ".join(f"{factor:g} {folder}" for factor, folder in zip(factors, folders, strict=True))
     print(model.save_adapter("average", arguments.output, average=shown, method=arguments.method))

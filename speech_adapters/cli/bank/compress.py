@@ -37,10 +37,10 @@ def run(arguments: argparse.Namespace) -> None:
     from speech_adapters.model import SpeechAdapterModel
 
     bank = open_bank(arguments)
-    say_damaged(bank.index().damaged, "left out")
-    chosen = [
-        found for found in bank.search(query_of(arguments), every=arguments.every) if found.facts.method == "lora"
-    ]
+    index, query = bank.index(), query_of(arguments)
+    say_damaged(index.damaged, "left out")
+    fitting = (found for found in index.versions(every=arguments.every) if query.fits(found))
+    chosen = [found for found in fitting if found.facts.method == "lora"]
     if not chosen:
         raise ConfigError("no LoRA adapters are chosen; see what there is: speech-adapters bank list.")
     utterances = list(Manifest.read(arguments.manifest))[: arguments.utterances] if arguments.manifest else []
