@@ -174,7 +174,7 @@ def _convert(hint: Any, value: Any, place: _Place, current: Any = None) -> Any:
         if isinstance(mapping := _parsed(value), Mapping):
             return _build(hint, mapping, place, current if type(current) is hint else None)
     elif origin in _SEQUENCES:
-        items = _split(value) if isinstance(value, Typed) and not value.text.startswith("[") else _parsed(value)
+        items = _split(value, place) if isinstance(value, Typed) and not value.text.startswith("[") else _parsed(value)
         if isinstance(items, list | tuple):
             return _convert_items(hint, items, place)
     elif origin is dict:
@@ -303,9 +303,12 @@ def _parsed(value: Any) -> Any:
     return value.parse(value.text) if isinstance(value, Typed) else value
 
 
-def _split(value: Typed) -> list[Typed]:
+def _split(value: Typed, place: _Place) -> list[Typed]:
     """``a,b`` as two values; nothing at all as none."""
-    return [dataclasses.replace(value, text=text.strip()) for text in value.text.split(",") if value.text]
+    parts = [text.strip() for text in value.text.split(",") if value.text]
+    if not all(parts):
+        raise place.error(f"a value is missing beside a comma in {shown(value)}; write a,b")
+    return [dataclasses.replace(value, text=text) for text in parts]
 
 
 def _is_sequence(hint: Any) -> bool:

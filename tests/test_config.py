@@ -225,6 +225,7 @@ def test_override_of_an_alias_leaves_its_anchor_alone(tmp_path: Path) -> None:
         ("", ["seed.x=1"], ["argument 'seed.x=1'", "seed", "'x'"]),
         ("", ["seed"], ["argument 'seed'", "key=value", "for example training.learning_rate=0.0001"]),
         ("", ["layers=[1"], ["argument 'layers=[1'", "not valid YAML"]),
+        ("", ["layers=1,"], ["argument 'layers=1,'", "a value is missing beside a comma", "write a,b"]),
     ],
 )
 def test_bad_config_names_place_key_and_remedy(
