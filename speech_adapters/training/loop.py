@@ -17,7 +17,6 @@ import signal
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,29 +26,18 @@ from accelerate import Accelerator
 from accelerate.utils import send_to_device, set_seed
 from tqdm.auto import tqdm
 
-from speech_adapters.errors import (
-    CheckpointError,
-    ConfigError,
-    InputError,
-    Interrupted,
-    InUseError,
-    TrainingError,
-    counted,
-    first_line,
-    out_of_memory,
-    shown,
-)
-from speech_adapters.files import atomic
+from speech_adapters.errors import ConfigError, InputError, Interrupted, InUseError, TrainingError, shown
 from speech_adapters.locks import held, hold
 from speech_adapters.precision import autocast
 from speech_adapters.runs.environment import peak_memory_bytes, reset_peak_memory
 from speech_adapters.runs.folder import RunFolder
 from speech_adapters.runs.processes import from_main, processes
+from speech_adapters.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from speech_adapters.training.learner import Learner, Loss, Position
 from speech_adapters.training.meters import EnergyMeter, FlopCounter
 from speech_adapters.training.part import Part, PartProgress
 from speech_adapters.training.result import TrainingResult, add_known
-from speech_adapters.training.settings import LoopConfig, settings_of_updates
+from speech_adapters.training.settings import LoopConfig
 
 __all__ = ["Learner", "Loss", "Position", "TrainingResult", "Watcher", "fit", "fit_parts", "seed_update"]
 
@@ -59,22 +47,6 @@ stops the part and keeps its best state."""
 
 SKIPPED_IN_A_ROW = {"fp32": 3, "bf16": 3, "fp16": 25}
 """Updates in a row whose gradients are not finite before a training gives up; fp16 needs some to find its scale."""
-
-
-@dataclass
-class _Progress:
-    """How far a training is."""
-
-    done: int = 0
-    epoch: int = 0
-    place: int = 0
-    seconds: float = 0.0
-    joules: float | None = 0.0
-    peak_memory: int = 0
-    first_flops: int = 0
-    first_audio: float = 0.0
-    sums: dict[str, list[float]] = field(default_factory=dict)
-    """Of each figure since the last line of the log: its sum and count."""
 
 
 def fit(
@@ -122,7 +94,7 @@ class _Training:
             log_with=[tracker for tracker in config.trackers if tracker != "none"] or None,
             project_dir=str(folder.tensorboard),
         )
-        self.progress = _Progress()
+        self.progress = Progress()
 
     @property
     def running(self) -> list[str]:
@@ -419,53 +391,24 @@ class _Training:
     # ------------------------------------------------------------------ checkpoints
 
     def _save(self, path: Path, results: Mapping[str, TrainingResult] | None = None) -> None:
-        """Write a checkpoint, whole or not at all; of a finished training without what only resuming needs."""
-        if not self.accelerator.is_main_process:
-            return
-        content: dict[str, Any] = {
-            "settings": self._settings(),
-            "parts": {key: part.state(results is not None) for key, part in self.parts.items()},
-        }
-        if results is not None:
-            content["results"] = {key: asdict(result) for key, result in results.items()}
-        else:
-            self.progress.peak_memory = max(self.progress.peak_memory, peak_memory_bytes(self.learner.device))
-            content |= {"progress": asdict(self.progress), "processes": self.accelerator.num_processes}
-        with atomic(path) as file:
-            torch.save(content, file)
-
-    def _settings(self) -> dict[str, dict[str, str]]:
-        """The settings that shape the updates, by part."""
-        return {key: settings_of_updates(part.config) for key, part in self.parts.items()}
+        if self.accelerator.is_main_process:
+            progress = self.progress
+            progress.peak_memory = max(progress.peak_memory, peak_memory_bytes(self.learner.device))
+            save_checkpoint(path, self.parts, progress, self.accelerator.num_processes, results)
 
     def _load(self, path: Path) -> dict[str, TrainingResult] | None:
         """Load the checkpoint, if there is one; returns a finished training's results, None for an unfinished one."""
         if not path.is_file():
             return None
         try:
-            content = torch.load(path, map_location=self.learner.device, weights_only=True)
-            self._check_settings(path, content["settings"])
-            for key, part in self.parts.items():
-                part.load(content["parts"][key])
-            if "results" in content:
-                self.learner.train(False)
-                return {key: TrainingResult(**result) for key, result in content["results"].items()}
-            own = self.accelerator.num_processes
-            if (before := content.get("processes", own)) != own:
-                raise ConfigError(
-                    f"{path} was begun by {counted(before, 'process', 'processes')}, not {own}; go on with as many, "
-                    "or start a new run folder."
-                )
-            self.progress = _Progress(**content["progress"])
+            found = load_checkpoint(path, self.parts, self.learner.device, self.accelerator.num_processes)
         except ConfigError as error:
             raise ConfigError(f"training {self.name!r}: {error}") from error
-        except Exception as error:  # whatever a damaged file makes torch.load or the parts raise
-            if out_of_memory(error):
-                raise
-            raise CheckpointError(
-                f"{path}: cannot be resumed ({first_line(error)}); remove it to start over."
-            ) from error
-        return None
+        if isinstance(found, Progress):
+            self.progress = found
+            return None
+        self.learner.train(False)
+        return found
 
     def _forget_later_lines(self) -> None:
         """Drop the log's lines from after the checkpoint (all without one): a resumed run writes them again."""
@@ -478,22 +421,6 @@ class _Training:
                 return line["training"] == self.name if "training" in line else line.get("method") in names
 
             self.folder.forget_metrics(lambda line: own(line) and line.get("step", 0) > step)
-
-    def _check_settings(self, path: Path, stored: Mapping[str, Mapping[str, str]]) -> None:
-        """Raise a ConfigError for a checkpoint of other parts or settings."""
-        now = self._settings()
-        if stored.keys() != now.keys():
-            raise ConfigError(
-                f"{path} was begun with {', '.join(stored)}, not {', '.join(now)}; start a new run folder."
-            )
-        for part, settings in now.items():
-            # a setting that is younger than the checkpoint had its default's effect
-            before = settings_of_updates(type(self.parts[part].config)()) | dict(stored[part])
-            if changed := [key for key in settings if before[key] != settings[key]]:
-                raise ConfigError(
-                    f"{path} was begun with training.{changed[0]}={before[changed[0]]}, not "
-                    f"{settings[changed[0]]}; go on with the former, or start a new run folder."
-                )
 
 
 def seed_update(seed: int, update: int, process: int = 0) -> None:
