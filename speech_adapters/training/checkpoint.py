@@ -18,7 +18,9 @@ from speech_adapters.training.settings import settings_of_updates
 
 @dataclass
 class Progress:
-    """How far a training is, all parts together."""
+    """How far a training is, all parts together: updates done (turns counted apart), epoch and batches of it that were
+    read, wall seconds, joules (None where no counter can be read), peak memory in bytes, and operations and seconds of
+    audio of the first update, which stands for all."""
 
     done: int = 0
     epoch: int = 0
@@ -56,7 +58,7 @@ def save_checkpoint(
 def load_checkpoint(
     path: Path, parts: Mapping[str, Part], device: torch.device, processes: int
 ) -> Progress | dict[str, TrainingResult]:
-    """Restore ``parts`` from a checkpoint.
+    """Restore ``parts`` from a checkpoint, its tensors on ``device``; ``processes`` are those that go on.
 
     Returns: how far the training is, or the results of a finished one.
 

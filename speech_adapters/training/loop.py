@@ -136,6 +136,7 @@ class _Training:
                 due = self.config.save_minutes is not None and now - saved >= 60 * self.config.save_minutes
                 stop = self._any_process(asked)
                 if stop or due:
+                    self._look_at_memory()
                     self._save(path)
                     saved = time.perf_counter()
                 if stop:
@@ -148,7 +149,7 @@ class _Training:
             if part.best:
                 part.copy(part.best)
         learner.train(False)
-        progress.peak_memory = max(progress.peak_memory, peak_memory_bytes(learner.device))
+        self._look_at_memory()
         results = {key: self._result(part.progress) for key, part in self.parts.items()}
         self._save(path, results)
         return results
@@ -183,6 +184,11 @@ class _Training:
             flops=self._flops(),
             energy_joules=progress.joules,
         )
+
+    def _look_at_memory(self) -> None:
+        """Of this process; a resumed training had others before."""
+        progress = self.progress
+        progress.peak_memory = max(progress.peak_memory, peak_memory_bytes(self.learner.device))
 
     def _flops(self) -> float:
         """Of all updates, as the first one's."""
@@ -392,9 +398,7 @@ class _Training:
 
     def _save(self, path: Path, results: Mapping[str, TrainingResult] | None = None) -> None:
         if self.accelerator.is_main_process:
-            progress = self.progress
-            progress.peak_memory = max(progress.peak_memory, peak_memory_bytes(self.learner.device))
-            save_checkpoint(path, self.parts, progress, self.accelerator.num_processes, results)
+            save_checkpoint(path, self.parts, self.progress, self.accelerator.num_processes, results)
 
     def _load(self, path: Path) -> dict[str, TrainingResult] | None:
         """Load the checkpoint, if there is one; returns a finished training's results, None for an unfinished one."""
