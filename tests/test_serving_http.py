@@ -389,6 +389,22 @@ def test_bodies_are_limited_whatever_their_headers_say(encoder: Path, folder: Pa
             assert connection.recv(4096).startswith(b"HTTP/1.1 413")
 
 
+def test_a_form_that_is_cut_short_loses_no_field(http: httpx.Client, sound: Path) -> None:
+    request = http.build_request("POST", TRANSCRIPTIONS, data={"model": "lora-0"}, files=upload(sound))
+    whole, headers = request.read().rstrip(), {"content-type": request.headers["content-type"]}
+    answer = http.post(TRANSCRIPTIONS, content=whole, headers=headers)
+    assert answer.status_code == 200
+    for epilogue in (b"\r\n", b"and what no reader of forms looks at"):
+        assert http.post(TRANSCRIPTIONS, content=whole + epilogue, headers=headers).json() == answer.json()
+    pieces = (whole[start : start + 7] for start in range(0, len(whole), 7))  # the end lies across pieces
+    assert http.post(TRANSCRIPTIONS, content=pieces, headers=headers).json() == answer.json()
+    between = whole.removesuffix(b"--")
+    option = b'\r\ncontent-disposition: form-data; name="response_format"\r\n\r\ntext'
+    for cut in (between, between + option, between + option + b"\r\n" + between[between.rindex(b"--") :]):
+        found = error(http.post(TRANSCRIPTIONS, content=cut, headers=headers), 400)
+        assert "cut short" in found["message"] and found["code"] == "invalid_request"
+
+
 def test_a_client_s_mistakes_are_named(encoder: Path, folder: Path, sound: Path, caplog) -> None:
     caplog.set_level("INFO")
     settings = HttpSettings(log_requests=True)

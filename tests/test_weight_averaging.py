@@ -225,6 +225,7 @@ def test_what_cannot_be_averaged_is_refused():
         ({"e": 1.0}, {"method": "svd"}, "method='svd' is for LoRA and rsLoRA"),
         ({"c": 1.0}, {"method": "svd", "rank": 65}, "rank=65 is above the projections' own 64"),
         ({"x": 1.0}, {}, "no adapter 'x'"),
+        ({"c": 0.0, "d": -0.0}, {}, "all weights are 0"),
         ({"c": 1.0, "d": float("nan")}, {}, "the weight of 'd' is nan; give a finite number"),
     ):
         with pytest.raises(ConfigError, match=message):

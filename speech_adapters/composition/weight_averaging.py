@@ -84,6 +84,8 @@ def average(
     for name in members:
         if not math.isfinite(float(weights[name])):
             raise ConfigError(f"average: the weight of {name!r} is {weights[name]}; give a finite number.")
+    if not any(weights[name] for name in members):
+        raise ConfigError("average: all weights are 0, which leaves nothing of any of them; give one that is not.")
     if (density is not None) != (method in PRUNING_METHODS) or (density is not None and not 0 < density <= 1):
         raise ConfigError(
             f"average: {', '.join(PRUNING_METHODS)} need density, a share above 0 and up to 1; the others take none."

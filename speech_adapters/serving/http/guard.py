@@ -13,10 +13,12 @@ import math
 import time
 from urllib.parse import SplitResult, urlsplit
 
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from speech_adapters.errors import shown
 from speech_adapters.serving.engine import Engine
 from speech_adapters.serving.http import errors
 from speech_adapters.serving.http.errors import ApiError
@@ -115,7 +117,7 @@ class Guard:
 
     async def _limited(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the application within its time, until its client goes away."""
-        body = _Body(receive, self.settings.max_body)
+        body = _Body(receive, self.settings.max_body, _end_of(Headers(scope=scope)))
         running: asyncio.Task[None] = asyncio.ensure_future(self._run(scope, body.receive, send))
         watching = asyncio.create_task(body.watch())
         try:
@@ -232,11 +234,12 @@ class Guard:
 
 
 class _Body:
-    """A request's body, counted as it comes, and then the watch over its client."""
+    """A request's body, counted as it comes and held against what a form ends with, and then the watch over its
+    client."""
 
-    def __init__(self, receive: Receive, most: int) -> None:
-        self._receive, self.most = receive, most
-        self.size = 0
+    def __init__(self, receive: Receive, most: int, end: bytes) -> None:
+        self._receive, self.most, self.end = receive, most, end
+        self.size, self.tail = 0, b""
         self.complete, self.gone = asyncio.Event(), asyncio.Event()
 
     async def receive(self) -> Message:
@@ -248,11 +251,22 @@ class _Body:
             self.gone.set()
             self.complete.set()  # which ends the watch, and with it the request: there is nobody to answer
             await asyncio.get_running_loop().create_future()
-        self.size += len(message.get("body", b""))
+        body = message.get("body", b"")
+        self.size += len(body)
         if self.size > self.most:
             raise too_large(self.most)
+        if self.end:
+            self.tail += body
+            if self.end in self.tail:
+                self.end = b""
+            self.tail = self.tail[-len(self.end) :]
         if not message.get("more_body", False):
             self.complete.set()
+            if self.end:  # the parser would leave out the last field and say nothing
+                raise ApiError(
+                    400, f"the form is cut short: it does not end with {shown(self.end.decode('latin-1'))}; send a "
+                    "whole form, as curl -F does", code="invalid_request",
+                )  # fmt: skip
         return message
 
     async def watch(self) -> None:
@@ -262,6 +276,13 @@ class _Body:
             message = await self._receive()
             if message["type"] == "http.disconnect":
                 self.gone.set()
+
+
+def _end_of(headers: Headers) -> bytes:
+    """What a form ends with, by the boundary between its fields (RFC 2046, section 5.1.1); nothing for no form."""
+    kind, options = parse_options_header(headers.get("content-type"))
+    boundary = options.get(b"boundary") if kind == b"multipart/form-data" else None
+    return b"--" + boundary + b"--" if boundary else b""
 
 
 def _stopped() -> ApiError:
