@@ -29,6 +29,8 @@ from pathlib import Path
 from types import ModuleType
 from unittest.mock import patch
 
+from speech_adapters.adapters import ADAPTER_METHODS, PRESETS
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "docs" / "start.md", *sorted((ROOT / "docs" / "tutorials").glob("*.md"))]
 
@@ -52,13 +54,18 @@ class Reader:
         self.short = short
         self.session = ModuleType("tutorial")  # a module, so that a page's classes pickle
         self.started: list[subprocess.Popen[bytes]] = []
+        self.registries = [patch.dict(one) for one in (ADAPTER_METHODS, PRESETS)]  # what a page adds goes with it
 
     def __enter__(self) -> Reader:
         sys.modules["tutorial"] = self.session
+        for registry in self.registries:
+            registry.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         del sys.modules["tutorial"]
+        for registry in self.registries:
+            registry.stop()
         for process in self.started:
             process.terminate()
             process.wait()
