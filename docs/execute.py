@@ -54,18 +54,17 @@ class Reader:
         self.short = short
         self.session = ModuleType("tutorial")  # a module, so that a page's classes pickle
         self.started: list[subprocess.Popen[bytes]] = []
-        self.registries = [patch.dict(one) for one in (ADAPTER_METHODS, PRESETS)]  # what a page adds goes with it
+        self.registries = contextlib.ExitStack()  # what a page adds to them goes with it
 
     def __enter__(self) -> Reader:
         sys.modules["tutorial"] = self.session
-        for registry in self.registries:
-            registry.start()
+        for registry in (ADAPTER_METHODS, PRESETS):
+            self.registries.enter_context(patch.dict(registry))
         return self
 
     def __exit__(self, *_: object) -> None:
         del sys.modules["tutorial"]
-        for registry in self.registries:
-            registry.stop()
+        self.registries.close()
         for process in self.started:
             process.terminate()
             process.wait()

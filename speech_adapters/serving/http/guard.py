@@ -256,10 +256,11 @@ class _Body:
         if self.size > self.most:
             raise too_large(self.most)
         if self.end:
-            self.tail += body
-            if self.end in self.tail:
-                self.end = b""
-            self.tail = self.tail[-len(self.end) :]
+            seen = self.tail + body  # it may lie across two pieces
+            if self.end in seen:
+                self.end = self.tail = b""
+            else:
+                self.tail = seen[-len(self.end) :]
         if not message.get("more_body", False):
             self.complete.set()
             if self.end:  # the parser would leave out the last field and say nothing
